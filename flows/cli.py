@@ -1,0 +1,238 @@
+"""The command line: `tagcos`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.options import takes_settings
+from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from storage.catalog import Catalog
+    from storage.root import Root
+
+app = typer.Typer(
+    name="tagcos",
+    help="Choose the few percent of an instruction-tuning pool that are worth training on, and see why.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEFAULT_ROOT = Settings.model_fields["root"].default
+
+
+@app.command()
+@takes_settings
+def run(
+    sources: Annotated[list[str] | None, typer.Argument(help="Files, folders or globs with instruction data.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")] = None,
+    preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow (does so by itself where PREFECT_API_URL is set).")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    **settings: Any,
+) -> None:
+    """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
+    if sources:
+        settings["sources"] = tuple(sources)
+    _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out)
+
+
+@app.command()
+def demo(
+    root: RootOption = "tagcos-demo",
+    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.05,
+) -> None:
+    """The whole job on a small real model and 400 examples made from the Python standard library; under five minutes."""
+    from flows.demo_data import write_demo_data
+    from flows.demo_model import demo_model
+
+    files = write_demo_data(Path(root) / "demo-data")
+    settings = load_settings(
+        {
+            "sources": tuple(str(path) for path in files),
+            "root": root,
+            "model": str(demo_model()),
+            "fraction": fraction,
+            "max_length": 128,
+            "warmup_examples": 64,
+            "clusters": 8,
+        }
+    )
+    run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl")
+    print(
+        "\nGo on with:\n"
+        f"  tagcos status --root {root}\n"
+        f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
+        f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
+        "  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction 0.05"
+    )
+
+
+@app.command()
+def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Runs of a root: what is done, what is not, and what it took."""
+    from storage import runs
+
+    catalog = _open_root(root).catalog
+    listed = runs.list_runs(catalog)
+    if as_json:
+        print(json.dumps([{**row, "stages": _stages(catalog, row["run_id"])} for row in listed.to_dicts()], default=str))
+        return
+    table = Table(
+        "run", "status", "started (UTC)", "pool", "selected", "stage", "seconds", "peak GiB", box=None, header_style="bold"
+    )
+    for row in listed.iter_rows(named=True):
+        pool, selected = (str(row[name]) if row[name] is not None else "" for name in ("pool", "selected"))
+        table.add_row(
+            row["run_id"],
+            row["status"],
+            f"{row['started_at']:%Y-%m-%d %H:%M}",
+            pool,
+            selected,
+            "all",
+            _seconds(row["seconds"]),
+            "",
+        )
+        for stage in _stages(catalog, row["run_id"]):
+            table.add_row(*[""] * 5, stage["stage"], _seconds(stage["seconds"]), f"{(stage['peak_bytes'] or 0) / 2**30:.2f}")
+        if row["error"]:
+            table.add_row("", row["error"])
+    _console().print(table)
+
+
+def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
+    from storage import runs
+
+    return runs.run_status(catalog, run_id).stages.to_dicts()
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+@app.command()
+def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Ask the catalog, read-only: tables, views and macros are described in docs/store.md."""
+    import duckdb
+
+    try:
+        frame = _open_root(root).catalog.read(query)
+    except duckdb.Error as error:
+        raise UserError(f"query failed: {error}") from error
+    if as_json:
+        print(json.dumps(frame.to_dicts(), default=str, ensure_ascii=False))
+    else:
+        _print_frame(frame)
+
+
+@app.command()
+def export(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or latest.")],
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .parquet.")],
+    root: RootOption = DEFAULT_ROOT,
+) -> None:
+    """Write a selection for a trainer: messages with weight, cluster and rank."""
+    from storage import exports
+
+    opened = _open_root(root)
+    if run_id == "latest":
+        latest = opened.catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
+        if not latest:
+            raise UserError(f"no run of {root} is complete yet: `tagcos status --root {root}` shows how far they are")
+        run_id = latest[0]
+    written = exports.export(opened, run_id, out)
+    print(f"{written} examples of {run_id} written to {out}")
+
+
+def _run(settings: Settings, *, prefect: bool, out: Path | None) -> str:
+    from flows import pipeline
+    from storage import exports
+
+    if out is not None and out.suffix not in exports.WRITERS:
+        raise UserError(f"cannot export to {out}: the name must end in {' or '.join(exports.WRITERS)}")
+    if prefect or os.environ.get("PREFECT_API_URL"):
+        from flows.prefect_flow import run_flow
+
+        run_id = run_flow(settings)
+    else:
+        run_id = pipeline.run(settings).run_id
+    _summary(settings.root, run_id)
+    if out is not None:
+        print(f"{exports.export(_open_root(settings.root), run_id, out)} examples written to {out}")
+    return run_id
+
+
+BY_CLUSTER = """
+    WITH counted AS (SELECT cluster, dataset, count(*) AS n FROM selection_of($run) GROUP BY ALL),
+        named AS (
+            SELECT cluster, string_agg(dataset || ' ' || n, ', ' ORDER BY n DESC, dataset) AS selected_from
+            FROM counted GROUP BY cluster
+        )
+    SELECT cluster, size, selected, residual, selected_from
+    FROM coverage_of($run) LEFT JOIN named USING (cluster) ORDER BY cluster
+"""
+
+
+def _summary(root: str, run_id: str) -> None:
+    """Print what was selected, by dataset and by cluster."""
+    catalog = _open_root(root).catalog
+    by_dataset = catalog.read(
+        "SELECT dataset, pool, selected, selected / pool AS share FROM by_source(?) ORDER BY dataset", [run_id]
+    )
+    by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
+    pool, chosen = int(by_dataset["pool"].sum()), int(by_dataset["selected"].sum())
+    print(f"\nrun {run_id}: {chosen} of {pool} examples selected ({chosen / pool:.1%})\n")
+    _print_frame(by_dataset)
+    print()
+    _print_frame(by_cluster)
+
+
+def _print_frame(frame: pl.DataFrame) -> None:
+    table = Table(*frame.columns, box=None, header_style="bold")
+    for row in frame.iter_rows():
+        table.add_row(*("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    _console().print(table)
+
+
+def _console() -> Console:
+    # where output is no terminal, one line a row, whatever its length
+    return Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False)
+
+
+def _open_root(root: str) -> Root:
+    from storage.root import open_root
+
+    return open_root(root, create=False)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
+    try:
+        app()
+    except UserError as error:
+        print(f"tagcos: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ntagcos: interrupted; what was committed is kept. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Command-line options made from `Settings`: one definition of every setting, with its unit and default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from tagcos_stream.config import Settings
+
+# where each panel of `tagcos run --help` begins; the order is that of the model's fields
+PANELS = {
+    "sources": "Pool",
+    "model": "Model",
+    "warmup_examples": "Warm-up",
+    "gradient": "Gradient features",
+    "clusters": "Clusters",
+    "fraction": "Selection",
+    "memory_limit": "Machine",
+}
+
+
+def _option_type(annotation: Any) -> Any:
+    if get_origin(annotation) is tuple:
+        return list[get_args(annotation)[0]]  # type: ignore[misc]
+    return annotation
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.default in (None, (), "", False):
+        return text
+    return f"{text.removesuffix('.')}; default {field.default}."
+
+
+def settings_parameters(*, skip: tuple[str, ...] = ("sources",)) -> list[inspect.Parameter]:
+    """One keyword parameter per setting, all optional: None leaves file, preset and default in force."""
+    parameters = []
+    panel = "Pool"
+    for name, field in Settings.model_fields.items():
+        panel = PANELS.get(name, panel)
+        if name in skip:
+            continue
+        kind = _option_type(field.annotation)
+        option = typer.Option("--" + name.replace("_", "-"), help=_help(field), rich_help_panel=panel, show_default=False)
+        annotation = Annotated[kind | None, option]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return parameters
+
+
+def takes_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace a command's `**settings` by one option per setting; the command gets those that were given."""
+    own = [
+        p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    extra = settings_parameters()
+    names = {p.name for p in extra}
+
+    def wrapper(**given: Any) -> Any:
+        settings = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names and v is not None and v != []
+        }
+        return command(**{k: v for k, v in given.items() if k not in names}, **settings)
+
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    wrapper.__signature__ = inspect.Signature([*keyword, *extra])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in [*keyword, *extra]}
+    wrapper.__name__ = command.__name__
+    wrapper.__doc__ = command.__doc__
+    return wrapper
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, for the README."""
+    lines = ["| setting | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, (), "") else f"`{field.default}`"
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(settings_table())

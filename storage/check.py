@@ -1,0 +1,227 @@
+"""`tagcos check`: do files and catalog say the same? Every finding names the place, what is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from storage.arrays import content_digest
+from storage.blocks import forget_block
+from storage.catalog import SQL
+from storage.chunks import DamagedStore
+from storage.clustered import open_clustering, regroup_again
+from storage.clusterings import replace_part
+from storage.features import SegmentReader, open_segment
+from storage.gc import orphans
+from storage.pool import ExampleReader
+from storage.root import Root
+from storage.spaces import load_space
+from tagcos_stream.types import UserError
+
+CHECKS = SQL / "checks.sql"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`repair` mends it, where that can be done from what is left; damage only, not litter, makes `tagcos check` exit with 1."""
+
+    place: str
+    problem: str
+    remedy: str
+    damage: bool = True
+    repair: Callable[[Root], None] | None = None
+
+
+def check(root: Root, *, deep: bool = True, progress: Progress = lambda what, done, total: None) -> list[Finding]:
+    """Everything that is wrong. `deep` reads and verifies every byte; without it, presence, sizes and counts."""
+    found = [
+        Finding(place, problem, "the catalog contradicts itself: restore catalog-snapshot.duckdb")
+        for place, problem in _references(root)
+    ]
+    found += _parts(root, deep, progress)
+    found += _spaces(root, deep, progress)
+    found += _clusterings(root, deep, progress)
+    litter = orphans(root)
+    if litter:
+        size = sum(orphan.bytes for orphan in litter)
+        found.append(
+            Finding(
+                root.url,
+                f"{len(litter)} orphans, {size} bytes",
+                "harmless: `tagcos gc` lists them, --yes removes them",
+                damage=False,
+            )
+        )
+    return found
+
+
+def repair(root: Root, found: list[Finding]) -> list[Finding]:
+    """Mend what can be mended, as the root's writer; returns what was."""
+    mended = [finding for finding in found if finding.repair is not None]
+    for finding in mended:
+        assert finding.repair is not None
+        finding.repair(root)
+    return mended
+
+
+def _references(root: Root) -> Iterator[tuple[str, str]]:
+    with root.catalog.reading() as connection:
+        for statement in connection.extract_statements(CHECKS.read_text()):
+            yield from connection.execute(statement).fetchall()
+
+
+def _parts(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
+    parts = root.catalog.read("SELECT * FROM parts ORDER BY segment, part")
+    for number, part in enumerate(parts.iter_rows(named=True)):
+        progress("examples", number, len(parts))
+        place = f"{root.files.place(part['path'])} (examples of {part['segment']}, part {part['part']})"
+        remedy = "restore the file from a copy; without one, start a new --root from the sources"
+        size = root.files.size(part["path"])
+        if size is None:
+            yield Finding(place, "is missing", remedy)
+        elif size != part["bytes"]:
+            yield Finding(place, f"has {size} bytes instead of {part['bytes']}", remedy)
+        elif deep:
+            try:
+                rows = ExampleReader(root.files, parts).read(part["segment"], part["first_row"], part["first_row"] + part["rows"])
+            except UserError:
+                yield Finding(place, "is not what was written (digest)", remedy)
+                continue
+            known = _ids(root, part["segment"])[part["first_row"] : part["first_row"] + part["rows"]]
+            if rows["example_id"].to_list() != known:
+                yield Finding(place, "holds other examples than the catalog says", remedy)
+
+
+def _ids(root: Root, segment: str) -> list[str]:
+    return root.catalog.read("SELECT example_id FROM examples WHERE segment = ? ORDER BY row", [segment])["example_id"].to_list()
+
+
+def _spaces(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
+    for (space,) in root.catalog.read("SELECT space_id FROM feature_spaces ORDER BY space_id").iter_rows():
+        try:
+            load_space(root.files, space)
+        except UserError as error:
+            yield Finding(f"space {space}", str(error), "restore space.json from a copy")
+    for saved in root.catalog.read("SELECT * FROM checkpoints ORDER BY space_id, step").iter_rows(named=True):
+        place, remedy = (
+            f"{root.files.place(saved['path'])} (step {saved['step']} of space {saved['space_id']})",
+            "restore it, or start a new --root",
+        )
+        size = root.files.size(saved["path"])
+        if size is None:
+            yield Finding(place, "is missing", remedy)
+        elif size != saved["bytes"] or (deep and content_digest(root.files.read(saved["path"])) != saved["digest"]):
+            yield Finding(place, "is not what was written (size or digest)", remedy)
+    segments = root.catalog.read("SELECT * FROM feature_segments ORDER BY space_id, segment")
+    for number, segment in enumerate(segments.iter_rows(named=True)):
+        progress("features", number, len(segments))
+        yield from _segment(root, segment, deep)
+
+
+def _segment(root: Root, segment: dict[str, Any], deep: bool) -> Iterator[Finding]:
+    space, name = segment["space_id"], segment["segment"]
+    place = f"segment {name} of space {space}"
+    blocks = root.catalog.read("SELECT * FROM blocks WHERE space_id = ? AND segment = ? ORDER BY block", [space, name])
+    if blocks.is_empty():
+        return
+    again = "`tagcos check --repair` takes the block back; the next run computes it again"
+    try:
+        reader = open_segment(root.files, space, name)
+        if reader.shape != (segment["rows"], segment["dim"]) or reader.chunk_rows != segment["block_rows"]:
+            yield Finding(
+                place,
+                f"has shape {reader.shape}, catalog ({segment['rows']}, {segment['dim']})",
+                "restore its zarr.json from a copy",
+            )
+            return
+        if reader.example_ids() != _ids(root, name):
+            yield Finding(place, "holds other example ids than the catalog", "restore example_ids from a copy")
+    except UserError as error:
+        yield Finding(
+            place,
+            str(error),
+            "restore the file from a copy, or repair: every block is computed again",
+            repair=_forget(space, name, blocks),
+        )
+        return
+    bad = root.catalog.read("SELECT row FROM feature_rows WHERE space_id = ? AND segment = ? AND status <> 'ok'", [space, name])
+    rejected = np.zeros(segment["rows"], bool)
+    rejected[bad["row"].to_numpy()] = True
+    for block in blocks.iter_rows(named=True):
+        problem = _block(root, reader, block, rejected, deep)
+        if problem is not None:
+            yield Finding(
+                f"block {block['block']} of {place}",
+                problem,
+                again,
+                repair=_forget(space, name, blocks.filter(pl.col("block") == block["block"])),
+            )
+
+
+def _forget(space: str, segment: str, blocks: pl.DataFrame) -> Callable[[Root], None]:
+    def take_back(root: Root) -> None:
+        for block in blocks["block"]:
+            forget_block(root.catalog, space, segment, block)
+
+    return take_back
+
+
+def _block(root: Root, reader: SegmentReader, block: dict[str, Any], rejected: np.ndarray, deep: bool) -> str | None:
+    key = reader.chunk_key(block["block"])
+    size = root.files.size(key)
+    if size != reader.spec.chunk_bytes:
+        return f"{root.files.place(key)} " + (
+            "is missing" if size is None else f"has {size} bytes instead of {reader.spec.chunk_bytes}"
+        )
+    if not deep:
+        return None
+    try:
+        rows, checksum = reader.read_block_checksum(block["block"])
+    except DamagedStore as error:
+        return str(error).split(";")[0]
+    if checksum != block["checksum"]:
+        return f"{root.files.place(key)} has checksum {checksum:08x}, the catalog {block['checksum']:08x}: it is another block"
+    start, stop = reader.spec.chunk_range(block["block"])
+    if not np.array_equal(np.isnan(rows).any(axis=1), rejected[start:stop]):
+        return f"{root.files.place(key)} has NaN in other rows than the catalog rejects"
+    return None
+
+
+def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
+    parts = root.catalog.read(
+        "SELECT p.*, c.space_id FROM cluster_parts p JOIN clusterings c USING (clustering_id) ORDER BY clustering_id, part"
+    )
+    for number, ((clustering,), mine) in enumerate(parts.group_by("clustering_id", maintain_order=True)):
+        progress("clusterings", number, parts["clustering_id"].n_unique())
+        try:
+            reader = open_clustering(root.files, str(clustering), mine["part"].to_list())
+        except UserError as error:
+            yield Finding(
+                f"clustering {clustering}", str(error), "restore the file from a copy; without one, a new run clusters again"
+            )
+            continue
+        for position, part in enumerate(mine.iter_rows(named=True) if deep else ()):
+            problem = "is not what was written (digest of its checksums)"
+            try:
+                if reader.verify(position) == part["digest"]:
+                    continue
+            except DamagedStore as error:
+                problem = str(error).split(";")[0]
+            remedy = "`tagcos check --repair` regroups it from the segments"
+            yield Finding(
+                f"part {part['part']} of clustering {clustering}", problem, remedy, repair=_regroup(part, mine["part"].to_list())
+            )
+
+
+def _regroup(part: dict[str, Any], parts: list[int]) -> Callable[[Root], None]:
+    def again(root: Root) -> None:
+        reader = open_clustering(root.files, part["clustering_id"], parts)
+        info = regroup_again(root.files, reader, parts.index(part["part"]), part["part"], part["space_id"], part["chunk_rows"])
+        replace_part(root.catalog, part["clustering_id"], info)
+
+    return again

@@ -1,0 +1,111 @@
+"""Clusterings in the catalog: what was clustered, how large the clusters are, and the cluster of every row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from storage.catalog import Catalog, insert, insert_row, require, utc_now
+from storage.regroup import PartInfo
+
+ASSIGNMENT_COLUMNS = ["segment", "row", "cluster", "distance"]
+CLUSTER_COLUMNS = ["cluster", "size", "inertia"]
+
+
+def add_clustering(
+    catalog: Catalog,
+    run_id: str,
+    clustering_id: str,
+    space_id: str,
+    *,
+    clusters: pl.DataFrame,
+    rows: pl.DataFrame,
+    part: PartInfo,
+    config: Mapping[str, Any],
+    parent: str | None = None,
+) -> None:
+    """After regroup has written its files: clusters (cluster, size, inertia) and rows (segment, row, cluster, distance).
+
+    Also notes the clustering at the run.
+    """
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "clusterings",
+            clustering_id=clustering_id,
+            space_id=space_id,
+            run_id=run_id,
+            parent=parent,
+            n_clusters=len(clusters),
+            config=json.dumps(config),
+            added_at=utc_now(),
+        )
+        _add(connection, clustering_id, clusters, rows, part)
+        connection.execute(
+            "UPDATE runs SET clustering_id = ?, updated_at = ? WHERE run_id = ?", [clustering_id, utc_now(), run_id]
+        )
+
+
+def add_rows(catalog: Catalog, clustering_id: str, *, clusters: pl.DataFrame, rows: pl.DataFrame, part: PartInfo) -> None:
+    """A refresh: new rows join, with their part; `clusters` holds the new size and inertia of every cluster."""
+    with catalog.transaction() as connection:
+        _add(connection, clustering_id, clusters, rows, part)
+
+
+def _add(
+    connection: duckdb.DuckDBPyConnection, clustering_id: str, clusters: pl.DataFrame, rows: pl.DataFrame, part: PartInfo
+) -> None:
+    if len(rows) != part.rows:
+        raise ValueError(f"{len(rows)} rows were assigned, {part.rows} regrouped")
+    name = pl.lit(clustering_id).alias("clustering_id")
+    insert(connection, "clusters", require(clusters, CLUSTER_COLUMNS).with_columns(name), replace=True)
+    insert(connection, "assignments", require(rows, ASSIGNMENT_COLUMNS).with_columns(name))
+    _put_part(connection, clustering_id, part)
+
+
+def _put_part(connection: duckdb.DuckDBPyConnection, clustering_id: str, part: PartInfo) -> None:
+    insert_row(
+        connection,
+        "cluster_parts",
+        replace=True,
+        clustering_id=clustering_id,
+        part=part.part,
+        rows=part.rows,
+        slots=part.slots,
+        chunk_rows=part.chunk_rows,
+        digest=part.digest,
+    )
+
+
+def replace_part(catalog: Catalog, clustering_id: str, part: PartInfo) -> None:
+    """After a damaged part was regrouped anew."""
+    with catalog.transaction() as connection:
+        _put_part(connection, clustering_id, part)
+
+
+def parts(catalog: Catalog, clustering_id: str) -> list[int]:
+    """The committed parts, for open_clustering."""
+    return catalog.read("SELECT part FROM cluster_parts WHERE clustering_id = ? ORDER BY part", [clustering_id])["part"].to_list()
+
+
+def find_clustering(catalog: Catalog, space_id: str) -> str | None:
+    """The newest clustering of a space."""
+    found = catalog.read(
+        "SELECT clustering_id FROM clusterings WHERE space_id = ? ORDER BY added_at DESC, clustering_id DESC LIMIT 1", [space_id]
+    )
+    return None if found.is_empty() else str(found["clustering_id"][0])
+
+
+def clusters(catalog: Catalog, clustering_id: str) -> pl.DataFrame:
+    return catalog.read("SELECT cluster, size, inertia FROM clusters WHERE clustering_id = ? ORDER BY cluster", [clustering_id])
+
+
+def assignments(catalog: Catalog, clustering_id: str) -> pl.DataFrame:
+    """segment, row, cluster, distance of every row, in order of segment and row."""
+    return catalog.read(
+        "SELECT segment, row, cluster, distance FROM assignments WHERE clustering_id = ? ORDER BY segment, row", [clustering_id]
+    )

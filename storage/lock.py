@@ -1,0 +1,74 @@
+"""One writer per root: flock on a file that names its holder. The kernel drops it when the process dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.files import write_error
+from tagcos_stream.types import UserError
+
+REPEAT_MESSAGE_SECONDS = 30.0
+
+
+class Waiting:
+    """Patience with a limit: says why it waits at once and every 30 s, and gives up with the same words."""
+
+    def __init__(self, seconds: float, on_wait: Callable[[str], None]) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._on_wait = on_wait
+        self._next_message = 0.0
+        self._pause = 0.02
+
+    def wait(self, reason: str, remedy: str) -> None:
+        now = time.monotonic()
+        if now >= self._deadline:
+            raise UserError(f"{reason}; waited {self._seconds:g} s. {remedy}")
+        if now >= self._next_message and self._pause > 0.1:  # the short transactions of a healthy writer pass unnoticed
+            self._on_wait(f"{reason}; waiting up to {self._deadline - now:.0f} s more")
+            self._next_message = now + REPEAT_MESSAGE_SECONDS
+        time.sleep(min(self._pause, max(self._deadline - now, 0.0)))
+        self._pause = min(self._pause * 1.5, 1.0)
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock, for a message; the file is only as good as its last writer."""
+    try:
+        found = json.loads(path.read_text())
+        return f"process {found['pid']} on {found['host']}, which began at {found['started']}"
+    except (OSError, ValueError, KeyError):
+        return "a process that has not said its name yet"
+
+
+@contextmanager
+def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock while the body runs; a second writer waits with a message, then gets a UserError naming the first."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # close-on-exec: a started program does not inherit it
+    except OSError as error:
+        raise write_error(str(path), error) from error
+    try:
+        waiting = Waiting(wait_seconds, on_wait)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting.wait(
+                    f"{root_url} is being written by {holder(path)}", "Let it finish, stop it, or choose another --root."
+                )
+        mine = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""The root: one local folder or object-store prefix that holds everything durable, its catalog and its one writer.
+
+tagcos.json                          the mark of a root: format and identity
+catalog.duckdb                       the only mutable file, and the commit point (object stores: on the driver's disk)
+examples/  spaces/  clusterings/     immutable files that catalog transactions name
+snapshots/  exports/  reports/       what is published for others
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from storage.catalog import Catalog
+from storage.files import LocalFiles, ObjectFiles, open_files
+from storage.lock import writer_lock
+from tagcos_stream.types import UserError
+
+FORMAT = 1
+MARK = "tagcos.json"
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Root:
+    files: LocalFiles | ObjectFiles
+    catalog_path: Path
+    store_id: str
+    wait_seconds: float
+    on_wait: Callable[[str], None]
+
+    @property
+    def url(self) -> str:
+        return self.files.url
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of a local root, None in an object store."""
+        return self.files.folder if isinstance(self.files, LocalFiles) else None
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(self.catalog_path, wait_seconds=self.wait_seconds, on_wait=self.on_wait, store_id=self.store_id)
+
+    def writer(self) -> AbstractContextManager[None]:
+        """Hold this around everything that writes. A second writer waits, then is refused, told who the first one is."""
+        lock = self.catalog_path.with_name("writer.lock")
+        return writer_lock(lock, self.url, wait_seconds=self.wait_seconds, on_wait=self.on_wait)
+
+
+def default_catalog(url: str) -> Path:
+    """Where the catalog of an object-store root lies on the driver's disk."""
+    home = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+    return home / "tagcos" / re.sub(r"[^A-Za-z0-9._-]+", "_", url) / "catalog.duckdb"
+
+
+def open_root(
+    url: str,
+    *,
+    catalog: Path | None = None,
+    create: bool = True,
+    wait_seconds: float = 600.0,
+    on_wait: Callable[[str], None] = say,
+) -> Root:
+    """Open a root, made where there is none; `create=False` for readers, who then write nothing at all.
+
+    Raises UserError: not there (readers), not writable (writers), another format.
+    """
+    files = open_files(url)
+    if catalog is None:
+        catalog = files.folder / "catalog.duckdb" if isinstance(files, LocalFiles) else default_catalog(files.url)
+    try:
+        mark = json.loads(files.read(MARK))
+    except FileNotFoundError:
+        if not create:
+            raise UserError(
+                f"there is no tagcos root at {files.url}: name another with --root or TAGCOS_ROOT, or start one with `tagcos run`"
+            ) from None
+        mark = {"format": FORMAT, "store_id": uuid.uuid4().hex, "catalog": f"{platform.node()}:{catalog}"}
+        files.write(MARK, json.dumps(mark, indent=2).encode())
+    except NotADirectoryError:
+        raise UserError(f"root {files.url} is a file or lies in one: choose a folder with --root") from None
+    except ValueError as error:
+        raise UserError(f"{files.place(MARK)} is not valid JSON ({error}): restore it, or choose another --root") from error
+    if mark.get("format") != FORMAT:
+        raise UserError(
+            f"root {files.url} has format {mark.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    if create and isinstance(files, LocalFiles):
+        # Not os.access: it knows nothing of quotas, and root passes it everywhere. Object stores answer at the first write.
+        files.write(".writable", b"")
+        files.delete(".writable")
+    return Root(files, catalog.absolute(), mark["store_id"], wait_seconds, on_wait)

@@ -1,0 +1,191 @@
+"""Runs and their stages in the catalog: start or resume, report, finish."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from storage.catalog import Catalog, insert_row, utc_now
+from tagcos_stream.types import UserError
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run in progress. `stages` holds what is finished already: stage -> its detail."""
+
+    run_id: str
+    resumed: bool
+    stages: dict[str, dict[str, Any]]
+    space_id: str | None
+    clustering_id: str | None
+
+
+def open_run(
+    catalog: Catalog,
+    *,
+    config: Mapping[str, Any],
+    config_hash: str,
+    versions: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    label: str = "run",
+) -> OpenRun:
+    """Resume the newest unfinished run with this config_hash, or begin one named label-date-time. Call it as the root's writer:
+    then an unfinished run is one that nobody works on."""
+    now = utc_now()
+    here = [platform.node(), os.getpid(), now]
+    with catalog.transaction() as connection:
+        found = connection.execute(
+            """SELECT run_id, space_id, clustering_id FROM runs WHERE config_hash = ? AND status <> 'complete'
+            ORDER BY started_at DESC, run_id DESC LIMIT 1""",
+            [config_hash],
+        ).fetchall()
+        if found:
+            run_id = found[0][0]
+            connection.execute(
+                "UPDATE runs SET status = 'running', attempts = attempts + 1, host = ?, pid = ?, updated_at = ? WHERE run_id = ?",
+                [*here, run_id],
+            )
+            stages = connection.execute("SELECT stage, detail FROM stages WHERE run_id = ?", [run_id]).fetchall()
+            return OpenRun(run_id, True, {stage: json.loads(detail) for stage, detail in stages}, *found[0][1:])
+        run_id = _free_name(connection, f"{label}-{now:%Y%m%d-%H%M%S}")
+        insert_row(
+            connection,
+            "runs",
+            run_id=run_id,
+            status="running",
+            config=json.dumps(config),
+            config_hash=config_hash,
+            versions=json.dumps(versions),
+            seeds=json.dumps(seeds),
+            attempts=1,
+            host=here[0],
+            pid=here[1],
+            started_at=now,
+            updated_at=now,
+        )
+    return OpenRun(run_id, False, {}, None, None)
+
+
+def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    taken = {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE starts_with(run_id, ?)", [name]).fetchall()}
+    return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
+
+
+def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clustering_id: str | None = None) -> None:
+    """Note what the run works with; None leaves it as it is."""
+    with catalog.transaction() as connection:
+        connection.execute(
+            """UPDATE runs SET space_id = coalesce(?, space_id), clustering_id = coalesce(?, clustering_id), updated_at = ?
+            WHERE run_id = ?""",
+            [space_id, clustering_id, utc_now(), run_id],
+        )
+
+
+def stage_done(
+    catalog: Catalog, run_id: str, stage: str, *, seconds: float, peak_bytes: int | None, detail: Mapping[str, Any]
+) -> None:
+    """Said again, it replaces what was said before."""
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "stages",
+            replace=True,
+            run_id=run_id,
+            stage=stage,
+            seconds=seconds,
+            peak_bytes=peak_bytes,
+            detail=json.dumps(detail),
+            finished_at=utc_now(),
+        )
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+
+
+def stop_run(catalog: Catalog, run_id: str, status: str, error: str) -> None:
+    """'failed' or 'interrupted': it can be resumed by the same command."""
+    if status not in ("failed", "interrupted"):
+        raise ValueError(f"a run stops as failed or interrupted, not {status!r}")
+    with catalog.transaction() as connection:
+        connection.execute(
+            "UPDATE runs SET status = ?, error = ?, updated_at = ? WHERE run_id = ?", [status, error, utc_now(), run_id]
+        )
+
+
+def finish_run(catalog: Catalog, run_id: str) -> None:
+    """From this transaction on the run's selection is the latest."""
+    with catalog.transaction() as connection:
+        connection.execute(
+            "UPDATE runs SET status = 'complete', error = NULL, updated_at = ?, finished_at = ? WHERE run_id = ?",
+            [utc_now(), utc_now(), run_id],
+        )
+
+
+def list_runs(catalog: Catalog) -> pl.DataFrame:
+    """Newest first: run_id, status, started_at, finished_at, attempts, pool, selected, seconds, error."""
+    return catalog.read("""
+        SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, c.selected, s.seconds, r.space_id,
+            r.clustering_id, r.error
+        FROM runs r
+        LEFT JOIN (
+            SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_clusters GROUP BY run_id
+        ) c USING (run_id)
+        LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
+        ORDER BY r.started_at DESC, r.run_id DESC""")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    run: dict[str, Any]
+    stages: pl.DataFrame
+    examples: int
+    rejects: int
+    blocks_done: int
+    blocks: int
+    clusters_done: int
+    selected: int
+
+
+def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
+    """Of one run, or of the newest. UserError where there is none."""
+    with catalog.reading() as connection:
+
+        def one(query: str, *parameters: Any) -> dict[str, Any]:
+            rows = connection.sql(query, params=list(parameters)).pl().to_dicts()
+            return rows[0] if rows else {}
+
+        run = one(
+            "SELECT * FROM runs WHERE ?::VARCHAR IS NULL OR run_id = ? ORDER BY started_at DESC, run_id DESC LIMIT 1",
+            run_id,
+            run_id,
+        )
+        if not run:
+            raise UserError(
+                f"there is no run {run_id or 'yet'} in {catalog.path}: `tagcos status` lists them, `tagcos run` makes one"
+            )
+        name = run["run_id"]
+        blocks = one(
+            """SELECT coalesce(sum(ceil(f.rows / f.block_rows)), 0)::BIGINT AS total,
+                (SELECT count(*) FROM blocks b WHERE b.space_id = ?) AS done
+            FROM feature_segments f WHERE f.space_id = ?""",
+            run["space_id"],
+            run["space_id"],
+        )
+        clusters = one(
+            "SELECT count(*) AS done, coalesce(sum(selected), 0)::BIGINT AS selected FROM run_clusters WHERE run_id = ?", name
+        )
+        return RunStatus(
+            run=run,
+            stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
+            examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
+            rejects=one("SELECT count(*) AS n FROM rejects WHERE run_id = ?", name)["n"],
+            blocks_done=blocks["done"],
+            blocks=blocks["total"],
+            clusters_done=clusters["done"],
+            selected=clusters["selected"],
+        )

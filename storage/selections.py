@@ -1,0 +1,69 @@
+"""What runs chose, cluster by cluster, and what they left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from storage.catalog import Catalog, insert, insert_row, require, utc_now
+from storage.pool import example_reader
+from storage.root import Root
+from tagcos_stream.types import UserError
+
+SELECTION_COLUMNS = ["example_id", "rank", "round", "correlation", "residual_after", "weight"]
+CANDIDATE_COLUMNS = ["segment", "row", "margin"]
+
+
+def commit_cluster(
+    catalog: Catalog,
+    run_id: str,
+    cluster: int,
+    *,
+    budget: int,
+    residual: float | None,
+    seconds: float,
+    stats: Mapping[str, Any],
+    selection: pl.DataFrame,
+    candidates: pl.DataFrame,
+) -> None:
+    """A finished cluster, in one transaction. selection: example_id, rank, round, correlation, residual_after, weight (the last
+    four may be null). candidates: segment, row, margin (may be null) of every row it could choose from, chosen ones too."""
+    run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "run_clusters",
+            run_id=run_id,
+            cluster=cluster,
+            size=len(candidates),
+            budget=budget,
+            selected=len(selection),
+            residual=residual,
+            seconds=seconds,
+            stats=json.dumps(stats),
+        )
+        insert(connection, "selections", require(selection, SELECTION_COLUMNS).with_columns(run, number))
+        insert(connection, "candidates", require(candidates, CANDIDATE_COLUMNS).with_columns(run, number))
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+
+
+def clusters_done(catalog: Catalog, run_id: str) -> set[int]:
+    return set(catalog.read("SELECT cluster FROM run_clusters WHERE run_id = ?", [run_id])["cluster"].to_list())
+
+
+def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """The columns of the macro selection_of, in order of cluster and rank. UserError where the run is unknown or not complete."""
+    status = catalog.read("SELECT status FROM runs WHERE run_id = ?", [run_id])["status"].to_list()
+    if not status:
+        raise UserError(f"there is no run {run_id}: `tagcos status` lists them")
+    if status != ["complete"]:
+        raise UserError(f"run {run_id} is {status[0]}, not complete: start the same `tagcos run` again to finish it")
+    return catalog.read("FROM selection_of(?) ORDER BY cluster, rank", [run_id])
+
+
+def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:
+    """The selection with messages and tools, a part of examples at a time, in order of segment and row: for exports."""
+    yield from example_reader(root).iterate(selection(root.catalog, run_id))

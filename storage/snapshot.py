@@ -1,0 +1,94 @@
+"""What a run publishes for others to read without locks: a copy of the catalog, and its tables as Parquet.
+
+catalog-snapshot.duckdb       beside the catalog: a whole copy, replaced atomically; views and macros included
+snapshots/<run>/*.parquet     under the root, also in an object store: one file a table
+snapshots/<run>/snapshot.sql  run it in a DuckDB shell: tables, views, macros
+snapshots/latest.json         which run is the newest
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+
+from storage.catalog import SCHEMA_VERSION, STORAGE_VERSION, VIEWS, utc_now
+from storage.files import sync_folder
+from storage.root import Root
+
+FORMAT = 1
+LATEST = "snapshots/latest.json"
+
+
+def snapshot_path(root: Root) -> Path:
+    return root.catalog_path.with_name("catalog-snapshot.duckdb")
+
+
+def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
+    """Publish the catalog as it is now under this run's name; the `keep` newest Parquet folders stay. Returns its URL."""
+    work = root.catalog_path.with_name(".tmp-snapshot")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        copy = work / "catalog.duckdb"
+        with root.catalog.transaction() as connection:
+            connection.execute("COMMIT")  # attaching and copying make their own
+            connection.execute(
+                f"ATTACH '{str(copy).replace(chr(39), chr(39) * 2)}' AS snapshot (STORAGE_VERSION '{STORAGE_VERSION}')"
+            )
+            own = connection.execute("SELECT current_database()").fetchall()[0][0]
+            connection.execute(f'COPY FROM DATABASE "{own}" TO snapshot')
+            connection.execute("DETACH snapshot")
+            connection.execute("BEGIN")
+        tables = _write_tables(root, run_id, copy, work)
+        copy.replace(snapshot_path(root))
+        sync_folder(snapshot_path(root).parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    note = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "published_at": utc_now().isoformat() + "Z",
+        "tables": tables,
+    }
+    root.files.write(LATEST, json.dumps(note, indent=2).encode())
+    _drop_old(root, keep)
+    return root.files.place(f"snapshots/{run_id}")
+
+
+def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, int]:
+    """From the copy, so that the catalog is free meanwhile. Returns the rows of each table."""
+    folder = root.files.place(f"snapshots/{run_id}")
+    script = [
+        f"-- Snapshot of run {run_id}: .read this in a DuckDB shell. If it was moved, change the folder.",
+        f"SET VARIABLE folder = '{folder.replace(chr(39), chr(39) * 2)}';",
+    ]
+    rows: dict[str, int] = {}
+    connection = duckdb.connect(str(copy), read_only=True)
+    try:
+        for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall():
+            file = work / f"{table}.parquet"
+            connection.execute(f"COPY {table} TO '{str(file).replace(chr(39), chr(39) * 2)}' (FORMAT parquet, COMPRESSION zstd)")
+            rows[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+            root.files.adopt(f"snapshots/{run_id}/{table}.parquet", file)
+            script.append(f"CREATE OR REPLACE VIEW {table} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
+    finally:
+        connection.close()
+    root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + VIEWS.read_text()).encode())
+    return rows
+
+
+def _drop_old(root: Root, keep: int) -> None:
+    newest = root.catalog.read("SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC")["run_id"].to_list()
+    published: dict[str, list[str]] = {}
+    for key, _ in root.files.list("snapshots"):
+        if key != LATEST:
+            published.setdefault(key.split("/")[1], []).append(key)
+    kept = [run for run in newest if run in published][:keep]
+    for run, keys in published.items():
+        if run not in kept:
+            for key in keys:
+                root.files.delete(key)

@@ -1,0 +1,117 @@
+-- What people ask. Each has an example in docs/store.md that a test runs. Made anew whenever this text changes.
+
+CREATE OR REPLACE VIEW latest_run AS
+    SELECT run_id, started_at, finished_at, space_id, clustering_id FROM runs
+    WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1;
+COMMENT ON VIEW latest_run IS 'the run that became complete last';
+
+CREATE OR REPLACE MACRO pool_of(run) AS TABLE
+    SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e
+    WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run));
+
+CREATE OR REPLACE MACRO selection_of(run) AS TABLE
+    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, s.weight,
+        r.tokens, r.target_tokens, r.loss, e.turns, e.chars, e.segment, e.row
+    FROM selections s JOIN runs USING (run_id) JOIN examples e USING (example_id)
+    LEFT JOIN feature_rows r ON r.space_id = runs.space_id AND r.segment = e.segment AND r.row = e.row
+    WHERE s.run_id = run;
+
+CREATE OR REPLACE VIEW latest_selection AS FROM selection_of((SELECT run_id FROM latest_run));
+COMMENT ON VIEW latest_selection IS 'what the newest complete run chose, one row an example';
+
+CREATE OR REPLACE MACRO by_source(run) AS TABLE
+    WITH pool AS (SELECT dataset, count(*) AS pool FROM pool_of(run) GROUP BY dataset),
+        chosen AS (SELECT dataset, count(*) AS selected, sum(weight) AS weight, sum(target_tokens) AS target_tokens FROM selection_of(run) GROUP BY dataset)
+    SELECT p.dataset, p.pool, coalesce(c.selected, 0) AS selected, p.pool / sum(p.pool) OVER () AS share_of_pool,
+        coalesce(c.selected, 0) / nullif(sum(c.selected) OVER (), 0) AS share_of_selection, coalesce(c.weight, 0) AS weight,
+        coalesce(c.target_tokens, 0)::BIGINT AS target_tokens
+    FROM pool p LEFT JOIN chosen c ON c.dataset IS NOT DISTINCT FROM p.dataset;
+
+CREATE OR REPLACE VIEW selection_by_source AS FROM by_source((SELECT run_id FROM latest_run));
+COMMENT ON VIEW selection_by_source IS 'pool and selection of the newest complete run by dataset';
+
+-- An id may be given by its first digits. `places_to_cut`: 1 means it would have been chosen next.
+CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
+    WITH asked AS (SELECT coalesce(run, (SELECT run_id FROM latest_run)) AS run_id),
+        wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
+        mine AS (
+            SELECT w.example_id, c.cluster, c.margin FROM wanted w
+            JOIN candidates c ON c.segment = w.segment AND c.row = w.row AND c.run_id = (SELECT run_id FROM asked)
+        ),
+        unchosen AS (
+            SELECT c.cluster, e.example_id, c.margin,
+                row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place,
+                max(c.margin) OVER (PARTITION BY c.cluster) AS best
+            FROM candidates c JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            WHERE c.run_id = (SELECT run_id FROM asked) AND c.cluster IN (SELECT cluster FROM mine)
+                AND e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = (SELECT run_id FROM asked))
+        )
+    SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
+        CASE
+            WHEN s.example_id IS NOT NULL THEN 'chosen'
+            WHEN m.example_id IS NOT NULL THEN 'left: others of its cluster explain more'
+            WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
+            WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
+            ELSE 'no feature'
+        END AS reason,
+        coalesce(s.cluster, m.cluster) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.rank, s.weight, s.correlation, m.margin,
+        u.place AS places_to_cut, u.best - u.margin AS margin_to_next, w.dataset, r.tokens, r.target_tokens, r.loss
+    FROM wanted w
+    LEFT JOIN mine m USING (example_id)
+    LEFT JOIN selections s ON s.example_id = w.example_id AND s.run_id = (SELECT run_id FROM asked)
+    LEFT JOIN unchosen u ON u.example_id = w.example_id
+    LEFT JOIN run_clusters k ON k.run_id = (SELECT run_id FROM asked) AND k.cluster = coalesce(s.cluster, m.cluster)
+    LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
+        AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
+
+CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
+    WITH a AS (SELECT * FROM selections WHERE run_id = run_a), b AS (SELECT * FROM selections WHERE run_id = run_b),
+        changed AS (
+            SELECT coalesce(a.example_id, b.example_id) AS example_id, CASE WHEN a.example_id IS NULL THEN 'entered' ELSE 'left' END AS change,
+                a.cluster AS cluster_a, b.cluster AS cluster_b, a.rank AS rank_a, b.rank AS rank_b, a.weight AS weight_a, b.weight AS weight_b
+            FROM a FULL JOIN b ON a.example_id = b.example_id WHERE a.example_id IS NULL OR b.example_id IS NULL
+        )
+    SELECT d.example_id, d.change, e.dataset,
+        CASE
+            WHEN d.change = 'entered' AND d.example_id NOT IN (SELECT example_id FROM pool_of(run_a)) THEN 'new in the pool'
+            WHEN d.change = 'left' AND d.example_id NOT IN (SELECT example_id FROM pool_of(run_b)) THEN 'retired from the pool'
+            WHEN d.change = 'entered' THEN 'preferred now'
+            ELSE 'outranked'
+        END AS reason,
+        coalesce(d.cluster_a, ca.cluster) AS cluster_a, coalesce(d.cluster_b, cb.cluster) AS cluster_b, d.rank_a, d.rank_b, d.weight_a, d.weight_b
+    FROM changed d JOIN examples e USING (example_id)
+    LEFT JOIN candidates ca ON ca.run_id = run_a AND ca.segment = e.segment AND ca.row = e.row
+    LEFT JOIN candidates cb ON cb.run_id = run_b AND cb.segment = e.segment AND cb.row = e.row;
+
+CREATE OR REPLACE MACRO coverage_of(run) AS TABLE
+    SELECT k.cluster, k.size, k.budget, k.selected, k.selected / nullif(k.size, 0) AS share, k.residual,
+        c.inertia / nullif(c.size, 0) AS mean_squared_distance
+    FROM run_clusters k JOIN runs r USING (run_id) LEFT JOIN clusters c ON c.clustering_id = r.clustering_id AND c.cluster = k.cluster
+    WHERE k.run_id = run;
+
+CREATE OR REPLACE VIEW coverage AS FROM coverage_of((SELECT run_id FROM latest_run));
+COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its clusters';
+
+CREATE OR REPLACE VIEW duplicates AS
+    SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,
+        list_sort(list(DISTINCT o.dataset)) AS datasets
+    FROM occurrences o JOIN files f USING (file_id) GROUP BY o.example_id HAVING count(*) > 1;
+COMMENT ON VIEW duplicates IS 'examples that occur more than once in all files ever read';
+
+CREATE OR REPLACE VIEW rejects_by_reason AS
+    SELECT r.stage, r.reason, f.source, count(*) AS rows, any_value(r.detail) AS for_example, any_value(r.snippet) AS snippet
+    FROM rejects r LEFT JOIN files f USING (file_id) GROUP BY r.stage, r.reason, f.source;
+COMMENT ON VIEW rejects_by_reason IS 'what was not used, and why';
+
+CREATE OR REPLACE VIEW sources AS
+    SELECT f.source, count(*) AS files, sum(f.size)::BIGINT AS bytes, sum(f.rows_done)::BIGINT AS rows, sum(coalesce(r.rejected, 0))::BIGINT AS rejected,
+        bool_and(f.complete) AS complete
+    FROM files f LEFT JOIN (SELECT file_id, count(*) AS rejected FROM rejects WHERE stage = 'ingest' GROUP BY file_id) r USING (file_id)
+    GROUP BY f.source;
+COMMENT ON VIEW sources IS 'every source ever read';
+
+CREATE OR REPLACE VIEW example_history AS
+    SELECT e.example_id, e.dataset, e.first_run, max_by(r.run_id, r.started_at) AS last_run, count(DISTINCT r.run_id) AS runs
+    FROM examples e LEFT JOIN occurrences o USING (example_id) LEFT JOIN run_files f ON f.file_id = o.file_id LEFT JOIN runs r ON r.run_id = f.run_id
+    GROUP BY e.example_id, e.dataset, e.first_run;
+COMMENT ON VIEW example_history IS 'first and last run that had the example in its pool';

@@ -1,0 +1,33 @@
+"""Batches of similar length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int) -> list[np.ndarray]:
+    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch.
+
+    Longest first: the batch that needs the most memory is met before any time was spent on the others. Within a batch and
+    between equal lengths the order of the input is kept, so that a plan is a function of its input alone. A row longer than
+    the budget is a batch of its own.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    if token_budget < 1:
+        raise ValueError(f"token_budget is {token_budget}, must be at least 1")
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, int(token_budget // max(1, lengths[order[start]])))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def padding_share(lengths: np.ndarray | Sequence[int], batches: Sequence[np.ndarray]) -> float:
+    """Share of padding among all tokens that a plan computes, 0 to 1."""
+    lengths = np.asarray(lengths, np.int64)
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1.0 - float(lengths.sum()) / computed if computed else 0.0

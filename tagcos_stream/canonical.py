@@ -1,0 +1,134 @@
+"""The canonical form of an example and the id that is a hash of it.
+
+The form is a sequence of records, each `<key> <bytes>\\n<value>\\n`: key, length of the value in UTF-8 bytes as a decimal, newline, value, newline.
+A message is one record whose key is its role; `name` and `train` records stand before the message that they belong to, a `tools` record
+stands last. What is absent writes no record, so a plain conversation hashes by its roles and contents only. No JSON library's
+choice of spaces, escapes or float digits enters: see `canonical_json` for tools. The id is BLAKE2b with a 16-byte digest, in hex.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from .types import ROLES, Message
+
+TRAIN = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": TRAIN}))
+OCCURRENCES = pl.Schema(
+    {
+        "row": pl.UInt64,
+        "example_id": pl.String,
+        "dataset": pl.String,
+        "source_id": pl.String,
+        "messages": MESSAGES,
+        "tools": pl.String,
+    }
+)
+REJECTS = pl.Schema({"row": pl.UInt64, "reason": pl.String, "detail": pl.String, "snippet": pl.String})
+
+_ARROW_TRAIN = pa.large_list(pa.struct([("begin", pa.int64()), ("end", pa.int64())]))
+_ARROW_MESSAGES = pa.large_list(
+    pa.struct([("role", pa.large_string()), ("content", pa.large_string()), ("name", pa.large_string()), ("train", _ARROW_TRAIN)])
+)
+MAX_TOOLS_DEPTH = 64  # of nested lists and objects; a JSON schema of a tool has under ten
+
+
+def example_id(messages: Sequence[Message], tools: str | None = None) -> str:
+    """32 lower-case hex digits: BLAKE2b-128 of `canonical_bytes`.
+
+    `tools` is JSON text or None. Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), ValueError for broken tools.
+    """
+    return blake2b(canonical_bytes(messages, tools), digest_size=16).hexdigest()
+
+
+def canonical_bytes(messages: Sequence[Message], tools: str | None = None) -> bytes:
+    """The bytes that an example's id hashes; the module's docstring defines them."""
+    out: list[bytes] = []
+    for message in messages:
+        if (name := message.get("name")) is not None:
+            out.append(_record("name", name))
+        if (train := message.get("train")) is not None:
+            out.append(_record("train", ",".join(f"{r['begin']}-{r['end']}" for r in train)))
+        out.append(_record(message["role"], message["content"]))
+    if tools is not None:
+        out.append(_record("tools", canonical_json(json.loads(tools))))
+    return b"".join(out)
+
+
+def _record(key: str, value: str) -> bytes:
+    data = value.encode()
+    return b"%s %d\n%s\n" % (key.encode(), len(data), data)
+
+
+def canonical_json(value: Any, depth: int = 0) -> str:
+    """One spelling for a JSON value: keys in order of code points, null members left out, whole floats below 2**53 as integers,
+    other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes. RecursionError past MAX_TOOLS_DEPTH.
+    """
+    if depth > MAX_TOOLS_DEPTH:
+        raise RecursionError(f"tools nested deeper than {MAX_TOOLS_DEPTH}")
+    match value:
+        case None:
+            return "null;"
+        case bool():
+            return "true;" if value else "false;"
+        case str():
+            return f"s{len(value)}:{value};"
+        case float() if not (value.is_integer() and abs(value) < 2**53):
+            return f"f{value.hex()};"
+        case int() | float():
+            return f"i{int(value)};"
+        case dict():
+            # a null member is an absent one: columnar files pad every object with them
+            members = ((k, v) for k, v in sorted(value.items()) if v is not None)
+            return "{" + "".join(canonical_json(k) + canonical_json(v, depth + 1) for k, v in members) + "}"
+        case list():
+            return "[" + "".join(canonical_json(v, depth + 1) for v in value) + "]"
+    raise TypeError(f"no JSON value: {type(value).__name__}")
+
+
+def occurrences_frame(
+    rows: Sequence[int], messages: Sequence[Sequence[Message]], tools: Sequence[str | None], datasets: Sequence[str], source_ids: Sequence[str | None]
+) -> pl.DataFrame:
+    """The occurrences of OCCURRENCES' schema from converted rows, ids computed one by one."""
+    nested = pl.from_arrow(pa.array(messages, type=_ARROW_MESSAGES))
+    assert isinstance(nested, pl.Series)
+    ids = [example_id(m, t) for m, t in zip(messages, tools, strict=True)]
+    columns = {"row": rows, "example_id": ids, "dataset": datasets, "source_id": source_ids, "messages": nested, "tools": tools}
+    return pl.DataFrame(columns, schema=OCCURRENCES)
+
+
+def plain_ids(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarray) -> list[str]:
+    """Ids of plain conversations (roles and contents only), equal to `example_id`, without a Python object a message.
+
+    role_codes (n_messages,) integers into ROLES; contents (n_messages,) String; starts (N + 1,): messages of example i are [starts[i], starts[i + 1]).
+    """
+    frame = pl.DataFrame({"role": pl.Series(list(ROLES), dtype=pl.String).gather(role_codes), "content": contents})
+    record = pl.concat_str(pl.col("role"), pl.lit(" "), pl.col("content").str.len_bytes(), pl.lit("\n"), pl.col("content"), pl.lit("\n"))
+    text = frame.select(record).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+    assert isinstance(text, pa.LargeStringArray)
+    _, offsets, data = text.buffers()
+    ends = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1][starts].tolist()
+    # records of one example lie side by side in the column's buffer: an example is one slice of it
+    view = memoryview(data) if data is not None else memoryview(b"")
+    return [blake2b(view[a:b], digest_size=16).hexdigest() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def plain_messages(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarray) -> pl.Series:
+    """Column of MESSAGES type, one list an example, from flat roles and contents laid out as in `plain_ids`."""
+    roles = pl.Series(list(ROLES), dtype=pl.String).gather(role_codes)
+    n = len(contents)
+    flat = pl.DataFrame({"role": roles, "content": contents}).with_columns(
+        name=pl.lit(None, pl.String), train=pl.lit(None, TRAIN)
+    )
+    struct = flat.to_struct("messages").to_arrow(compat_level=pl.CompatLevel.oldest())
+    assert len(struct) == n
+    nested = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts, pa.int64()), struct))
+    assert isinstance(nested, pl.Series)
+    return nested.cast(MESSAGES)

@@ -1,0 +1,187 @@
+"""Settings of a run: plain, frozen, checked data, the same for command line, TOML file and Prefect flow.
+
+Every field states its unit and its default; the command line is made from this model. `SPACE_FIELDS` are those that fix what a
+feature means: they name the feature space, and two runs that agree on them share every gradient. `MACHINE_FIELDS` change how fast
+a run goes, never what it selects, and so do not tell one run from another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tagcos_stream.types import UserError
+
+GIB = 1024**3
+Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
+
+# The paper's setting, whole (arXiv 2407.15235, section 4 and the released scripts).
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "published": {
+        "max_length": 2048,
+        "warmup_examples": 3840,
+        "warmup_batch_size": 128,
+        "learning_rate": 2e-5,
+        "lora_rank": 128,
+        "lora_alpha": 512,
+        "lora_dropout": 0.1,
+        "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "checkpoints": 3,
+        # four epochs of 5% of 1.07 million in batches of 128, the rate rising over the first 3%: mean rates of 2.1569e-06,
+        # 6.0784e-06 and 1e-05 before the checkpoints after 10, 20 and 30 steps, which weight them
+        "schedule_steps": 1700,
+        "rise_steps": 51,
+        "gradient": "adam",
+        "dim": 8192,
+        "clusters": 100,
+        "fraction": 0.05,
+    },
+}
+
+
+class Settings(BaseModel):
+    """One run's settings. Unknown names and wrong values are refused with the field, the value and the limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    # pool
+    sources: tuple[str, ...] = Field((), description="Files, folders or globs with instruction data.")
+    root: str = Field("tagcos-data", description="Folder that holds everything durable.")
+    max_rejects: float = Field(
+        0.5, ge=0, description="Stop when more rows of a file than this are rejected: a share below 1, a count from 1 on."
+    )
+
+    # model
+    model: str = Field("", description="Hugging Face id, model folder, or .gguf file of a causal language model.")
+    revision: str | None = Field(None, description="Revision of a hub model (branch, tag or commit).")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model, if you trust its author.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number type of the base model; auto is float32 on a CPU and the model's own on a GPU."
+    )
+    max_length: int = Field(1024, ge=8, description="Tokens an example is cut to.")
+
+    # warm-up
+    warmup_examples: int | None = Field(None, ge=1, description="Examples to warm up on; default 5% of the pool, 64 to 3840.")
+    warmup_batch_size: int = Field(8, ge=1, description="Examples per warm-up step.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the warm-up.")
+    rise_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from zero to its peak.")
+    schedule_steps: int | None = Field(
+        None, ge=1, description="Steps after which the rate would reach zero; default the warm-up's."
+    )
+    lora_rank: int = Field(8, ge=1, description="Rank of the adapter.")
+    lora_alpha: float = Field(32, gt=0, description="Scale of the adapter (alpha).")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients.")
+    lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
+    checkpoints: int = Field(1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over.")
+
+    # features
+    gradient: Variant = Field("adam-delta", description="Gradient variant (DESIGN: adam is the published one).")
+    projection: Literal["sparse", "rademacher"] = Field("sparse", description="Random projection from parameters to features.")
+    dim: int = Field(8192, ge=8, description="Feature dimension.")
+    feature_seed: int = Field(0, ge=0, description="Seed of adapter, warm-up sample and projection.")
+    block_rows: int = Field(256, ge=1, description="Rows per block, the unit of work, of resuming and of storage.")
+    batch_tokens: int = Field(2048, ge=8, description="Tokens per forward and backward pass.")
+
+    # clusters
+    clusters: int | None = Field(None, ge=1, description="Clusters; default from the number of examples (100 at a million).")
+    min_cluster_rows: int = Field(8, ge=1, description="Clusters with fewer rows join their nearest.")
+    max_cluster_rows: int = Field(20_000, ge=2, description="Clusters with more rows are split.")
+
+    # selection
+    fraction: float | None = Field(None, gt=0, le=1, description="Share of the pool to select; default 0.05.")
+    count: int | None = Field(None, ge=1, description="Number of examples to select, instead of a fraction.")
+    ridge: float = Field(1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
+    tol: float = Field(1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
+    seed: int = Field(0, ge=0, description="Seed of clustering and of the controls.")
+
+    # machine
+    memory_limit: float = Field(4.0, gt=0, description="GiB that clustering and selection may take at their peak.")
+    threads: int | None = Field(None, ge=1, description="Processor threads; default all.")
+    wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
+
+    @field_validator("sources", "lora_targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both")
+        if self.min_cluster_rows * 2 > self.max_cluster_rows:
+            raise ValueError(
+                f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
+            )
+        return self
+
+    def budget(self, n_examples: int) -> int:
+        """Number of examples to select from n_examples: exact, at least one, at most all."""
+        if self.count is not None:
+            return min(self.count, n_examples)
+        # Python rounds halves to even; fine, as long as it is one rule for all
+        return min(max(1, round((self.fraction or 0.05) * n_examples)), n_examples)
+
+    def warmup_size(self, n_examples: int) -> int:
+        """Number of examples to warm up on, out of n_examples."""
+        wanted = self.warmup_examples or min(max(64, round(0.05 * n_examples)), 3840)
+        return min(wanted, n_examples)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that tell one run from another."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in MACHINE_FIELDS}
+
+    def space_settings(self) -> dict[str, Any]:
+        """The settings that fix what a feature means (the model itself is named by its content elsewhere)."""
+        dump = self.model_dump(mode="json")
+        return {name: dump[name] for name in SPACE_FIELDS}
+
+
+MACHINE_FIELDS = frozenset({"root", "memory_limit", "threads", "wait", "device", "max_rejects"})
+SPACE_FIELDS = (
+    "dtype", "max_length", "warmup_examples", "warmup_batch_size", "learning_rate", "lora_rank", "lora_alpha", "lora_dropout",
+    "lora_targets", "checkpoints", "rise_steps", "schedule_steps", "gradient", "projection", "dim", "feature_seed",
+)  # fmt: skip
+
+
+def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str = "recommended") -> Settings:
+    """Settings from explicit values over a TOML file over a preset.
+
+    Raises:
+        UserError: unknown preset, unreadable file, unknown name or wrong value, each with the remedy.
+    """
+    from_file: dict[str, Any] = {}
+    if toml is not None:
+        try:
+            from_file = tomllib.loads(toml.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"settings file {toml}: {error.strerror}; check the path") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"settings file {toml} is not valid TOML: {error}") from error
+        preset = from_file.pop("preset", preset)
+    if preset not in PRESETS:
+        raise UserError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    merged = {**PRESETS[preset], **from_file, **values}
+    if "count" in merged and "fraction" not in values | from_file:
+        merged.pop("fraction", None)  # a count given by hand replaces a preset's fraction
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"]) or "settings"
+            given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
+            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{given}")
+        raise UserError("; ".join(lines) + f"; see `tagcos run --help`{f' and {toml}' if toml else ''}") from error
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Short stable name of plain data: hex of blake2b over its sorted JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()

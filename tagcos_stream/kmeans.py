@@ -1,0 +1,255 @@
+"""K-means over rows that do not fit in memory: mini-batches for speed, then exact passes while they pay.
+
+N examples, D feature dimension, K clusters. Euclidean, Lloyd's objective: the sum of squared distances to the nearest centroid.
+Sources: k-means++ with several trials a step (Arthur and Vassilvitskii 2007), mini-batch updates with a learning rate of
+1/count for each centre (Sculley 2010, algorithm 1), then Lloyd (1982). Splitting, merging and exact means are in kmeans_final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from tagcos_stream.kmeans_batches import Nearest, Sums, batch_rows, batches, stream
+from tagcos_stream.kmeans_final import Clustering, assign, finalise
+from tagcos_stream.kmeans_seeding import sample_rows, seed_centroids
+from tagcos_stream.types import RowBlocks, UserError
+
+__all__ = ["Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "peak_bytes"]
+
+MINIBATCH, PASSES, DONE = 0, 1, 2
+YIELD_BATCHES = 16  # a state is given after so many batches
+SMOOTHING = 10  # batches that the smoothed inertia remembers
+REASSIGN_EVERY = 10  # batches
+REASSIGN_BELOW = 0.01  # of the largest count: such a centre is moved to a far row (as scikit-learn's reassignment_ratio)
+
+
+@dataclass(frozen=True)
+class KMeansState:
+    """A fit at one moment, as a value: `fit(..., state=state)` goes on from it, bit for bit."""
+
+    centroids: np.ndarray  # (K, D) float32
+    counts: np.ndarray  # (K,) float64: rows that each centre was moved by
+    sums: np.ndarray  # (K, D) float64: of the pass under way
+    sizes: np.ndarray  # (K,) int64: of the pass under way
+    inertia: float  # of the pass under way
+    smoothed: float  # mini-batches: smoothed inertia a row
+    best: float  # mini-batches: lowest smoothed inertia so far
+    stale: int  # mini-batches since then
+    phase: int  # MINIBATCH, PASSES or DONE
+    epoch: int  # of the phase
+    position: int  # batches of the epoch that are done
+    history: np.ndarray  # (passes,) float64: inertia of each finished pass, against the centroids it began with
+
+    @property
+    def done(self) -> bool:
+        return self.phase == DONE
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Every field as an array, for safetensors or npz."""
+        return {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> KMeansState:
+        def value(name: str, kind: str) -> object:
+            array = np.asarray(arrays[name])
+            return array if kind == "np.ndarray" else array.item()
+
+        return cls(**{field.name: value(field.name, str(field.type)) for field in fields(cls)})  # type: ignore[arg-type]
+
+
+def default_clusters(n_rows: int) -> int:
+    """K for N rows: N / 10,000 with a floor of sqrt(N) / 10, at least 1 and at most 10,000.
+
+    At a million rows that is the published 100 (both rules agree there). Above, clusters keep about 10,000 rows, so that a
+    cluster is always small enough to be held; below, sqrt keeps several clusters with enough rows each to be worth matching:
+    2 at 400, 6 at 3,550, 10 at 10,000, 32 at 100,000, 1,000 at 10 million.
+    """
+    return int(np.clip(max(round(n_rows / 10_000), round(np.sqrt(n_rows) / 10)), 1, 10_000))
+
+
+def fit(
+    rows: RowBlocks,
+    n_clusters: int,
+    *,
+    seed: int,
+    state: KMeansState | None = None,
+    device: str = "cpu",
+    memory_limit: int | None = None,
+    max_epochs: int = 1,
+    max_passes: int = 20,
+    pass_tol: float = 1e-3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[KMeansState]:
+    """Fit centroids; yields the state after every few batches, the last one with `done` set.
+
+    Seeds by k-means++ on a sample (`sample_rows` of it), shuffles blocks into mini-batches until the smoothed inertia stops falling or
+    `max_epochs` are over, then makes full passes until one lowers the inertia by less than `pass_tol` of it.
+
+    Args:
+        rows: N feature rows. n_clusters: K, 1 to N. seed: of everything random.
+        state: where an earlier, interrupted fit of the same rows and arguments stopped.
+        device: torch device of the matrix products. memory_limit: bytes; checked before anything is read.
+        max_epochs, max_passes, pass_tol: when to stop.
+        progress: called with (rows worked on, rows at most).
+
+    Raises:
+        UserError: K out of range, or more memory needed than allowed.
+    """
+    n = rows.n_rows
+    if not 1 <= n_clusters <= n:
+        raise UserError(f"{n_clusters} clusters of {n} rows: choose between 1 and {n}")
+    needed = peak_bytes(n, rows.dim, n_clusters, block_rows=int(np.diff(rows.starts).max()))
+    if memory_limit is not None and needed > memory_limit:
+        raise UserError(
+            f"{n_clusters} clusters of {n} rows of {rows.dim} dimensions need {needed / 2**30:.1f} GiB, limit "
+            f"{memory_limit / 2**30:.1f} GiB: raise memory_limit or lower the number of clusters"
+        )
+    report = progress or (lambda done, total: None)
+    total = n * (max_epochs + max_passes)
+    if state is None:
+        state = _start(rows, n_clusters, seed, device)
+        yield state
+    while not state.done:
+        epoch = _minibatches if state.phase == MINIBATCH else _full_pass
+        for state in epoch(rows, state, seed, device):
+            yield state
+        state = _next_epoch(rows, state, seed, max_epochs, max_passes, pass_tol)
+        report(n * (max_epochs * (state.phase > MINIBATCH) + state.epoch) if not state.done else total, total)
+        yield state
+
+
+def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
+    """Most memory that `fit` and `finalise` take, in bytes; beside 13 bytes a row for labels and distances, not a function of N."""
+    batch = 4 * dim * (batch_rows(dim) + block_rows)
+    scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
+    centres = n_clusters * dim * (4 * 3 + 8 * 4)
+    sample = 4 * dim * sample_rows(n_rows, n_clusters, dim)
+    return 13 * n_rows + centres + max(3 * batch + 2 * scores, 2 * sample + scores) + (64 << 20)
+
+
+def _start(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> KMeansState:
+    centroids, counts = seed_centroids(rows, n_clusters, seed, device)
+    few = len(batches(rows, range(len(rows.starts) - 1))) < SMOOTHING  # exact passes are as quick on so little
+    return KMeansState(
+        centroids=centroids,
+        counts=counts,
+        sums=np.zeros(centroids.shape),
+        sizes=np.zeros(n_clusters, np.int64),
+        inertia=0.0,
+        smoothed=np.inf,
+        best=np.inf,
+        stale=0,
+        phase=PASSES if few else MINIBATCH,
+        epoch=0,
+        position=0,
+        history=np.empty(0),
+    )
+
+
+def _minibatches(rows: RowBlocks, state: KMeansState, seed: int, device: str) -> Iterator[KMeansState]:
+    """One epoch of mini-batches over shuffled blocks, or its beginning where the smoothed inertia no longer falls."""
+    order = np.random.default_rng([seed, 1, state.epoch]).permutation(len(rows.starts) - 1)
+    plan = batches(rows, order)
+    for _, batch in stream(rows, plan[state.position :]):
+        state = minibatch_step(state, batch, seed, device)
+        if state.stale >= SMOOTHING:
+            break
+        if state.position % YIELD_BATCHES == 0:
+            yield state
+    yield state
+
+
+def minibatch_step(state: KMeansState, batch: np.ndarray, seed: int, device: str = "cpu") -> KMeansState:
+    """Move each centre to the running mean of all rows it was ever given. batch (r, D) float32."""
+    labels, squared = Nearest(state.centroids, device)(batch)
+    sums = Sums(np.zeros(state.centroids.shape), device)
+    sums.add(batch, labels)
+    size = np.bincount(labels, minlength=len(state.counts))
+    moved = np.flatnonzero(size)
+    counts = state.counts + size
+    centroids = state.centroids.copy()
+    old = state.centroids[moved].astype(np.float64)
+    centroids[moved] = old + (sums.sums[moved] - size[moved, None] * old) / counts[moved, None]
+    position = state.position + 1
+    if position % REASSIGN_EVERY == 0:
+        generator = np.random.default_rng([seed, 2, state.epoch, position])
+        _reassign(centroids, counts, batch, squared, generator)
+    inertia = float(squared.mean())
+    smoothed = inertia if np.isinf(state.smoothed) else state.smoothed + (inertia - state.smoothed) * 2 / (SMOOTHING + 1)
+    fell = smoothed < state.best
+    return replace(
+        state,
+        centroids=centroids,
+        counts=counts,
+        smoothed=smoothed,
+        best=smoothed if fell else state.best,
+        stale=0 if fell else state.stale + 1,
+        position=position,
+    )
+
+
+def _reassign(
+    centroids: np.ndarray, counts: np.ndarray, batch: np.ndarray, squared: np.ndarray, generator: np.random.Generator
+) -> None:
+    """Move centres that hardly any row is near to rows of the batch that are far from every centre, in place."""
+    poor = np.flatnonzero(counts < REASSIGN_BELOW * counts.max())[: len(batch) // 2]
+    far = int(np.count_nonzero(squared))
+    poor = poor[:far]
+    if poor.size:
+        centroids[poor] = batch[generator.choice(len(batch), len(poor), replace=False, p=squared / squared.sum())]
+        counts[poor] = counts[np.setdiff1d(np.arange(len(counts)), poor)].min(initial=1.0)  # not moved again at once
+
+
+def _full_pass(rows: RowBlocks, state: KMeansState, seed: int, device: str) -> Iterator[KMeansState]:
+    """Assign every row to the centroids the pass began with; sums, sizes and inertia so far go into the state."""
+    plan = batches(rows, range(len(rows.starts) - 1))
+    nearest = Nearest(state.centroids, device)
+    sums = Sums(state.sums.copy(), device)
+    sizes, inertia, position = state.sizes.copy(), state.inertia, state.position
+    for _, batch in stream(rows, plan[position:]):
+        labels, squared = nearest(batch)
+        sums.add(batch, labels)
+        sizes += np.bincount(labels, minlength=len(sizes))
+        inertia += float(squared.sum())
+        position += 1
+        if position % YIELD_BATCHES == 0:
+            yield replace(state, sums=sums.sums.copy(), sizes=sizes.copy(), inertia=inertia, position=position)
+    yield replace(state, sums=sums.sums, sizes=sizes, inertia=inertia, position=position)
+
+
+def _next_epoch(
+    rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int, max_passes: int, pass_tol: float
+) -> KMeansState:
+    if state.phase == MINIBATCH:
+        last = state.stale >= SMOOTHING or state.epoch + 1 >= max_epochs
+        return replace(state, phase=PASSES if last else MINIBATCH, epoch=0 if last else state.epoch + 1, position=0)
+    history = np.append(state.history, state.inertia)
+    centroids = state.centroids.copy()
+    full = state.sizes > 0
+    centroids[full] = state.sums[full] / state.sizes[full, None]
+    if not full.all():
+        _refill(rows, centroids, np.flatnonzero(~full), np.random.default_rng([seed, 3, state.epoch]))
+    settled = len(history) > 1 and history[-2] - history[-1] < pass_tol * history[-2]
+    return replace(
+        state,
+        centroids=centroids,
+        sums=np.zeros_like(state.sums),
+        sizes=np.zeros_like(state.sizes),
+        inertia=0.0,
+        phase=DONE if settled or len(history) >= max_passes else PASSES,
+        epoch=state.epoch + 1,
+        position=0,
+        history=history,
+    )
+
+
+def _refill(rows: RowBlocks, centroids: np.ndarray, empty: np.ndarray, generator: np.random.Generator) -> None:
+    """Put empty centres on rows of one random block, far ones likelier; where all rows lie on centres, leave them empty."""
+    block = np.array(rows.read(int(generator.integers(len(rows.starts) - 1))), np.float32)
+    _, squared = Nearest(np.delete(centroids, empty, axis=0), "cpu")(block)
+    count = min(len(empty), int(np.count_nonzero(squared > 1e-6 * squared.max(initial=0.0))))
+    if count:
+        centroids[empty[:count]] = block[generator.choice(len(block), count, replace=False, p=squared / squared.sum())]

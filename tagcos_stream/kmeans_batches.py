@@ -1,0 +1,102 @@
+"""Feature rows by the batch, and the two things that are done with a batch: nearest centroids, and sums by label.
+
+N examples, D feature dimension, K clusters, r rows of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from tagcos_stream.kmeans_kernels import add_rows, squares
+from tagcos_stream.types import RowBlocks
+
+BATCH_BYTES = 64 << 20  # of float32 rows
+
+
+def batch_rows(dim: int) -> int:
+    """Rows of a batch: a function of D alone, so that a plan does not change with the machine."""
+    return int(np.clip(BATCH_BYTES // (4 * dim), 256, 8192))
+
+
+def batches(rows: RowBlocks, order: Sequence[int] | np.ndarray) -> list[list[int]]:
+    """Whole blocks in the given order, cut into groups of at least `batch_rows` rows (the last may be smaller)."""
+    lengths = np.diff(rows.starts)
+    plan: list[list[int]] = []
+    group: list[int] = []
+    count = 0
+    for block in order:
+        group.append(int(block))
+        count += int(lengths[block])
+        if count >= batch_rows(rows.dim):
+            plan.append(group)
+            group, count = [], 0
+    if count:
+        plan.append(group)
+    return plan
+
+
+def read(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
+    """(r, D) float32, a fresh array: the rows of these blocks, in that order."""
+    lengths = np.diff(rows.starts)[group]
+    batch = np.empty((int(lengths.sum()), rows.dim), np.float32)
+    at = 0
+    for block, length in zip(group, lengths, strict=True):
+        batch[at : at + length] = rows.read(block)
+        at += int(length)
+    return batch
+
+
+def row_numbers(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
+    """(r,) int64: which rows `read` returns."""
+    return np.concatenate([np.arange(rows.starts[b], rows.starts[b + 1]) for b in group])
+
+
+def stream(rows: RowBlocks, plan: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+    """(group, batch) over a plan; the next batch is read while this one is worked on, so two are in memory."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for i, group in enumerate(plan):
+            batch = ahead.result() if ahead else read(rows, group)
+            ahead = reader.submit(read, rows, plan[i + 1]) if i + 1 < len(plan) else None
+            yield group, batch
+
+
+class Nearest:
+    """Nearest of (K, D) centroids for batches of rows, on one device."""
+
+    def __init__(self, centroids: np.ndarray, device: str) -> None:
+        self.device = device
+        self._centroids = torch.tensor(centroids, dtype=torch.float32, device=device)
+        self._squares = (self._centroids.double() ** 2).sum(1).float()
+
+    def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """labels (r,) int64, the lowest of equals on CPU; squared distances (r,) float64."""
+        x = torch.from_numpy(batch).to(self.device)
+        scores = torch.addmm(self._squares, x, self._centroids.T, alpha=-2)
+        value, label = scores.min(dim=1)
+        norms = np.empty(len(batch))
+        squares(batch, norms)
+        return label.cpu().numpy(), np.maximum(norms + value.cpu().numpy(), 0.0)
+
+
+class Sums:
+    """Sums of rows by label in float64, and sizes."""
+
+    def __init__(self, sums: np.ndarray, device: str = "cpu") -> None:
+        self.sums = sums
+        self.device = device
+        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def add(self, batch: np.ndarray, labels: np.ndarray) -> None:
+        if self.device != "cpu":
+            one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels), len(self.sums)).to(self.device, torch.float64)
+            self.sums += (one_hot.T @ torch.from_numpy(batch).to(self.device, torch.float64)).cpu().numpy()
+            return
+        edges = np.linspace(0, batch.shape[1], self._threads + 1).astype(int)
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(lambda i: add_rows(batch, labels, (int(edges[i]), int(edges[i + 1])), self.sums), range(self._threads)))

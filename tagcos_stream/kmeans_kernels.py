@@ -1,0 +1,31 @@
+"""Loops of the clustering, compiled by Numba.  N examples, D feature dimension, K clusters, r rows of a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def add_rows(batch: np.ndarray, labels: np.ndarray, span: tuple[int, int], sums: np.ndarray) -> None:
+    """sums[label] += row in float64 for the dimensions of `span`: threads share a batch by dimensions, so none adds to
+    another's sums and the order of addition, hence the result, does not depend on their number.
+
+    Args:
+        batch: (r, D) float32. labels: (r,) int64, negative to leave a row out. sums: (K, D) float64.
+    """
+    for i in range(batch.shape[0]):
+        label = labels[i]
+        if label >= 0:
+            for d in range(span[0], span[1]):
+                sums[label, d] += np.float64(batch[i, d])
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def squares(batch: np.ndarray, out: np.ndarray) -> None:
+    """|x|^2 of every row in float64. batch (r, D) float32, out (r,) float64."""
+    for i in range(batch.shape[0]):
+        total = 0.0
+        for d in range(batch.shape[1]):
+            total += np.float64(batch[i, d]) * np.float64(batch[i, d])
+        out[i] = total

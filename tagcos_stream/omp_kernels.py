@@ -1,0 +1,315 @@
+"""Loops of the matching pursuit, compiled by Numba; omp.py allocates, checks and calls.
+
+n rows of a cluster, D feature dimension, s rows chosen in this round (members), u candidate rows (the columns of a local Gram
+matrix), m = s + u rows of that matrix. No kernel is `parallel`: callers cut the rows up and run blocks on threads, because
+Numba's default threading layer must not be entered from two threads at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+REACHED, REPEATED, DROPPED, STOPPED = 0, 1, 2, 3  # why `pursue` returned: tolerance; a member won; a row left; out of probes
+
+TIE = 1e-11  # relative to |a_j| |b|: far above float64 rounding, far below any difference that means something
+
+
+class Fit(NamedTuple):
+    """The fit of the round's members, changed in place. `count` (1,) says how many leading entries are valid."""
+
+    factor: np.ndarray  # (k, k) float64, lower triangle: Cholesky factor of the members' Gram matrix + ridge
+    forward: np.ndarray  # (k,) float64: factor^-1 <a_members, b>
+    weights: np.ndarray  # (k,) float64
+    members: np.ndarray  # (k,) int64, rows of the local Gram matrix in order of choice
+    count: np.ndarray  # (1,) int64
+    penalty: np.ndarray  # (1,) float64: the ridge that `weights` were solved with; 0 after the first, unregularised step
+
+
+class Local(NamedTuple):
+    """A pursuit restricted to u candidate rows. Rows 0..s-1 are the members it starts with, rows s..m-1 the candidates."""
+
+    gram: np.ndarray  # (m, u) float64 or float32: inner products of every row with every candidate
+    target: np.ndarray  # (m,) float64: <a, b>
+    norm: np.ndarray  # (m,) float64: |a|
+    row: np.ndarray  # (m,) int64: index in the cluster, decides ties
+
+
+class Log(NamedTuple):
+    """What each probe (one search for the argmax) saw and did; t-th row for the t-th probe."""
+
+    weights: np.ndarray  # (probes + 1, m) float64, zeroed by the caller: the weights before the probe, one more for the end
+    members: np.ndarray  # (probes + 1, k) int64: the members before the probe, in order
+    count: np.ndarray  # (probes + 1,) int64: how many
+    penalty: np.ndarray  # (probes + 1,) float64
+    pick: np.ndarray  # (probes,) int64, row of the local Gram matrix
+    correlation: np.ndarray  # (probes,) float64
+    residual: np.ndarray  # (probes,) float64: |r|^2 / |b|^2 after the step
+
+
+class Limits(NamedTuple):
+    probes: int
+    steps: int  # steps that the round may still take
+    ridge: float
+    tol: float
+    target_length: float  # |b|
+    residual: float  # |r|^2 / |b|^2 now
+    keep: bool  # return before a row would be dropped (a draft must not touch the factor of the members it was given)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def scan(block: np.ndarray, target: np.ndarray, keys: np.ndarray, products: np.ndarray, hashes: np.ndarray) -> None:
+    """<a, b> and |a|^2 in float64 and a content hash of every row, in one read.
+
+    Each row is summed alone, in an order that depends on D only: equal rows get equal numbers wherever they stand.
+    The hash is multilinear (sum of key times word, modulo 2^64), which vectorises and is universal in its upper half.
+
+    Args:
+        block: (r, D) float32. target: (D,) float64. keys: (D,) uint64, random.
+        products: (r, 2) float64, out; not finite where the row is not. hashes: (r,) uint64, out.
+    """
+    words = block.view(np.uint32)
+    for i in range(block.shape[0]):
+        dot = 0.0
+        square = 0.0
+        digest = np.uint64(0)
+        for d in range(block.shape[1]):
+            value = np.float64(block[i, d])
+            dot += value * target[d]
+            square += value * value
+            # 0x80000000 is -0.0, which equals 0.0
+            word = words[i, d] if words[i, d] != np.uint32(0x80000000) else np.uint32(0)
+            digest += np.uint64(word) * keys[d]
+        products[i, 0] = dot
+        products[i, 1] = square
+        hashes[i] = digest
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def dots(block: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
+    """<a, v> of every row in float64, summed as in `scan`. block (r, D) float32, vector (D,) float64, out (r,) float64."""
+    for i in range(block.shape[0]):
+        dot = 0.0
+        for d in range(block.shape[1]):
+            dot += np.float64(block[i, d]) * vector[d]
+        out[i] = dot
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def fold(block: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
+    """Count sketch with strided buckets: coordinate d goes to bucket d % w with a random sign.
+
+    block (r, D) float32, signs (D,) float32 of -1 and 1, out (r, w) float32.
+    """
+    width = out.shape[1]
+    dim = block.shape[1]
+    for i in range(block.shape[0]):
+        out[i, :] = 0.0
+        for start in range(0, dim, width):
+            for q in range(min(width, dim - start)):
+                out[i, q] += signs[start + q] * block[i, start + q]
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _append(fit: Fit, products: np.ndarray, diagonal: float, target: float, floor: float) -> None:
+    """Add a row to the factor: products (s,) with the members, diagonal |a|^2 + ridge, target <a, b>.
+
+    The squared pivot is a Schur complement of Gram + ridge and so at least the ridge, `floor`; rounding, or the sketched
+    products of a draft, may say less.
+    """
+    s = fit.count[0]
+    factor = fit.factor
+    pivot = diagonal
+    value = target
+    for i in range(s):
+        total = products[i]
+        for j in range(i):
+            total -= factor[i, j] * factor[s, j]
+        factor[s, i] = total / factor[i, i]
+        pivot -= factor[s, i] * factor[s, i]
+        value -= factor[s, i] * fit.forward[i]
+    factor[s, s] = np.sqrt(max(pivot, floor))
+    fit.forward[s] = value / factor[s, s]
+    fit.count[0] = s + 1
+
+
+@njit(nogil=True, cache=True)
+def _remove(fit: Fit, place: int) -> None:
+    """Downdate: take the member at `place` out of the factor by plane rotations of neighbouring columns."""
+    s = fit.count[0]
+    factor = fit.factor
+    for i in range(place, s - 1):
+        fit.members[i] = fit.members[i + 1]
+        for j in range(i + 2):
+            factor[i, j] = factor[i + 1, j]
+    for j in range(place, s - 1):
+        length = np.hypot(factor[j, j], factor[j, j + 1])
+        cosine = factor[j, j] / length
+        sine = factor[j, j + 1] / length
+        for i in range(j, s - 1):
+            left = factor[i, j]
+            factor[i, j] = cosine * left + sine * factor[i, j + 1]
+            factor[i, j + 1] = cosine * factor[i, j + 1] - sine * left
+        left = fit.forward[j]
+        fit.forward[j] = cosine * left + sine * fit.forward[j + 1]
+        fit.forward[j + 1] = cosine * fit.forward[j + 1] - sine * left
+    fit.count[0] = s - 1
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _solve(fit: Fit) -> None:
+    """Back substitution: weights = factor'^-1 forward, by rows of the factor, which lie together in memory."""
+    s = fit.count[0]
+    fit.weights[:s] = fit.forward[:s]
+    for i in range(s - 1, -1, -1):
+        fit.weights[i] /= fit.factor[i, i]
+        value = fit.weights[i]
+        for j in range(i):
+            fit.weights[j] -= value * fit.factor[i, j]
+
+
+@njit(nogil=True, cache=True)
+def _most_negative(fit: Fit) -> int:
+    """Place of the most negative weight, of equal ones the first; -1 where none is negative beyond rounding."""
+    weights = fit.weights[: fit.count[0]]
+    slack = TIE * np.abs(weights).max()
+    least = weights.min()
+    if least >= -slack:
+        return -1
+    for i in range(weights.size):
+        if weights[i] <= least + slack:
+            return i
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray, slack: float) -> tuple[int, float]:
+    """Row of the local matrix with the largest correlation, and that; of tied rows the lowest of the cluster. -1: no rows."""
+    s0 = local.row.size - correlations.size
+    best, top = -1, -np.inf
+    for i in range(fit.count[0]):
+        if fit.penalty[0] * fit.weights[i] > top:
+            best, top = fit.members[i], fit.penalty[0] * fit.weights[i]
+    for v in range(correlations.size):
+        if not inside[v] and correlations[v] > top:
+            best, top = s0 + v, correlations[v]
+    if best < 0:
+        return best, top
+    pick, value = best, top
+    for i in range(fit.count[0]):
+        j = fit.members[i]
+        if local.row[j] < local.row[pick] and top - fit.penalty[0] * fit.weights[i] <= slack * max(local.norm[j], local.norm[best]):
+            pick, value = j, fit.penalty[0] * fit.weights[i]
+    for v in range(correlations.size):
+        j = s0 + v
+        if not inside[v] and local.row[j] < local.row[pick]:
+            if top - correlations[v] <= slack * max(local.norm[j], local.norm[best]):
+                pick, value = j, correlations[v]
+    return pick, value
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _correlate(local: Local, fit: Fit, correlations: np.ndarray) -> None:
+    """<a, r> of every candidate from the Gram rows of the members."""
+    u = correlations.size
+    s0 = local.row.size - u
+    for v in range(u):
+        correlations[v] = local.target[s0 + v]
+    for i in range(fit.count[0]):
+        weight = fit.weights[i]
+        row = local.gram[fit.members[i]]
+        for v in range(u):
+            correlations[v] -= weight * row[v]
+
+
+@njit(nogil=True, cache=True)
+def _note(log: Log, fit: Fit, t: int) -> None:
+    s = fit.count[0]
+    log.count[t] = s
+    log.penalty[t] = fit.penalty[0]
+    for i in range(s):
+        log.members[t, i] = fit.members[i]
+        log.weights[t, fit.members[i]] = fit.weights[i]
+
+
+@njit(nogil=True, cache=True)
+def _squared_residual(local: Local, fit: Fit, target_length: float) -> float:
+    """|b - A_S' x|^2 / |b|^2. Where x solves (G + p) x = c it is |b|^2 - x'c - p |x|^2; so it is with p = 0 and one member."""
+    value = target_length * target_length
+    for i in range(fit.count[0]):
+        weight = fit.weights[i]
+        value -= weight * local.target[fit.members[i]] + fit.penalty[0] * weight * weight
+    return max(value, 0.0) / (target_length * target_length)
+
+
+@njit(nogil=True, cache=True)
+def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
+    """Steps of one round of DESIGN section 3 on the candidates of `local`, each step logged; `fit` is advanced.
+
+    Returns:
+        (probes made, REACHED | REPEATED | DROPPED | STOPPED). REPEATED also covers the newest row leaving at once: both end
+        the round, and the last probe logged is the one that ended it. DROPPED: an older row left and the round goes on;
+        the caller must rebuild `local`, because that row is a candidate again.
+    """
+    u = local.gram.shape[1]
+    s0 = local.row.size - u
+    correlations = np.empty(u)
+    inside = np.zeros(u, np.bool_)
+    residual = limits.residual
+    products = np.empty(fit.weights.size)
+    for t in range(limits.probes):
+        _note(log, fit, t)
+        if t >= limits.steps or np.sqrt(residual) < limits.tol:
+            return t, REACHED
+        _correlate(local, fit, correlations)
+        pick, value = _argmax(local, fit, correlations, inside, TIE * limits.target_length)
+        if pick < 0:
+            return t, STOPPED
+        log.pick[t] = pick
+        log.correlation[t] = value
+        if pick < s0 or inside[pick - s0]:
+            return t + 1, REPEATED
+        s = fit.count[0]
+        for i in range(s):
+            products[i] = local.gram[fit.members[i], pick - s0]
+        _append(fit, products, local.norm[pick] ** 2 + limits.ridge, local.target[pick], limits.ridge)
+        fit.members[s] = pick
+        inside[pick - s0] = True
+        if s == 0:
+            square = local.norm[pick] ** 2
+            fit.weights[0] = value / square if square > 0.0 else 0.0
+            fit.penalty[0] = 0.0
+        else:
+            fit.penalty[0] = limits.ridge
+            _solve(fit)
+            dropped = False
+            while True:
+                worst = _most_negative(fit)
+                if worst < 0:
+                    break
+                if limits.keep:
+                    fit.count[0] = s
+                    return t + 1, DROPPED
+                newest = worst == fit.count[0] - 1
+                if newest:
+                    fit.count[0] -= 1
+                    return t + 1, REPEATED
+                _remove(fit, worst)
+                dropped = True
+                _solve(fit)
+            if dropped:
+                log.residual[t] = _squared_residual(local, fit, limits.target_length)
+                _note(log, fit, t + 1)
+                return t + 1, DROPPED
+        residual = _squared_residual(local, fit, limits.target_length)
+        log.residual[t] = residual
+    _note(log, fit, limits.probes)
+    return limits.probes, STOPPED
+
+
+def compiled() -> bool:
+    """Whether the kernels run as machine code (not under NUMBA_DISABLE_JIT=1)."""
+    kernel: Any = pursue
+    return hasattr(kernel, "signatures")

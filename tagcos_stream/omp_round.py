@@ -1,0 +1,243 @@
+"""Rounds of the matching pursuit by draft, product and proof.
+
+A *draft* runs the next steps on the likeliest candidates with sketched inner products and says which rows they would choose.
+One matrix product computes the exact Gram columns of those. A *stretch* of exact steps then runs on rows with known columns
+only, and its *proof* compares every step's choice with all rows, by one matrix product for the whole stretch; steps from the
+first wrong one on are taken back. Where float32 cannot tell, rows are compared in float64, so that the choices are those of
+exact arithmetic, whatever the draft, the block sizes or the number of threads.
+
+n rows of a cluster, D feature dimension, p slots, s members of the round, u candidates, T probes of a stretch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagcos_stream import omp_kernels as kernels
+from tagcos_stream.omp_rows import Rows
+from tagcos_stream.omp_store import GramStore
+
+PROBES = 128  # steps drafted and proved at once
+CANDIDATES = 1024  # rows that a draft considers
+CORRELATIONS_BYTES = 64 << 20  # what a proof may hold: T x n float32
+SPAN = 8192  # rows a proof multiplies at once
+
+
+@dataclass
+class Problem:
+    """What stays fixed in a pursuit, and which rows may be chosen."""
+
+    rows: Rows
+    target: np.ndarray  # (D,) float64
+    products: np.ndarray  # (n,) float64: <a, b>
+    norm: np.ndarray  # (n,) float64: |a|
+    sketch: np.ndarray  # (n, w) float32: inner products orthogonal to the target, roughly
+    open: np.ndarray  # (n,) bool: neither chosen in an earlier round nor the copy of a lower open row
+    ridge: float
+    tol: float
+
+    @property
+    def length(self) -> float:
+        return float(np.sqrt(self.target @ self.target))
+
+
+@dataclass
+class Counts:
+    """What the pursuit spent."""
+
+    drafts: int = 0
+    probes: int = 0
+    taken_back: int = 0
+    exact_checks: int = 0
+
+
+class Round:
+    """One round of DESIGN section 3: `run` returns its members in order of choice; `story` tells each one's."""
+
+    def __init__(self, problem: Problem, store: GramStore, fit: kernels.Fit, counts: Counts, steps: int) -> None:
+        self.problem, self.store, self.fit, self.counts = problem, store, fit, counts
+        self.left = steps
+        self.residual = 1.0  # |r|^2 / |b|^2
+        self.members = np.empty(0, np.int64)  # slots, in order of choice
+        self.scores = problem.products.astype(np.float32)  # correlations of all rows with the residual now
+        self.story: dict[int, tuple[float, float]] = {}  # row -> correlation when chosen, |r|/|b| after
+        fit.count[0], fit.penalty[0] = 0, 0.0
+
+    def run(self) -> np.ndarray:
+        """(s,) rows; empty where the first one did not last."""
+        missed = np.empty(0, np.int64)
+        while True:
+            wanted, probes = self._draft()
+            wanted = np.union1d(wanted, missed)
+            if len(wanted) > self.store.room:
+                self._make_room(len(wanted))
+            if len(wanted):
+                self.store.add(wanted)
+            ended, missed = self._stretch(probes)
+            if ended:
+                return self.store.row[self.members]
+
+    def _unused(self) -> np.ndarray:
+        """Slots that may be chosen and are no members."""
+        free = self.store.open[: self.store.size].copy()
+        free[self.members] = False
+        return np.flatnonzero(free)
+
+    def _make_room(self, count: int) -> None:
+        """Forget closed slots, and of the unused ones those that correlate least with the residual."""
+        unused = self._unused()
+        keep = max(self.store.size - max(count, len(self.store.row) // 8) - len(self.members), 0)
+        best = unused[np.argsort(-self.scores[self.store.row[unused]], kind="stable")[:keep]]
+        moved = self.store.keep(np.sort(np.concatenate([self.members, best])))
+        self.members = moved[self.members]
+
+    def _draft(self) -> tuple[np.ndarray, int]:
+        """The rows without a column (B,) that the next steps would likely choose, and how many probes that takes."""
+        problem, store, fit = self.problem, self.store, self.fit
+        self.counts.drafts += 1
+        free = problem.open & (store.slot_of < 0)
+        scores = np.where(free, self.scores, -np.inf)
+        count = min(CANDIDATES, int(free.sum()))
+        fresh = np.sort(np.argpartition(-scores, count - 1)[:count]) if count else np.empty(0, np.int64)
+        unused = self._unused()
+        s, known = len(self.members), len(self.members) + len(unused)
+        slots = np.concatenate([self.members, unused])
+        rows = np.concatenate([store.row[slots], fresh])
+        matrix = np.empty((known + count, len(unused) + count), np.float32)
+        matrix[:known, : len(unused)] = store.gram[np.ix_(slots, unused)]
+        matrix[:known, len(unused) :] = store.columns[np.ix_(slots, fresh)]
+        matrix[known:, : len(unused)] = matrix[s:known, len(unused) :].T
+        sketch = problem.sketch[fresh]
+        along = (problem.products[fresh] / problem.length).astype(np.float32)
+        np.matmul(sketch, sketch.T, out=matrix[known:, len(unused) :])
+        matrix[known:, len(unused) :] += np.outer(along, along)
+        before = fit.weights[:s].copy(), fit.penalty[0]
+        probes = min(PROBES, self._longest_stretch(), self.left)
+        log, made, _ = self._pursue(matrix, rows, probes, keep=True)
+        fit.count[0], fit.penalty[0], fit.weights[:s] = s, before[1], before[0]
+        picks = log.pick[:made]
+        return np.unique(rows[picks[picks >= known]]), made
+
+    def _longest_stretch(self) -> int:
+        return max(1, CORRELATIONS_BYTES // (4 * self.problem.rows.n) - 1)
+
+    def _pursue(self, matrix: np.ndarray, rows: np.ndarray, probes: int, *, keep: bool) -> tuple[kernels.Log, int, int]:
+        problem, capacity = self.problem, len(self.fit.weights)
+        s = len(self.members)
+        self.fit.members[:s] = np.arange(s)
+        local = kernels.Local(matrix, problem.products[rows], problem.norm[rows], rows)
+        log = kernels.Log(
+            np.zeros((probes + 1, len(rows))),
+            np.empty((probes + 1, capacity), np.int64),
+            np.empty(probes + 1, np.int64),
+            np.empty(probes + 1),
+            np.empty(probes, np.int64),
+            np.empty(probes),
+            np.empty(probes),
+        )
+        limits = kernels.Limits(probes, self.left, problem.ridge, problem.tol, problem.length, self.residual, keep)
+        made, status = kernels.pursue(local, self.fit, log, limits)
+        return log, made, status
+
+    def _stretch(self, probes: int) -> tuple[bool, np.ndarray]:
+        """Exact steps on the rows with columns, then their proof.
+
+        Returns:
+            whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no column.
+        """
+        store = self.store
+        unused = self._unused()
+        slots = np.concatenate([self.members, unused])
+        log, made, status = self._pursue(store.gram[np.ix_(slots, unused)], store.row[slots], max(probes, 1), keep=False)
+        states = made + (status != kernels.REPEATED)
+        weights = np.zeros((states, store.size))
+        weights[:, slots] = log.weights[:states]
+        good, missed = self._prove(weights, slots[log.pick[:made]], log.correlation[:made])
+        self.counts.probes += good
+        self.counts.taken_back += made - good
+        for t in range(good - (good == made and status == kernels.REPEATED)):
+            self.story[int(store.row[slots[log.pick[t]]])] = float(log.correlation[t]), float(np.sqrt(log.residual[t]))
+            self.residual = float(log.residual[t])
+            self.left -= 1
+        if good < made:
+            self._take_back(log, good, slots)
+        self.members = slots[self.fit.members[: self.fit.count[0]]]
+        return good == made and status in (kernels.REACHED, kernels.REPEATED), missed
+
+    def _take_back(self, log: kernels.Log, t: int, slots: np.ndarray) -> None:
+        """Return the fit to its state before probe t."""
+        fit, s = self.fit, int(log.count[t])
+        members = log.members[t, :s].copy()
+        fit.penalty[0] = log.penalty[t]
+        fit.weights[:s] = log.weights[t, members]
+        if s > fit.count[0] or (fit.members[:s] != members).any():  # else the leading block is still this state's factor
+            order = slots[members]
+            system = self.store.gram[np.ix_(order, order)] + self.problem.ridge * np.eye(s)
+            fit.factor[:s, :s] = np.linalg.cholesky(system)  # zeroes the upper half
+            fit.forward[:s] = np.linalg.solve(fit.factor[:s, :s], self.problem.products[self.store.row[order]])
+        fit.members[:s] = members
+        fit.count[0] = s
+
+    def _prove(self, weights: np.ndarray, picks: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
+        """Compare every probe's choice with all rows that have no column.
+
+        Args:
+            weights: (T or T + 1, p) float64 by slot, before each probe. picks: (T,) slots. values: (T,) correlations.
+
+        Returns:
+            how many leading probes chose rightly, and the row (1,) that the next should have chosen, or none (0,).
+            `scores` become the correlations at the last state reached.
+        """
+        problem, store = self.problem, self.store
+        n, made = problem.rows.n, len(picks)
+        free = problem.open & (store.slot_of < 0)
+        barred = np.where(free, np.float32(0), np.float32(-np.inf))
+        used = weights.astype(np.float32)
+        # rounding of a float32 inner product of length D, with room to spare
+        unit = np.float32(2.0**-23 * (4 + np.sqrt(problem.rows.dim)))
+        reach = (np.abs(weights) @ problem.norm[store.row[: store.size]] + problem.length)[:made, None].astype(np.float32)
+        doubt = (unit * problem.norm).astype(np.float32)
+        bound = (values - kernels.TIE * problem.length * problem.norm[store.row[picks]])[:, None].astype(np.float32)
+        correlations = np.empty((len(weights), n), np.float32)
+        near: list[tuple[np.ndarray, np.ndarray]] = []
+        for start in range(0, n, SPAN):
+            here = slice(start, min(start + SPAN, n))
+            block = correlations[:, here]
+            block[:] = problem.products[here]
+            for low in range(0, store.size, PROBES):
+                part = used[:, low : low + PROBES]
+                if part.any():
+                    block -= part @ store.columns[low : min(low + PROBES, store.size), here]
+            probe, row = np.nonzero(block[:made] + reach * doubt[here] + barred[here] >= bound)
+            near.append((probe, row + start))
+        probe, row = (np.concatenate(part) for part in zip(*near, strict=True))
+        for t in np.unique(probe):
+            missed = self._better(row[probe == t], correlations[t], float(reach[t, 0]) * doubt, weights[t], int(picks[t]), values[t])
+            if missed.size:
+                self.scores = correlations[t]
+                return int(t), missed
+        self.scores = correlations[-1]
+        return made, np.empty(0, np.int64)
+
+    def _better(
+        self, rows: np.ndarray, rough: np.ndarray, doubt: np.ndarray, weights: np.ndarray, pick: int, value: float
+    ) -> np.ndarray:
+        """Of rows (q,) that might correlate more than the pick, the one (1,) that does and would be chosen, or none (0,)."""
+        problem, store = self.problem, self.store
+        best = rows[np.argmax(rough[rows])]
+        if rough[best] - doubt[best] > value:
+            return np.array([best])
+        self.counts.exact_checks += 1
+        slots = np.flatnonzero(weights)
+        residual = problem.target - weights[slots] @ store.features[slots].astype(np.float64)
+        exact = np.empty(len(rows))
+        for start in range(0, len(rows), 1024):
+            part = rows[start : start + 1024]
+            kernels.dots(problem.rows.take(part), residual, exact[start : start + 1024])
+        rows, exact = np.append(rows, store.row[pick]), np.append(exact, value)
+        top = int(np.argmax(exact))
+        tied = exact[top] - exact <= kernels.TIE * problem.length * np.maximum(problem.norm[rows], problem.norm[rows[top]])
+        winner = rows[tied].min()
+        return np.empty(0, np.int64) if winner == store.row[pick] else np.array([winner])

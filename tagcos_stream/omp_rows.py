@@ -1,0 +1,160 @@
+"""The rows that a pursuit reads: held in memory as float32, or read again from their blocks for every pass.
+
+n rows of a cluster, D feature dimension, B rows of a batch of Gram columns, w width of the sketch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from tagcos_stream import omp_kernels as kernels
+from tagcos_stream.types import RowBlocks, UserError
+
+CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
+PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Rows:
+    """Uniform access to (n, D) features, whether they fit or not. Every answer is float32 and the same either way."""
+
+    def __init__(self, features: np.ndarray | RowBlocks, *, hold: bool, threads: int) -> None:
+        self._features = features
+        self._threads = threads
+        self.n, self.dim = shape(features)
+        self.held: np.ndarray | None = None
+        if hold:
+            self.held = self._hold()
+
+    def _hold(self) -> np.ndarray:
+        if isinstance(self._features, np.ndarray) and self._features.dtype == np.float32 and self._features.flags.c_contiguous:
+            return self._features
+        held = np.empty((self.n, self.dim), np.float32)
+        if isinstance(self._features, np.ndarray):
+            whole = self._features
+
+            def fill(start: int) -> None:
+                held[start : start + CHUNK] = whole[start : start + CHUNK]
+
+            self._each(fill, range(0, self.n, CHUNK))
+        else:
+            for start, block in self.blocks():
+                held[start : start + len(block)] = block
+        return held
+
+    def _each(self, work: Callable[[int], None], items: range) -> None:
+        if self._threads == 1 or len(items) <= 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(min(self._threads, len(items))) as pool:
+            list(pool.map(work, items))
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, (r, D) float32 C-contiguous) over all rows in order."""
+        if self.held is not None or isinstance(self._features, np.ndarray):
+            whole = self.held if self.held is not None else np.asarray(self._features)
+            for start in range(0, self.n, CHUNK):
+                yield start, np.ascontiguousarray(whole[start : start + CHUNK], np.float32)
+            return
+        starts = self._features.starts
+        for b in range(len(starts) - 1):
+            yield int(starts[b]), np.ascontiguousarray(self._features.read(b), np.float32)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(B, D) float32: the rows named, in that order."""
+        if self.held is not None or isinstance(self._features, np.ndarray):
+            whole = self.held if self.held is not None else np.asarray(self._features)
+            return np.asarray(whole[rows], np.float32)
+        out = np.empty((len(rows), self.dim), np.float32)
+        block = np.searchsorted(self._features.starts, rows, side="right") - 1
+        for b in np.unique(block):
+            here = np.flatnonzero(block == b)
+            out[here] = self._features.read(int(b))[rows[here] - self._features.starts[b]]
+        return out
+
+    def scan(self, target: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One read of everything that needs every row.
+
+        Args:
+            target: (D,) float64. width: of the sketch, 0 for none. seed: of hash keys and signs.
+
+        Returns:
+            products (n, 2) float64: <a, b> and |a|^2; hashes (n,) uint64; sketch (n, w) float32.
+
+        Raises:
+            UserError: a row is not finite; names the first.
+        """
+        generator = np.random.default_rng(seed)
+        keys = generator.integers(0, 2**64, self.dim, np.uint64)
+        signs = generator.integers(0, 2, self.dim).astype(np.float32) * 2 - 1
+        products = np.empty((self.n, 2))
+        hashes = np.empty(self.n, np.uint64)
+        sketch = np.empty((self.n, width), np.float32)
+        for start, block in self.blocks():
+
+            def read(at: int, start: int = start, block: np.ndarray = block) -> None:
+                piece = block[at : at + PIECE]
+                here = slice(start + at, start + at + len(piece))
+                kernels.scan(piece, target, keys, products[here], hashes[here])
+                if width:
+                    kernels.fold(piece, signs, sketch[here])
+
+            self._each(read, range(0, len(block), PIECE))
+            wrong = np.flatnonzero(~np.isfinite(products[start : start + len(block), 1]))
+            if wrong.size:
+                raise UserError(f"features row {start + wrong[0]} holds NaN or infinity: reject such rows before selecting")
+        folded = np.empty((1, width), np.float32)
+        if width:
+            kernels.fold(np.ascontiguousarray(target[None], np.float32), signs, folded)
+            _remove_target(sketch, folded[0], products[:, 0], float(target @ target))
+        return products, hashes, sketch
+
+    def columns(self, batch: np.ndarray, out: np.ndarray) -> None:
+        """Gram columns by matrix product: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
+        batch = batch.T
+        for start, block in self.blocks():
+            out[:, start : start + len(block)] = (block @ batch).T  # this orientation is up to twice as fast as the other
+
+    def correlate(self, vector: np.ndarray, out: np.ndarray) -> None:
+        """out[j] = <a_j, v> in float64, each row summed alone. vector (D,) float64, out (n,) float."""
+        for start, block in self.blocks():
+
+            def read(at: int, start: int = start, block: np.ndarray = block) -> None:
+                piece = block[at : at + PIECE]
+                values = np.empty(len(piece))
+                kernels.dots(piece, vector, values)
+                out[start + at : start + at + len(piece)] = values
+
+            self._each(read, range(0, len(block), PIECE))
+
+
+def _remove_target(sketch: np.ndarray, folded: np.ndarray, products: np.ndarray, square: float) -> None:
+    """Leave in the sketch what is orthogonal to the target; the part along it is known exactly and need not be noisy."""
+    if square > 0.0:
+        for start in range(0, len(sketch), CHUNK):
+            here = slice(start, start + CHUNK)
+            sketch[here] -= (products[here, None] / square).astype(np.float32) * folded
+
+
+def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
+    if isinstance(features, np.ndarray):
+        if features.ndim != 2:
+            raise UserError(f"features must be two-dimensional (rows, dimensions), got shape {features.shape}")
+        return features.shape[0], features.shape[1]
+    return features.n_rows, features.dim
+
+
+def gram(left: np.ndarray, right: np.ndarray, step: int = 1024) -> np.ndarray:
+    """Inner products in float64 of float32 rows: left (p, D), right (B, D) -> (p, B); converts `step` dimensions at a time."""
+    total = np.zeros((len(left), len(right)))
+    for at in range(0, left.shape[1], step):
+        total += left[:, at : at + step].astype(np.float64) @ right[:, at : at + step].astype(np.float64).T
+    return total

@@ -1,0 +1,69 @@
+"""The Gram columns that a pursuit has computed, and what is needed to choose among them.
+
+n rows of a cluster, D feature dimension, p slots (rows whose column is known).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tagcos_stream.omp_rows import Rows, gram
+
+SPARE = 256  # slots beyond the budget, so that a block of candidates always has room
+
+
+def capacity(n: int, budget: int) -> int:
+    """Slots that a pursuit allocates: the budget and a quarter more, for candidates that are not (yet) chosen."""
+    return min(n, budget + max(SPARE, budget // 4))
+
+
+class GramStore:
+    """Gram columns by slot, in float32 against every row and in float64 against each other."""
+
+    def __init__(self, rows: Rows, slots: int) -> None:
+        self._rows = rows
+        self.columns = np.empty((slots, rows.n), np.float32)  # untouched pages cost nothing
+        self.gram = np.empty((slots, slots))
+        self.features = np.empty((slots, rows.dim), np.float32)
+        self.row = np.empty(slots, np.int64)
+        self.slot_of = np.full(rows.n, -1, np.int64)
+        self.open = np.zeros(slots, bool)  # may still be chosen
+        self.size = 0
+        self.computed = 0
+        self.batches = 0
+
+    @property
+    def room(self) -> int:
+        return len(self.row) - self.size
+
+    def add(self, wanted: np.ndarray) -> None:
+        """Compute the columns of these rows (B,), none of which has a slot; there must be room."""
+        assert len(wanted) <= self.room, "make room first"
+        here = slice(self.size, self.size + len(wanted))
+        self.features[here] = self._rows.take(wanted)
+        self._rows.columns(self.features[here], self.columns[here])
+        products = gram(self.features[: here.stop], self.features[here])
+        self.gram[: here.stop, here] = products
+        self.gram[here, : here.stop] = products.T
+        self.row[here] = wanted
+        self.slot_of[wanted] = np.arange(here.start, here.stop)
+        self.open[here] = True
+        self.size = here.stop
+        self.computed += len(wanted)
+        self.batches += 1
+
+    def keep(self, slots: np.ndarray) -> np.ndarray:
+        """Forget all but these slots (ascending). Returns the new slot of every old one, -1 where forgotten."""
+        moved = np.full(self.size, -1, np.int64)
+        moved[slots] = np.arange(len(slots))
+        self.slot_of[self.row[: self.size]] = moved
+        for new, old in enumerate(slots):  # ascending, so nothing is overwritten before it has moved
+            if new != old:
+                self.columns[new] = self.columns[old]
+                self.features[new] = self.features[old]
+        count = len(slots)
+        self.gram[:count, :count] = self.gram[np.ix_(slots, slots)]
+        self.row[:count] = self.row[slots]
+        self.open[:count] = self.open[slots]
+        self.size = count
+        return moved

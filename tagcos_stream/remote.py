@@ -1,0 +1,125 @@
+"""Object stores and the Hugging Face hub: what lies under a URL, and files there as seekable streams."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import IO, Any, NamedTuple, cast
+
+from .types import UserError
+
+SCHEMES = ("s3", "gs", "az", "hf")
+
+
+class Remote(NamedTuple):
+    """A file under a URL: size in bytes, and what the store says of its content."""
+
+    url: str
+    size: int
+    digest: str
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL. UserError for a scheme that is not read."""
+    scheme, separator, _ = path.partition("://")
+    if not separator:
+        return False
+    if scheme not in SCHEMES:
+        raise UserError(f"source {path}: scheme {scheme!r} is not read; there are {', '.join(s + '://' for s in SCHEMES)} and local paths")
+    return True
+
+
+def list_files(url: str) -> list[Remote]:
+    """Files at a URL: the file itself, all below it, or those that a glob (*, ?) matches; by name. UserError where the store refuses."""
+    scheme, _, rest = url.partition("://")
+    magic = min((i for i in (rest.find(c) for c in "*?[") if i >= 0), default=-1)
+    base = rest if magic < 0 else rest[:magic].rpartition("/")[0]
+    try:
+        found = _hub(base) if scheme == "hf" else _store_files(scheme, base)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as e:  # every store has its own kinds of errors; all of them mean that the source cannot be read
+        raise UserError(f"source {url}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}; check the address and credentials") from None
+    if magic >= 0:
+        found = [f for f in found if fnmatch.fnmatchcase(f.url, url)]
+    return sorted(found)
+
+
+def open_remote(url: str) -> IO[bytes]:
+    """A file of an object store or of the hub, with read, seek and tell; bytes are fetched as they are read."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "hf":
+        return cast("IO[bytes]", _hub_files().open(rest, "rb", block_size=8 << 20))
+    import obstore
+
+    store, path = _store(scheme, rest)
+    return cast("IO[bytes]", _Closing(obstore.open_reader(store, path, buffer_size=4 << 20)))
+
+
+class _Closing:
+    """An obstore reader as Python's readers know them: bytes, and usable in `with`."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader, self.closed = reader, False
+        self.seek, self.tell = reader.seek, reader.tell
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._reader.read(None if size < 0 else size))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> _Closing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _store(scheme: str, rest: str) -> tuple[Any, str]:
+    """(bucket's store, path in it); credentials, region and endpoint come from the store's usual environment variables."""
+    from obstore.store import from_url
+
+    bucket, _, path = rest.partition("/")
+    return from_url(f"{scheme}://{bucket}"), path
+
+
+def _store_files(scheme: str, rest: str) -> list[Remote]:
+    import obstore
+
+    store, path = _store(scheme, rest)
+    root = f"{scheme}://{rest.partition('/')[0]}/"
+    if path and not path.endswith("/"):
+        try:
+            meta = obstore.head(store, path)
+            return [Remote(root + meta["path"], meta["size"], _etag(meta))]
+        except FileNotFoundError:
+            pass
+    return [
+        Remote(root + meta["path"], meta["size"], _etag(meta)) for batch in obstore.list(store, path.rstrip("/") or None) for meta in batch
+    ]
+
+
+def _etag(meta: Any) -> str:
+    return f"etag:{meta['size']}:{meta.get('e_tag') or meta['last_modified'].isoformat()}"
+
+
+def _hub_files() -> Any:
+    try:
+        from huggingface_hub import HfFileSystem
+    except ImportError:
+        raise UserError("hf:// sources need the package huggingface_hub: pip install huggingface_hub") from None
+    return HfFileSystem()
+
+
+def _hub(base: str) -> list[Remote]:
+    """The blob's id on the hub is a content hash: SHA-256 for large files, Git's SHA-1 for others."""
+    files = _hub_files()
+    info = files.info(base)
+    found = [info] if info["type"] == "file" else [i for i in files.find(base, detail=True).values() if i["type"] == "file"]
+    return [Remote("hf://" + i["name"], i["size"], f"hub:{(i.get('lfs') or {}).get('sha256') or i.get('blob_id')}") for i in found]

@@ -1,0 +1,91 @@
+"""Plain types that the layers share: no heavy imports, no behaviour beyond checks.
+
+Dimension letters used throughout: N examples, T tokens, P adapter parameters, D feature dimension, K clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: says what was wrong, with value and place, and what to do. Exit code 2."""
+
+
+class TrainRange(TypedDict):
+    """Characters [begin, end) of a message's content that are trained on."""
+
+    begin: int
+    end: int
+
+
+class Message(TypedDict, total=False):
+    """One turn. `role` is one of ROLES and `content` is kept to the character.
+
+    `train` None means the role's default (assistant: the whole turn with its end-of-turn token; others: nothing);
+    a list names the trained character ranges, an empty list none.
+    """
+
+    role: str
+    content: str
+    name: str | None
+    train: list[TrainRange] | None
+
+
+@dataclass(frozen=True)
+class IngestBlock:
+    """What one stretch of one input file came to; every input row is in exactly one of the two frames.
+
+    occurrences: row (UInt64, 0-based in the file), example_id (String, 32 hex digits), dataset (String), source_id (String or
+    null), messages (List(Struct{role, content, name, train})), tools (String, JSON, or null).
+    rejects: row, reason (a short fixed word), detail, snippet (Strings).
+    """
+
+    occurrences: pl.DataFrame
+    rejects: pl.DataFrame
+    next_row: int  # rows of the file consumed so far: where a resumed read goes on
+    bytes_read: int  # of the file as it lies on disk, for progress
+    last: bool
+
+
+class RowBlocks(Protocol):
+    """Feature rows (N, D) that are read block by block, each at most `block_rows` rows; the seam between store and method."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(n_blocks + 1,) int64: block b holds rows starts[b] to starts[b + 1]."""
+        ...
+
+    def read(self, block: int) -> np.ndarray:
+        """(rows, D) float16 or float32, finite, C-contiguous; callers may not write to it."""
+        ...
+
+
+class ArrayRows:
+    """RowBlocks over an array that is already in memory (or a memmap)."""
+
+    def __init__(self, rows: np.ndarray, block_rows: int = 1024) -> None:
+        if rows.ndim != 2:
+            raise ValueError(f"rows must be (N, D), got shape {rows.shape}")
+        self._rows = rows
+        self.n_rows, self.dim = rows.shape
+        self.starts = np.append(np.arange(0, max(self.n_rows, 1), block_rows), self.n_rows).astype(np.int64)
+        if self.n_rows == 0:
+            self.starts = np.zeros(1, np.int64)
+
+    def read(self, block: int) -> np.ndarray:
+        return self._rows[self.starts[block] : self.starts[block + 1]]

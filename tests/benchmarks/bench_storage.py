@@ -1,0 +1,322 @@
+"""Figures of the store, as ratios to plain file I/O of the same bytes in the same run: python -m tests.benchmarks.bench_storage
+
+Needs about 7 GB of disk for the full size (100,000 x 8,192 float16); --rows makes it smaller, --folder chooses the disk.
+Every pair is measured in turn, --rounds times; the table shows the median of the ratios and the best seconds of each side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import zarr
+
+from storage import pool, runs, selections
+from storage.catalog import Catalog
+from storage.clustered import open_clustering
+from storage.features import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
+from storage.files import LocalFiles, open_files
+from storage.regroup import clustering_group, regroup
+
+BLOCK_BYTES = 4 << 20
+
+
+def timed(body: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    body()
+    return time.perf_counter() - start
+
+
+def report(name: str, bar: str, ours: list[float], theirs: list[float], *, invert: bool = False) -> None:
+    """Ratio of speeds (theirs / ours in time), or of times where `invert`."""
+    ratios = [o / t if invert else t / o for o, t in zip(ours, theirs, strict=True)]
+    print(
+        f"{name:<62} {min(ours):9.4f} s {min(theirs):9.4f} s  {np.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  bar {bar}",
+        flush=True,
+    )
+
+
+def drop_cache(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")] if folder.is_dir() else [folder]:
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def plain_write(path: Path, blocks: list[np.ndarray], n_blocks: int) -> None:
+    with open(path, "wb", buffering=0) as file:
+        for block in range(n_blocks):
+            file.write(blocks[block % len(blocks)].data)
+        os.fsync(file.fileno())
+
+
+def plain_read(path: Path) -> None:
+    buffer = bytearray(BLOCK_BYTES)
+    with open(path, "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def plain_copy(source: Path, target: Path) -> None:
+    buffer = bytearray(BLOCK_BYTES)
+    with open(source, "rb", buffering=0) as file, open(target, "wb", buffering=0) as out:
+        while got := file.readinto(buffer):
+            out.write(memoryview(buffer)[:got])
+        os.fsync(out.fileno())
+
+
+def segment_write(writer: SegmentWriter, blocks: list[np.ndarray], workers: int) -> None:
+    def one(block: int) -> int:
+        start, stop = writer.block_range(block)
+        return writer.write_block(block, blocks[block % len(blocks)][: stop - start])
+
+    with ThreadPoolExecutor(workers) as workers_pool:
+        list(workers_pool.map(one, range(writer.n_blocks)))
+
+
+def sequential(rows: FeatureRows) -> None:
+    for block in range(len(rows.starts) - 1):
+        rows.read(block)
+
+
+def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
+    files = LocalFiles(folder)
+    generator = np.random.default_rng(0)
+    blocks = [generator.standard_normal((BLOCK_ROWS, dim), dtype=np.float32).astype(np.float16) for _ in range(4)]
+    n_blocks = -(-n // BLOCK_ROWS)
+    ids = [f"{i:032x}" for i in range(n)]
+    plain, copy = folder / "plain.bin", folder / "copy.bin"
+    print(
+        f"\n({n:,}, {dim:,}) float16, {n * dim * 2 / 1e9:.2f} GB, blocks of {BLOCK_ROWS} rows, crc32c on; ours, plain, ratio of speeds"
+    )
+
+    for workers in (1, 2, 4):
+        ours, theirs = [], []
+        for _ in range(rounds):
+            shutil.rmtree(folder / "spaces", ignore_errors=True)
+            writer = create_segment(files, "space", "seg-00001", example_ids=ids, dim=dim)
+            ours.append(timed(lambda writer=writer, workers=workers: segment_write(writer, blocks, workers)))
+            plain.unlink(missing_ok=True)
+            theirs.append(timed(lambda: plain_write(plain, blocks, n_blocks)))
+        report(f"write, {workers} worker(s), fsync a block; plain: one file, one fsync", "0.5", ours, theirs)
+
+    rows = FeatureRows([open_segment(files, "space", "seg-00001")], [np.ones(n, bool)])
+    warm, cold, warm_plain, cold_plain = [], [], [], []
+    for _ in range(rounds):
+        sequential(rows)
+        warm.append(timed(lambda: sequential(rows)))
+        plain_read(plain)
+        warm_plain.append(timed(lambda: plain_read(plain)))
+        drop_cache(folder / "spaces")
+        cold.append(timed(lambda: sequential(rows)))
+        drop_cache(plain)
+        cold_plain.append(timed(lambda: plain_read(plain)))
+    report("sequential read, verified, page cache warm", "0.8", warm, warm_plain)
+    report("sequential read, verified, page cache dropped", "0.8", cold, cold_plain)
+
+    bench_gather(folder, files, plain, n, dim, rounds)
+
+    labels = generator.integers(0, 100, n)
+    zeros = np.zeros((100, dim), np.float32)
+    ours, theirs = [], []
+    for _ in range(rounds):
+        shutil.rmtree(folder / "clusterings", ignore_errors=True)
+        arguments = {"centroids": zeros, "means": zeros, "sizes": np.bincount(labels), "inertia": np.zeros(100)}
+        ours.append(timed(lambda arguments=arguments: regroup(files, "c", rows, labels, **arguments)))
+        copy.unlink(missing_ok=True)
+        theirs.append(timed(lambda: plain_copy(plain, copy)))
+    report("regroup into 100 clusters, verified; plain: copy the bytes, fsync", "0.5", ours, theirs)
+    reader = open_clustering(files, "c")
+    ours = [timed(lambda: [sequential(reader.cluster(k)) for k in range(100)]) for _ in range(rounds)]
+    report("read all clusters, verified, warm", "-", ours, warm_plain)
+    used = sum(path.stat().st_size for path in (folder / clustering_group("c")).rglob("c.*"))
+    print(f"regrouped size: {used / (n * dim * 2):.3f} of the rows' bytes")
+
+
+def bench_gather(folder: Path, files: LocalFiles, plain: Path, n: int, dim: int, rounds: int) -> None:
+    generator = np.random.default_rng(1)
+    mapped = np.memmap(plain, np.float16, "r", shape=(n, dim))
+    through_zarr = zarr.open_group(folder / segment_group("space", "seg-00001"), mode="r")["features"]
+    assert isinstance(through_zarr, zarr.Array)
+    verified = open_segment(files, "space", "seg-00001")
+    for block in range(verified.spec.n_chunks):
+        verified.read_block(block)
+    results: dict[str, list[float]] = {"mapped": [], "raw": [], "after": [], "first": [], "zarr": []}
+    for turn in range(max(rounds, 5)):
+        wanted = generator.choice(n, 300, replace=False)
+        _ = mapped[wanted].sum()  # the page cache holds the rows; mapping them is part of what is measured
+        mapped = np.memmap(plain, np.float16, "r", shape=(n, dim))
+        results["mapped"].append(timed(lambda mapped=mapped, wanted=wanted: mapped[wanted]))
+        results["raw"].append(timed(lambda wanted=wanted: open_segment(files, "space", "seg-00001").gather(wanted, verify=False)))
+        results["after"].append(timed(lambda wanted=wanted: verified.gather(wanted)))
+        fresh = open_segment(files, "space", "seg-00001")
+        results["first"].append(timed(lambda fresh=fresh, wanted=wanted: fresh.gather(wanted)))
+        if turn < 2:
+            results["zarr"].append(timed(lambda wanted=wanted: through_zarr.oindex[np.sort(wanted)]))
+    theirs = results["mapped"]
+    report(
+        "gather 300 random rows, blocks verified before; memmap (ratio of times)", "<= 5", results["after"], theirs, invert=True
+    )
+    report("gather 300, not verified, segment opened anew", "-", results["raw"], theirs, invert=True)
+    report("gather 300, every block verified at first touch", "-", results["first"], theirs, invert=True)
+    report("gather 300 through zarr-python", "-", results["zarr"], theirs[:2], invert=True)
+
+
+def bench_shapes(folder: Path, n: int, dim: int) -> None:
+    """The table of docs/store.md: what each codec and shape would cost through zarr-python, beside the raw path."""
+    print(f"\ncodecs and shapes, ({n:,}, {dim:,}) float16 through zarr-python; MB/s write, read; size; 300 rows gathered")
+    generator = np.random.default_rng(0)
+    data = generator.standard_normal((1024, dim), dtype=np.float32).astype(np.float16)
+    crc, zstd = zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=1)
+    shapes: list[tuple[str, int, int | None, tuple[object, ...]]] = [
+        (f"chunk {rows} rows, {name}", rows, shard, codecs)
+        for rows, shard, name, codecs in (
+            (256, None, "crc32c", (crc,)), (64, None, "crc32c", (crc,)), (1024, None, "crc32c", (crc,)),
+            (256, 4096, "crc32c, shards of 4,096", (crc,)), (256, None, "zstd 1 + crc32c", (zstd, crc)),
+        )
+    ]  # fmt: skip
+    wanted = np.sort(generator.choice(n, 300, replace=False))
+    total = n * dim * 2 / 1e6
+    for name, rows, shard, codecs in shapes:
+        path = folder / "shape.zarr"
+        shutil.rmtree(path, ignore_errors=True)
+        array = zarr.create_array(
+            path, shape=(n, dim), chunks=(rows, dim), shards=(shard, dim) if shard else None, dtype="float16", compressors=codecs, filters=()
+        )  # fmt: skip
+        step = max(shard or 0, 1024)
+
+        def write(array: zarr.Array = array, step: int = step) -> None:
+            for start in range(0, n, step):
+                stop = min(start + step, n)
+                array[start:stop] = np.resize(data, (stop - start, dim))
+            os.sync()
+
+        def read(array: zarr.Array = array, step: int = step) -> None:
+            for start in range(0, n, step):
+                array[start : start + step]
+
+        writing, reading = timed(write), timed(read)
+        gathering = timed(lambda array=array: array.oindex[wanted])
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) / 1e6
+        print(f"  {name:<40} {total / writing:7.0f} {total / reading:7.0f}  {size / total:5.2f}  {gathering:7.3f} s", flush=True)
+    files = LocalFiles(folder)
+    for rows in (64, 256, 1024):
+        shutil.rmtree(folder / "spaces", ignore_errors=True)
+        writer = create_segment(
+            files, "space", "seg-00001", example_ids=[f"{i:032x}" for i in range(n)], dim=dim, chunk_rows=rows
+        )
+        writing = timed(lambda writer=writer, rows=rows: segment_write(writer, [data[:rows]], 2))
+        reader = open_segment(files, "space", "seg-00001")
+        reading = timed(lambda reader=reader: sequential(FeatureRows([reader], [np.ones(n, bool)])))
+        gathering = timed(lambda reader=reader: reader.gather(wanted))
+        print(
+            f"  {'ours, chunk ' + str(rows) + ' rows, crc32c, fsync a block':<40} {total / writing:7.0f} {total / reading:7.0f}   1.00  {gathering:7.3f} s"
+        )
+
+
+def bench_catalog(folder: Path, known: int, incoming: int) -> None:
+    """In a process of its own: the peak is of the whole process, Python and the incoming ids included."""
+    path = folder / "catalog.duckdb"
+    catalog = Catalog(path)
+    opened = runs.open_run(catalog, config={}, config_hash="", versions={}, seeds={})
+    with catalog.transaction() as connection:
+        connection.execute(
+            "INSERT INTO examples SELECT md5(i::VARCHAR), 'seg-00001', i, 'made', 2, 100, ? FROM range(?) t(i)", [opened.run_id, known]
+        )  # fmt: skip
+    half = incoming // 2
+    with catalog.reading() as connection:
+        ids = connection.sql(
+            "SELECT md5(i::VARCHAR) AS id FROM range(?, ?) t(i)", params=[known - half, known - half + incoming]
+        ).pl()["id"]
+    ids = ids.sample(fraction=1.0, shuffle=True, seed=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    new = pool.unknown_ids(catalog, ids)
+    seconds = time.perf_counter() - start
+    assert len(new) == incoming - half
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{incoming:,} incoming ids against {known:,} known: {seconds:.2f} s, peak of the process {peak / 2**20:.2f} GiB "
+        f"(before it {before / 2**20:.2f})  bar 5 s, 2 GiB",
+        flush=True,
+    )
+    block = ids.head(8192)
+    print(
+        f"8,192 incoming ids against {known:,} known: {min(timed(lambda: pool.unknown_ids(catalog, block)) for _ in range(3)):.3f} s"
+    )
+
+    rows = pl.DataFrame({"example_id": ids}).with_columns(
+        segment=pl.lit("seg-00001"),
+        row=pl.int_range(len(ids)),
+        rank=pl.int_range(len(ids)),
+        round=pl.lit(0),
+        correlation=pl.int_range(len(ids)) / 7.0,
+        residual_after=pl.int_range(len(ids)) / 3.0,
+        weight=pl.lit(1.0),
+        margin=pl.int_range(len(ids)) / 5.0,
+    )
+    arguments = {"budget": len(ids), "residual": 0.5, "seconds": 0.0, "stats": {}}
+    seconds = timed(
+        lambda: selections.commit_cluster(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments)
+    )
+    print(f"insert {incoming:,} selection rows, one transaction, opened to closed: {seconds:.2f} s  bar 5 s")
+    seconds = timed(
+        lambda: selections.commit_cluster(catalog, opened.run_id, 1, selection=rows.head(1), candidates=rows, **arguments)
+    )
+    print(f"insert {incoming:,} candidate rows: {seconds:.2f} s")
+    one = rows.head(1)
+    each = [
+        timed(lambda k=k: selections.commit_cluster(catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
+        for k in range(2, 22)
+    ]
+    print(f"one small transaction on this catalog ({path.stat().st_size / 1e6:.0f} MB): median {np.median(each) * 1e3:.1f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=8192)
+    parser.add_argument("--known", type=int, default=10_000_000)
+    parser.add_argument("--incoming", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--only", choices=("features", "shapes", "catalog", "catalog-here"))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=chosen.folder, prefix="tagcos-bench-") as name:
+        folder = Path(name)
+        if chosen.only == "catalog-here":
+            bench_catalog(folder, chosen.known, chosen.incoming)
+            return
+        print(
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}, zarr {zarr.__version__}, "
+            f"duckdb {duckdb.__version__}, polars {pl.__version__}, {open_files(name).url}"
+        )
+        if chosen.only in (None, "features"):
+            bench_features(folder, chosen.rows, chosen.dim, chosen.rounds)
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if chosen.only in (None, "shapes"):
+            bench_shapes(folder, min(chosen.rows, 32_768), chosen.dim)
+    if chosen.only in (None, "catalog"):
+        print()
+        again = [sys.executable, "-m", "tests.benchmarks.bench_storage", "--only", "catalog-here", "--known", str(chosen.known)]
+        subprocess.run([*again, "--incoming", str(chosen.incoming), "--folder", str(chosen.folder)], check=True)
+
+
+if __name__ == "__main__":
+    main()

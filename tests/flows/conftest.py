@@ -1,0 +1,73 @@
+"""A tiny real model on disk and a small pool, for runs from end to end."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import tiny_model, tiny_tokenizer
+
+TOPICS = ("sums", "colours", "cities")
+
+
+def conversation(topic: str, n: int) -> list[dict[str, str]]:
+    rng = random.Random(f"{topic}-{n}")
+    a, b = rng.randint(1, 99), rng.randint(1, 99)
+    turns = {
+        "sums": [f"Sum {n}: what is {a} + {b}?", f"{a} + {b} = {a + b}"],
+        "colours": [f"Name a colour, please ({n}).", rng.choice(["red", "green", "deep blue"]) + " is a colour."],
+        "cities": [
+            f"Tell me of city {n}.",
+            "It lies by a river.",
+            "Which one?",
+            f"The {rng.choice(['Rhine', 'Nile', 'Seine'])}, kilometre {b}.",
+        ],
+    }[topic]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pool_folder(tmp_path: Path) -> Path:
+    """Three files of 40 conversations, one topic each."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def small_settings(model_folder: Path, pool_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Settings of a run that takes a second or two, with changes."""
+
+    def settings(**changes: Any) -> dict[str, Any]:
+        return {
+            "sources": (str(pool_folder),),
+            "root": str(tmp_path / "root"),
+            "model": str(model_folder),
+            "fraction": 0.1,
+            "max_length": 96,
+            "warmup_examples": 16,
+            "dim": 256,
+            "block_rows": 32,
+            "clusters": 4,
+            "min_cluster_rows": 2,
+            "batch_tokens": 512,
+            "wait": 1,
+        } | changes
+
+    return settings

@@ -1,0 +1,128 @@
+"""The command line as a user meets it: exit codes, one clear line for a mistake, output that can be read on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli
+from flows.options import settings_parameters
+from tagcos_stream.config import Settings
+
+Maker = Callable[..., dict[str, Any]]
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the entry point with arguments; returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tagcos", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"]
+    return [*values["sources"], *given]
+
+
+def test_run_status_sql_export(tagcos: Call, small_settings: Maker, tmp_path: Path) -> None:
+    values = small_settings()
+    out = tmp_path / "selected.jsonl"
+    code, printed, _ = tagcos("run", *flags(values), "--out", out)
+    assert code == 0
+    assert "12 of 120 examples selected (10.0%)" in printed
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 12
+
+    code, printed, _ = tagcos("status", "--root", values["root"], "--json")
+    (listed,) = json.loads(printed)
+    assert code == 0
+    assert listed["status"] == "complete"
+    assert [stage["stage"] for stage in listed["stages"]] == ["ingest", "warm-up", "gradients", "cluster", "select", "publish"]
+    assert tagcos("status", "--root", values["root"])[1].count(listed["run_id"]) == 1
+
+    code, printed, _ = tagcos("sql", "SELECT count(*) AS n FROM latest_selection", "--root", values["root"], "--json")
+    assert (code, json.loads(printed)) == (0, [{"n": 12}])
+    code, _, err = tagcos("sql", "DELETE FROM runs", "--root", values["root"])
+    assert code == 2
+    assert "read-only" in err
+    assert tagcos("export", "latest", "--root", values["root"], "--out", tmp_path / "x.parquet")[0] == 0
+    code, _, err = tagcos("export", "latest", "--root", values["root"], "--out", tmp_path / "x.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert ".jsonl or .parquet" in err
+
+
+def test_run__from_a_toml_file(tagcos: Call, small_settings: Maker, tmp_path: Path) -> None:
+    values = small_settings(count=5)
+    del values["fraction"]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    (tmp_path / "pool.toml").write_text("\n".join(lines), encoding="utf-8")
+    code, printed, _ = tagcos("run", "--config", tmp_path / "pool.toml")
+    assert code == 0
+    assert "5 of 120 examples selected" in printed
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """What a user may get wrong: changed settings, and a pattern that the one line must hold."""
+    (folder / "empty.jsonl").write_text("", encoding="utf-8")
+    (folder / "unanswered.jsonl").write_text('{"messages": [{"role": "user", "content": "hm"}]}\n', encoding="utf-8")
+    (folder / "broken.jsonl").write_text('{"messages": [\n{"messages": [\n', encoding="utf-8")
+    (folder / "wrong.jsonl").write_text('{"messages": 7}\n[1, 2]\n', encoding="utf-8")
+    (folder / "columns.jsonl").write_text('{"text": "only this"}\n', encoding="utf-8")
+    (folder / "file-as-root").write_text("", encoding="utf-8")
+    return {
+        "no sources": ({"sources": ()}, "no sources"),
+        "absent source": ({"sources": (str(folder / "absent.jsonl"),)}, "absent.jsonl: no such file"),
+        "empty file": ({"sources": (str(folder / "empty.jsonl"),)}, "empty.jsonl: the file is empty"),
+        "unanswered": ({"sources": (str(folder / "unanswered.jsonl"),)}, "no usable example in .*unanswered.jsonl"),
+        "broken": ({"sources": (str(folder / "broken.jsonl"),)}, "no usable example in .*broken.jsonl"),
+        "wrong types": ({"sources": (str(folder / "wrong.jsonl"),)}, "no usable example in .*wrong.jsonl"),
+        "missing column": ({"sources": (str(folder / "columns.jsonl"),)}, "columns.jsonl"),
+        "unknown model": ({"model": str(folder / "no-model")}, "no-model.*no such folder"),
+        "unknown hub model": ({"model": "nobody/nothing-at-all"}, "nobody/nothing-at-all"),
+        "no model": ({"model": ""}, "no model given"),
+        "unwritable root": ({"root": str(folder / "file-as-root" / "root")}, "file-as-root"),
+        "wrong value": ({"dim": 3}, "dim: .*8"),
+        "checkpoints": ({"checkpoints": 99}, "99 checkpoints"),
+    }
+
+
+def test_run__a_mistake_is_one_line_and_exit_code_2(tagcos: Call, small_settings: Maker, tmp_path: Path) -> None:
+    for case, (changes, pattern) in bad_inputs(tmp_path).items():
+        code, _, err = tagcos("run", *flags(small_settings(**changes)))
+        message = err.strip().splitlines()[-1]
+        assert code == 2, case
+        assert message.startswith("tagcos: "), case
+        assert re.search(pattern, message), (case, message)
+        assert "Traceback" not in err, case
+
+
+def test_readers__need_a_root_that_is_there(tagcos: Call, tmp_path: Path) -> None:
+    for arguments in (["status"], ["sql", "FROM runs"], ["export", "latest", "--out", "x.jsonl"]):
+        code, _, err = tagcos(*arguments, "--root", tmp_path / "nowhere")
+        assert code == 2
+        assert "nowhere" in err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_help__lists_every_setting(tagcos: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, printed, _ = tagcos("run", "--help")
+    for name in Settings.model_fields:
+        assert name == "sources" or f"--{name.replace('_', '-')}" in printed, name
+    assert {p.name for p in settings_parameters()} == set(Settings.model_fields) - {"sources"}

@@ -1,0 +1,140 @@
+"""The whole job on a tiny real model: what a run selects, records, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flows import pipeline
+from flows.progress import SilentReporter
+from storage import exports, selections
+from storage.root import open_root
+from tagcos_stream.config import load_settings
+from tagcos_stream.types import UserError
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def run(values: dict[str, Any]) -> pipeline.Outcome:
+    return pipeline.run(load_settings(values), SilentReporter())
+
+
+def selected(root: str, run_id: str) -> pl.DataFrame:
+    return selections.selection(open_root(root, create=False).catalog, run_id).drop("run_id")
+
+
+def test_run__selects_the_exact_budget_and_records_why(small_settings: Maker, tmp_path: Path) -> None:
+    outcome = run(small_settings())
+    root = open_root(str(tmp_path / "root"), create=False)
+    chosen = selected(root.url, outcome.run_id)
+    assert len(chosen) == 12 == round(0.1 * 120)
+    assert chosen["example_id"].n_unique() == 12
+    assert (chosen["weight"] >= 0).all()
+    by_source = root.catalog.read("FROM by_source(?)", [outcome.run_id])
+    assert sorted(by_source["dataset"]) == ["cities", "colours", "sums"]
+    assert by_source["pool"].sum() == 120
+    # every pool row belongs to one cluster, and clusters add up
+    clusters = root.catalog.read("FROM coverage_of(?)", [outcome.run_id])
+    assert clusters["size"].sum() == 120
+    assert clusters["selected"].sum() == 12
+    assert clusters["residual"].is_between(0, 1).all()
+    # chosen and left alike know why
+    left = root.catalog.read("SELECT example_id FROM examples ANTI JOIN selections USING (example_id) ORDER BY 1 LIMIT 1").item()
+    why = root.catalog.read("FROM why(?)", [left]).row(0, named=True)
+    assert not why["chosen"]
+    assert why["places_to_cut"] >= 1
+    assert root.catalog.read("FROM why(?)", [chosen["example_id"][0]]).row(0, named=True)["chosen"]
+
+
+def test_run__same_input_and_seed_give_the_same_selection(small_settings: Maker, tmp_path: Path) -> None:
+    first, second = (run(small_settings(root=str(tmp_path / name))).run_id for name in ("a", "b"))
+    assert selected(str(tmp_path / "a"), first).equals(selected(str(tmp_path / "b"), second))
+
+
+def test_run__again_computes_only_what_is_new(small_settings: Maker, pool_folder: Path) -> None:
+    values = small_settings()
+    first = run(values)
+    assert first.stages["gradients"]["computed"] == 120
+    again = run(values)
+    assert again.run_id != first.run_id
+    assert again.stages["ingest"]["new"] == 0
+    assert again.stages["warm-up"]["reused"]
+    assert again.stages["gradients"]["computed"] == 0
+    assert again.stages["cluster"]["reused"]
+    assert selected(values["root"], first.run_id).equals(selected(values["root"], again.run_id))
+
+    # a moved, reordered file costs nothing, three new rows cost three
+    lines = (pool_folder / "sums.jsonl").read_text(encoding="utf-8").splitlines()
+    new = [
+        json.dumps({"messages": [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{i}"}]})
+        for i in range(3)
+    ]
+    (pool_folder / "sums.jsonl").unlink()
+    (pool_folder / "other.jsonl").write_text("\n".join([*reversed(lines), *new]), encoding="utf-8")
+    third = run(values)
+    assert third.stages["ingest"]["new"] == 3
+    assert third.stages["gradients"]["computed"] == 3
+    assert third.stages["select"]["pool"] == 123
+
+
+def test_run__another_fraction_needs_no_gradients(small_settings: Maker) -> None:
+    run(small_settings())
+    outcome = run(small_settings(fraction=0.25))
+    assert outcome.stages["gradients"]["computed"] == 0
+    assert outcome.stages["cluster"]["reused"]
+    assert outcome.stages["select"]["selected"] == 30
+
+
+def test_run__bad_rows_are_rejects_and_the_run_goes_on(small_settings: Maker, pool_folder: Path) -> None:
+    with (pool_folder / "cities.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "user", "content": "no answer"}]}\n{broken\n{"messages": 7}\n')
+        long_prompt = [{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": "cut off"}]
+        file.write(json.dumps({"messages": long_prompt}) + "\n")
+    values = small_settings()
+    outcome = run(values)
+    rejects = open_root(values["root"], create=False).catalog.read("SELECT stage, row, reason, snippet FROM rejects ORDER BY ALL")
+    assert rejects.filter(pl.col("stage") == "ingest")["row"].to_list() == [40, 41, 42]
+    assert rejects.filter(pl.col("stage") == "gradients")["reason"].to_list() == ["no target tokens"]
+    assert outcome.stages["select"]["pool"] == 120
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_export__holds_messages_weight_cluster_and_rank(small_settings: Maker, tmp_path: Path, name: str) -> None:
+    values = small_settings()
+    outcome = run(values)
+    path = tmp_path / name
+    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path) == 12
+    frame = pl.read_ndjson(path) if name.endswith("jsonl") else pl.read_parquet(path)
+    assert len(frame) == 12
+    assert frame["weight"].mean() == pytest.approx(1)
+    chosen = selected(values["root"], outcome.run_id)
+    assert sorted(frame.select("example_id", "cluster", "rank").rows()) == sorted(
+        chosen.select("example_id", "cluster", "rank").rows()
+    )
+    source = {
+        line
+        for topic in ("sums", "colours", "cities")
+        for line in (Path(values["sources"][0]) / f"{topic}.jsonl").read_text().splitlines()
+    }
+    for messages in frame["messages"].to_list():
+        turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+        assert json.dumps({"messages": turns}) in source
+
+
+def test_run__a_changed_model_is_refused(small_settings: Maker, model_folder: Path, pool_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from tests.models import tiny_model
+
+    own = tmp_path / "model"
+    shutil.copytree(model_folder, own)
+    run(small_settings(model=str(own)))
+    tiny_model("llama", seed=1).save_pretrained(own)
+    (pool_folder / "more.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="features of two models never mix"):
+        run(small_settings(model=str(own)))

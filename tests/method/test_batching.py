@@ -1,0 +1,34 @@
+"""Batches: every row once, within the budget, little padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagcos_stream.batching import padding_share, plan_batches
+
+
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 2000))
+def test_plan_batches__every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+def test_plan_batches__longest_first_and_stable() -> None:
+    assert [batch.tolist() for batch in plan_batches([3, 9, 3, 9, 5], 18)] == [[1, 3], [4, 0, 2]]
+
+
+def test_padding_share__is_small_for_sorted_lengths() -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 0.7, 256).clip(8, 512).astype(int)
+    assert padding_share(lengths, plan_batches(lengths, 2048)) < 0.05
+    assert padding_share([4, 2], [np.array([0, 1])]) == 0.25
+    assert padding_share([], []) == 0.0
+
+
+def test_plan_batches__refuses_no_budget() -> None:
+    with pytest.raises(ValueError, match="token_budget is 0"):
+        plan_batches([1], 0)

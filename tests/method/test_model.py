@@ -1,0 +1,119 @@
+"""Loading models, attaching adapters, and what a fingerprint follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tagcos_stream.model import adapter_parameters, attach_adapter, attach_from_checkpoint, load_model, model_fingerprint
+from tagcos_stream.types import UserError
+from tests.models import KINDS, random_encoded, tiny_model, tiny_tokenizer
+
+EXPECTED = {"llama": 4, "qwen2": 4, "gpt_neox": 2}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_load_model__folder(saved: Path) -> None:
+    loaded = load_model(str(saved))
+    ref = tiny_model()
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(loaded.model(ids).logits, ref(ids).logits)
+    assert (loaded.max_positions, loaded.dtype) == (512, "float32" if not torch.cuda.is_available() else "bfloat16")
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert not loaded.model.training
+
+
+def test_load_model__fingerprint_follows_content_not_place(saved: Path, tmp_path: Path) -> None:
+    ref = load_model(str(saved), device="cpu").fingerprint
+    moved = saved.rename(tmp_path / "elsewhere")
+    loaded = load_model(str(moved), device="cpu")
+    assert loaded.fingerprint == ref
+    loaded.tokenizer("padding and truncation are no part of it", truncation=True, max_length=3)
+    assert model_fingerprint(loaded.model, loaded.tokenizer) == ref
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] += 1e-3
+    assert model_fingerprint(loaded.model, loaded.tokenizer) != ref
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("/no/such/folder", "no such folder"),
+        ("/no/such/model.gguf", "no such file"),
+        ("no-such-owner/no-such-model", "could not be loaded"),
+        ("", "no such folder"),
+    ],
+)
+def test_load_model__unknown_model_is_the_users_mistake(ref: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(ref)
+
+
+def test_load_model__folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_model(str(tmp_path))
+
+
+def test_load_model__refuses_unknown_settings(saved: Path) -> None:
+    with pytest.raises(UserError, match="dtype is 'int3'"):
+        load_model(str(saved), dtype="int3")
+    with pytest.raises(UserError, match="quantize is '3bit'"):
+        load_model(str(saved), quantize="3bit")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attach_adapter__attention_projections_from_the_seed(kind: str) -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(torch.initial_seed() + 1)  # the global generator has no part in it
+        return {name: p.detach().clone() for name, p in adapter_parameters(attach_adapter(tiny_model(kind), rank=4, alpha=8, seed=seed)).items()}
+
+    first, again, other = weights(1), weights(1), weights(2)
+    assert len(first) == 2 * 2 * EXPECTED[kind]  # two matrices a layer, two layers
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], other[name]) == (".lora_B." in name) for name in first)
+    assert not any(w.any() for name, w in first.items() if ".lora_B." in name)
+
+
+def test_attach_adapter__leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    model = tiny_model()
+    attach_adapter(model, rank=4, alpha=8, seed=0)
+    torch.testing.assert_close(torch.get_rng_state(), before)
+
+
+def test_attach_adapter__refuses_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="rank is 0"):
+        attach_adapter(tiny_model(), rank=0, alpha=1, seed=0)
+    with pytest.raises(UserError, match="target_modules"):
+        attach_adapter(tiny_model(), rank=2, alpha=1, seed=0, target_modules=["no_such"])
+
+    class Unknown(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mystery = torch.nn.Linear(2, 2)
+
+    with pytest.raises(UserError, match=r"no known attention projections in Unknown: set target_modules to some of mystery"):
+        attach_adapter(Unknown(), rank=2, alpha=1, seed=0)
+
+
+def test_attach_from_checkpoint__is_the_saved_adapter(tmp_path: Path) -> None:
+    model: Any = attach_adapter(tiny_model(), rank=3, alpha=7, seed=5, target_modules=["q_proj", "down_proj"])
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path / "adapter")
+    comp = attach_from_checkpoint(tiny_model(), tmp_path / "adapter")
+    ids = torch.from_numpy(random_encoded([7])[0].input_ids.astype("int64"))[None]
+    torch.testing.assert_close(comp(ids).logits, model(ids).logits)
+    assert adapter_parameters(comp).keys() == adapter_parameters(model).keys()
+    with pytest.raises(UserError, match=r"no adapter_config\.json"):
+        attach_from_checkpoint(tiny_model(), tmp_path)

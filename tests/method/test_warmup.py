@@ -1,0 +1,170 @@
+"""The warm-up: moments by name that are Adam's, the published schedule, and other people's checkpoints."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from tagcos_stream.model import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.types import UserError
+from tagcos_stream.warmup import Checkpoint, Warmup, _collate, run_warmup
+from tagcos_stream.warmup_import import import_checkpoint
+from tests.models import random_encoded, tiny_model
+
+ENCODED = random_encoded([5, 9, 20, 13, 7, 30, 11, 16])
+
+
+def adapted(kind: str = "llama", dropout: float = 0.0, **options: Any) -> Any:
+    return attach_adapter(tiny_model(kind), **({"rank": 4, "alpha": 8, "seed": 1, "dropout": dropout} | options))
+
+
+def warm(model: Any, **options: Any) -> Warmup:
+    settings = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "checkpoints": [2, 4], "seed": 0} | options
+    return run_warmup(model, ENCODED, **settings)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])  # the tiny GPT-NeoX has dropout of its own, which training keeps
+def test_warmup__equals_adamw_by_hand(kind: str) -> None:
+    """Two steps on the whole sample: weights and moments as AdamW's formulae give them, name by name."""
+    comp = warm(adapted(kind), steps=2, batch_size=8, checkpoints=[1, 2], schedule="constant", max_grad_norm=1e9)
+    model = adapted(kind)
+    parameters = adapter_parameters(model)
+    m = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    v = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for t, checkpoint in enumerate(comp.checkpoints, start=1):
+        batch = _collate(ENCODED)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1))
+        assert comp.losses[t - 1] == pytest.approx(float(loss.detach()), rel=1e-4)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        assert checkpoint.adam_steps == checkpoint.step == t
+        for (name, parameter), g in zip(parameters.items(), gradients, strict=True):
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.999 * v[name] + 0.001 * g * g
+            with torch.no_grad():
+                parameter -= 1e-2 * (m[name] / (1 - 0.9**t)) / ((v[name] / (1 - 0.999**t)).sqrt() + 1e-8)
+            torch.testing.assert_close(checkpoint.exp_avg[name], m[name], rtol=1e-3, atol=1e-7)
+            torch.testing.assert_close(checkpoint.exp_avg_sq[name], v[name], rtol=1e-3, atol=1e-11)
+            # a gradient of zero, where lora_B is still zero, is rounding: its normalised step has no meaning
+            steady = v[name] > 1e-14
+            torch.testing.assert_close(checkpoint.weights[name][steady], parameter.detach()[steady], rtol=1e-3, atol=1e-4)
+
+
+def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
+    first, again = warm(adapted(dropout=0.1)), warm(adapted(dropout=0.1))
+    assert [c.fingerprint() for c in first.checkpoints] == [c.fingerprint() for c in again.checkpoints]
+    assert first.losses == again.losses
+    assert warm(adapted(dropout=0.1), seed=1).losses != first.losses
+    whole, parts = warm(adapted()), warm(adapted(), micro_batch_tokens=30)
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)
+
+
+def test_warmup__published_learning_rates() -> None:
+    """30 steps into a longer linear schedule give the weights that the paper's run prints: 2.1569e-06, 6.0784e-06, 1e-05."""
+    options = {"steps": 30, "batch_size": 2, "learning_rate": 2e-5, "checkpoints": [10, 20, 30], "warmup_steps": 51, "schedule_steps": 1700}
+    comp = warm(adapted(), **options)
+    np.testing.assert_allclose([c.learning_rate for c in comp.checkpoints], [2.1569e-06, 6.0784e-06, 1e-05], rtol=1e-4)
+    assert [c.step for c in comp.checkpoints] == [10, 20, 30]
+    assert len(comp.losses) == len(comp.learning_rates) == 30
+
+
+def test_warmup__leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    model, seen = adapted(dropout=0.1), []
+    warm(model, progress=lambda *at: seen.append(at))
+    assert os.listdir(tmp_path) == []
+    assert states[:2] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert torch.equal(states[2], torch.get_rng_state())
+    assert capsys.readouterr().out == ""
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert not model.training
+
+
+def test_warmup__refuses_impossible_plans() -> None:
+    with pytest.raises(UserError, match=r"checkpoints \[5\].*1 to 4"):
+        warm(adapted(), checkpoints=[5])
+    with pytest.raises(UserError, match="no example to warm up on"):
+        run_warmup(adapted(), [], steps=1, batch_size=1, learning_rate=1e-4, checkpoints=[1], seed=0)
+    with pytest.raises(UserError, match="lower the learning rate"):
+        warm(adapted(), learning_rate=1e30, max_grad_norm=1e30)
+
+
+def test_checkpoint__survives_flat_tensors() -> None:
+    (checkpoint,) = warm(adapted(), checkpoints=[4]).checkpoints
+    comp = Checkpoint.from_tensors(checkpoint.tensors(), checkpoint.metadata())
+    assert comp.fingerprint() == checkpoint.fingerprint()
+    assert (comp.step, comp.learning_rate, comp.adam_steps) == (checkpoint.step, checkpoint.learning_rate, checkpoint.adam_steps)
+    assert sorted(comp.weights) == sorted(checkpoint.weights)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A user's own Trainer run: its folder, and the trained model."""
+    folder, model = tmp_path_factory.mktemp("trainer"), adapted()
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=3, logging_steps=1, report_to=[],
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=True, optim="adamw_torch", label_names=["labels"], dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=list(ENCODED), data_collator=_collate)
+    trainer.train()
+    return folder / "checkpoint-3", trainer
+
+
+def test_import_checkpoint__equals_the_trainers_own_state(trained: tuple[Path, Any]) -> None:
+    folder, trainer = trained
+    model = attach_from_checkpoint(tiny_model(), folder)
+    comp = import_checkpoint(folder, model)
+    states = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
+    for name, parameter in adapter_parameters(trainer.model).items():
+        assert torch.equal(comp.weights[name], parameter.detach())
+        assert torch.equal(comp.exp_avg[name], states[parameter]["exp_avg"])
+        assert torch.equal(comp.exp_avg_sq[name], states[parameter]["exp_avg_sq"])
+    assert (comp.step, comp.adam_steps) == (3, 3)
+    assert comp.learning_rate > 0
+
+
+def test_import_checkpoint__refuses_mismatch_with_both_sides_listed(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = trained
+    with pytest.raises(UserError, match=r"only there: .*q_proj.lora_A.weight \(4, 32\).*16 in the model, only there: .*\(2, 32\)"):
+        import_checkpoint(folder, adapted(rank=2))
+    copy = tmp_path / "checkpoint"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    model = attach_from_checkpoint(tiny_model(), copy)
+    state = torch.load(copy / "optimizer.pt", weights_only=True)
+    order = state["param_groups"][0]["params"]
+    order[0], order[1] = order[1], order[0]  # lora_A's moments on lora_B, as an integer-keyed state would have it
+    torch.save(state, copy / "optimizer.pt")
+    with pytest.raises(UserError, match=r"optimizer.pt does not fit.*lora_A.weight \(32, 4\)"):
+        import_checkpoint(copy, model)
+    state["param_groups"][0]["params"] = order[:5]
+    torch.save(state, copy / "optimizer.pt")
+    with pytest.raises(UserError, match=r"holds 5 parameters .* adapter has 16"):
+        import_checkpoint(copy, model)
+    (copy / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match="the moments are needed"):
+        import_checkpoint(copy, model)
+
+
+def test_import_checkpoint__optimizer_file_cannot_run_code(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = trained
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"state": Evil(), "param_groups": []}, tmp_path / "optimizer.pt")
+    with pytest.raises(UserError, match="cannot be read as a plain optimizer state"):
+        import_checkpoint(tmp_path, attach_from_checkpoint(tiny_model(), folder))
+    assert not (tmp_path / "ran").exists()

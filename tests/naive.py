@@ -1,0 +1,292 @@
+"""The specification: the plainest way to compute what the fast code computes; one section an area."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+
+# --- budget -------------------------------------------------------------------------------------------------------------
+
+
+def allocate(sizes: list[int], total: int) -> list[int]:
+    """Largest remainder; then every non-empty cluster without a row takes one from whoever is furthest above its share."""
+    from fractions import Fraction
+
+    rows = sum(sizes)
+    if total == 0:
+        return [0] * len(sizes)
+    share = [Fraction(size * total, rows) for size in sizes]
+    budget = [int(s) for s in share]
+    order = sorted(range(len(sizes)), key=lambda k: (-(share[k] - int(share[k])), k))
+    for k in order[: total - sum(budget)]:
+        budget[k] += 1
+    if total >= sum(size > 0 for size in sizes):
+        for k in range(len(sizes)):
+            if sizes[k] > 0 and budget[k] == 0:
+                donors = [j for j in range(len(sizes)) if budget[j] > 1]
+                donor = max(donors, key=lambda j: (budget[j] - share[j], -j))
+                budget[donor] -= 1
+                budget[k] = 1
+    return budget
+
+
+# --- clustering and selection -------------------------------------------------------------------------------------------
+# DESIGN section 3 in float64. Legend: A (n, D) rows, b (D,) target, k budget, S the rows of the round; X (N, D), K clusters.
+
+TIE = 1e-11  # correlations this close (relative to the row's norm times |b|) are tied, weights this close too: rounding must not choose
+
+
+def naive_correlations(A: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """<a_j, r> for every row, each summed on its own so that equal rows give equal numbers (a matrix product need not)."""
+    return (A * r).sum(axis=1)
+
+
+def naive_argmax(correlations: np.ndarray, rows: list[int], scale: np.ndarray) -> int:
+    """The row of `rows` with the largest correlation; of tied ones the lowest."""
+    best = max(rows, key=lambda j: correlations[j])
+    return min(j for j in rows if correlations[best] - correlations[j] <= TIE * max(scale[j], scale[best]))
+
+
+def naive_ridge(A: np.ndarray, b: np.ndarray, S: list[int], ridge: float) -> np.ndarray:
+    """argmin over x of |b - A_S' x|^2 + ridge |x|^2."""
+    return np.linalg.solve(A[S] @ A[S].T + ridge * np.eye(len(S)), A[S] @ b)
+
+
+def naive_omp(A: np.ndarray, b: np.ndarray, k: int, ridge: float = 1.0, tol: float = 1e-4) -> list[tuple[int, int, float, float]]:
+    """(row, round, correlation when chosen, |r|/|b| after the choice) in the order of choice.
+
+    DESIGN section 3, line by line. What it leaves open: a row of length zero gets x = 0; a target of length zero counts as
+    reached; of equally negative weights the earliest chosen leaves, and a weight within TIE of zero is not negative; the row
+    that fills an empty round is the argmax against the target, and leaves |r|/|b| where it was.
+    """
+    A, b = np.asarray(A, np.float64), np.asarray(b, np.float64)
+    length = np.linalg.norm(b)
+    scale = np.linalg.norm(A, axis=1) * length
+    remaining = list(range(len(A)))
+    k = min(k, len(A))
+    chosen: list[tuple[int, int, float, float]] = []
+    rounds = 0
+    while len(chosen) < k:
+        S: list[int] = []
+        story: dict[int, tuple[float, float]] = {}
+        r = b
+        for _ in range(k - len(chosen)):
+            if length == 0 or np.linalg.norm(r) / length < tol:
+                break
+            c = naive_correlations(A, r)
+            j = naive_argmax(c, remaining, scale)
+            if j in S:
+                break
+            S.append(j)
+            if len(S) == 1:
+                x = np.array([c[j] / (A[j] @ A[j]) if A[j] @ A[j] > 0 else 0.0])
+                ended = False
+            else:
+                x, ended = naive_ridge(A, b, S, ridge), False
+                while not ended and min(x) < -TIE * max(abs(x)):
+                    worst = int(np.argmax(x <= min(x) + TIE * max(abs(x))))
+                    ended = worst == len(S) - 1
+                    del S[worst]
+                    if not ended:
+                        x = naive_ridge(A, b, S, ridge)
+            if ended:
+                break
+            r = b - A[S].T @ x
+            story[j] = (float(c[j]), float(np.linalg.norm(r) / length))
+        if not S:
+            c = naive_correlations(A, b)
+            j = naive_argmax(c, remaining, scale)
+            S, story[j] = [j], (float(c[j]), 1.0 if length else 0.0)
+        chosen += [(j, rounds, *story[j]) for j in S]
+        remaining = [j for j in remaining if j not in S]
+        rounds += 1
+    return chosen
+
+
+def naive_weights(A: np.ndarray, b: np.ndarray, chosen: list[int], ridge: float = 1.0) -> np.ndarray:
+    """The non-negative ridge weights of the chosen rows: scipy's nnls on the stacked system [A_S'; sqrt(ridge) I] x = [b; 0]."""
+    from scipy.optimize import nnls
+
+    A, b = np.asarray(A, np.float64)[chosen], np.asarray(b, np.float64)
+    stacked = np.vstack([A.T, np.sqrt(ridge) * np.eye(len(chosen))])
+    return nnls(stacked, np.append(b, np.zeros(len(chosen))), maxiter=100 * max(len(chosen), 1))[0]
+
+
+def naive_assign(X: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label (lowest of equals) and distance of each row, from the differences themselves."""
+    d2 = ((X[:, None, :].astype(np.float64) - centroids[None].astype(np.float64)) ** 2).sum(axis=2)
+    return d2.argmin(axis=1), np.sqrt(d2.min(axis=1))
+
+
+def naive_cluster_stats(X: np.ndarray, labels: np.ndarray, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means, sizes and inertia (sum of squared distances to the mean) of every cluster."""
+    X = X.astype(np.float64)
+    sizes = np.array([(labels == j).sum() for j in range(K)])
+    means = np.array([X[labels == j].mean(axis=0) if sizes[j] else np.zeros(X.shape[1]) for j in range(K)])
+    inertia = np.array([((X[labels == j] - means[j]) ** 2).sum() for j in range(K)])
+    return means, sizes, inertia
+
+
+def naive_minibatch_step(X: np.ndarray, centroids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One mini-batch update: each centre moves to the running mean of all rows it was ever given (Sculley 2010, algorithm 1).
+
+    Rows are taken one by one with the learning rate 1/count, against the labels fixed at the start of the batch.
+    """
+    centroids, counts = centroids.astype(np.float64).copy(), counts.astype(np.float64).copy()
+    labels, _ = naive_assign(X, centroids)
+    for row, label in zip(X.astype(np.float64), labels, strict=True):
+        counts[label] += 1
+        centroids[label] += (row - centroids[label]) / counts[label]
+    return centroids, counts, labels
+
+
+# --- gradients and projection -------------------------------------------------------------------------------------------
+# One example at a time, the model's own logits, plain autograd, whole gradients, whole matrices, Python integers.
+
+
+def naive_gradients(model: Any, input_ids: np.ndarray, target: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean cross-entropy over the target tokens of one example, and its gradient by PEFT's parameter names."""
+    import torch
+
+    parameters = {n.replace(".default.", "."): p for n, p in model.named_parameters() if ".lora_" in n}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    ids = torch.tensor(input_ids, dtype=torch.long)[None]
+    log_probabilities = torch.log_softmax(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0], dim=-1)
+    losses = [-log_probabilities[t - 1, ids[0, t]] for t in range(1, len(input_ids)) if target[t]]
+    loss = torch.stack(losses).mean()
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return float(loss.detach()), {name: g.numpy() for name, g in zip(parameters, gradients, strict=True)}
+
+
+def naive_variant(variant: str, g: np.ndarray, m: np.ndarray, v: np.ndarray, t: int) -> np.ndarray:
+    """DESIGN section 3, line by line."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+
+    def adam(g: np.ndarray) -> np.ndarray:
+        return (b1 * m + (1 - b1) * g) / np.sqrt(b2 * v + (1 - b2) * g * g + eps)
+
+    if variant == "adam":
+        return adam(g)
+    if variant == "adam-delta":
+        return adam(g) - adam(np.zeros_like(g))
+    if variant == "adam-corrected":
+        m_hat = (b1 * m + (1 - b1) * g) / (1 - b1 ** (t + 1))
+        v_hat = (b2 * v + (1 - b2) * g * g) / (1 - b2 ** (t + 1))
+        return m_hat / (np.sqrt(v_hat) + eps)
+    if variant == "preconditioned":
+        return g / (np.sqrt(v / (1 - b2**t)) + eps)
+    return {"sgd": g, "sign": np.sign(g)}[variant]
+
+
+def naive_splitmix(counter: int) -> int:
+    mask = (1 << 64) - 1
+    z = counter * 0x9E3779B97F4A7C15 & mask
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)
+
+
+def naive_projection(kind: str, seed: int, name: str, size: int, dim: int, entries: int = 2) -> np.ndarray:
+    """The part of R (size, dim) that belongs to one parameter, entry by entry."""
+    key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
+    matrix = np.zeros((size, dim))
+    for i in range(size):
+        if kind == "rademacher":
+            words = -(-dim // 64)
+            for j in range(dim):
+                bit = naive_splitmix(key + i * words + j // 64) >> (j % 64) & 1
+                matrix[i, j] = (1 - 2 * bit) / np.sqrt(dim)
+        else:
+            for entry in range(entries):
+                counter = key + 2 * (i // 64 * entries + entry)
+                bit = naive_splitmix(counter) >> (i % 64) & 1
+                draw = naive_splitmix(counter + 1) >> 32
+                if entry == 0:
+                    first = offset = draw * dim >> 32
+                else:  # a later entry is never where the first is: its distance is drawn from one of entries - 1 strata of 1 to dim - 1
+                    low, high = (dim - 1) * (entry - 1) // (entries - 1), (dim - 1) * entry // (entries - 1)
+                    offset = first + 1 + low + (draw * (high - low) >> 32)
+                matrix[i, (offset + i % 64) % dim] += (1 - 2 * bit) / np.sqrt(entries)
+    return matrix
+
+
+def naive_feature(gradients: dict[str, np.ndarray], checkpoint: Any, variant: str, projection: Any) -> np.ndarray:
+    """normalise(R G) of one example at one checkpoint."""
+    total = np.zeros(projection.dim)
+    for name, g in gradients.items():
+        m, v = (np.asarray(part[name], np.float64).reshape(-1) for part in (checkpoint.exp_avg, checkpoint.exp_avg_sq))
+        G = naive_variant(variant, g.astype(np.float64).reshape(-1), m, v, checkpoint.adam_steps)
+        total += G @ naive_projection(projection.kind, projection.seed, name, len(G), projection.dim)
+    return total / np.linalg.norm(total)
+
+
+# --- ingest -------------------------------------------------------------------------------------------------------------
+
+
+def example_id(messages: list[dict], tools: object = None) -> str:
+    """BLAKE2b-128 over `key bytes newline value newline` records: docs/formats.md."""
+    import hashlib
+
+    def canonical(v: object) -> str:
+        if v is None:
+            return "null;"
+        if isinstance(v, bool):
+            return "true;" if v else "false;"
+        if isinstance(v, str):
+            return "s" + str(len(v)) + ":" + v + ";"
+        if isinstance(v, dict):
+            return "{" + "".join(canonical(k) + canonical(v[k]) for k in sorted(v) if v[k] is not None) + "}"
+        if isinstance(v, list):
+            return "[" + "".join(canonical(x) for x in v) + "]"
+        if v == int(v) and (isinstance(v, int) or abs(v) < 2**53):
+            return f"i{int(v)};"
+        return f"f{v.hex()};"
+
+    records = []
+    for m in messages:
+        if m.get("name") is not None:
+            records.append(("name", m["name"]))
+        if m.get("train") is not None:
+            records.append(("train", ",".join(f"{r['begin']}-{r['end']}" for r in m["train"])))
+        records.append((m["role"], m["content"]))
+    if tools is not None:
+        records.append(("tools", canonical(tools)))
+    data = b"".join(k.encode() + b" " + str(len(v.encode())).encode() + b"\n" + v.encode() + b"\n" for k, v in records)
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def plain_conversation(record: dict) -> list[tuple[str, str]]:
+    """The four shapes that everyone has, without any of the checks."""
+    if "messages" in record:
+        return [(m["role"], m["content"]) for m in record["messages"]]
+    if "conversations" in record:
+        roles = {"human": "user", "gpt": "assistant", "system": "system"}
+        return [(roles[m["from"]], m["value"]) for m in record["conversations"]]
+    if "instruction" in record:
+        extra = record.get("input")
+        return [("user", record["instruction"] + ("\n\n" + extra if extra else "")), ("assistant", record["output"])]
+    return [("user", record["prompt"]), ("assistant", record["completion"])]
+
+
+def words(text: str) -> list[str]:
+    """Words as near-duplicates and decontamination see them."""
+    import re
+
+    own = "\u3000-\ud7ff"  # scripts without spaces: a character is a word
+    return re.findall(rf"[{own}]|(?:[0-9a-z]|[\u00c0-\u1fff]|[\ud800-\uffff]|[\U00010000-\U0010ffff])+", text.lower())
+
+
+def shares_run(a: str, b: str, n: int) -> bool:
+    """Whether two texts have n words in a row in common."""
+    runs = [{tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (words(a), words(b))]
+    return bool(runs[0] & runs[1])
+
+
+def jaccard(a: str, b: str, n: int) -> float:
+    """Share of runs of n words that two texts have in common."""
+    runs = [{tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (words(a), words(b))]
+    return len(runs[0] & runs[1]) / len(runs[0] | runs[1])

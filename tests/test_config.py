@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tagcos_stream.config import MACHINE_FIELDS, PRESETS, SPACE_FIELDS, Settings, load_settings
+from tagcos_stream.types import UserError
+
+
+def test_settings__every_field_is_described_and_ends_a_sentence() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_settings__field_groups_name_real_fields() -> None:
+    assert set(Settings.model_fields) >= MACHINE_FIELDS
+    assert set(Settings.model_fields) >= set(SPACE_FIELDS)
+    assert not MACHINE_FIELDS & set(SPACE_FIELDS)
+    for preset in PRESETS:
+        load_settings({}, preset=preset)
+
+
+def test_load_settings__flags_win_over_file_over_preset(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('preset = "published"\nsources = "a.jsonl"\nlora_rank = 16\ndim = 1024\n', encoding="utf-8")
+    settings = load_settings({"dim": 512}, toml=path)
+    assert (settings.dim, settings.lora_rank, settings.lora_alpha, settings.sources) == (512, 16, 512, ("a.jsonl",))
+    assert load_settings({"count": 7}, preset="published").budget(100) == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"dim": 2}, "dim: .*greater than or equal to 8.*2"),
+        ({"dimension": 8192}, "dimension: Extra inputs"),
+        ({"fraction": 0.1, "count": 3}, "not both"),
+        ({"gradient": "adamw"}, "gradient: .*'adamw'"),
+        ({"min_cluster_rows": 90, "max_cluster_rows": 100}, "at least twice"),
+    ],
+)
+def test_load_settings__names_field_and_value(values: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_settings(values)
+
+
+def test_load_settings__bad_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("dim = = 3", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad\.toml is not valid TOML"):
+        load_settings({}, toml=tmp_path / "bad.toml")
+    with pytest.raises(UserError, match="No such file"):
+        load_settings({}, toml=tmp_path / "absent.toml")
+    with pytest.raises(UserError, match="recommended, published"):
+        load_settings({}, preset="best")
+
+
+@pytest.mark.parametrize(("n", "expected"), [(400, 20), (3550, 178), (10, 1), (1, 1)])
+def test_budget__is_exact(n: int, expected: int) -> None:
+    assert Settings().budget(n) == expected
+
+
+def test_warmup_size__is_a_share_within_bounds() -> None:
+    assert Settings().warmup_size(400) == 64
+    assert Settings().warmup_size(40) == 40
+    assert Settings().warmup_size(10_000) == 500
+    assert Settings().warmup_size(10_000_000) == 3840
