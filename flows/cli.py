@@ -229,9 +229,10 @@ def main() -> None:
     except UserError as error:
         print(f"tagcos: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ntagcos: interrupted; what was committed is kept. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this
+            print("\ntagcos: interrupted; what was committed is kept. Run the same command again to go on.", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tagcos_stream.config import Settings
 PANELS = {
     "sources": "Pool",
     "model": "Model",
-    "warmup_examples": "Warm-up",
+    "adapter": "Warm-up",
     "gradient": "Gradient features",
     "clusters": "Clusters",
     "fraction": "Selection",
@@ -25,7 +25,8 @@ PANELS = {
 
 def _option_type(annotation: Any) -> Any:
     if get_origin(annotation) is tuple:
-        return list[get_args(annotation)[0]]  # type: ignore[misc]
+        element = get_args(annotation)[0]
+        return list[element if isinstance(element, type) else str]  # type: ignore[misc]
     return annotation
 
 
@@ -46,7 +47,7 @@ def settings_parameters(*, skip: tuple[str, ...] = ("sources",)) -> list[inspect
             continue
         kind = _option_type(field.annotation)
         option = typer.Option("--" + name.replace("_", "-"), help=_help(field), rich_help_panel=panel, show_default=False)
-        annotation = Annotated[kind | None, option]
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
 

@@ -24,7 +24,10 @@ from tagcos_stream.config import Settings, load_settings
 
 def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
     # resume is the catalog's, so Prefect's caching is off. No arguments: Prefect would walk through the job's open handles
-    work = task(lambda: run_stage(name, stage, job), name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    def work() -> dict[str, Any]:
+        return run_stage(name, stage, job)
+
     return work()
 
 
@@ -60,7 +63,7 @@ def _parameters() -> list[inspect.Parameter]:
 
 _flow.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 _flow.__annotations__ = {p.name: p.annotation for p in _parameters()}
-tagcos_run = flow(_flow, name="tagcos-run", flow_run_name="{root}", persist_result=False)
+tagcos_run = flow(name="tagcos-run", flow_run_name="{root}", persist_result=False)(_flow)
 
 
 def run_flow(settings: Settings) -> str:

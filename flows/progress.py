@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -14,20 +14,14 @@ from rich.text import Text
 
 
 class Stage(Protocol):
-    def __call__(self, done: float, total: float | None = None) -> None:
+    def __call__(self, done: float, total: float | None = None, /) -> None:
         """Work done so far, in the stage's unit, and the whole where it is known."""
 
 
 class Reporter(Protocol):
-    def stage(self, title: str, unit: str) -> _StageContext: ...
+    def stage(self, title: str, unit: str) -> AbstractContextManager[Stage]: ...
 
     def say(self, text: str) -> None: ...
-
-
-class _StageContext(Protocol):
-    def __enter__(self) -> Stage: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _Rate(ProgressColumn):

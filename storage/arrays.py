@@ -25,7 +25,7 @@ def save_arrays(
 ) -> tuple[str, int]:
     """Write atomically; returns (digest, bytes) of the file. Scalars are arrays of shape () and keep their dtype."""
     data = save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata={"format": "1", **(metadata or {})}
+        {name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata={"format": "1", **(metadata or {})}
     )
     files.write(key, data)
     return content_digest(data), len(data)

@@ -70,7 +70,11 @@ class Catalog:
         """Run one query (a user's own, too) on a read-only connection; the last statement's rows."""
         with self.reading() as connection:
             result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
-            return result.pl() if result is not None else pl.DataFrame()
+            if result is None:
+                return pl.DataFrame()
+            # Polars has no intervals (the difference of two times is one), and columns may have any name
+            names = [(kind, '"' + column.replace('"', '""') + '"') for kind, column in zip(result.types, result.columns, strict=True)]
+            return result.project(", ".join(f"{name}::VARCHAR AS {name}" if str(kind) == "INTERVAL" else name for kind, name in names)).pl()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -114,7 +114,9 @@ def declare(specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> dict[s
     return {key: value.to_bytes() for key, value in made.items()}
 
 
-def create_group(files: Files, group: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> None:
+def create_group(
+    files: Files, group: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any], *, durable: bool = True
+) -> None:
     """Idempotent: a group that lies there with the same declaration is left alone, another one is refused."""
     declared = declare(specs, attributes)
     if files.size(f"{group}/zarr.json") is not None:
@@ -122,7 +124,7 @@ def create_group(files: Files, group: str, specs: Sequence[ArraySpec], attribute
         return
     # The group's own zarr.json last: while it is absent the group is not there.
     for key in sorted(declared, key=lambda key: key.count("/"), reverse=True):
-        files.write(f"{group}/{key}", declared[key])
+        files.write(f"{group}/{key}", declared[key], durable=durable)
 
 
 def check_declaration(files: Files, group: str, declared: Mapping[str, bytes]) -> None:
@@ -156,7 +158,7 @@ def read_json(files: Files, key: str) -> dict[str, Any]:
         raise DamagedStore(f"{files.place(key)} is not valid JSON ({error}); run `tagcos check`") from error
 
 
-def write_chunk(files: Files, group: str, spec: ArraySpec, chunk: int, data: np.ndarray) -> int:
+def write_chunk(files: Files, group: str, spec: ArraySpec, chunk: int, data: np.ndarray, *, durable: bool = True) -> int:
     """Write one whole chunk, atomically, and return its crc32c. `data` has the chunk's rows; the last chunk is filled up here."""
     start, stop = spec.chunk_range(chunk)
     if data.shape != (stop - start, *spec.shape[1:]) or data.dtype != np.dtype(spec.dtype):
@@ -169,7 +171,7 @@ def write_chunk(files: Files, group: str, spec: ArraySpec, chunk: int, data: np.
         data = whole
     body = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     checksum = crc32c(body)
-    files.write(spec.chunk_key(group, chunk), body, np.array([checksum], "<u4").view(np.uint8))
+    files.write(spec.chunk_key(group, chunk), body, np.array([checksum], "<u4").view(np.uint8), durable=durable)
     return checksum
 
 
@@ -212,10 +214,10 @@ def _damaged(files: Files, key: str, spec: ArraySpec, chunk: int, problem: str, 
     return DamagedStore(f"{files.place(key)} (block {chunk} of {spec.name}) {problem}; {remedy}")
 
 
-def write_array(files: Files, group: str, spec: ArraySpec, data: np.ndarray) -> None:
+def write_array(files: Files, group: str, spec: ArraySpec, data: np.ndarray, *, durable: bool = True) -> None:
     for chunk in range(spec.n_chunks):
         start, stop = spec.chunk_range(chunk)
-        write_chunk(files, group, spec, chunk, data[start:stop])
+        write_chunk(files, group, spec, chunk, data[start:stop], durable=durable)
 
 
 def read_array(files: Files, group: str, spec: ArraySpec, *, remedy: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,7 +53,13 @@ class Files(Protocol):
         """Fill every (uint8 array, offset); False where the file is missing or too short."""
         ...
 
-    def write(self, key: str, *pieces: bytes | np.ndarray) -> None: ...
+    def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
+        """Atomic; with durable=False only `sync` makes it last: for many files that one transaction names."""
+        ...
+
+    def sync(self, prefix: str) -> None:
+        """Make every file under the folder last."""
+        ...
 
     def adopt(self, key: str, path: Path) -> None:
         """Make a finished local file (on the root's disk, where that is one) this key; the file itself is gone afterwards."""
@@ -82,9 +89,9 @@ def _bytes(piece: bytes | np.ndarray) -> memoryview:
     return (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")
 
 
-def sync_folder(folder: Path) -> None:
-    """A rename is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Of a file or a folder: a rename is durable only once its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -115,6 +122,8 @@ class LocalFiles:
         descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)
         try:
             done = 0
+            if out.size > PIECE_BYTES and hasattr(os, "posix_fadvise"):  # all of it at once: a file's read-ahead begins small
+                os.posix_fadvise(descriptor, offset, out.size, os.POSIX_FADV_WILLNEED)
             while done < out.size:
                 piece = out[done : done + PIECE_BYTES]
                 got = os.preadv(descriptor, [piece.data], offset + done)
@@ -137,7 +146,7 @@ class LocalFiles:
         finally:
             os.close(descriptor)
 
-    def write(self, key: str, *pieces: bytes | np.ndarray) -> None:
+    def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
         target = self.folder / key
         temporary = target.with_name(f"{target.name}{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
         try:
@@ -148,14 +157,24 @@ class LocalFiles:
                         rest = _bytes(piece)
                         while len(rest):  # a raw write may be short, and is before it fails on a full disk
                             rest = rest[file.write(rest) :]
-                    os.fsync(file.fileno())
+                    if durable:
+                        os.fsync(file.fileno())
                 os.replace(temporary, target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            sync_folder(target.parent)
+            if durable:
+                sync_path(target.parent)
         except OSError as error:
             raise write_error(str(target), error) from error
+
+    def sync(self, prefix: str) -> None:
+        top = self.folder / prefix
+        try:
+            with ThreadPoolExecutor(4) as threads:  # an fsync waits: together they wait once
+                list(threads.map(sync_path, (path for path in (top, *top.rglob("*")))))
+        except OSError as error:
+            raise write_error(str(self.folder), error) from error
 
     def adopt(self, key: str, path: Path) -> None:
         target = self.folder / key
@@ -164,7 +183,7 @@ class LocalFiles:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(path, target)
-            sync_folder(target.parent)
+            sync_path(target.parent)
         except OSError as error:
             raise write_error(str(target), error) from error
 
@@ -173,7 +192,7 @@ class LocalFiles:
             return
         self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+        sync_path(folder.parent)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         for folder, _, names in os.walk(self.folder / prefix):
@@ -240,7 +259,9 @@ class ObjectFiles:
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         try:
-            found = self._api.get_ranges(self._store, key, starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces])
+            found = self._api.get_ranges(
+                self._store, key, starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
+            )
         except (FileNotFoundError, self._api.exceptions.BaseError):
             return False  # whoever asked reads the whole chunk then, which says what is wrong
         for (out, _), got in zip(pieces, found, strict=True):
@@ -253,16 +274,20 @@ class ObjectFiles:
         self._put(key, path)
         path.unlink()
 
-    def write(self, key: str, *pieces: bytes | np.ndarray) -> None:
+    def sync(self, prefix: str) -> None:
+        """A put lasts."""
+
+    def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
         body = pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(_bytes(piece) for piece in pieces)
         self._put(key, body)
 
     def _put(self, key: str, body: bytes | Path) -> None:
         try:
             self._api.put(self._store, key, body)
-        except self._api.exceptions.BaseError as error:
+        except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"cannot write {self.place(key)}: {error}; check bucket, credentials and endpoint, then run again"
+                f"cannot write {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again"
             ) from error
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:

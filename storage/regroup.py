@@ -148,7 +148,8 @@ def regroup(
     """Write one part: `rows` in their order, labels (N,) int in [0, K). Files only; add_clustering or add_rows commits them.
 
     centroids (K, D) float32, the same for every part; means (K, D) float32, sizes (K,), inertia (K,) over all parts so far.
-    chunk_rows is chosen to fit memory_limit where not given. Rows of a cluster keep their order. Interrupted, it is simply run again: nothing names the part before it is committed.
+    chunk_rows is chosen to fit memory_limit where not given. Rows of a cluster keep their order. Interrupted,
+    it is simply run again: nothing names the part before it is committed.
     """
     labels, n_clusters = np.asarray(labels), len(centroids)
     if labels.shape != (rows.n_rows,) or (labels.size and not (labels.min() >= 0 and labels.max() < n_clusters)):
@@ -175,11 +176,11 @@ def regroup(
         "inertia": inertia,
     }
     for name, array in beside.items():
-        write_array(files, group, specs[name], np.asarray(array, specs[name].dtype))
+        write_array(files, group, specs[name], np.asarray(array, specs[name].dtype), durable=False)
     checksums = _scatter(files, group, specs["features"], rows, labels, first_slot[:-1] // chunk_rows, progress)
-    create_group(
-        files, group, list(specs.values()), {"format": FORMAT, "kind": "tagcos regrouped part", "segments": rows.segments}
-    )
+    attributes = {"format": FORMAT, "kind": "tagcos regrouped part", "segments": rows.segments}
+    create_group(files, group, list(specs.values()), attributes, durable=False)
+    files.sync(group)
     return PartInfo(part, rows.n_rows, int(first_slot[-1]), chunk_rows, parts_digest(checksums))
 
 
@@ -225,7 +226,7 @@ def _scatter(
             buffer[filled[cluster] :] = np.nan
             chunk = int(next_chunk[cluster])
             collect(3)
-            writing.append((chunk, pool.submit(write_chunk, files, group, spec, chunk, buffer)))
+            writing.append((chunk, pool.submit(write_chunk, files, group, spec, chunk, buffer, durable=False)))
             next_chunk[cluster] += 1
             filled[cluster] = 0
 

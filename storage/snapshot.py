@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from storage.catalog import SCHEMA_VERSION, STORAGE_VERSION, VIEWS, utc_now
-from storage.files import sync_folder
+from storage.files import sync_path
 from storage.root import Root
 
 FORMAT = 1
@@ -44,7 +44,7 @@ def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
             connection.execute("BEGIN")
         tables = _write_tables(root, run_id, copy, work)
         copy.replace(snapshot_path(root))
-        sync_folder(snapshot_path(root).parent)
+        sync_path(snapshot_path(root).parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     note = {

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from tagcos_stream.projection_kernels import one_thread
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,7 +38,8 @@ def transform(variant: str, g: torch.Tensor, moments: Moments | None, out: torch
     kind, constants = _plan(variant, moments)
     if g.device.type == "cpu":
         m, v = (moments.m, moments.v) if moments is not None else (g[0], g[0])  # unread where there are no moments
-        _transform_rows(g.numpy(), m.numpy(), v.numpy(), kind, np.asarray(constants, g.numpy().dtype), out.numpy())
+        with one_thread():
+            _transform_rows(g.numpy(), m.numpy(), v.numpy(), kind, np.asarray(constants, g.numpy().dtype), out.numpy())
         return out
     return _transform_torch(variant, g, moments, constants, out)
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int) -> list[np.ndarray]:
-    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch.
+def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_rows: int | None = None) -> list[np.ndarray]:
+    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch,
+    and at most max_rows rows.
 
     Longest first: the batch that needs the most memory is met before any time was spent on the others. Within a batch and
     between equal lengths the order of the input is kept, so that a plan is a function of its input alone. A row longer than
@@ -21,6 +22,7 @@ def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int) -> list
     batches, start = [], 0
     while start < len(order):
         rows = max(1, int(token_budget // max(1, lengths[order[start]])))
+        rows = min(rows, max_rows) if max_rows is not None else rows
         batches.append(order[start : start + rows])
         start += rows
     return batches

@@ -1,9 +1,10 @@
 """The canonical form of an example and the id that is a hash of it.
 
-The form is a sequence of records, each `<key> <bytes>\\n<value>\\n`: key, length of the value in UTF-8 bytes as a decimal, newline, value, newline.
-A message is one record whose key is its role; `name` and `train` records stand before the message that they belong to, a `tools` record
-stands last. What is absent writes no record, so a plain conversation hashes by its roles and contents only. No JSON library's
-choice of spaces, escapes or float digits enters: see `canonical_json` for tools. The id is BLAKE2b with a 16-byte digest, in hex.
+The form is a sequence of records, each `<key> <bytes>\\n<value>\\n`: key, length of the value in UTF-8 bytes as a decimal,
+newline, value, newline. A message is one record whose key is its role; `name` and `train` records stand before the message that
+they belong to, a `tools` record stands last. What is absent writes no record, so a plain conversation hashes by its roles and
+contents only. No JSON library's choice of spaces, escapes or float digits enters: see `canonical_json` for tools. The id is
+BLAKE2b with a 16-byte digest, in hex.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,12 @@ TRAIN = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": TRAIN}))
 OCCURRENCES = pl.Schema(
     {
-        "row": pl.UInt64,
-        "example_id": pl.String,
-        "dataset": pl.String,
-        "source_id": pl.String,
+        "row": pl.UInt64(),
+        "example_id": pl.String(),
+        "dataset": pl.String(),
+        "source_id": pl.String(),
         "messages": MESSAGES,
-        "tools": pl.String,
+        "tools": pl.String(),
     }
 )
 REJECTS = pl.Schema({"row": pl.UInt64, "reason": pl.String, "detail": pl.String, "snippet": pl.String})
@@ -43,7 +45,8 @@ MAX_TOOLS_DEPTH = 64  # of nested lists and objects; a JSON schema of a tool has
 def example_id(messages: Sequence[Message], tools: str | None = None) -> str:
     """32 lower-case hex digits: BLAKE2b-128 of `canonical_bytes`.
 
-    `tools` is JSON text or None. Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), ValueError for broken tools.
+    `tools` is JSON text or None. Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), ValueError for
+    broken tools.
     """
     return blake2b(canonical_bytes(messages, tools), digest_size=16).hexdigest()
 
@@ -69,7 +72,8 @@ def _record(key: str, value: str) -> bytes:
 
 def canonical_json(value: Any, depth: int = 0) -> str:
     """One spelling for a JSON value: keys in order of code points, null members left out, whole floats below 2**53 as integers,
-    other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes. RecursionError past MAX_TOOLS_DEPTH.
+    other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes. RecursionError past
+    MAX_TOOLS_DEPTH.
     """
     if depth > MAX_TOOLS_DEPTH:
         raise RecursionError(f"tools nested deeper than {MAX_TOOLS_DEPTH}")
@@ -94,7 +98,11 @@ def canonical_json(value: Any, depth: int = 0) -> str:
 
 
 def occurrences_frame(
-    rows: Sequence[int], messages: Sequence[Sequence[Message]], tools: Sequence[str | None], datasets: Sequence[str], source_ids: Sequence[str | None]
+    rows: Sequence[int],
+    messages: Sequence[Sequence[Message]],
+    tools: Sequence[str | None],
+    datasets: Sequence[str],
+    source_ids: Sequence[str | None],
 ) -> pl.DataFrame:
     """The occurrences of OCCURRENCES' schema from converted rows, ids computed one by one."""
     nested = pl.from_arrow(pa.array(messages, type=_ARROW_MESSAGES))
@@ -107,17 +115,20 @@ def occurrences_frame(
 def plain_ids(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarray) -> list[str]:
     """Ids of plain conversations (roles and contents only), equal to `example_id`, without a Python object a message.
 
-    role_codes (n_messages,) integers into ROLES; contents (n_messages,) String; starts (N + 1,): messages of example i are [starts[i], starts[i + 1]).
+    role_codes (n_messages,) integers into ROLES; contents (n_messages,) String; starts (N + 1,): messages of example i are
+    [starts[i], starts[i + 1]).
     """
     frame = pl.DataFrame({"role": pl.Series(list(ROLES), dtype=pl.String).gather(role_codes), "content": contents})
-    record = pl.concat_str(pl.col("role"), pl.lit(" "), pl.col("content").str.len_bytes(), pl.lit("\n"), pl.col("content"), pl.lit("\n"))
+    record = pl.concat_str(
+        pl.col("role"), pl.lit(" "), pl.col("content").str.len_bytes(), pl.lit("\n"), pl.col("content"), pl.lit("\n")
+    )
     text = frame.select(record).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
     assert isinstance(text, pa.LargeStringArray)
     _, offsets, data = text.buffers()
     ends = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1][starts].tolist()
     # records of one example lie side by side in the column's buffer: an example is one slice of it
     view = memoryview(data) if data is not None else memoryview(b"")
-    return [blake2b(view[a:b], digest_size=16).hexdigest() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [blake2b(view[a:b], digest_size=16).hexdigest() for a, b in pairwise(ends)]
 
 
 def plain_messages(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarray) -> pl.Series:

@@ -59,7 +59,9 @@ class AdapterCapture:
                 return
             x = inputs[0].detach()
             if x.ndim != 3:
-                raise UserError(f"{name}: its input has shape {tuple(x.shape)}, not (batch, tokens, inputs): leave this layer out of target_modules")
+                raise UserError(
+                    f"{name}: its input has shape {tuple(x.shape)}, not (batch, tokens, inputs): leave this layer out of target_modules"
+                )
             if name in self._pending:
                 raise UserError(f"{name}: used more than once in a forward pass: leave this layer out of target_modules")
             self._pending[name] = 1

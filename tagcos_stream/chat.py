@@ -93,7 +93,9 @@ def template_fingerprint(tokenizer: Any) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-Turn = tuple[int, int, int, str]  # content's first and past-the-last character, end of its end-of-turn mark, the content as printed
+Turn = tuple[
+    int, int, int, str
+]  # content's first and past-the-last character, end of its end-of-turn mark, the content as printed
 
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: list | str | None = None) -> tuple[str, list[Turn]]:
@@ -104,7 +106,9 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: list | str | None
     def apply(contents: Mapping[int, str]) -> str:
         shown = [{**message, "content": contents.get(i, message["content"])} for i, message in enumerate(plain)]
         try:
-            return tokenizer.apply_chat_template(shown, tools=tool_list or None, tokenize=False, chat_template=_template(tokenizer))
+            return tokenizer.apply_chat_template(
+                shown, tools=tool_list or None, tokenize=False, chat_template=_template(tokenizer)
+            )
         except TemplateError as error:
             raise TemplateRefused(f"the chat template refuses this conversation: {error}") from error
 
@@ -132,7 +136,9 @@ def _by_scaffolding(text: str, messages: Sequence[dict], skeleton: str) -> list[
             return None
         content, following = message["content"], pieces[2 * i + 2]
         forms = (content, content.strip(), content.rstrip(), content.lstrip())  # many templates trim
-        end = next((begin + len(f) for f in forms if text.startswith(f, begin) and text.startswith(following, begin + len(f))), None)
+        end = next(
+            (begin + len(f) for f in forms if text.startswith(f, begin) and text.startswith(following, begin + len(f))), None
+        )
         if end is None:
             return None
         places.append((begin, end))
@@ -182,6 +188,8 @@ def _template(tokenizer: Any) -> str:
 @lru_cache(maxsize=8)
 def _end_mark(tokenizer: Any) -> re.Pattern[str]:
     """What ends a turn: the special token right after the content; where the template uses none, the white space there."""
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} | set(
+        tokenizer.all_special_tokens
+    )
     tokens = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True) if token)
     return re.compile(rf"\s*(?:{tokens})|\s+" if tokens else r"\s+")

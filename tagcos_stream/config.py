@@ -65,9 +65,14 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number type of the base model; auto is float32 on a CPU and the model's own on a GPU."
     )
-    max_length: int = Field(1024, ge=8, description="Tokens an example is cut to.")
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None, description="Hold the base weights in 8 or 4 bits (needs bitsandbytes)."
+    )
+    max_length: int = Field(1024, ge=8, description="Tokens an example is cut to, or rejected from.")
+    too_long: Literal["truncate", "reject"] = Field("truncate", description="What happens to examples with more tokens.")
 
     # warm-up
+    adapter: str | None = Field(None, description="Trainer or PEFT checkpoint folder with optimizer.pt, instead of a warm-up.")
     warmup_examples: int | None = Field(None, ge=1, description="Examples to warm up on; default 5% of the pool, 64 to 3840.")
     warmup_batch_size: int = Field(8, ge=1, description="Examples per warm-up step.")
     learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the warm-up.")
@@ -78,11 +83,13 @@ class Settings(BaseModel):
     lora_rank: int = Field(8, ge=1, description="Rank of the adapter.")
     lora_alpha: float = Field(32, gt=0, description="Scale of the adapter (alpha).")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients.")
+    rslora: bool = Field(False, description="Scale the adapter by alpha over the square root of its rank.")
     lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
     checkpoints: int = Field(1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over.")
 
     # features
     gradient: Variant = Field("adam-delta", description="Gradient variant (DESIGN: adam is the published one).")
+    also_gradients: tuple[Variant, ...] = Field((), description="Variants to compute in the same pass, each a space of its own.")
     projection: Literal["sparse", "rademacher"] = Field("sparse", description="Random projection from parameters to features.")
     dim: int = Field(8192, ge=8, description="Feature dimension.")
     feature_seed: int = Field(0, ge=0, description="Seed of adapter, warm-up sample and projection.")
@@ -103,10 +110,11 @@ class Settings(BaseModel):
 
     # machine
     memory_limit: float = Field(4.0, gt=0, description="GiB that clustering and selection may take at their peak.")
+    workers: int = Field(1, ge=1, description="Processes that compute gradients, on several GPUs one each.")
     threads: int | None = Field(None, ge=1, description="Processor threads; default all.")
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
-    @field_validator("sources", "lora_targets", mode="before")
+    @field_validator("sources", "lora_targets", "also_gradients", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -143,10 +151,11 @@ class Settings(BaseModel):
         return {name: dump[name] for name in SPACE_FIELDS}
 
 
-MACHINE_FIELDS = frozenset({"root", "memory_limit", "threads", "wait", "device", "max_rejects"})
+MACHINE_FIELDS = frozenset({"root", "memory_limit", "workers", "threads", "wait", "device", "max_rejects"})
 SPACE_FIELDS = (
-    "dtype", "max_length", "warmup_examples", "warmup_batch_size", "learning_rate", "lora_rank", "lora_alpha", "lora_dropout",
-    "lora_targets", "checkpoints", "rise_steps", "schedule_steps", "gradient", "projection", "dim", "feature_seed",
+    "dtype", "quantize", "max_length", "too_long", "adapter", "warmup_examples", "warmup_batch_size", "learning_rate",
+    "rise_steps", "schedule_steps", "lora_rank", "lora_alpha", "lora_dropout", "rslora", "lora_targets", "checkpoints",
+    "gradient", "projection", "dim", "feature_seed",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Pool rows that share a run of words with evaluation data, which training on them would spoil.
 
-The rule is GPT-3's (arXiv 2005.14165, appendix C): a run of 13 words in common. Ours has no upper frequency: a run that many evaluation rows share counts too.
-Texts shorter than the run can share none. Memory: 12 bytes for each run of the evaluation data, nothing for the pool.
+The rule is GPT-3's (arXiv 2005.14165, appendix C): a run of 13 words in common. Ours has no upper frequency: a run that many
+evaluation rows share counts too. Texts shorter than the run can share none. Memory: 12 bytes for each run of the evaluation
+data, nothing for the pool.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ RUN = 13  # words
 
 @dataclass(frozen=True)
 class EvalRuns:
-    """Runs of words of the evaluation rows: hashes (M,) uint64, ascending; rows (M,) uint32 into `places`, (file, row) of the first that has the run."""
+    """Runs of words of the evaluation rows: hashes (M,) uint64, ascending; rows (M,) uint32 into `places`, (file, row) of the
+    first that has the run.
+    """
 
     hashes: np.ndarray
     rows: np.ndarray
@@ -37,8 +40,11 @@ class EvalRuns:
 
 
 def read_eval(sources: Sequence[str | SourceSpec], n: int = RUN, limits: Limits | None = None) -> EvalRuns:
-    """Runs of every text in the rows of evaluation files, of any fields. UserError where a file cannot be read or holds no run at all."""
-    hashes, rows, places = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)], []
+    """Runs of every text in the rows of evaluation files, of any fields. UserError where a file cannot be read or holds no run
+    at all.
+    """
+    hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    places: list[tuple[str, int]] = []
     for file in resolve_sources(sources):
         # whatever the columns are: here a row is only its texts
         anything = replace(file, spec=replace(file.spec, options=replace(file.spec.options, shape="any")))
@@ -84,8 +90,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
-    """The block with contaminated occurrences moved to its rejects: reason `contaminated`, detail the evaluation file, row and words."""
-    texts = block.occurrences.select(pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")).to_series()
+    """The block with contaminated occurrences moved to its rejects: reason `contaminated`, detail the evaluation file, row and
+    words.
+    """
+    texts = block.occurrences.select(
+        pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")
+    ).to_series()
     found = overlaps(texts.to_list(), runs_of_eval)
     if not found:
         return block
@@ -103,7 +113,9 @@ def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
     keep = np.ones(block.occurrences.height, bool)
     keep[index.to_numpy()] = False
     return replace(
-        block, occurrences=block.occurrences.filter(pl.Series(keep)), rejects=pl.concat([block.rejects, rejects]).sort("row", maintain_order=True)
+        block,
+        occurrences=block.occurrences.filter(pl.Series(keep)),
+        rejects=pl.concat([block.rejects, rejects]).sort("row", maintain_order=True),
     )
 
 

@@ -1,8 +1,10 @@
-"""Near-duplicates by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4), on disk but for 48 bytes a row.
+"""Near-duplicates by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4), on disk
+but for 48 bytes a row.
 
-Signatures come from rensa (Rust), 36 times as fast here as datasketch's. A row is compared with the first and with the previous row of each of its
-bands' buckets, so a row that is dropped is at least `threshold` alike, as estimated, to an earlier row, which is kept or dropped for its own
-likeness to a still earlier one. Exact duplicates are no matter of this module: they have one id.
+Signatures come from rensa (Rust), 36 times as fast here as datasketch's. A row is compared with the first and with the previous
+row of each of its bands' buckets, so a row that is dropped is at least `threshold` alike, as estimated, to an earlier row,
+which is kept or dropped for its own likeness to a still earlier one. Exact duplicates are no matter of this module: they have
+one id.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ PERMUTATIONS = 128
 BANDS = 16  # of 8 values: two rows 0.8 alike meet in a bucket with probability 0.95, 0.9 alike 0.9999, 0.5 alike 0.06
 SHINGLE = 3  # words
 CHUNK = 16_384  # pairs that are compared at once
-FOUND = pl.Schema({"example_id": pl.String, "like_id": pl.String, "kept_id": pl.String, "likeness": pl.Float32, "reason": pl.String, "detail": pl.String})
+FOUND = pl.Schema(
+    {
+        "example_id": pl.String,
+        "like_id": pl.String,
+        "kept_id": pl.String,
+        "likeness": pl.Float32,
+        "reason": pl.String,
+        "detail": pl.String,
+    }
+)
 
 
 def near_duplicates(
@@ -28,10 +39,10 @@ def near_duplicates(
 ) -> pl.DataFrame:
     """Rows that are nearly an earlier one, in order.
 
-    blocks: frames with `example_id` and `messages`, each example once, in the order in which the first is to be kept. folder: an empty one for
-    654 bytes of work files a row, deleted at the end. threshold: estimated Jaccard likeness of the sets of 3-word runs, standard error 0.04.
-    prompts_only: compare what comes before the first answer. Rows under 3 words are never dropped.
-    Returns a frame of FOUND; `detail` names the row that it is like and how much.
+    blocks: frames with `example_id` and `messages`, each example once, in the order in which the first is to be kept. folder:
+    an empty one for 654 bytes of work files a row, deleted at the end. threshold: estimated Jaccard likeness of the sets of
+    3-word runs, standard error 0.04. prompts_only: compare what comes before the first answer. Rows under 3 words are never
+    dropped. Returns a frame of FOUND; `detail` names the row that it is like and how much.
     """
     if not 0 < threshold <= 1:
         raise UserError(f"near-duplicate threshold is {threshold}, must be above 0 and at most 1")
@@ -119,12 +130,25 @@ def _match(folder: Path, n: int, threshold: float) -> pl.DataFrame:
     rows = []
     for i in np.flatnonzero(like >= 0).tolist():
         own, other, stays = (ids[j].tobytes().hex() for j in (i, like[i], kept[i]))
-        rows.append((own, other, stays, float(likeness[i]), "near_duplicate", f"near_duplicate of {other}, likeness {likeness[i]:.2f}; kept: {stays}"))
+        rows.append(
+            (
+                own,
+                other,
+                stays,
+                float(likeness[i]),
+                "near_duplicate",
+                f"near_duplicate of {other}, likeness {likeness[i]:.2f}; kept: {stays}",
+            )
+        )
     return pl.DataFrame(rows, schema=FOUND, orient="row")
 
 
-def _compare(signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float, like: np.ndarray, likeness: np.ndarray) -> None:
-    """Writes `like` and `likeness` of rows not yet found whose signature agrees with the other's in the threshold's share of places."""
+def _compare(
+    signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float, like: np.ndarray, likeness: np.ndarray
+) -> None:
+    """Writes `like` and `likeness` of rows not yet found whose signature agrees with the other's in the threshold's share of
+    places.
+    """
     open_ = np.flatnonzero(like[rows] < 0)
     for start in range(0, len(open_), CHUNK):
         part = open_[start : start + CHUNK]

@@ -1,4 +1,5 @@
-"""One record of a file, of whatever shape, to messages: a function a shape, a table of them, and the rules that every row must meet.
+"""One record of a file, of whatever shape, to messages: a function a shape, a table of them, and the rules that every row must
+meet.
 
 `convert` is the specification of ingest: `frames.py` only does faster what gives the same rows.
 """
@@ -22,8 +23,8 @@ class RowOptions:
     """How rows are read; the defaults recognise everything from content.
 
     shape: a name of SHAPES, or None. columns: our field name -> the file's column. roles: the file's role word -> one of ROLES.
-    train_roles: roles whose turns are trained on where the row does not say. drop_system: leave system turns out.
-    check_order: reject rows whose turns do not alternate. max_chars: reject longer conversations (characters), None for any length.
+    train_roles: roles whose turns are trained on where the row does not say. drop_system: leave system turns out. check_order:
+    reject rows whose turns do not alternate. max_chars: reject longer conversations (characters), None for any length.
     """
 
     shape: str | None = None
@@ -75,7 +76,10 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
     for ours, theirs in columns.items():
         if ours in ROW_FIELDS:
             if theirs not in record and ours in REQUIRED_FIELDS:
-                raise RowError("missing_column", f"no column {theirs!r} (mapped to {ours}); there are: {', '.join(map(str, list(record)[:12]))}")
+                raise RowError(
+                    "missing_column",
+                    f"no column {theirs!r} (mapped to {ours}); there are: {', '.join(map(str, list(record)[:12]))}",
+                )
             row[ours] = record.get(theirs)
     return row
 
@@ -121,12 +125,16 @@ def from_prompt_completion(row: Record, options: RowOptions) -> list[Message]:
     for message in before:
         if message["role"] == "assistant" and message.get("train") is None:
             message["train"] = []
-    return _system(row, "system", "system_prompt") + before + _turns_or_text(completion, "assistant", options, options.train_roles)
+    return (
+        _system(row, "system", "system_prompt") + before + _turns_or_text(completion, "assistant", options, options.train_roles)
+    )
 
 
 def from_question_answer(row: Record, options: RowOptions) -> list[Message]:
     """question or query; answer or response; OpenOrca's system_prompt."""
-    return _system(row, "system", "system_prompt") + _pair(_first(row, "question", "query"), _first(row, "answer", "response"), options)
+    return _system(row, "system", "system_prompt") + _pair(
+        _first(row, "question", "query"), _first(row, "answer", "response"), options
+    )
 
 
 def from_input_output(row: Record, options: RowOptions) -> list[Message]:
@@ -185,7 +193,17 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
 SHAPE_NAMES = (*SHAPES, "oasst_tree", "oasst_messages")  # the last: a message a row, which `oasst.flat_trees` gathers
 REQUIRED_FIELDS = frozenset(f for _, fields in REQUIRED for f in fields) - {"input"}
 # every top-level field that a converter reads
-ROW_FIELDS = REQUIRED_FIELDS | {"input", "context", "system", "system_prompt", "history", "tools", "functions", "dataset", "source_id"}
+ROW_FIELDS = REQUIRED_FIELDS | {
+    "input",
+    "context",
+    "system",
+    "system_prompt",
+    "history",
+    "tools",
+    "functions",
+    "dataset",
+    "source_id",
+}
 ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
 

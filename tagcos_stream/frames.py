@@ -1,7 +1,7 @@
 """The common shapes, a block at a time: what `formats.convert` does row by row, in whole columns.
 
-Only rows that are clean beyond doubt are converted here; every other row goes to `formats.convert`, which gives its reason. So the fast
-way skips work whose result is known and decides nothing of its own.
+Only rows that are clean beyond doubt are converted here; every other row goes to `formats.convert`, which gives its reason. So
+the fast way skips work whose result is known and decides nothing of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ PAIRS = (
 )
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
-_BESIDE_TURNS = ROW_FIELDS - {"system", "system_prompt", "tools", "functions"} - set(CHAT_FIELDS)  # not read where there are turns
+_BESIDE_TURNS = (
+    ROW_FIELDS - {"system", "system_prompt", "tools", "functions"} - set(CHAT_FIELDS)
+)  # not read where there are turns
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
 for _before, _after in NEXT_ROLES.items():
@@ -48,14 +50,16 @@ def can_convert(options: RowOptions) -> bool:
 def parse_block(block: bytes) -> pl.DataFrame | None:
     """One row a line, or None where any line is not plainly a JSON object whose known fields have their usual types.
 
-    pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair for a NUL, and
-    is 2.5 times slower. What pyarrow lets pass is caught here: invalid UTF-8, and documents that share a line.
+    pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair
+    for a NUL, and is 2.5 times slower. What pyarrow lets pass is caught here: invalid UTF-8, and documents that share a line.
     """
     data = np.frombuffer(block, np.uint8)
     breaks = np.flatnonzero(data == ord("\n"))
     n = len(breaks) + 1
     # with braces at both ends of every line, as many documents as lines means one in each
-    if not (block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()):
+    if not (
+        block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
+    ):
         return None
     frame = _parse(block, block[: block.find(b"\n")] if n > 1 else block, False)
     return frame if frame is not None and frame.height == n else None
@@ -78,7 +82,8 @@ def _parse(block: bytes, first: bytes, breaks: bool) -> pl.DataFrame | None:
         record = orjson.loads(first)
     except (ValueError, pl.exceptions.PolarsError):
         return None
-    # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field refuses
+    # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field
+    # refuses
     for schema, others in ((_schema(record, _keys(record)), "error"), (_schema(record), "ignore")):
         try:
             options = pa.json.ParseOptions(schema, newlines_in_values=breaks, unexpected_field_behavior=others)
@@ -99,8 +104,12 @@ def _keys(record: object) -> set[str]:
 
 
 def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
-    """Every field that means something to a converter, or those of them that are in `keys`; a field that only names the row may be an integer."""
-    turn = pa.struct([(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys])
+    """Every field that means something to a converter, or those of them that are in `keys`; a field that only names the row may
+    be an integer.
+    """
+    turn = pa.struct(
+        [(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys]
+    )
     fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(ROW_FIELDS | _FREE | set(CHAT_FIELDS))}
     fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
     for name in ID_FIELDS:

@@ -22,12 +22,11 @@ from tagcos_stream.adam import VARIANTS, Moments, transform
 from tagcos_stream.batching import plan_batches
 from tagcos_stream.capture import AdapterCapture
 from tagcos_stream.chat import Encoded
+from tagcos_stream.gradient_memory import HEAD_TOKENS, MAX_BATCH_ROWS
 from tagcos_stream.model import adapter_parameters
 from tagcos_stream.projection import Projection
 from tagcos_stream.types import UserError
 from tagcos_stream.warmup import Checkpoint
-
-HEAD_TOKENS = 256  # target tokens whose logits exist at once: a 150,000-word vocabulary is 150 MB of them
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,14 @@ class GradientExtractor:
             raise ValueError("no checkpoint in use: call use(checkpoint) first")
         sums = {v: torch.zeros(len(batch), self.projection.dim, dtype=self.dtype, device=self.device) for v in self.variants}
         squares = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+        widest = max(parameter.numel() for parameter in self.parameters.values())
+        scratch = torch.empty(0 if self.variants == ("sgd",) else len(batch) * widest, dtype=self.dtype, device=self.device)
 
         def consume(name: str, gradients: torch.Tensor) -> None:
             squares.add_(torch.linalg.vector_norm(gradients, dim=1).double().square_())
-            scratch = gradients if self.variants == ("sgd",) else torch.empty_like(gradients)
             for variant in self.variants:
-                self.projection.add(name, transform(variant, gradients, self._moments[name], scratch), sums[variant])
+                target = scratch[: gradients.numel()].view_as(gradients) if variant != "sgd" else gradients
+                self.projection.add(name, transform(variant, gradients, self._moments[name], target), sums[variant])
 
         with self.capture.recording(consume), torch.enable_grad():
             loss = self._backward(batch)
@@ -140,7 +141,10 @@ class GradientExtractor:
             part = slice(begin, begin + HEAD_TOKENS)
             leaf = hidden[part].detach().requires_grad_()
             # (tokens, vocabulary), contiguous: the transposed layout of cross_entropy is 30 times less accurate in float32
-            each = F.cross_entropy(_at_least_float32(self._head(leaf)), labels[part], reduction="none").to(self.dtype) * weights[part]
+            each = (
+                F.cross_entropy(_at_least_float32(self._head(leaf)), labels[part], reduction="none").to(self.dtype)
+                * weights[part]
+            )
             loss.index_add_(0, rows[part], each.detach())
             (gradient[part],) = torch.autograd.grad(each.sum(), leaf)
         hidden.backward(gradient)
@@ -162,7 +166,9 @@ class GradientExtractor:
             if hidden is None:
                 return None
             alone = self._head(hidden)
-        return decoder if alone.shape == whole.shape and torch.allclose(alone.float(), whole.float(), rtol=1e-3, atol=1e-4) else None
+        return (
+            decoder if alone.shape == whole.shape and torch.allclose(alone.float(), whole.float(), rtol=1e-3, atol=1e-4) else None
+        )
 
 
 def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -209,7 +215,9 @@ def block_features(
             return _block_once(extractor, checkpoints, encoded, token_budget, halvings, progress)
         except torch.OutOfMemoryError as error:
             if token_budget <= max(len(e) for e in encoded):
-                raise UserError(f"out of device memory at one example a batch ({error}): lower the maximum length or the rank") from error
+                raise UserError(
+                    f"out of device memory at one example a batch ({error}): lower the maximum length or the rank"
+                ) from error
         torch.cuda.empty_cache()
         token_budget, halvings = max(1, token_budget // 2), halvings + 1
 
@@ -224,7 +232,7 @@ def _block_once(
 ) -> BlockFeatures:
     n, dim = len(encoded), extractor.projection.dim
     lengths = np.array([len(e) for e in encoded])
-    batches = plan_batches(lengths, token_budget)
+    batches = plan_batches(lengths, token_budget, MAX_BATCH_ROWS)
     sums = {variant: np.zeros((n, dim), np.float32) for variant in extractor.variants}
     loss, norm, finite = np.zeros(n), np.zeros(n), np.ones(n, bool)
     seconds, done = 0.0, 0
@@ -243,8 +251,8 @@ def _block_once(
             if progress is not None:
                 progress(done, n * len(checkpoints))
     features = {variant: rows.astype(np.float16) for variant, rows in sums.items()}
-    for rows in features.values():
-        rows[~finite] = np.nan
+    for stored in features.values():
+        stored[~finite] = np.nan
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     return BlockFeatures(
         features, loss.astype(np.float32), norm.astype(np.float32), finite, token_budget, halvings, seconds,

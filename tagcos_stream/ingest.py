@@ -1,4 +1,4 @@
-"""Instruction data of any common shape to blocks of canonical examples and rejects: every row of a file ends in one of the two."""
+"""Instruction data of any common shape to blocks of examples and rejects: every row of a file ends in one of the two."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .types import IngestBlock
 __all__ = ["IngestBlock", "Limits", "SourceFile", "SourceSpec", "example_id", "read_file", "resolve_sources"]
 
 BLOCK_ROWS = 8192
+STRETCH = 256  # rows that are parsed at once where a block cannot be
 T = TypeVar("T")
 
 
@@ -30,8 +31,9 @@ def read_file(
 ) -> Iterator[IngestBlock]:
     """Blocks of a file from row `start_row` on; at least one block, the last one with `last` set.
 
-    Every row is an occurrence or a reject (OASST trees give an occurrence a thread, all with the tree's row; blank lines of JSONL are neither).
-    Where reading goes on after an interruption does not change what a row gives. UserError where nothing of the file can be read.
+    Every row is an occurrence or a reject (OASST trees give an occurrence a thread, all with the tree's row; blank lines of
+    JSONL are neither). Where reading goes on after an interruption does not change what a row gives. UserError where nothing of
+    the file can be read.
     """
     limits = limits or Limits()
     if start_row < 0 or block_rows < 1:
@@ -39,31 +41,60 @@ def read_file(
     if has_trees(file, limits):
         yield from tree_blocks(file, start_row, block_rows, limits)
         return
-    held: Raw | None = None
-    stop = file.spec.limit
-    for raw in ahead(_parsed(open_blocks(file, start_row, block_rows, limits), file, limits)):
+    held: Parsed | None = None
+    for parsed in ahead(
+        _parsed(_limited(open_blocks(file, start_row, block_rows, limits), file.spec.limit, limits), file, limits)
+    ):
         if held is not None:
             yield _block(held, file, last=False)
-        held = raw if stop is None else _cut(raw, stop)
-        if stop is not None and held.next_row >= stop:
-            break
+        held = parsed
     assert held is not None
     yield _block(held, file, last=True)
 
 
-def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator[Raw]:
+# a reader's block and its rows as columns: (first, end, frame) a stretch; what no stretch covers is converted row by row
+Parsed = tuple[Raw, list[tuple[int, int, pl.DataFrame]]]
+
+
+def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator[Parsed]:
     fast = can_convert(file.spec.options)
     for raw in blocks:
-        if fast and raw.block is not None and len(raw.block) <= limits.max_row_bytes and (frame := parse_block(raw.block)) is not None:
-            raw.frame, raw.rows = frame, list(range(raw.first, raw.first + frame.height))
+        if (
+            fast
+            and raw.block is not None
+            and len(raw.block) <= limits.max_row_bytes
+            and (frame := parse_block(raw.block)) is not None
+        ):
+            raw.rows = list(range(raw.first, raw.first + frame.height))
+            yield raw, [(0, frame.height, frame)]
+            continue
+        raw.cut(limits)
+        if not fast:
+            yield raw, []
+        elif raw.frame is not None:
+            yield raw, [(0, raw.frame.height, raw.frame)]
         else:
-            raw.cut(limits)
-            raw.frame = parse_texts(raw.texts) if fast and raw.texts else raw.frame
-        yield raw
+            yield raw, _stretches(raw.texts or [])
+
+
+def _stretches(texts: list[bytes]) -> list[tuple[int, int, pl.DataFrame]]:
+    """Stretches of the block that can be parsed at once: one bad row costs its stretch the fast way, not the block."""
+    if texts and (frame := parse_texts(texts)) is not None:
+        return [(0, len(texts), frame)]
+    found = []
+    for first in range(0, len(texts), STRETCH):
+        part = texts[first : first + STRETCH]
+        if (frame := parse_texts(part)) is not None:
+            found.append((first, first + len(part), frame))
+        elif first == 3 * STRETCH and not found:
+            break  # not a bad row here and there: rows of this file are of another kind
+    return found
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next one made in a second thread meanwhile: reading and parsing leave the interpreter free most of the time."""
+    """The same items, the next one made in a second thread meanwhile: reading and parsing leave the interpreter free most of
+    the time.
+    """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, items, None)
         while (item := future.result()) is not None:
@@ -71,29 +102,32 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _cut(raw: Raw, stop: int) -> Raw:
-    """The block without the rows from `stop` on."""
-    keep = bisect_left(raw.rows, stop)
-    return Raw(
-        min(raw.next_row, stop),
-        raw.bytes_read,
-        raw.rows[:keep],
-        None if raw.texts is None else raw.texts[:keep],
-        None if raw.frame is None else raw.frame[:keep],
-        [r for r in raw.rejects if r.row < stop],
-        raw.block,
-        raw.first,
-    )
+def _limited(blocks: Iterator[Raw], stop: int | None, limits: Limits) -> Iterator[Raw]:
+    """The blocks without the rows from `stop` on."""
+    for raw in blocks:
+        if stop is None or raw.next_row < stop:
+            yield raw
+            continue
+        raw.cut(limits)
+        keep = bisect_left(raw.rows, stop)
+        rejects = [r for r in raw.rejects if r.row < stop]
+        texts = None if raw.texts is None else raw.texts[:keep]
+        frame = None if raw.frame is None else raw.frame[:keep]
+        yield Raw(min(raw.next_row, stop), raw.bytes_read, raw.rows[:keep], texts, frame, rejects)
+        return
 
 
-def _block(raw: Raw, file: SourceFile, last: bool) -> IngestBlock:
+def _block(parsed: Parsed, file: SourceFile, last: bool) -> IngestBlock:
+    raw, stretches = parsed
     rows, rejects = np.asarray(raw.rows, np.int64), list(raw.rejects)
-    if raw.frame is not None and can_convert(file.spec.options):
-        fast, done = convert_frame(raw.frame, rows, file.dataset)
-    else:
-        fast, done = pl.DataFrame(schema=OCCURRENCES), np.zeros(len(rows), bool)
-    slow = pl.DataFrame(schema=OCCURRENCES)
+    done = np.zeros(len(rows), bool)
+    parts = [pl.DataFrame(schema=OCCURRENCES)]
+    for first, end, frame in stretches:
+        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset)
+        parts.append(part)
     if not done.all():
-        slow = row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects)
-    occurrences = pl.concat([fast, slow]).sort("row", maintain_order=True) if len(slow) else fast
+        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects))
+    occurrences = pl.concat(parts)
+    if len(parts) > 2:
+        occurrences = occurrences.sort("row", maintain_order=True)
     return IngestBlock(occurrences, rejects_frame(rejects), raw.next_row, raw.bytes_read, last)

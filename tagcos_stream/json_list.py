@@ -15,14 +15,23 @@ from .split import ENDED, find_list, new_state, scan_elements
 CHUNK = 1 << 20
 SPACE = b" \t\r\n"
 _KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*$', re.DOTALL)
-_PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {"tools", "functions", "history", "replies", "prompt", "completion", "content", "output"}
+_PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
+    "tools",
+    "functions",
+    "history",
+    "replies",
+    "prompt",
+    "completion",
+    "content",
+    "output",
+}
 
 
 def read_json(stream: Unpacked, start_row: int, block_rows: int, limits: Limits, key: str | None = None) -> Iterator[Raw]:
     """Rows of a .json file; row = element of the list, counted from 0.
 
-    key: which list of an object to read; without it the first list of objects, and further ones become a reject. A list that ends early
-    or whose brackets do not close ends in a reject.
+    key: which list of an object to read; without it the first list of objects, and further ones become a reject. A list that
+    ends early or whose brackets do not close ends in a reject.
     """
     head = b""
     ended: LimitReached | None = None
@@ -35,7 +44,9 @@ def read_json(stream: Unpacked, start_row: int, block_rows: int, limits: Limits,
         ended = e
     head = head.removeprefix(BOM).lstrip(SPACE)
     if ended is not None and len(head) < CHUNK:
-        yield Raw(1, stream.bytes_read, rejects=[Reject(0, ended.args[0], ended.args[1], snippet(head))] if start_row == 0 else [])
+        yield Raw(
+            1, stream.bytes_read, rejects=[Reject(0, ended.args[0], ended.args[1], snippet(head))] if start_row == 0 else []
+        )
     elif head[:1] == b"[":
         yield from _elements(stream, head[1:], start_row, block_rows, limits, level=1)
     elif _is_lines(head):

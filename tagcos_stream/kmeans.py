@@ -80,13 +80,13 @@ def fit(
     memory_limit: int | None = None,
     max_epochs: int = 1,
     max_passes: int = 20,
-    pass_tol: float = 1e-3,
+    pass_tol: float = 2e-4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[KMeansState]:
     """Fit centroids; yields the state after every few batches, the last one with `done` set.
 
-    Seeds by k-means++ on a sample (`sample_rows` of it), shuffles blocks into mini-batches until the smoothed inertia stops falling or
-    `max_epochs` are over, then makes full passes until one lowers the inertia by less than `pass_tol` of it.
+    Seeds by k-means++ on a sample (of `sample_rows` rows), shuffles blocks into mini-batches until the smoothed inertia stops
+    falling or `max_epochs` are over, then makes full passes until one lowers the inertia by less than `pass_tol` of it.
 
     Args:
         rows: N feature rows. n_clusters: K, 1 to N. seed: of everything random.
@@ -114,15 +114,16 @@ def fit(
         yield state
     while not state.done:
         epoch = _minibatches if state.phase == MINIBATCH else _full_pass
-        for state in epoch(rows, state, seed, device):
+        for reached in epoch(rows, state, seed, device):
+            state = reached
             yield state
         state = _next_epoch(rows, state, seed, max_epochs, max_passes, pass_tol)
-        report(n * (max_epochs * (state.phase > MINIBATCH) + state.epoch) if not state.done else total, total)
+        report(total if state.done else n * (max_epochs * (state.phase > MINIBATCH) + state.epoch), total)
         yield state
 
 
 def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
-    """Most memory that `fit` and `finalise` take, in bytes; beside 13 bytes a row for labels and distances, not a function of N."""
+    """Most memory that `fit` and `finalise` take, in bytes: not a function of N but for 13 bytes a row (labels, distances)."""
     batch = 4 * dim * (batch_rows(dim) + block_rows)
     scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
     centres = n_clusters * dim * (4 * 3 + 8 * 4)
@@ -220,9 +221,7 @@ def _full_pass(rows: RowBlocks, state: KMeansState, seed: int, device: str) -> I
     yield replace(state, sums=sums.sums, sizes=sizes, inertia=inertia, position=position)
 
 
-def _next_epoch(
-    rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int, max_passes: int, pass_tol: float
-) -> KMeansState:
+def _next_epoch(rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int, max_passes: int, pass_tol: float) -> KMeansState:
     if state.phase == MINIBATCH:
         last = state.stale >= SMOOTHING or state.epoch + 1 >= max_epochs
         return replace(state, phase=PASSES if last else MINIBATCH, epoch=0 if last else state.epoch + 1, position=0)

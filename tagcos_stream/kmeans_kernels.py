@@ -29,3 +29,18 @@ def squares(batch: np.ndarray, out: np.ndarray) -> None:
         for d in range(batch.shape[1]):
             total += np.float64(batch[i, d]) * np.float64(batch[i, d])
         out[i] = total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def fold(block: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
+    """Count sketch with strided buckets: coordinate d goes to bucket d % w with a random sign.
+
+    block (r, D) float32, signs (D,) float32 of -1 and 1, out (r, w) float32.
+    """
+    width = out.shape[1]
+    dim = block.shape[1]
+    for i in range(block.shape[0]):
+        out[i, :] = 0.0
+        for start in range(0, dim, width):
+            for q in range(min(width, dim - start)):
+                out[i, q] += signs[start + q] * block[i, start + q]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.kmeans_batches import Nearest, Sums, batch_rows
-from tagcos_stream.omp_kernels import fold
+from tagcos_stream.kmeans_kernels import fold
 from tagcos_stream.types import RowBlocks
 
 SAMPLE_BYTES = 512 << 20  # of float32 rows, unless K asks for more
@@ -94,7 +94,7 @@ def plus_plus(points: np.ndarray, n_clusters: int, generator: np.random.Generato
 def _sketched(sample: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     if sample.shape[1] <= WIDTH:
         return sample
-    signs = generator.integers(0, 2, sample.shape[1]).astype(np.float32) * 2 - 1
+    signs = generator.choice(np.array([-1, 1], np.float32), sample.shape[1])
     small = np.empty((len(sample), WIDTH), np.float32)
     fold(sample, signs, small)
     return small

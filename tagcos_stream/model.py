@@ -64,8 +64,9 @@ def load_model(
     source, options = _source(ref)
     options |= {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options, **_quantization(quantize, dtype, device))
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -111,10 +112,13 @@ def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, An
     from transformers import BitsAndBytesConfig
 
     four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": getattr(torch, dtype), "bnb_4bit_quant_type": "nf4"}
-    return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True})), "device_map": device}
+    return {
+        "quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True})),
+        "device_map": device,
+    }
 
 
-def model_fingerprint(model: nn.Module, tokenizer: Any) -> str:
+def model_fingerprint(model: Any, tokenizer: Any) -> str:
     """Hash of what the model computes: every weight as it lies in memory, the configuration, and the tokenizer's content."""
     tensors = sorted((name, tensor.detach()) for name, tensor in model.state_dict().items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
@@ -126,9 +130,9 @@ def model_fingerprint(model: nn.Module, tokenizer: Any) -> str:
     if tokenizer is not None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         # Padding and truncation are state that calls leave behind, not what the tokenizer is.
-        content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-        content = {k: v for k, v in content.items() if k not in ("padding", "truncation")}
-        digest.update(json.dumps([content, tokenizer.chat_template], sort_keys=True, default=str).encode())
+        words = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+        words = {k: v for k, v in words.items() if k not in ("padding", "truncation")}
+        digest.update(json.dumps([words, tokenizer.chat_template], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -137,7 +141,7 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
     flat = tensor.reshape(-1)
     flat = flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
     for start in range(0, flat.numel(), 1 << 26):  # 64 MiB at a time: a tensor on a device is not copied whole
-        digest.update(memoryview(flat[start : start + (1 << 26)].cpu().contiguous().numpy()))
+        digest.update(flat[start : start + (1 << 26)].cpu().contiguous().numpy().data)
     return digest.digest()
 
 
@@ -167,7 +171,7 @@ def attach_adapter(
         raise UserError(f"rank is {rank}, must be at least 1")
     targets = _targets(model, target_modules)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM",
+        r=rank, lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM",
         rank_pattern=dict(rank_pattern or {}), alpha_pattern=dict(alpha_pattern or {}), use_rslora=rslora,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]), _quiet():
@@ -193,7 +197,9 @@ def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
         raise UserError(f"{folder}: no adapter_config.json: give a PEFT adapter folder or a Trainer checkpoint-N folder")
     config = PeftConfig.from_pretrained(str(folder))
     if getattr(config, "use_dora", False):
-        raise UserError(f"{folder}: a DoRA adapter, which is not supported: its magnitude vector ties all gradients of a layer together")
+        raise UserError(
+            f"{folder}: a DoRA adapter, which is not supported: its magnitude vector ties all gradients of a layer together"
+        )
     with _quiet():
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     adapter_parameters(adapted)
@@ -208,7 +214,9 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
             found[saved_name(name)] = parameter
         elif parameter.requires_grad or ".lora_" in name:
             kind = "DoRA" if "magnitude" in name else "trained"
-            raise UserError(f"{kind} parameter {name} is no LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only")
+            raise UserError(
+                f"{kind} parameter {name} is no LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only"
+            )
     if not found:
         raise UserError("the model has no LoRA adapter: attach one first")
     return found
@@ -238,4 +246,6 @@ def _targets(model: nn.Module, wanted: str | Sequence[str]) -> str | list[str]:
         if all(any(name.endswith("." + suffix) for name in names) for suffix in choice):
             return list(choice)
     endings = sorted({name.rpartition(".")[2] for name in names})
-    raise UserError(f"no known attention projections in {type(model).__name__}: set target_modules to some of {', '.join(endings)}")
+    raise UserError(
+        f"no known attention projections in {type(model).__name__}: set target_modules to some of {', '.join(endings)}"
+    )

@@ -1,7 +1,8 @@
 """OpenAssistant trees to threads: a tree nested in one record, or a message a row with its parent's id.
 
-A thread is the path from the root to an assistant message below which no other assistant message stands, so each answer of a tree is trained
-on with its context, and what an answer shares with its siblings' paths is repeated, as in the common conversions of this data.
+A thread is the path from the root to an assistant message below which no other assistant message stands, so each answer of a
+tree is trained on with its context, and what an answer shares with its siblings' paths is repeated, as in the common
+conversions of this data.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def flat_trees(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int
             nodes.append(node(record, -1 if parent is None else places[parent], row))
             places[record["message_id"]] = len(nodes) - 1
         except (RowError, TypeError) as e:
-            broken.append((row, e if isinstance(e, RowError) else RowError("wrong_type", "message_id and parent_id must be text")))
+            broken.append(
+                (row, e if isinstance(e, RowError) else RowError("wrong_type", "message_id and parent_id must be text"))
+            )
     if nodes or broken:
         yield end, _threads(nodes, broken)
 
@@ -126,5 +129,9 @@ def _threads(nodes: list[Node], broken: list[tuple[int, list[Message] | RowError
         while i >= 0 and not used[i]:
             used[i] = True
             i = nodes[i].parent
-    out += [(n.row, RowError("no_assistant", "no answer below this message")) for n, inside in zip(nodes, used, strict=True) if not inside]
+    out += [
+        (n.row, RowError("no_assistant", "no answer below this message"))
+        for n, inside in zip(nodes, used, strict=True)
+        if not inside
+    ]
     return sorted(out, key=lambda item: item[0])

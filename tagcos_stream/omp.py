@@ -18,11 +18,11 @@ from tagcos_stream import omp_kernels as kernels
 from tagcos_stream import omp_round
 from tagcos_stream.omp_round import Counts, Problem, Round
 from tagcos_stream.omp_rows import CHUNK, Rows, gram, shape, usable_cores
-from tagcos_stream.omp_store import GramStore, capacity
+from tagcos_stream.omp_store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.ridge import nonnegative_ridge
 from tagcos_stream.types import RowBlocks, UserError
 
-SEED = 20240721  # of hash keys and sketch signs; results do not depend on it
+SEED = 20240721  # of the hash keys; results do not depend on it
 
 
 @dataclass(frozen=True)
@@ -120,22 +120,18 @@ def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, block_rows: int = C
     """
     budget = min(budget, n)
     slots = capacity(n, budget)
-    drafted = min(omp_round.CANDIDATES, n)
-    rows = 4 * n * dim if hold else 8 * max(block_rows, 1) * dim
-    store = 4 * slots * n + 8 * slots * slots + 4 * slots * dim
-    sketch = 4 * n * sketch_width(dim)
+    drafted = min(omp_round.DRAFTED, n)
+    rows = 4 * n * dim if hold else 8 * block_rows * dim
+    store = 4 * slots * n + 8 * slots * slots + 8 * slots * dim
+    listed = 4 * list_length(n, budget) * (list_length(n, budget) + dim)
     factor = 8 * budget * budget
-    local = 8 * slots * slots + 4 * (slots + drafted) * (slots + drafted) + 4 * drafted * sketch_width(dim)
+    local = 8 * slots * slots + 4 * (slots + drafted) * (slots + drafted)
     logs = 2 * 8 * (omp_round.PROBES + 1) * (2 * slots + drafted + budget)
     proof = 4 * min(omp_round.CORRELATIONS_BYTES, 4 * (omp_round.PROBES + 1) * n)
-    converted = 8 * 1024 * 2 * slots + 4 * omp_round.PROBES * (CHUNK + 2 * dim)
-    weights = 4 * 8 * budget * budget
+    converted = 4 * 2 * omp_round.CANDIDATES * (CHUNK + list_length(n, budget) + 2 * dim)
+    weights = 4 * 8 * budget * budget + 4 * budget * dim + 2 * 8 * 1024 * budget
     vectors = 120 * n
-    return rows + store + sketch + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)
-
-
-def sketch_width(dim: int) -> int:
-    return min(dim, max(256, dim // 16))
+    return rows + store + listed + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)
 
 
 def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None) -> bool:
@@ -155,16 +151,27 @@ def _select(
     rows: Rows, target: np.ndarray, budget: int, ridge: float, tol: float, progress: Callable[[int, int], None]
 ) -> Pursuit:
     n = rows.n
-    products, hashes, sketch = rows.scan(target, sketch_width(rows.dim) if budget else 0, SEED)
+    products, hashes = rows.scan(target, SEED)
     norm = np.sqrt(products[:, 1])
     twin, lowest = _copies(products, hashes)
-    problem = Problem(rows, target, products[:, 0].copy(), norm, sketch, lowest, ridge, tol)
+    problem = Problem(rows, target, products[:, 0].copy(), norm, lowest, ridge, tol)
     store = GramStore(rows, capacity(n, budget))
+    shortlist = Shortlist(rows, list_length(n, budget))
     fit = kernels.Fit(
-        np.empty((budget, budget)), np.empty(budget), np.empty(budget), np.empty(budget, np.int64), np.zeros(1, np.int64), np.zeros(1)
+        np.empty((budget, budget)),
+        np.empty(budget),
+        np.empty(budget),
+        np.empty(budget, np.int64),
+        np.zeros(1, np.int64),
+        np.zeros(1),
     )
     counts = Counts()
-    indices, rounds, correlations, residuals = np.empty(budget, np.int64), np.empty(budget, np.int32), np.empty(budget), np.empty(budget)
+    indices, rounds, correlations, residuals = (
+        np.empty(budget, np.int64),
+        np.empty(budget, np.int32),
+        np.empty(budget),
+        np.empty(budget),
+    )
     done, number = 0, 0
     while done < budget:
         first = _largest(problem)
@@ -172,7 +179,7 @@ def _select(
         story = {first: (float(problem.products[first]), alone)}
         members = np.array([first])
         if alone >= tol and budget - done > 1:
-            current = Round(problem, store, fit, counts, budget - done)
+            current = Round(problem, store, shortlist, fit, counts, budget - done)
             members = current.run()
             story = current.story
             if not members.size:  # nothing lasted: the design's rule, so that every round makes progress

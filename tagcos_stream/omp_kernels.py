@@ -18,13 +18,13 @@ TIE = 1e-11  # relative to |a_j| |b|: far above float64 rounding, far below any 
 
 
 class Fit(NamedTuple):
-    """The fit of the round's members, changed in place. `count` (1,) says how many leading entries are valid."""
+    """The fit of the round's members, changed in place. `held` (1,) says how many leading entries are valid."""
 
     factor: np.ndarray  # (k, k) float64, lower triangle: Cholesky factor of the members' Gram matrix + ridge
     forward: np.ndarray  # (k,) float64: factor^-1 <a_members, b>
     weights: np.ndarray  # (k,) float64
     members: np.ndarray  # (k,) int64, rows of the local Gram matrix in order of choice
-    count: np.ndarray  # (1,) int64
+    held: np.ndarray  # (1,) int64: members
     penalty: np.ndarray  # (1,) float64: the ridge that `weights` were solved with; 0 after the first, unregularised step
 
 
@@ -42,7 +42,7 @@ class Log(NamedTuple):
 
     weights: np.ndarray  # (probes + 1, m) float64, zeroed by the caller: the weights before the probe, one more for the end
     members: np.ndarray  # (probes + 1, k) int64: the members before the probe, in order
-    count: np.ndarray  # (probes + 1,) int64: how many
+    held: np.ndarray  # (probes + 1,) int64: how many
     penalty: np.ndarray  # (probes + 1,) float64
     pick: np.ndarray  # (probes,) int64, row of the local Gram matrix
     correlation: np.ndarray  # (probes,) float64
@@ -98,28 +98,13 @@ def dots(block: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def fold(block: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
-    """Count sketch with strided buckets: coordinate d goes to bucket d % w with a random sign.
-
-    block (r, D) float32, signs (D,) float32 of -1 and 1, out (r, w) float32.
-    """
-    width = out.shape[1]
-    dim = block.shape[1]
-    for i in range(block.shape[0]):
-        out[i, :] = 0.0
-        for start in range(0, dim, width):
-            for q in range(min(width, dim - start)):
-                out[i, q] += signs[start + q] * block[i, start + q]
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _append(fit: Fit, products: np.ndarray, diagonal: float, target: float, floor: float) -> None:
     """Add a row to the factor: products (s,) with the members, diagonal |a|^2 + ridge, target <a, b>.
 
-    The squared pivot is a Schur complement of Gram + ridge and so at least the ridge, `floor`; rounding, or the sketched
+    The squared pivot is a Schur complement of Gram + ridge and so at least the ridge, `floor`; rounding, or the rounded
     products of a draft, may say less.
     """
-    s = fit.count[0]
+    s = fit.held[0]
     factor = fit.factor
     pivot = diagonal
     value = target
@@ -132,13 +117,13 @@ def _append(fit: Fit, products: np.ndarray, diagonal: float, target: float, floo
         value -= factor[s, i] * fit.forward[i]
     factor[s, s] = np.sqrt(max(pivot, floor))
     fit.forward[s] = value / factor[s, s]
-    fit.count[0] = s + 1
+    fit.held[0] = s + 1
 
 
 @njit(nogil=True, cache=True)
 def _remove(fit: Fit, place: int) -> None:
     """Downdate: take the member at `place` out of the factor by plane rotations of neighbouring columns."""
-    s = fit.count[0]
+    s = fit.held[0]
     factor = fit.factor
     for i in range(place, s - 1):
         fit.members[i] = fit.members[i + 1]
@@ -155,13 +140,13 @@ def _remove(fit: Fit, place: int) -> None:
         left = fit.forward[j]
         fit.forward[j] = cosine * left + sine * fit.forward[j + 1]
         fit.forward[j + 1] = cosine * fit.forward[j + 1] - sine * left
-    fit.count[0] = s - 1
+    fit.held[0] = s - 1
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _solve(fit: Fit) -> None:
     """Back substitution: weights = factor'^-1 forward, by rows of the factor, which lie together in memory."""
-    s = fit.count[0]
+    s = fit.held[0]
     fit.weights[:s] = fit.forward[:s]
     for i in range(s - 1, -1, -1):
         fit.weights[i] /= fit.factor[i, i]
@@ -173,7 +158,7 @@ def _solve(fit: Fit) -> None:
 @njit(nogil=True, cache=True)
 def _most_negative(fit: Fit) -> int:
     """Place of the most negative weight, of equal ones the first; -1 where none is negative beyond rounding."""
-    weights = fit.weights[: fit.count[0]]
+    weights = fit.weights[: fit.held[0]]
     slack = TIE * np.abs(weights).max()
     least = weights.min()
     if least >= -slack:
@@ -189,7 +174,7 @@ def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray
     """Row of the local matrix with the largest correlation, and that; of tied rows the lowest of the cluster. -1: no rows."""
     s0 = local.row.size - correlations.size
     best, top = -1, -np.inf
-    for i in range(fit.count[0]):
+    for i in range(fit.held[0]):
         if fit.penalty[0] * fit.weights[i] > top:
             best, top = fit.members[i], fit.penalty[0] * fit.weights[i]
     for v in range(correlations.size):
@@ -198,15 +183,15 @@ def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray
     if best < 0:
         return best, top
     pick, value = best, top
-    for i in range(fit.count[0]):
-        j = fit.members[i]
-        if local.row[j] < local.row[pick] and top - fit.penalty[0] * fit.weights[i] <= slack * max(local.norm[j], local.norm[best]):
-            pick, value = j, fit.penalty[0] * fit.weights[i]
+    for i in range(fit.held[0]):
+        j, correlation = fit.members[i], fit.penalty[0] * fit.weights[i]
+        if local.row[j] < local.row[pick] and top - correlation <= slack * max(local.norm[j], local.norm[best]):
+            pick, value = j, correlation
     for v in range(correlations.size):
         j = s0 + v
-        if not inside[v] and local.row[j] < local.row[pick]:
-            if top - correlations[v] <= slack * max(local.norm[j], local.norm[best]):
-                pick, value = j, correlations[v]
+        tied = top - correlations[v] <= slack * max(local.norm[j], local.norm[best])
+        if tied and not inside[v] and local.row[j] < local.row[pick]:
+            pick, value = j, correlations[v]
     return pick, value
 
 
@@ -217,7 +202,7 @@ def _correlate(local: Local, fit: Fit, correlations: np.ndarray) -> None:
     s0 = local.row.size - u
     for v in range(u):
         correlations[v] = local.target[s0 + v]
-    for i in range(fit.count[0]):
+    for i in range(fit.held[0]):
         weight = fit.weights[i]
         row = local.gram[fit.members[i]]
         for v in range(u):
@@ -226,8 +211,8 @@ def _correlate(local: Local, fit: Fit, correlations: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _note(log: Log, fit: Fit, t: int) -> None:
-    s = fit.count[0]
-    log.count[t] = s
+    s = fit.held[0]
+    log.held[t] = s
     log.penalty[t] = fit.penalty[0]
     for i in range(s):
         log.members[t, i] = fit.members[i]
@@ -238,7 +223,7 @@ def _note(log: Log, fit: Fit, t: int) -> None:
 def _squared_residual(local: Local, fit: Fit, target_length: float) -> float:
     """|b - A_S' x|^2 / |b|^2. Where x solves (G + p) x = c it is |b|^2 - x'c - p |x|^2; so it is with p = 0 and one member."""
     value = target_length * target_length
-    for i in range(fit.count[0]):
+    for i in range(fit.held[0]):
         weight = fit.weights[i]
         value -= weight * local.target[fit.members[i]] + fit.penalty[0] * weight * weight
     return max(value, 0.0) / (target_length * target_length)
@@ -271,7 +256,7 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
         log.correlation[t] = value
         if pick < s0 or inside[pick - s0]:
             return t + 1, REPEATED
-        s = fit.count[0]
+        s = fit.held[0]
         for i in range(s):
             products[i] = local.gram[fit.members[i], pick - s0]
         _append(fit, products, local.norm[pick] ** 2 + limits.ridge, local.target[pick], limits.ridge)
@@ -290,11 +275,11 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
                 if worst < 0:
                     break
                 if limits.keep:
-                    fit.count[0] = s
+                    fit.held[0] = s
                     return t + 1, DROPPED
-                newest = worst == fit.count[0] - 1
+                newest = worst == fit.held[0] - 1
                 if newest:
-                    fit.count[0] -= 1
+                    fit.held[0] -= 1
                     return t + 1, REPEATED
                 _remove(fit, worst)
                 dropped = True

@@ -1,10 +1,11 @@
 """Rounds of the matching pursuit by draft, product and proof.
 
-A *draft* runs the next steps on the likeliest candidates with sketched inner products and says which rows they would choose.
-One matrix product computes the exact Gram columns of those. A *stretch* of exact steps then runs on rows with known columns
+A *draft* runs the next steps among a short list of likely rows, whose inner products are known, and says which they would
+choose. One matrix product computes the Gram columns of those. A *stretch* of exact steps then runs on rows with known columns
 only, and its *proof* compares every step's choice with all rows, by one matrix product for the whole stretch; steps from the
-first wrong one on are taken back. Where float32 cannot tell, rows are compared in float64, so that the choices are those of
-exact arithmetic, whatever the draft, the block sizes or the number of threads.
+first wrong one on are taken back, and every row that would have won at any of them joins the list. Where float32 cannot tell,
+rows are compared in float64, so that the choices are those of exact arithmetic, whatever the draft, the block sizes or the
+number of threads.
 
 n rows of a cluster, D feature dimension, p slots, s members of the round, u candidates, T probes of a stretch.
 """
@@ -17,10 +18,12 @@ import numpy as np
 
 from tagcos_stream import omp_kernels as kernels
 from tagcos_stream.omp_rows import Rows
-from tagcos_stream.omp_store import GramStore
+from tagcos_stream.omp_store import GramStore, Shortlist
 
-PROBES = 128  # steps drafted and proved at once
-CANDIDATES = 1024  # rows that a draft considers
+PROBES = 128  # most steps drafted and proved at once
+HORIZON = 32  # steps of a round's first draft; then about twice as many as the last proof let stand
+CANDIDATES = 256  # rows that join the short list for each draft, by their correlation
+DRAFTED = 1024  # rows of the list that a draft considers
 CORRELATIONS_BYTES = 64 << 20  # what a proof may hold: T x n float32
 SPAN = 8192  # rows a proof multiplies at once
 
@@ -33,7 +36,6 @@ class Problem:
     target: np.ndarray  # (D,) float64
     products: np.ndarray  # (n,) float64: <a, b>
     norm: np.ndarray  # (n,) float64: |a|
-    sketch: np.ndarray  # (n, w) float32: inner products orthogonal to the target, roughly
     open: np.ndarray  # (n,) bool: neither chosen in an earlier round nor the copy of a lower open row
     ridge: float
     tol: float
@@ -56,14 +58,18 @@ class Counts:
 class Round:
     """One round of DESIGN section 3: `run` returns its members in order of choice; `story` tells each one's."""
 
-    def __init__(self, problem: Problem, store: GramStore, fit: kernels.Fit, counts: Counts, steps: int) -> None:
-        self.problem, self.store, self.fit, self.counts = problem, store, fit, counts
+    def __init__(
+        self, problem: Problem, store: GramStore, shortlist: Shortlist, fit: kernels.Fit, counts: Counts, steps: int
+    ) -> None:
+        self.problem, self.store, self.shortlist, self.fit, self.counts = problem, store, shortlist, fit, counts
         self.left = steps
         self.residual = 1.0  # |r|^2 / |b|^2
         self.members = np.empty(0, np.int64)  # slots, in order of choice
         self.scores = problem.products.astype(np.float32)  # correlations of all rows with the residual now
+        self.horizon = HORIZON  # steps that the next draft tries
+        self.rivals = np.empty(0, np.int64)  # rows that won against the last stretch's choices somewhere
         self.story: dict[int, tuple[float, float]] = {}  # row -> correlation when chosen, |r|/|b| after
-        fit.count[0], fit.penalty[0] = 0, 0.0
+        fit.held[0], fit.penalty[0] = 0, 0.0
 
     def run(self) -> np.ndarray:
         """(s,) rows; empty where the first one did not last."""
@@ -95,30 +101,55 @@ class Round:
 
     def _draft(self) -> tuple[np.ndarray, int]:
         """The rows without a column (B,) that the next steps would likely choose, and how many probes that takes."""
-        problem, store, fit = self.problem, self.store, self.fit
+        problem, store, shortlist = self.problem, self.store, self.shortlist
         self.counts.drafts += 1
         free = problem.open & (store.slot_of < 0)
         scores = np.where(free, self.scores, -np.inf)
         count = min(CANDIDATES, int(free.sum()))
-        fresh = np.sort(np.argpartition(-scores, count - 1)[:count]) if count else np.empty(0, np.int64)
+        likely = np.argpartition(-scores, count - 1)[:count] if count else np.empty(0, np.int64)
+        wanted = np.union1d(likely, self.rivals[free[self.rivals]][:CANDIDATES])
+        probes = min(self.horizon, self._longest_stretch(), self.left)
         unused = self._unused()
-        s, known = len(self.members), len(self.members) + len(unused)
         slots = np.concatenate([self.members, unused])
-        rows = np.concatenate([store.row[slots], fresh])
-        matrix = np.empty((known + count, len(unused) + count), np.float32)
+        shortlist.add(wanted)
+        places = np.flatnonzero(free[shortlist.row[: shortlist.size]])
+        if len(places) > DRAFTED:
+            places = np.sort(places[np.argpartition(-scores[shortlist.row[places]], DRAFTED)[:DRAFTED]])
+        fresh = shortlist.row[places]
+        log, made = self._draft_among(slots, unused, fresh, shortlist.gram[np.ix_(places, places)], probes)
+        picks = log.pick[:made]
+        chosen = fresh[np.unique(picks[picks >= len(slots)]) - len(slots)]
+        return chosen, made
+
+    def _draft_among(
+        self, slots: np.ndarray, unused: np.ndarray, fresh: np.ndarray, among: np.ndarray, probes: int
+    ) -> tuple[kernels.Log, int]:
+        """Steps on members, unused slots and rows without a column, whose products `among` each other (u, u) are given."""
+        store, fit = self.store, self.fit
+        s, known = len(self.members), len(slots)
+        matrix = np.empty((known + len(fresh), len(unused) + len(fresh)), np.float32)
         matrix[:known, : len(unused)] = store.gram[np.ix_(slots, unused)]
         matrix[:known, len(unused) :] = store.columns[np.ix_(slots, fresh)]
         matrix[known:, : len(unused)] = matrix[s:known, len(unused) :].T
-        sketch = problem.sketch[fresh]
-        along = (problem.products[fresh] / problem.length).astype(np.float32)
-        np.matmul(sketch, sketch.T, out=matrix[known:, len(unused) :])
-        matrix[known:, len(unused) :] += np.outer(along, along)
-        before = fit.weights[:s].copy(), fit.penalty[0]
-        probes = min(PROBES, self._longest_stretch(), self.left)
-        log, made, _ = self._pursue(matrix, rows, probes, keep=True)
-        fit.count[0], fit.penalty[0], fit.weights[:s] = s, before[1], before[0]
-        picks = log.pick[:made]
-        return np.unique(rows[picks[picks >= known]]), made
+        matrix[known:, len(unused) :] = among
+        weights, penalty = fit.weights[:s].copy(), fit.penalty[0]
+        log, made, _ = self._pursue(matrix, np.concatenate([store.row[slots], fresh]), probes, keep=True)
+        fit.held[0], fit.penalty[0], fit.weights[:s] = s, penalty, weights
+        return log, made
+
+    def _correlations(self, weights: np.ndarray) -> np.ndarray:
+        """<a_j, b - A'x> for every row and every x of `weights` (T, p) by slot: (T, n) float32."""
+        store, n = self.store, self.problem.rows.n
+        used = weights.astype(np.float32)
+        out = np.empty((len(weights), n), np.float32)
+        parts = [slice(low, min(low + PROBES, store.size)) for low in range(0, store.size, PROBES)]
+        parts = [part for part in parts if used[:, part].any()]
+        for start in range(0, n, SPAN):
+            here = slice(start, min(start + SPAN, n))
+            out[:, here] = self.problem.products[here]
+            for part in parts:
+                out[:, here] -= used[:, part] @ store.columns[part, here]
+        return out
 
     def _longest_stretch(self) -> int:
         return max(1, CORRELATIONS_BYTES // (4 * self.problem.rows.n) - 1)
@@ -156,6 +187,7 @@ class Round:
         weights[:, slots] = log.weights[:states]
         good, missed = self._prove(weights, slots[log.pick[:made]], log.correlation[:made])
         self.counts.probes += good
+        self.horizon = min(PROBES, max(HORIZON // 2, 2 * good))
         self.counts.taken_back += made - good
         for t in range(good - (good == made and status == kernels.REPEATED)):
             self.story[int(store.row[slots[log.pick[t]]])] = float(log.correlation[t]), float(np.sqrt(log.residual[t]))
@@ -163,22 +195,22 @@ class Round:
             self.left -= 1
         if good < made:
             self._take_back(log, good, slots)
-        self.members = slots[self.fit.members[: self.fit.count[0]]]
+        self.members = slots[self.fit.members[: self.fit.held[0]]]
         return good == made and status in (kernels.REACHED, kernels.REPEATED), missed
 
     def _take_back(self, log: kernels.Log, t: int, slots: np.ndarray) -> None:
         """Return the fit to its state before probe t."""
-        fit, s = self.fit, int(log.count[t])
+        fit, s = self.fit, int(log.held[t])
         members = log.members[t, :s].copy()
         fit.penalty[0] = log.penalty[t]
         fit.weights[:s] = log.weights[t, members]
-        if s > fit.count[0] or (fit.members[:s] != members).any():  # else the leading block is still this state's factor
+        if s > fit.held[0] or (fit.members[:s] != members).any():  # else the leading block is still this state's factor
             order = slots[members]
             system = self.store.gram[np.ix_(order, order)] + self.problem.ridge * np.eye(s)
             fit.factor[:s, :s] = np.linalg.cholesky(system)  # zeroes the upper half
             fit.forward[:s] = np.linalg.solve(fit.factor[:s, :s], self.problem.products[self.store.row[order]])
         fit.members[:s] = members
-        fit.count[0] = s
+        fit.held[0] = s
 
     def _prove(self, weights: np.ndarray, picks: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
         """Compare every probe's choice with all rows that have no column.
@@ -191,30 +223,27 @@ class Round:
             `scores` become the correlations at the last state reached.
         """
         problem, store = self.problem, self.store
-        n, made = problem.rows.n, len(picks)
+        made = len(picks)
         free = problem.open & (store.slot_of < 0)
         barred = np.where(free, np.float32(0), np.float32(-np.inf))
-        used = weights.astype(np.float32)
         # rounding of a float32 inner product of length D, with room to spare
-        unit = np.float32(2.0**-23 * (4 + np.sqrt(problem.rows.dim)))
+        unit = np.float32(2.0**-24 * (8 + np.sqrt(problem.rows.dim) / 4))
         reach = (np.abs(weights) @ problem.norm[store.row[: store.size]] + problem.length)[:made, None].astype(np.float32)
         doubt = (unit * problem.norm).astype(np.float32)
         bound = (values - kernels.TIE * problem.length * problem.norm[store.row[picks]])[:, None].astype(np.float32)
-        correlations = np.empty((len(weights), n), np.float32)
-        near: list[tuple[np.ndarray, np.ndarray]] = []
-        for start in range(0, n, SPAN):
-            here = slice(start, min(start + SPAN, n))
-            block = correlations[:, here]
-            block[:] = problem.products[here]
-            for low in range(0, store.size, PROBES):
-                part = used[:, low : low + PROBES]
-                if part.any():
-                    block -= part @ store.columns[low : min(low + PROBES, store.size), here]
-            probe, row = np.nonzero(block[:made] + reach * doubt[here] + barred[here] >= bound)
-            near.append((probe, row + start))
-        probe, row = (np.concatenate(part) for part in zip(*near, strict=True))
+        correlations = self._correlations(weights)
+        near = [np.empty((2, 0), np.int64)]
+        for start in range(0, problem.rows.n, SPAN):
+            here = slice(start, start + SPAN)
+            found = np.nonzero(correlations[:made, here] + reach * doubt[here] + barred[here] >= bound)
+            near.append(np.stack(found) + np.array([[0], [start]]))
+        probe, row = np.concatenate(near, axis=1)
+        rival, often = np.unique(row, return_counts=True)
+        self.rivals = rival[np.argsort(-often, kind="stable")]
         for t in np.unique(probe):
-            missed = self._better(row[probe == t], correlations[t], float(reach[t, 0]) * doubt, weights[t], int(picks[t]), values[t])
+            missed = self._better(
+                row[probe == t], correlations[t], float(reach[t, 0]) * doubt, weights[t], int(picks[t]), values[t]
+            )
             if missed.size:
                 self.scores = correlations[t]
                 return int(t), missed
@@ -230,8 +259,7 @@ class Round:
         if rough[best] - doubt[best] > value:
             return np.array([best])
         self.counts.exact_checks += 1
-        slots = np.flatnonzero(weights)
-        residual = problem.target - weights[slots] @ store.features[slots].astype(np.float64)
+        residual = problem.target - weights @ store.features[: store.size]
         exact = np.empty(len(rows))
         for start in range(0, len(rows), 1024):
             part = rows[start : start + 1024]

@@ -1,6 +1,6 @@
 """The rows that a pursuit reads: held in memory as float32, or read again from their blocks for every pass.
 
-n rows of a cluster, D feature dimension, B rows of a batch of Gram columns, w width of the sketch.
+n rows of a cluster, D feature dimension, B rows of a batch of Gram columns.
 """
 
 from __future__ import annotations
@@ -80,42 +80,33 @@ class Rows:
             out[here] = self._features.read(int(b))[rows[here] - self._features.starts[b]]
         return out
 
-    def scan(self, target: np.ndarray, width: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def scan(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """One read of everything that needs every row.
 
         Args:
-            target: (D,) float64. width: of the sketch, 0 for none. seed: of hash keys and signs.
+            target: (D,) float64. seed: of the hash keys.
 
         Returns:
-            products (n, 2) float64: <a, b> and |a|^2; hashes (n,) uint64; sketch (n, w) float32.
+            products (n, 2) float64: <a, b> and |a|^2; hashes (n,) uint64.
 
         Raises:
             UserError: a row is not finite; names the first.
         """
-        generator = np.random.default_rng(seed)
-        keys = generator.integers(0, 2**64, self.dim, np.uint64)
-        signs = generator.integers(0, 2, self.dim).astype(np.float32) * 2 - 1
+        keys = np.random.default_rng(seed).integers(0, 2**64, self.dim, np.uint64)
         products = np.empty((self.n, 2))
         hashes = np.empty(self.n, np.uint64)
-        sketch = np.empty((self.n, width), np.float32)
         for start, block in self.blocks():
 
             def read(at: int, start: int = start, block: np.ndarray = block) -> None:
                 piece = block[at : at + PIECE]
                 here = slice(start + at, start + at + len(piece))
                 kernels.scan(piece, target, keys, products[here], hashes[here])
-                if width:
-                    kernels.fold(piece, signs, sketch[here])
 
             self._each(read, range(0, len(block), PIECE))
             wrong = np.flatnonzero(~np.isfinite(products[start : start + len(block), 1]))
             if wrong.size:
                 raise UserError(f"features row {start + wrong[0]} holds NaN or infinity: reject such rows before selecting")
-        folded = np.empty((1, width), np.float32)
-        if width:
-            kernels.fold(np.ascontiguousarray(target[None], np.float32), signs, folded)
-            _remove_target(sketch, folded[0], products[:, 0], float(target @ target))
-        return products, hashes, sketch
+        return products, hashes
 
     def columns(self, batch: np.ndarray, out: np.ndarray) -> None:
         """Gram columns by matrix product: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
@@ -134,14 +125,6 @@ class Rows:
                 out[start + at : start + at + len(piece)] = values
 
             self._each(read, range(0, len(block), PIECE))
-
-
-def _remove_target(sketch: np.ndarray, folded: np.ndarray, products: np.ndarray, square: float) -> None:
-    """Leave in the sketch what is orthogonal to the target; the part along it is known exactly and need not be noisy."""
-    if square > 0.0:
-        for start in range(0, len(sketch), CHUNK):
-            here = slice(start, start + CHUNK)
-            sketch[here] -= (products[here, None] / square).astype(np.float32) * folded
 
 
 def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:

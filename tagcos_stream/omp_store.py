@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from tagcos_stream.omp_rows import Rows, gram
+from tagcos_stream.omp_rows import Rows
 
-SPARE = 256  # slots beyond the budget, so that a block of candidates always has room
+SPARE = 512  # slots beyond the budget, so that a block of candidates always has room
 
 
 def capacity(n: int, budget: int) -> int:
     """Slots that a pursuit allocates: the budget and a quarter more, for candidates that are not (yet) chosen."""
     return min(n, budget + max(SPARE, budget // 4))
+
+
+def list_length(n: int, budget: int) -> int:
+    """Rows of the short list: several times the budget pass through it; beyond 4,096 its products would cost too much."""
+    return min(n, max(2048, min(4 * budget, 4096)))
 
 
 class GramStore:
@@ -24,7 +29,7 @@ class GramStore:
         self._rows = rows
         self.columns = np.empty((slots, rows.n), np.float32)  # untouched pages cost nothing
         self.gram = np.empty((slots, slots))
-        self.features = np.empty((slots, rows.dim), np.float32)
+        self.features = np.empty((slots, rows.dim))  # float64: converted once, multiplied often
         self.row = np.empty(slots, np.int64)
         self.slot_of = np.full(rows.n, -1, np.int64)
         self.open = np.zeros(slots, bool)  # may still be chosen
@@ -40,9 +45,10 @@ class GramStore:
         """Compute the columns of these rows (B,), none of which has a slot; there must be room."""
         assert len(wanted) <= self.room, "make room first"
         here = slice(self.size, self.size + len(wanted))
-        self.features[here] = self._rows.take(wanted)
-        self._rows.columns(self.features[here], self.columns[here])
-        products = gram(self.features[: here.stop], self.features[here])
+        batch = self._rows.take(wanted)
+        self._rows.columns(batch, self.columns[here])
+        self.features[here] = batch
+        products = self.features[: here.stop] @ self.features[here].T
         self.gram[: here.stop, here] = products
         self.gram[here, : here.stop] = products.T
         self.row[here] = wanted
@@ -67,3 +73,34 @@ class GramStore:
         self.open[:count] = self.open[slots]
         self.size = count
         return moved
+
+
+class Shortlist:
+    """Rows that may be chosen soon, with their inner products in float32: what a draft needs to take steps among them.
+
+    Products of rows already listed are never computed again. A full list starts over: likely rows of long ago are not likely now.
+    """
+
+    def __init__(self, rows: Rows, length: int) -> None:
+        self._rows = rows
+        self.row = np.empty(length, np.int64)
+        self.gram = np.empty((length, length), np.float32)
+        self._features = np.empty((length, rows.dim), np.float32)
+        self.listed = np.zeros(rows.n, bool)
+        self.size = 0
+
+    def add(self, wanted: np.ndarray) -> None:
+        """List these rows (m,), at most as many as the list is long."""
+        new = wanted[~self.listed[wanted]]
+        if self.size + len(new) > len(self.row):
+            self.listed[:], self.size, new = False, 0, wanted
+        if not len(new):
+            return
+        here = slice(self.size, self.size + len(new))
+        self._features[here] = self._rows.take(new)
+        products = self._features[: here.stop] @ self._features[here].T
+        self.gram[: here.stop, here] = products
+        self.gram[here, : here.stop] = products.T
+        self.row[here] = new
+        self.listed[new] = True
+        self.size = here.stop

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tagcos_stream.projection_kernels import BLOCK, add_sparse, rademacher_rows
+from tagcos_stream.projection_kernels import BLOCK, add_sparse, one_thread, rademacher_rows
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -65,13 +65,16 @@ def make_projection(kind: str = "sparse", *, dim: int, seed: int) -> Projection:
 class SparseProjection:
     dim: int
     seed: int
-    entries: int = 2  # features per coordinate; more does not lower the variance of an inner product, only the weight of one collision
+    entries: int = (
+        2  # features per coordinate; more does not lower the variance of an inner product, only the weight of one collision
+    )
     kind: str = "sparse"
 
     def add(self, name: str, grads: Any, out: Any) -> None:
         key, scale = parameter_key(self.seed, name), self.entries**-0.5
         if _on_cpu(grads):
-            add_sparse(np.asarray(grads), np.asarray(out), np.uint64(key), self.entries, np.asarray(out).dtype.type(scale))
+            with one_thread():
+                add_sparse(np.asarray(grads), np.asarray(out), np.uint64(key), self.entries, np.asarray(out).dtype.type(scale))
         else:
             from tagcos_stream.projection_torch import add_sparse as add_on_device
 

@@ -6,6 +6,9 @@ can be made anywhere, in any order. P coordinates of one parameter, D features, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numba
 import numpy as np
 
@@ -21,7 +24,34 @@ def mix(counter):  # type: ignore[no-untyped-def]
     return z ^ (z >> np.uint64(31))
 
 
-@numba.njit(parallel=True, cache=True)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within: parallel kernels use the calling thread only.
+
+    For short kernels between torch operations: torch's threads go on spinning for milliseconds after each operation, and a second
+    pool on the same cores waits for them longer than the kernel takes. (Compiled as parallel all the same: only there does Numba
+    know that the arrays do not overlap, which makes it four times as fast.)
+    """
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(threads)
+
+
+@numba.njit(inline="always")
+def _place(key, block, entry, entries, first, dim):  # type: ignore[no-untyped-def]
+    """Sign bits and offset of one entry of a block, `first` being the offset of its entry 0."""
+    counter = key + np.uint64(2 * (block * entries + entry))
+    draw = mix(counter + np.uint64(1)) >> np.uint64(32)
+    if entry == 0:
+        return mix(counter), np.int64((draw * np.uint64(dim)) >> np.uint64(32))
+    low, high = (dim - 1) * (entry - 1) // (entries - 1), (dim - 1) * entry // (entries - 1)
+    return mix(counter), (first + 1 + low + np.int64((draw * np.uint64(high - low)) >> np.uint64(32))) % dim
+
+
+@numba.njit(parallel=True, cache=True, error_model="numpy")  # an exception for a division by zero would bar vector instructions
 def add_sparse(grads, out, key, entries, scale):  # type: ignore[no-untyped-def]
     """out (B, D) += scale x sparse projection of grads (B, P), both contiguous and of one floating dtype; D >= BLOCK.
 
@@ -32,31 +62,29 @@ def add_sparse(grads, out, key, entries, scale):  # type: ignore[no-untyped-def]
     """
     rows, size = grads.shape
     dim = out.shape[1]
+    whole = size // BLOCK
     for row in numba.prange(rows):
         wide = np.zeros(dim + BLOCK, out.dtype)  # BLOCK more than D, so that no addition has to go round
-        signs = np.empty(BLOCK, np.float32)
-        for block in range((size + BLOCK - 1) // BLOCK):
-            begin = block * BLOCK
-            width = min(BLOCK, size - begin)
+        for block in range(whole):
             first = np.int64(0)
             for entry in range(entries):
-                counter = key + np.uint64(2 * (block * entries + entry))
-                bits = mix(counter)
-                draw = mix(counter + np.uint64(1)) >> np.uint64(32)
-                if entry == 0:
-                    first = np.int64((draw * np.uint64(dim)) >> np.uint64(32))
-                    offset = first
-                else:
-                    low, high = (dim - 1) * (entry - 1) // (entries - 1), (dim - 1) * entry // (entries - 1)
-                    offset = (first + 1 + low + np.int64((draw * np.uint64(high - low)) >> np.uint64(32))) % dim
-                for i in range(BLOCK):
-                    signs[i] = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32((bits >> np.uint64(i)) & np.uint64(1)))
-                if width == BLOCK:  # a constant trip count, which the compiler turns into vector instructions
-                    for i in range(BLOCK):
-                        wide[offset + i] += signs[i] * grads[row, begin + i]
-                else:
-                    for i in range(width):
-                        wide[offset + i] += signs[i] * grads[row, begin + i]
+                bits, offset = _place(key, block, entry, entries, first, dim)
+                first = offset if entry == 0 else first
+                # Slices, constant trip counts and 32-bit words are what the compiler turns into vector instructions: four times as fast
+                source, target = grads[row, block * BLOCK : (block + 1) * BLOCK], wide[offset : offset + BLOCK]
+                for half in range(2):
+                    word = np.int32(np.uint32(bits >> np.uint64(32 * half)))
+                    for i in range(32):
+                        bit = (word >> np.int32(i)) & np.int32(1)
+                        target[32 * half + i] += source[32 * half + i] * np.float32(1 - 2 * bit)
+        if whole * BLOCK < size:
+            first = np.int64(0)
+            for entry in range(entries):
+                bits, offset = _place(key, whole, entry, entries, first, dim)
+                first = offset if entry == 0 else first
+                for i in range(size - whole * BLOCK):
+                    sign = np.float32(1 - 2 * np.int32((bits >> np.uint64(i)) & np.uint64(1)))
+                    wide[offset + i] += sign * grads[row, whole * BLOCK + i]
         for i in range(BLOCK):
             wide[i] += wide[dim + i]
         for i in range(dim):
@@ -72,4 +100,6 @@ def rademacher_rows(key, begin, out):  # type: ignore[no-untyped-def]
         for word in range(words):
             bits = mix(key + np.uint64((begin + row) * words + word))
             for i in range(min(64, dim - word * 64)):
-                out[row, word * 64 + i] = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32((bits >> np.uint64(i)) & np.uint64(1)))
+                out[row, word * 64 + i] = np.float32(1.0) - np.float32(2.0) * np.float32(
+                    np.int32((bits >> np.uint64(i)) & np.uint64(1))
+                )

@@ -43,7 +43,8 @@ class Reject:
 class Raw:
     """Rows of a file before conversion, in one of three forms, and what was rejected while reading.
 
-    texts: a JSON value a row, numbered in `rows`. block: whole lines from line `first` on, not yet cut. frame: columns, numbered in `rows`.
+    texts: a JSON value a row, numbered in `rows`. block: whole lines from line `first` on, not yet cut. frame: columns,
+    numbered in `rows`.
     """
 
     next_row: int
@@ -82,17 +83,22 @@ class Unpacked:
         head = buffered.peek(4)[:4]
         self.packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
         self._limits, self._out = limits, 0
-        # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when the end is missing
+        # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when
+        # the end is missing
         self._stream: Any = buffered
         if self.packing is not None:
-            self._stream = pa.CompressedInputStream(pa.PythonFile(buffered, mode="r"), {"gz": "gzip", "zst": "zstd"}[self.packing])
+            self._stream = pa.CompressedInputStream(
+                pa.PythonFile(buffered, mode="r"), {"gz": "gzip", "zst": "zstd"}[self.packing]
+            )
 
     @property
     def bytes_read(self) -> int:
         return self._counted.count
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged or unpacks to more than the limits allow."""
+        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged or unpacks to more than the limits
+        allow.
+        """
         try:
             # small reads: what a failing one had unpacked is lost
             data = self._stream.read(size if self.packing is None else min(size, 1 << 17))
@@ -105,7 +111,9 @@ class Unpacked:
             if self._out > self._limits.max_unpacked_bytes:
                 raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
             if self._out > self._limits.ratio_from and self._out > self._limits.max_ratio * self.bytes_read:
-                raise LimitReached("zip_bomb", f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}")
+                raise LimitReached(
+                    "zip_bomb", f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}"
+                )
         return data
 
 

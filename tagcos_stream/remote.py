@@ -24,12 +24,16 @@ def is_remote(path: str) -> bool:
     if not separator:
         return False
     if scheme not in SCHEMES:
-        raise UserError(f"source {path}: scheme {scheme!r} is not read; there are {', '.join(s + '://' for s in SCHEMES)} and local paths")
+        raise UserError(
+            f"source {path}: scheme {scheme!r} is not read; there are {', '.join(s + '://' for s in SCHEMES)} and local paths"
+        )
     return True
 
 
 def list_files(url: str) -> list[Remote]:
-    """Files at a URL: the file itself, all below it, or those that a glob (*, ?) matches; by name. UserError where the store refuses."""
+    """Files at a URL: the file itself, all below it, or those that a glob (*, ?) matches; by name. UserError where the store
+    refuses.
+    """
     scheme, _, rest = url.partition("://")
     magic = min((i for i in (rest.find(c) for c in "*?[") if i >= 0), default=-1)
     base = rest if magic < 0 else rest[:magic].rpartition("/")[0]
@@ -38,7 +42,9 @@ def list_files(url: str) -> list[Remote]:
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as e:  # every store has its own kinds of errors; all of them mean that the source cannot be read
-        raise UserError(f"source {url}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}; check the address and credentials") from None
+        raise UserError(
+            f"source {url}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}; check the address and credentials"
+        ) from None
     if magic >= 0:
         found = [f for f in found if fnmatch.fnmatchcase(f.url, url)]
     return sorted(found)
@@ -101,7 +107,9 @@ def _store_files(scheme: str, rest: str) -> list[Remote]:
         except FileNotFoundError:
             pass
     return [
-        Remote(root + meta["path"], meta["size"], _etag(meta)) for batch in obstore.list(store, path.rstrip("/") or None) for meta in batch
+        Remote(root + meta["path"], meta["size"], _etag(meta))
+        for batch in obstore.list(store, path.rstrip("/") or None)
+        for meta in batch
     ]
 
 
@@ -122,4 +130,6 @@ def _hub(base: str) -> list[Remote]:
     files = _hub_files()
     info = files.info(base)
     found = [info] if info["type"] == "file" else [i for i in files.find(base, detail=True).values() if i["type"] == "file"]
-    return [Remote("hf://" + i["name"], i["size"], f"hub:{(i.get('lfs') or {}).get('sha256') or i.get('blob_id')}") for i in found]
+    return [
+        Remote("hf://" + i["name"], i["size"], f"hub:{(i.get('lfs') or {}).get('sha256') or i.get('blob_id')}") for i in found
+    ]

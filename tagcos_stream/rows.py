@@ -46,7 +46,9 @@ def records(raw: Raw, index: np.ndarray) -> Iterator[bytes | dict[str, Any]]:
 
 
 def loads(text: bytes) -> Any:
-    """A JSON value. orjson first; what it refuses is tried with the standard library, which also reads NaN and tells deep from broken."""
+    """A JSON value. orjson first; what it refuses is tried with the standard library, which also reads NaN and tells deep from
+    broken.
+    """
     try:
         return orjson.loads(text)
     except ValueError:

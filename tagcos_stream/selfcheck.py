@@ -27,7 +27,9 @@ def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: S
     """
     extractor.use(checkpoint)
     batch = extractor.features(examples)
-    compute = next((p.dtype for p in extractor.model.parameters() if p.is_floating_point() and p.dtype != torch.float32), torch.float32)
+    compute = next(
+        (p.dtype for p in extractor.model.parameters() if p.is_floating_point() and p.dtype != torch.float32), torch.float32
+    )
     if any(type(module).__module__.startswith("bitsandbytes") for module in extractor.model.modules()):
         compute = torch.bfloat16
     tolerance = TOLERANCE[compute]

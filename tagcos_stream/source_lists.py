@@ -1,4 +1,4 @@
-"""Files that name sources: our TOML list, LLaMA-Factory's dataset_info.json, axolotl's YAML. Each becomes a list of SourceSpec."""
+"""Files that name sources, to SourceSpecs: our TOML list, LLaMA-Factory's dataset_info.json, axolotl's YAML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _OPTION_FIELDS = {f.name for f in fields(RowOptions)}
 
 
 def read_list(path: Path, names: str = "") -> list[SourceSpec]:
-    """Sources of a list file, by its ending; `names` (comma-separated) picks some. UserError names the file, the source and the field."""
+    """Sources of a list file, by its ending; `names` (comma-separated) picks some. UserError names the file, the source and the
+    field.
+    """
     readers: dict[str, Callable[[str, Path], list[SourceSpec]]] = {
         ".toml": _toml, ".json": _llama_factory, ".yml": _axolotl, ".yaml": _axolotl,
     }  # fmt: skip
@@ -54,10 +56,18 @@ def _toml(text: str, path: Path) -> list[SourceSpec]:
 def _spec(row: dict[str, Any], path: Path, what: str) -> SourceSpec:
     """A SourceSpec from plain values whose names are those of SourceSpec and RowOptions."""
     if unknown := sorted(set(row) - _SPEC_FIELDS - _OPTION_FIELDS):
-        raise UserError(f"{path}: {what}: unknown field {', '.join(unknown)}; there are {', '.join(sorted(_SPEC_FIELDS | _OPTION_FIELDS))}")
+        raise UserError(
+            f"{path}: {what}: unknown field {', '.join(unknown)}; there are {', '.join(sorted(_SPEC_FIELDS | _OPTION_FIELDS))}"
+        )
     if not isinstance(row.get("path"), str) or not row["path"]:
         raise UserError(f"{path}: {what}: has no path")
-    kinds: dict[str, tuple[type, ...]] = {"limit": (int,), "max_chars": (int,), "weight": (int, float), "columns": (dict,), "roles": (dict,)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "limit": (int,),
+        "max_chars": (int,),
+        "weight": (int, float),
+        "columns": (dict,),
+        "roles": (dict,),
+    }
     kinds |= {"train_roles": (list,), "drop_system": (bool,), "check_order": (bool,)}
     for name, value in row.items():
         kind = kinds.get(name, (str,))
@@ -69,8 +79,10 @@ def _spec(row: dict[str, Any], path: Path, what: str) -> SourceSpec:
     for name, values in (("train_roles", row.get("train_roles", ())), ("roles", row.get("roles", {}).values())):
         if wrong := [str(v) for v in values if v not in ROLES]:
             raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")
-    options = {k: tuple(v) if k == "train_roles" else v for k, v in row.items() if k in _OPTION_FIELDS}
-    return SourceSpec(**{k: v for k, v in row.items() if k in _SPEC_FIELDS} | {"path": beside(path, row["path"])}, options=RowOptions(**options))
+    options: dict[str, Any] = {k: tuple(v) if k == "train_roles" else v for k, v in row.items() if k in _OPTION_FIELDS}
+    return SourceSpec(
+        **{k: v for k, v in row.items() if k in _SPEC_FIELDS} | {"path": beside(path, row["path"])}, options=RowOptions(**options)
+    )
 
 
 def beside(path: Path, name: str) -> str:
@@ -78,8 +90,18 @@ def beside(path: Path, name: str) -> str:
     return name if "://" in name else str(path.parent / Path(name).expanduser())
 
 
-_LLAMA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}  # theirs -> ours, the others have the same name
-_LLAMA_TAGS = {"user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "function_tag": "assistant", "system_tag": "system"}
+_LLAMA_COLUMNS = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+}  # theirs -> ours, the others have the same name
+_LLAMA_TAGS = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "assistant",
+    "system_tag": "system",
+}
 
 
 def _llama_factory(text: str, path: Path) -> list[SourceSpec]:
@@ -98,7 +120,9 @@ def _llama_entry(name: str, entry: Any, path: Path) -> SourceSpec:
     if not isinstance(entry, dict):
         raise UserError(f"{path}: {what}: must be an object")
     if entry.get("ranking") or entry.get("script_url"):
-        raise UserError(f"{path}: {what}: ranking data and loading scripts are not read; name the datasets to use, as {path.name}#a,b")
+        raise UserError(
+            f"{path}: {what}: ranking data and loading scripts are not read; name the datasets to use, as {path.name}#a,b"
+        )
     where = entry.get("file_name") or entry.get("cloud_file_name")
     if where is None:
         hub = entry.get("hf_hub_url")
@@ -107,7 +131,9 @@ def _llama_entry(name: str, entry: Any, path: Path) -> SourceSpec:
         where = "hf://datasets/" + "/".join(p for p in (hub, entry.get("folder") or entry.get("subset")) if p)
     columns = {_LLAMA_COLUMNS.get(k, k): v for k, v in (entry.get("columns") or {}).items() if isinstance(v, str)}
     if beyond := sorted(set(columns) & {"chosen", "rejected", "kto_tag", "images", "videos", "audios"}):
-        raise UserError(f"{path}: {what}: column {', '.join(beyond)} is not instruction text; name the datasets to use, as {path.name}#a,b")
+        raise UserError(
+            f"{path}: {what}: column {', '.join(beyond)} is not instruction text; name the datasets to use, as {path.name}#a,b"
+        )
     kind = entry.get("formatting", "alpaca")
     if kind not in ("alpaca", "sharegpt", "openai"):
         raise UserError(f"{path}: {what}: formatting {kind!r} is unknown")
@@ -131,8 +157,27 @@ _AXOLOTL_TYPES = {"chat_template": "messages", "sharegpt": "messages", "alpaca":
 _AXOLOTL_COLUMNS = {"field_messages": "messages", "field_tools": "tools", "field_system": "system"}
 _AXOLOTL_KEYS = {"message_field_training": "train", "message_field_training_detail": "train_detail"}
 _AXOLOTL_KEYS |= {"message_field_role": "role", "message_field_content": "content"}
-_AXOLOTL_OTHER = {"path", "type", "split", "name", "ds_type", "data_files", "chat_template", "chat_template_jinja", "roles", "roles_to_train"}
-_AXOLOTL_OTHER |= {"train_on_eos", "train_on_eot", "message_property_mappings", "drop_system_message", "shards", "eot_tokens", "train_on_inputs"}
+_AXOLOTL_OTHER = {
+    "path",
+    "type",
+    "split",
+    "name",
+    "ds_type",
+    "data_files",
+    "chat_template",
+    "chat_template_jinja",
+    "roles",
+    "roles_to_train",
+}
+_AXOLOTL_OTHER |= {
+    "train_on_eos",
+    "train_on_eot",
+    "message_property_mappings",
+    "drop_system_message",
+    "shards",
+    "eot_tokens",
+    "train_on_inputs",
+}
 
 
 def _axolotl(text: str, path: Path) -> list[SourceSpec]:
@@ -160,18 +205,26 @@ def _axolotl_entry(i: int, row: Any, path: Path) -> SourceSpec:
         raise UserError(f"{path}: {what}: option {', '.join(unknown)} is not read; remove it where it does not change the data")
     for name in ("train_on_eos", "train_on_eot"):
         if row.get(name, "turn") != "turn":
-            raise UserError(f"{path}: {what}: {name} {row[name]!r} is not supported: the end of a trained turn is always trained on ('turn')")
+            raise UserError(
+                f"{path}: {what}: {name} {row[name]!r} is not supported: the end of a trained turn is always trained on ('turn')"
+            )
     keys: Mapping[str, str] = row.get("message_property_mappings") or {}
     columns = {ours: row[theirs] for theirs, ours in (_AXOLOTL_COLUMNS | _AXOLOTL_KEYS).items() if row.get(theirs)}
     columns |= {ours: keys[ours] for ours in ("role", "content") if ours in keys}
     trained = list(ROLES) if row.get("train_on_inputs") else row.get("roles_to_train") or ["assistant"]
-    roles = {word: role for role, words in (row.get("roles") or {}).items() for word in ([words] if isinstance(words, str) else words)}
+    roles = {
+        word: role for role, words in (row.get("roles") or {}).items() for word in ([words] if isinstance(words, str) else words)
+    }
     where = row.get("data_files") or row["path"]
     if not isinstance(where, str):
         raise UserError(f"{path}: {what}: data_files must be one path; repeat the entry for each")
     local = (path.parent / where).exists() or "://" in where or where.endswith((".json", ".jsonl", ".parquet", ".csv"))
     spec: dict[str, Any] = {"path": where if local else f"hf://datasets/{where}", "columns": columns, "roles": roles}
-    spec |= {"shape": _AXOLOTL_TYPES[kind], "drop_system": bool(row.get("drop_system_message")), "train_roles": [roles.get(r, r) for r in trained]}
+    spec |= {
+        "shape": _AXOLOTL_TYPES[kind],
+        "drop_system": bool(row.get("drop_system_message")),
+        "train_roles": [roles.get(r, r) for r in trained],
+    }
     if row.get("split"):
         spec["split"] = row["split"]
     return _spec(spec, path, what)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import xxhash
@@ -21,6 +23,7 @@ CONTAINERS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
+READER_VERSION = 1  # raise it when the same file gives other rows than before
 PACKED = (".gz", ".zst")
 
 
@@ -40,12 +43,20 @@ class SourceFile:
         """Name for rows that carry none."""
         return self.spec.dataset or stem(self.url)
 
+    @property
+    def version(self) -> str:
+        """32 hex digits that name what reading this file gives: the content, the reader, and the settings that change rows."""
+        spec = self.spec
+        named = [self.url, self.digest, self.format, READER_VERSION, spec.key, spec.limit, self.dataset, asdict(spec.options)]
+        return blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
+
 
 def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:
     """The files of all sources, each once, in the order of the sources and by name within one.
 
-    A string is a path (file, folder, glob), a URL, or a file that lists sources (.toml, dataset_info.json, axolotl .yaml; `#a,b` behind it
-    picks some by name). UserError: no such path, a glob or folder without a readable file, an unknown ending, an empty file that was named itself.
+    A string is a path (file, folder, glob), a URL, or a file that lists sources (.toml, dataset_info.json, axolotl .yaml;
+    `#a,b` behind it picks some by name). UserError: no such path, a glob or folder without a readable file, an unknown ending,
+    an empty file that was named itself.
     """
     files: dict[str, SourceFile] = {}
     for spec in [s for given in specs for s in _specs(given)]:
@@ -107,8 +118,14 @@ def _remote(spec: SourceSpec) -> list[SourceFile]:
     found = list_files(spec.path)
     files = [f for f in found if (spec.format or container_of(f.url)) and (spec.split is None or _of_split(f.url, spec.split))]
     if not files:
-        raise UserError(f"source {spec.path}: {len(found)} files there, none that can be read" + (f" of split {spec.split!r}" if spec.split else ""))
-    return [SourceFile(spec.name or stem(spec.path), f.url, f.size, f.digest, spec.format or str(container_of(f.url)), spec) for f in files]
+        raise UserError(
+            f"source {spec.path}: {len(found)} files there, none that can be read"
+            + (f" of split {spec.split!r}" if spec.split else "")
+        )
+    return [
+        SourceFile(spec.name or stem(spec.path), f.url, f.size, f.digest, spec.format or str(container_of(f.url)), spec)
+        for f in files
+    ]
 
 
 def _hidden(path: Path) -> bool:

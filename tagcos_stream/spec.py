@@ -11,10 +11,11 @@ from .formats import RowOptions
 class SourceSpec:
     """One source.
 
-    path: file, folder, glob or URL. name: of the source, default the path's last part. dataset: written to every row that does not carry its
-    own; default the file's name without its endings. format: json, jsonl, csv, tsv, parquet or arrow where the name does not tell. key: which
-    list of a JSON object. split: read only files with this word in their path (`train` finds train-00000.parquet). limit: rows read of each
-    file. weight: for whoever shares a budget over sources; ingest does not use it. options: how rows become messages.
+    path: file, folder, glob or URL. name: of the source, default the path's last part. dataset: written to every row that does
+    not carry its own; default the file's name without its endings. format: json, jsonl, csv, tsv, parquet or arrow where the
+    name does not tell. key: which list of a JSON object. split: read only files with this word in their path (`train` finds
+    train-00000.parquet). limit: rows read of each file. weight: for whoever shares a budget over sources; ingest does not use
+    it. options: how rows become messages.
     """
 
     path: str

@@ -1,7 +1,8 @@
-"""Where the elements of a JSON list lie in a stream of bytes, without building them: a list of any size is read in bounded memory.
+"""Where the elements of a JSON list lie in a stream of bytes, without building them: a list of any size is read in bounded
+memory.
 
-A streaming parser stops for good at the first error. Brackets and quotes are enough to find the commas between elements, so that a broken
-element costs one reject and the list goes on.
+A streaming parser stops for good at the first error. Brackets and quotes are enough to find the commas between elements, so
+that a broken element costs one reject and the list goes on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ RUNNING, ENDED, FULL = 0, 1, 2  # what a scan came back for
 def scan_elements(data, position, state, level, cuts):  # type: ignore[no-untyped-def]
     """Positions of commas at depth `level`, and of the bracket that closes it, from `position` on.
 
-    data (n,) uint8; state (3,) int64 carried from chunk to chunk; cuts (m,) int64, filled. Returns (cuts filled, next position, why).
-    A newline within a string ends the string: JSON allows none there, so a quote was lost, and what follows would be read inside out.
+    data (n,) uint8; state (3,) int64 carried from chunk to chunk; cuts (m,) int64, filled. Returns (cuts filled, next position,
+    why). A newline within a string ends the string: JSON allows none there, so a quote was lost, and what follows would be read
+    inside out.
     """
     depth, in_string, escaped = state[0], state[1], state[2]
     n, found, why = data.shape[0], 0, 0

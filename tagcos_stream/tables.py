@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .formats import REQUIRED
+from .formats import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
 from .oasst import FLAT_FIELDS
 from .readers import LimitReached, Limits, Raw, Reject, Unpacked, snippet
 from .remote import is_remote
@@ -32,8 +32,9 @@ def read_parquet(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: i
         table = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file.url}: is no readable Parquet file: {_short(e)}") from None
-    check_columns(table.schema_arrow.names, file)
+    columns = _wanted(table.schema_arrow, file)
     meta = table.metadata
+    total = max(1, sum(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
     end, done = 0, start_row
     for group in range(meta.num_row_groups):
         n = meta.row_group(group).num_rows
@@ -42,11 +43,11 @@ def read_parquet(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: i
             continue
         batch = max(1, min(block_rows, limits.block_bytes // max(meta.row_group(group).total_byte_size // max(n, 1), 1)))
         try:
-            for part in table.iter_batches(batch, row_groups=[group]):
+            for part in table.iter_batches(batch, row_groups=[group], columns=columns):
                 skip = max(start_row - row, 0)
                 row += part.num_rows
                 if skip < part.num_rows:
-                    yield _framed(part.slice(skip), row - part.num_rows + skip, int(file.size * row / meta.num_rows))
+                    yield _framed(part.slice(skip), row - part.num_rows + skip, int(file.size * row / total))
                     done = row
         except (pa.ArrowException, OSError) as e:
             if end - row > MAX_LOST:
@@ -56,7 +57,7 @@ def read_parquet(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: i
             for first in range(max(row, start_row), end, block_rows):
                 lost = range(first, min(first + block_rows, end))
                 rejects = [Reject(i, "corrupt_file", f"parquet: {_short(e)}", "") for i in lost]
-                yield Raw(lost.stop, int(file.size * lost.stop / meta.num_rows), rejects=rejects)
+                yield Raw(lost.stop, int(file.size * lost.stop / total), rejects=rejects)
                 done = lost.stop
     yield Raw(done, file.size)
 
@@ -72,15 +73,15 @@ def read_arrow(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int
         magic = source.read(6)
         source.seek(0)
         opened = pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
-        names = opened.schema.names
         count = opened.num_record_batches if magic == b"ARROW1" else sys.maxsize
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file.url}: is no readable Arrow file: {_short(e)}") from None
-    check_columns(names, file)
+    columns = _wanted(opened.schema, file)
     row, done = 0, start_row
     for i in range(count):
         try:
             whole = opened.get_batch(i) if magic == b"ARROW1" else opened.read_next_batch()
+            whole = whole.select(columns)
             whole.validate(full=True)
         except StopIteration:
             break
@@ -95,7 +96,9 @@ def read_arrow(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int
             part = whole.slice(offset, step)
             skip = max(start_row - row, 0)
             if skip < part.num_rows:
-                read = file.size * (i + (offset + part.num_rows) / whole.num_rows) / count if magic == b"ARROW1" else source.tell()
+                read = (
+                    file.size * (i + (offset + part.num_rows) / whole.num_rows) / count if magic == b"ARROW1" else source.tell()
+                )
                 yield _framed(part.slice(skip), row + skip, min(int(read), file.size))
                 done = row + part.num_rows
             row += part.num_rows
@@ -104,28 +107,30 @@ def read_arrow(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int
 
 def _framed(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
     """Rows of a batch; those whose text is not UTF-8, which nothing downstream checks again, are rejects."""
-    rejects = []
     rows = list(range(first, first + part.num_rows))
+    frame = _checked(part)
+    bad: list[int] = []
+    if frame is None:
+        good = [i for i in range(part.num_rows) if _checked(part.take(pa.array([i]))) is not None]
+        bad = sorted(set(range(part.num_rows)) - set(good))
+        rows = [rows[i] for i in good]
+        frame = _checked(part.take(pa.array(good, pa.int64())))
+        assert frame is not None
+    casts = [pl.col(n).cast(pl.String) for n, t in frame.schema.items() if t in (pl.Categorical, pl.Enum)]
+    rejects = [Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", "") for i in bad]
+    return Raw(first + part.num_rows, bytes_read, rows=rows, frame=frame.with_columns(casts), rejects=rejects)
+
+
+def _checked(part: pa.RecordBatch) -> pl.DataFrame | None:
+    """The batch as a frame, or None where some of its text is not UTF-8."""
     try:
         part.validate(full=True)
-    except pa.ArrowInvalid:
-        good = [_valid(part.slice(i, 1)) for i in range(part.num_rows)]
-        rejects = [Reject(row, "bad_encoding", "a column holds text that is not UTF-8", "") for row, ok in zip(rows, good, strict=True) if not ok]
-        rows = [row for row, ok in zip(rows, good, strict=True) if ok]
-        part = part.filter(pa.array(good))
-    frame = pl.from_arrow(pa.Table.from_batches([part]))
+        frame = pl.from_arrow(pa.Table.from_batches([part]))
+    except (pa.ArrowInvalid, pl.exceptions.PanicException):
+        # Polars also looks at bytes that stand under a null, which Arrow's check leaves out, and panics: a copy has none
+        return None
     assert isinstance(frame, pl.DataFrame)
-    casts = [pl.col(n).cast(pl.String) for n, t in frame.schema.items() if t in (pl.Categorical, pl.Enum)]
-    return Raw(first + len(rows) + len(rejects), bytes_read, rows=rows, frame=frame.with_columns(casts), rejects=rejects)
-
-
-def _valid(row: pa.RecordBatch) -> bool:
-    try:
-        # a slice shares its parent's buffers, and they are what is checked: copy it
-        row.take(pa.array([0])).validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
+    return frame
 
 
 def _short(error: Exception) -> str:
@@ -139,7 +144,7 @@ def read_csv(stream: Unpacked, file: SourceFile, start_row: int, block_rows: int
     lines = _Lines(stream, limits)
     records = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",", strict=True)
     try:
-        names = next(records)
+        names = [n.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for n in next(records)]
     except (StopIteration, csv.Error, LimitReached) as e:
         raise UserError(f"{file.url}: has no readable header line ({e})") from None
     check_columns(names, file)
@@ -195,7 +200,7 @@ class _Lines:
 
     def __init__(self, stream: Unpacked, limits: Limits) -> None:
         self._stream, self._limit = stream, limits.max_row_bytes
-        self._carry, self._ready, self._first = b"", iter(()), True  # type: ignore[var-annotated]
+        self._carry, self._ready, self._first = b"", cast("Iterator[bytes]", iter(())), True
 
     def __iter__(self) -> _Lines:
         return self
@@ -228,12 +233,34 @@ class _Lines:
         return line.decode("utf-8", "surrogateescape")
 
 
+def _wanted(schema: pa.Schema, file: SourceFile) -> list[str]:
+    """Names of the columns that are read: a table's images and embeddings stay on disk. UserError where there are not enough."""
+    try:
+        every = schema.names
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file.url}: a column's name is not UTF-8: {e}") from None
+    check_columns(every, file)
+    options = file.spec.options
+    read = {*ROW_FIELDS, *CHAT_FIELDS, *ID_FIELDS, *FLAT_FIELDS, "message_tree_id", "deleted", *options.columns.values()}
+    names = [n for n in every if n in read or options.shape == "any"]
+    for name in names:
+        try:
+            pl.from_arrow(pa.schema([schema.field(name)]).empty_table())
+        except (pl.exceptions.PolarsError, pa.ArrowException, ValueError, NotImplementedError) as e:
+            raise UserError(
+                f"{file.url}: column {name!r} has the type {schema.field(name).type}, which cannot be read: {_short(e)}"
+            ) from None
+    return names
+
+
 def check_columns(names: list[str], file: SourceFile) -> None:
     """UserError where a table's columns cannot make any shape, or a mapped column is not there."""
     options = file.spec.options
-    if options.shape == "any":
+    if options.shape == "any" and len(set(names)) == len(names):
         return
     there = ", ".join(names[:20]) or "none"
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise UserError(f"{file.url}: column {', '.join(sorted(twice))} stands there more than once; rename one")
     turn_keys = ("role", "content", "train", "train_detail")
     for ours, theirs in options.columns.items():
         if theirs not in names and ours not in turn_keys:
@@ -243,5 +270,3 @@ def check_columns(names: list[str], file: SourceFile) -> None:
     if not any(have.issuperset(fields) for fields in wanted) and (options.shape is None or wanted):
         known = "; ".join(f"{shape}: {' + '.join(fields)}" for shape, fields in REQUIRED)
         raise UserError(f"{file.url}: columns {there} make no known shape ({known}); map them with `columns`")
-
-

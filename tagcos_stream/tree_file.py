@@ -34,7 +34,9 @@ def has_trees(file: SourceFile, limits: Limits) -> bool:
 
 
 def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[IngestBlock]:
-    """Blocks of a file with a message a row; they end where a tree ends, and a resumed read goes through what comes before again."""
+    """Blocks of a file with a message a row; they end where a tree ends, and a resumed read goes through what comes before
+    again.
+    """
     options = file.spec.options
     rejects: list[Reject] = []
     read = 0

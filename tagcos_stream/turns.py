@@ -37,9 +37,10 @@ REASONS = {
 ROLE_WORDS = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user", "instruction": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "bard": "assistant",
-    "bing": "assistant", "ai": "assistant", "function_call": "assistant", "function-call": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "function-response": "tool", "ipython": "tool",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
+    "bard": "assistant", "bing": "assistant", "ai": "assistant", "function_call": "assistant", "function-call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
+    "function-response": "tool", "ipython": "tool",
 }  # fmt: skip
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
@@ -66,7 +67,11 @@ def text_of(value: Any, what: str) -> str:
 def _part(part: Any, what: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") in ("text", "input_text", "output_text"):
+    if (
+        isinstance(part, dict)
+        and isinstance(part.get("text"), str)
+        and part.get("type", "text") in ("text", "input_text", "output_text")
+    ):
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise RowError("unsupported_content", f"{what} has a part of type {kind!r}, only text is read")
@@ -115,7 +120,9 @@ def _names(keys: Mapping[str, str], ours: str, default: Sequence[str]) -> Sequen
 
 
 def _calls(turn: Mapping[str, Any]) -> str:
-    """Tool calls as text, one `<tool_call>` element a call, as Hermes and Qwen templates print them; arguments verbatim where they are text."""
+    """Tool calls as text, one `<tool_call>` element a call, as Hermes and Qwen templates print them; arguments verbatim where
+    they are text.
+    """
     calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else [])
     if not isinstance(calls, list):
         raise RowError("wrong_type", "tool_calls must be a list")
@@ -131,11 +138,14 @@ def _calls(turn: Mapping[str, Any]) -> str:
     return "\n".join(out)
 
 
-def _train(turn: Mapping[str, Any], message: Message, keys: Mapping[str, str], train_roles: Sequence[str]) -> list[TrainRange] | None:
+def _train(
+    turn: Mapping[str, Any], message: Message, keys: Mapping[str, str], train_roles: Sequence[str]
+) -> list[TrainRange] | None:
     """What of the turn is trained on, None for its role's default (Message.train).
 
-    A flag of the turn goes before train_roles, as in axolotl; offsets of its `train_detail` are inclusive at both ends and may reach past the
-    end, and what no detail names is not trained on. OpenAI's `weight` 0 or 1 is a flag. A list of {begin, end} is our own form.
+    A flag of the turn goes before train_roles, as in axolotl; offsets of its `train_detail` are inclusive at both ends and may
+    reach past the end, and what no detail names is not trained on. OpenAI's `weight` 0 or 1 is a flag. A list of {begin, end}
+    is our own form.
     """
     own = turn.get(keys.get("train", "train"))
     if own is None:
@@ -150,7 +160,9 @@ def _train(turn: Mapping[str, Any], message: Message, keys: Mapping[str, str], t
         raise RowError("wrong_type", "train_detail must be a list")
     trained = bool(own) if own is not None else bool(detail) if detail is not None else message["role"] in train_roles
     if trained and detail:
-        ranges = [_range(d, "begin_offset", "end_offset", True, length) for d in detail if not isinstance(d, dict) or d.get("train")]
+        ranges = [
+            _range(d, "begin_offset", "end_offset", True, length) for d in detail if not isinstance(d, dict) or d.get("train")
+        ]
         return _merged(ranges)
     if trained == (message["role"] == "assistant"):
         return None
@@ -223,7 +235,9 @@ def check(messages: Sequence[Message], train_roles: Sequence[str], order: bool, 
 
 
 def _check_order(messages: Sequence[Message]) -> None:
-    """system at most first; then user and assistant in turn; a tool's turn follows an assistant's or another tool's, and stands for a user's."""
+    """system at most first; then user and assistant in turn; a tool's turn follows an assistant's or another tool's, and stands
+    for a user's.
+    """
     before = "start"
     for i, m in enumerate(messages):
         role = m["role"]

@@ -55,7 +55,7 @@ class Checkpoint:
         digest = hashlib.blake2b(f"{self.adam_steps}".encode(), digest_size=16)
         for key, array in sorted(self.tensors().items()):
             digest.update(f"{key}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array, np.float32))
+            digest.update(np.ascontiguousarray(array, np.float32).data)
         return digest.hexdigest()
 
 
@@ -123,7 +123,9 @@ def run_warmup(
             dataloader_pin_memory=device.type == "cuda",
             label_names=["labels"],
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=_Examples(encoded), data_collator=_collate, callbacks=[recorder])
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=_Examples(encoded), data_collator=_collate, callbacks=[recorder]
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         try:

@@ -33,7 +33,9 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
     }
     steps = {int(state["step"]) for state in states.values()}
     if len(steps) != 1 or min(steps) < 1:
-        raise UserError(f"{folder / 'optimizer.pt'}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all")
+        raise UserError(
+            f"{folder / 'optimizer.pt'}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all"
+        )
     step, rate = _progress(folder, steps.pop())
     return Checkpoint(step[0], rate, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
 
@@ -51,13 +53,19 @@ def _adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _optimizer_state(folder: Path) -> dict[str, Any]:
     path = folder / "optimizer.pt"
     if not path.is_file():
-        raise UserError(f"{folder}: no optimizer.pt: the moments are needed; save checkpoints without save_only_model, or run the warm-up here")
+        raise UserError(
+            f"{folder}: no optimizer.pt: the moments are needed; save checkpoints without save_only_model, or run the warm-up here"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
-        raise UserError(f"{path}: cannot be read as a plain optimizer state ({type(error).__name__}): save it with torch.save") from error
+        raise UserError(
+            f"{path}: cannot be read as a plain optimizer state ({type(error).__name__}): save it with torch.save"
+        ) from error
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
-        raise UserError(f"{path}: no torch optimizer state (keys 'state' and 'param_groups'); DeepSpeed and FSDP shards are not supported")
+        raise UserError(
+            f"{path}: no torch optimizer state (keys 'state' and 'param_groups'); DeepSpeed and FSDP shards are not supported"
+        )
     return state
 
 
@@ -82,7 +90,9 @@ def _by_name(
     states = {name: optimizer["state"].get(index, {}) for name, index in zip(names, indices, strict=True)}
     lacking = [name for name, state in states.items() if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys()]
     if lacking:
-        raise UserError(f"{folder / 'optimizer.pt'}: no Adam moments for {len(lacking)} parameters ({lacking[0]} ...): train with AdamW (optim adamw_torch)")
+        raise UserError(
+            f"{folder / 'optimizer.pt'}: no Adam moments for {len(lacking)} parameters ({lacking[0]} ...): train with AdamW (optim adamw_torch)"
+        )
     return states
 
 
@@ -95,9 +105,7 @@ def _decayed_names(model: Any) -> set[str]:
     return {name.replace(".default.", ".") for name in decayed}
 
 
-def _fitting(
-    tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path
-) -> dict[str, torch.Tensor]:
+def _fitting(tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path) -> dict[str, torch.Tensor]:
     from tagcos_stream.gradients import difference
 
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

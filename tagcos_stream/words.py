@@ -1,7 +1,8 @@
 """Texts as hashed words and runs of n words, for finding what two texts share.
 
-A word is a stretch of ASCII letters and digits and of letters beyond ASCII, in lower case; a character of a script without spaces (U+3000 to
-U+D7FF: Chinese, Japanese, Korean) is a word of its own. Everything else separates: punctuation, spaces, U+0080 to U+00BF, U+2000 to U+2FFF.
+A word is a stretch of ASCII letters and digits and of letters beyond ASCII, in lower case; a character of a script without
+spaces (U+3000 to U+D7FF: Chinese, Japanese, Korean) is a word of its own. Everything else separates: punctuation, spaces,
+U+0080 to U+00BF, U+2000 to U+2FFF.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it is a unit modulo 2**64 a
 
 
 class Words(NamedTuple):
-    """Words of N texts: hash (W,) uint64; begin, end (W,) byte positions in `data`; starts (N + 1,): words of text i are [starts[i], starts[i + 1])."""
+    """Words of N texts: hash (W,) uint64; begin, end (W,) byte positions in `data`; starts (N + 1,): words of text i are
+    [starts[i], starts[i + 1]).
+    """
 
     hashes: np.ndarray
     begin: np.ndarray
@@ -39,7 +42,9 @@ def find_words(texts: Sequence[str]) -> Words:
 
 
 def runs(words: Words, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (R,) uint64 of every run of n words within one text, and starts (N + 1,) as in Words; run r of a text begins at its word r."""
+    """Hashes (R,) uint64 of every run of n words within one text, and starts (N + 1,) as in Words; run r of a text begins at
+    its word r.
+    """
     counts = np.maximum(np.diff(words.starts) - (n - 1), 0)
     starts = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])

@@ -36,7 +36,7 @@ def allocate(sizes: list[int], total: int) -> list[int]:
 # --- clustering and selection -------------------------------------------------------------------------------------------
 # DESIGN section 3 in float64. Legend: A (n, D) rows, b (D,) target, k budget, S the rows of the round; X (N, D), K clusters.
 
-TIE = 1e-11  # correlations this close (relative to the row's norm times |b|) are tied, weights this close too: rounding must not choose
+TIE = 1e-11  # correlations this close, relative to |a_j| |b|, are tied, and weights this close: rounding must not choose
 
 
 def naive_correlations(A: np.ndarray, r: np.ndarray) -> np.ndarray:
@@ -110,6 +110,8 @@ def naive_weights(A: np.ndarray, b: np.ndarray, chosen: list[int], ridge: float 
     """The non-negative ridge weights of the chosen rows: scipy's nnls on the stacked system [A_S'; sqrt(ridge) I] x = [b; 0]."""
     from scipy.optimize import nnls
 
+    if not chosen:
+        return np.zeros(0)  # scipy crashes on it
     A, b = np.asarray(A, np.float64)[chosen], np.asarray(b, np.float64)
     stacked = np.vstack([A.T, np.sqrt(ridge) * np.eye(len(chosen))])
     return nnls(stacked, np.append(b, np.zeros(len(chosen))), maxiter=100 * max(len(chosen), 1))[0]

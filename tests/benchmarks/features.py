@@ -44,7 +44,7 @@ class Shape:
             yield self.block(b, min(rows, n - b * rows), dtype)
 
     def array(self, n: int, dtype: type = np.float32, rows: int = 1024) -> np.ndarray:
-        out = np.empty((n, self.dim), dtype)
+        out: np.ndarray = np.empty((n, self.dim), dtype)
         at = 0
         for block in self.blocks(n, rows, dtype):
             out[at : at + len(block)] = block

@@ -26,7 +26,9 @@ full = st.lists(
     max_size=4,
 )
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-json_values = st.recursive(st.none() | st.booleans() | numbers | texts, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3))
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3)
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,18 +54,23 @@ def test_example_id__is_the_same_for_ever() -> None:
     assert canonical_bytes(messages) == "user 16\nGrüß Gott 👋\nassistant 3\nHi\n\n".encode()
     assert example_id(messages) == "5bea599aea4e515a57023162949232eb"
     tools = '[{"name": "f", "max": 2.5, "min": 1.0}]'
-    assert canonical_bytes(messages[:1], tools).endswith(b"tools 53\n[{s3:max;f0x1.4000000000000p+1;s3:min;i1;s4:name;s1:f;}]\n")
+    assert canonical_bytes(messages[:1], tools).endswith(b"tools 56\n[{s3:max;f0x1.4000000000000p+1;s3:min;i1;s4:name;s1:f;}]\n")
 
 
 def test_example_id__absent_fields_leave_no_trace() -> None:
     bare: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    padded: list[Message] = [{"role": "user", "content": "a", "name": None, "train": None}, {"role": "assistant", "content": "b", "train": None}]
+    padded: list[Message] = [
+        {"role": "user", "content": "a", "name": None, "train": None},
+        {"role": "assistant", "content": "b", "train": None},
+    ]
     assert example_id(bare) == example_id(padded, None)
     assert example_id([*bare[:1], {"role": "assistant", "content": "b", "train": []}]) != example_id(bare)
 
 
 def test_canonical_json__ignores_spelling_not_meaning() -> None:
-    assert canonical_json(json.loads('{"b": 1.0, "a": [null, "\\u00e9"]}')) == canonical_json(json.loads('{"a":[null,"é"],"b":1,"c":null}'))
+    assert canonical_json(json.loads('{"b": 1.0, "a": [null, "\\u00e9"]}')) == canonical_json(
+        json.loads('{"a":[null,"é"],"b":1,"c":null}')
+    )
     assert canonical_json({"a": "1"}) != canonical_json({"a": 1})
     assert canonical_json({"a": True}) != canonical_json({"a": 1})
     with pytest.raises(RecursionError):

@@ -19,11 +19,17 @@ from tagcos_stream.readers import Raw, Reject
 from tagcos_stream.rows import rejects_frame, row_by_row
 from tagcos_stream.turns import REASONS
 from tagcos_stream.types import UserError
-from tests.ingest.tools import chat, read, write, write_bytes
 from tests.ingest.test_readers import KINDS, _make
+from tests.ingest.tools import chat, read, write, write_bytes
 
 SHAPED: list[Any] = [
-    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "ä\n"}, {"role": "assistant", "content": "b  "}]},
+    {
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "ä\n"},
+            {"role": "assistant", "content": "b  "},
+        ]
+    },
     {"id": 7, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]},
     {"instruction": "a", "input": "b", "output": "c", "dataset": "d"},
     {"instruction": "a", "input": "", "output": "c", "system": "", "history": []},
@@ -31,12 +37,25 @@ SHAPED: list[Any] = [
     {"prompt": "a", "completion": "b", "source_id": "x"},
     {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
     {"question": "a", "answer": "b", "score": 0.5, "meta": {"k": [1, None]}},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": None, "tool_calls": [
-        {"function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "content": "r"}], "tools": [{"name": "f"}]},
-    {"messages": [{"role": "user", "content": "a", "train": True}, {"role": "assistant", "content": "b", "train_detail": [
-        {"begin_offset": 0, "end_offset": 0, "train": True}]}]},
-    {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "r", "replies": []}]}},
-]  # fmt: skip
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "content": "r"},
+        ],
+        "tools": [{"name": "f"}],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "a", "train": True},
+            {"role": "assistant", "content": "b", "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": True}]},
+        ]
+    },
+    {
+        "message_tree_id": "t",
+        "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "r", "replies": []}]},
+    },
+]
 
 
 def _exact(lines: list[bytes]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -75,7 +94,9 @@ def _mutated(data: bytes, rng: random.Random) -> bytes:
             case 2:
                 out[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 5)))
             case 3:
-                out[at:at] = rng.choice((b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"null", b"1e999", b"\\u0000", b"\\ud83d", b"\xff", b"\r"))
+                out[at:at] = rng.choice(
+                    (b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"null", b"1e999", b"\\u0000", b"\\ud83d", b"\xff", b"\r")
+                )
             case 4:
                 del out[at:]
             case 5:
@@ -106,8 +127,16 @@ def test_fuzz__one_bad_row_among_good_ones(tmp_path: Path) -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=4) | st.sampled_from(["user", "assistant", "gpt", " ", ""]),
-    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "x"]), v, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**70)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["user", "assistant", "gpt", " ", ""]),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "x"]), v, max_size=3)
+    ),
     max_leaves=6,
 )
 turns = st.fixed_dictionaries(
@@ -116,8 +145,27 @@ turns = st.fixed_dictionaries(
     | {k: st.text(max_size=3) | values for k in ("content", "value")}
     | {k: values for k in ("name", "train", "weight", "train_detail", "tool_calls")},
 )
-FIELDS = ("messages", "conversations", "instruction", "input", "output", "prompt", "completion", "question", "answer", "system", "history", "tools",
-          "id", "dataset", "context", "response", "message_tree_id", "query", "source_id")  # fmt: skip
+FIELDS = (
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "system",
+    "history",
+    "tools",
+    "id",
+    "dataset",
+    "context",
+    "response",
+    "message_tree_id",
+    "query",
+    "source_id",
+)
 records = st.fixed_dictionaries(
     {},
     optional={k: st.lists(turns, max_size=4) | values for k in ("messages", "conversations")}
@@ -163,7 +211,12 @@ def test_fuzz__mutated_files_of_every_kind(tmp_path: Path, kind: str) -> None:
 
 
 def test_fuzz__deep_nesting_and_long_rows_do_not_hang(tmp_path: Path) -> None:
-    deep = [b"[" * 1_000_000, b'{"a":' * 300_000 + b"1" + b"}" * 300_000, b'{"messages": ' + b"[" * 2000 + b"]" * 2000 + b"}", b'"' + b"\\" * 999_999]
+    deep = [
+        b"[" * 1_000_000,
+        b'{"a":' * 300_000 + b"1" + b"}" * 300_000,
+        b'{"messages": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+        b'"' + b"\\" * 999_999,
+    ]
     tools = json.dumps({"prompt": "a", "completion": "b", "tools": "TOOLS"}).encode().replace(b'"TOOLS"', b"[" * 500 + b"]" * 500)
     got = read(write(tmp_path / "a.jsonl", [*deep, tools]))
     assert sorted(got.reasons) == [0, 1, 2, 3, 4]

@@ -52,9 +52,24 @@ def _make(path: Path, rows: list[Any]) -> Path:
 
 
 KINDS = [
-    "jsonl", "jsonl.gz", "jsonl.zst", "ndjson", "json", "json.gz", "json.zst", "pretty.json", "object.json", "csv", "csv.gz", "tsv", "tsv.zst",
-    "parquet", "arrow", "stream.arrow", "feather",
-]  # fmt: skip
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "ndjson",
+    "json",
+    "json.gz",
+    "json.zst",
+    "pretty.json",
+    "object.json",
+    "csv",
+    "csv.gz",
+    "tsv",
+    "tsv.zst",
+    "parquet",
+    "arrow",
+    "stream.arrow",
+    "feather",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +79,9 @@ def test_read_file__every_kind_gives_the_same_rows(tmp_path: Path, kind: str) ->
     assert got.occurrences["row"].to_list() == good
     assert got.texts == [[("user", f"Question {i}?"), ("assistant", f"Answer {i} é")] for i in good]
     assert got.occurrences["source_id"].to_list() == [f"row-{i}" for i in good]
-    assert got.occurrences["dataset"].unique().to_list() == ["a.pretty" if "pretty" in kind else "a.object" if "object" in kind else "a.stream" if "stream" in kind else "a"]
+    assert got.occurrences["dataset"].unique().to_list() == [
+        "a.pretty" if "pretty" in kind else "a.object" if "object" in kind else "a.stream" if "stream" in kind else "a"
+    ]
     assert got.reasons == {i: "no_assistant" for i in range(60) if i % 7 == 3}
     assert got.blocks[-1].next_row == 60
     assert got.blocks[-1].bytes_read > 0
@@ -197,7 +214,15 @@ def test_json__shapes_of_a_file(tmp_path: Path) -> None:
     good = json.dumps(GOOD)
     pretty = json.dumps(GOOD, indent=1)
     path = tmp_path / "a.json"
-    for text in (good, pretty, f"[{good}]", f" \n[ {good} , \n]\n", f'{{"x": [1], "rows": [{pretty}]}}', f"{good}\n", f"\ufeff[{good}]"):
+    for text in (
+        good,
+        pretty,
+        f"[{good}]",
+        f" \n[ {good} , \n]\n",
+        f'{{"x": [1], "rows": [{pretty}]}}',
+        f"{good}\n",
+        f"\ufeff[{good}]",
+    ):
         path.write_text(text, encoding="utf-8")
         assert read(path).texts == [[("user", "Why?"), ("assistant", "Because.")]], text
         assert read(path).rejects.height == 0, text

@@ -7,6 +7,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tagcos_stream.formats import SHAPE_NAMES, RowOptions, convert, recognise
@@ -55,7 +56,13 @@ def test_docs__name_every_shape_reason_limit_and_field() -> None:
 
 def test_shapes__equal_naive_on_the_common_four(tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": " a\t"}, {"role": "assistant", "content": "b\n\n"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": " a\t"},
+                {"role": "assistant", "content": "b\n\n"},
+            ]
+        },
         {"conversations": [{"from": "human", "value": "é"}, {"from": "gpt", "value": "漢字"}, {"from": "human", "value": "c"}]},
         {"instruction": "a", "input": "b", "output": "c"},
         {"instruction": "a", "input": "", "output": "c"},
@@ -64,6 +71,20 @@ def test_shapes__equal_naive_on_the_common_four(tmp_path: Path) -> None:
     ]
     got = read(write(tmp_path / "a.jsonl", rows * 3))
     assert got.texts == [naive.plain_conversation(r) for r in rows] * 3
+
+
+def test_round_trip__messages_keep_their_ids(tmp_path: Path) -> None:
+    rows = [json.loads(row.strip("`")) for _, row, _ in SHAPES]
+    first = read(write(tmp_path / "a.jsonl", rows)).occurrences
+    out = first.select("messages", "tools", "dataset", "source_id").with_columns(weight=0.5, cluster=3, rank=1)
+    out.write_parquet(tmp_path / "b.parquet")
+    out.write_ndjson(tmp_path / "b.jsonl")
+    out.with_columns(pl.Series("messages", [json.dumps(m) for m in out["messages"].to_list()])).write_csv(tmp_path / "b.csv")
+    for name in ("b.parquet", "b.jsonl", "b.csv"):
+        again = read(tmp_path / name).occurrences
+        assert again["example_id"].to_list() == first["example_id"].to_list()
+        assert again["messages"].to_list() == first["messages"].to_list()
+        assert again["dataset"].to_list() == first["dataset"].to_list()
 
 
 def _reason(record: object, **options: object) -> str:
@@ -116,7 +137,9 @@ def test_options__are_honoured() -> None:
     assert [m["content"] for m in messages] == ["a", "b"]
     assert _reason(mapped, columns={"prompt": "nothing", "completion": "tell"}) == "missing_column"
     odd = {"log": [{"who": "pirate", "says": "Arr"}, {"who": "parrot", "says": "Aye"}]}
-    options = RowOptions(columns={"messages": "log", "role": "who", "content": "says"}, roles={"pirate": "user", "parrot": "assistant"})
+    options = RowOptions(
+        columns={"messages": "log", "role": "who", "content": "says"}, roles={"pirate": "user", "parrot": "assistant"}
+    )
     [(messages, _)] = convert(odd, options)
     assert [(m["role"], m["content"]) for m in messages] == [("user", "Arr"), ("assistant", "Aye")]
 

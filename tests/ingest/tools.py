@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def read(path: Path | str, *, start_row: int = 0, block_rows: int = 8192, limits
     (file,) = resolve_sources([SourceSpec(str(path), **spec)])
     blocks = list(read_file(file, start_row=start_row, block_rows=block_rows, limits=limits))
     assert [b.last for b in blocks] == [False] * (len(blocks) - 1) + [True]
-    assert all(a.next_row <= b.next_row and a.bytes_read <= b.bytes_read for a, b in zip(blocks[:-1], blocks[1:], strict=True))
+    assert all(a.next_row <= b.next_row and a.bytes_read <= b.bytes_read for a, b in pairwise(blocks))
     return Read(blocks)
 
 
@@ -66,4 +67,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 def chat(i: int) -> dict[str, Any]:
     """A good row that differs from all others."""
-    return {"id": f"row-{i}", "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} é"}]}
+    return {
+        "id": f"row-{i}",
+        "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} é"}],
+    }

@@ -22,6 +22,10 @@ def test_plan_batches__longest_first_and_stable() -> None:
     assert [batch.tolist() for batch in plan_batches([3, 9, 3, 9, 5], 18)] == [[1, 3], [4, 0, 2]]
 
 
+def test_plan_batches__at_most_max_rows() -> None:
+    assert [batch.tolist() for batch in plan_batches([2] * 5, 100, max_rows=2)] == [[0, 1], [2, 3], [4]]
+
+
 def test_padding_share__is_small_for_sorted_lengths() -> None:
     lengths = np.random.default_rng(0).lognormal(5, 0.7, 256).clip(8, 512).astype(int)
     assert padding_share(lengths, plan_batches(lengths, 2048)) < 0.05

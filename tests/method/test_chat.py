@@ -83,7 +83,9 @@ def test_encode__train_ranges() -> None:
 
     def runs(train: Any, role: str = "assistant", template: str = CHATML) -> list[str]:
         tokenizer.chat_template = template
-        return target_runs(tokenizer, [{"role": "user", "content": "q"}, {"role": role, "content": "  0123456789", "train": train}])
+        return target_runs(
+            tokenizer, [{"role": "user", "content": "q"}, {"role": role, "content": "  0123456789", "train": train}]
+        )
 
     assert runs([{"begin": 2, "end": 5}]) == ["012"]
     assert runs([{"begin": 2, "end": 5}], role="user") == ["012"]
@@ -116,7 +118,9 @@ def test_encode__first_token_is_never_a_target() -> None:
 
 
 def test_encode__empty_answer_trains_its_end() -> None:
-    assert target_runs(tiny_tokenizer(), [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]) == ["<|im_end|>"]
+    assert target_runs(tiny_tokenizer(), [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]) == [
+        "<|im_end|>"
+    ]
 
 
 def test_encode__contents_that_look_like_the_template() -> None:
@@ -138,7 +142,9 @@ def test_encode__tools_reach_the_template() -> None:
 
 
 def test_encode__template_that_refuses_is_a_reject() -> None:
-    tokenizer = tiny_tokenizer("{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML)
+    tokenizer = tiny_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+    )
     with pytest.raises(TemplateRefused, match="System role not supported"):
         encode(tokenizer, CONVERSATION, max_length=99)
 

@@ -22,7 +22,9 @@ from tests.naive import naive_feature, naive_gradients
 LENGTHS = [5, 21, 9, 2, 40, 13, 33]
 
 
-def extractor(kind: str, *, dtype: torch.dtype = torch.float32, variants: Any = ("sgd",), projection: Any = None, **adapter: Any) -> Any:
+def extractor(
+    kind: str, *, dtype: torch.dtype = torch.float32, variants: Any = ("sgd",), projection: Any = None, **adapter: Any
+) -> Any:
     options = {"rank": 4, "alpha": 8, "seed": 1} | adapter
     model = attach_adapter(exact_norms(tiny_model(kind)), **options).to(dtype)
     ex = GradientExtractor(model, variants=variants, projection=projection or make_projection(dim=256, seed=0))
@@ -302,7 +304,9 @@ def test_extractor__refuses_what_does_not_fit() -> None:
     with pytest.raises(UserError, match="gradient variant"):
         GradientExtractor(ex.model, variants=["adamw"], projection=ex.projection)
     other = random_checkpoint(extractor("llama", rank=2).model)
-    with pytest.raises(UserError, match=r"16 in the checkpoint, only there: .*\(2, 32\).*; 16 in the model, only there: .*\(4, 32\)"):
+    with pytest.raises(
+        UserError, match=r"16 in the checkpoint, only there: .*\(2, 32\).*; 16 in the model, only there: .*\(4, 32\)"
+    ):
         ex.use(other)
     with pytest.raises(ValueError, match="first token cannot be one"):
         ex.features([Encoded(np.array([5, 6], np.int32), np.array([True, True]), False)])

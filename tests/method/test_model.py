@@ -74,7 +74,10 @@ def test_load_model__refuses_unknown_settings(saved: Path) -> None:
 def test_attach_adapter__attention_projections_from_the_seed(kind: str) -> None:
     def weights(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(torch.initial_seed() + 1)  # the global generator has no part in it
-        return {name: p.detach().clone() for name, p in adapter_parameters(attach_adapter(tiny_model(kind), rank=4, alpha=8, seed=seed)).items()}
+        return {
+            name: p.detach().clone()
+            for name, p in adapter_parameters(attach_adapter(tiny_model(kind), rank=4, alpha=8, seed=seed)).items()
+        }
 
     first, again, other = weights(1), weights(1), weights(2)
     assert len(first) == 2 * 2 * EXPECTED[kind]  # two matrices a layer, two layers

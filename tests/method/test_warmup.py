@@ -68,14 +68,23 @@ def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
 
 def test_warmup__published_learning_rates() -> None:
     """30 steps into a longer linear schedule give the weights that the paper's run prints: 2.1569e-06, 6.0784e-06, 1e-05."""
-    options = {"steps": 30, "batch_size": 2, "learning_rate": 2e-5, "checkpoints": [10, 20, 30], "warmup_steps": 51, "schedule_steps": 1700}
+    options = {
+        "steps": 30,
+        "batch_size": 2,
+        "learning_rate": 2e-5,
+        "checkpoints": [10, 20, 30],
+        "warmup_steps": 51,
+        "schedule_steps": 1700,
+    }
     comp = warm(adapted(), **options)
     np.testing.assert_allclose([c.learning_rate for c in comp.checkpoints], [2.1569e-06, 6.0784e-06, 1e-05], rtol=1e-4)
     assert [c.step for c in comp.checkpoints] == [10, 20, 30]
     assert len(comp.losses) == len(comp.learning_rates) == 30
 
 
-def test_warmup__leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warmup__leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     model, seen = adapted(dropout=0.1), []
@@ -133,7 +142,9 @@ def test_import_checkpoint__equals_the_trainers_own_state(trained: tuple[Path, A
 
 def test_import_checkpoint__refuses_mismatch_with_both_sides_listed(trained: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = trained
-    with pytest.raises(UserError, match=r"only there: .*q_proj.lora_A.weight \(4, 32\).*16 in the model, only there: .*\(2, 32\)"):
+    with pytest.raises(
+        UserError, match=r"only there: .*q_proj.lora_A.weight \(4, 32\).*16 in the model, only there: .*\(2, 32\)"
+    ):
         import_checkpoint(folder, adapted(rank=2))
     copy = tmp_path / "checkpoint"
     copy.mkdir()

@@ -22,7 +22,8 @@ from storage.root import Root, open_root
 from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
 from tagcos_stream.types import IngestBlock
 
-DIM, BLOCK_ROWS, CLUSTERS = 16, 32, 4
+DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
+BLOCKS = 5  # of the 286 different ones among 300 examples
 MESSAGES = pl.List(
     pl.Struct(
         {
@@ -89,7 +90,7 @@ class Outcome:
     selection: pl.DataFrame
 
 
-def run(root: Root, *, examples: int = 300, step: Callable[[str], None] = lambda name: None, file_rows: int = 50) -> Outcome:
+def run(root: Root, *, examples: int = 300, step: Callable[[str], None] = lambda name: None, file_rows: int = 150) -> Outcome:
     """Ingest, features, clustering, selection: the same calls, in the same order, as the pipeline's. `step` is told of every commit."""
     with root.writer():
         return _run(root, examples, step, file_rows)

@@ -1,0 +1,84 @@
+"""How well projected features stand for exact gradients: error of inner products and agreement of nearest neighbours.
+
+Dimension letters: n examples, P adapter parameters, D feature dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tagcos_stream.adam import transform
+from tagcos_stream.chat import Encoded
+from tagcos_stream.gradients import GradientExtractor
+from tagcos_stream.projection import KINDS, make_projection
+
+
+@dataclass(frozen=True)
+class Quality:
+    kind: str
+    dim: int
+    error: float  # root mean square over pairs and seeds of the error of an inner product of unit rows (the cosine)
+    nearest: float  # share of examples whose nearest neighbour is the exact one
+    nearest_five: float  # share of the five exact nearest neighbours among the five found
+
+
+def projection_quality(
+    extractor: GradientExtractor,
+    encoded: Sequence[Encoded],
+    *,
+    dims: Sequence[int],
+    seeds: Sequence[int],
+    kinds: Sequence[str] = KINDS,
+) -> list[Quality]:
+    """Compare projections with the exact gradients of the extractor's first variant, under the checkpoint in use.
+
+    Holds n x P exact gradients: for some tens of examples at a small rank. Dense projections cost n x P x D each.
+    """
+    exact = exact_gradients(extractor, encoded)
+    scale = np.sqrt(sum(np.square(rows, dtype=np.float64).sum(1) for rows in exact.values())).astype(np.float32)[:, None]
+    exact = {name: rows / scale for name, rows in exact.items()}
+    inner = sum(rows.astype(np.float64) @ rows.T.astype(np.float64) for rows in exact.values())
+    results = []
+    for dim in dims:
+        for kind in kinds:
+            figures = []
+            for seed in seeds:
+                features = np.zeros((len(encoded), dim), np.float32)
+                for name, rows in exact.items():
+                    make_projection(kind, dim=dim, seed=seed).add(name, rows, features)
+                figures.append(_compare(np.asarray(inner), features.astype(np.float64)))
+            squares, first, five = np.array(figures).mean(axis=0)
+            results.append(Quality(kind, dim, float(np.sqrt(squares)), float(first), float(five)))
+    return results
+
+
+def exact_gradients(extractor: GradientExtractor, encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    """Per parameter the (n, P) float32 gradients after the extractor's first variant, one example at a time."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in extractor.parameters}
+    variant = extractor.variants[0]
+
+    def keep(name: str, gradients: torch.Tensor) -> None:
+        moved = transform(variant, gradients, extractor._moments[name], torch.empty_like(gradients))
+        found[name].append(moved.float().cpu().numpy().copy())
+
+    for example in encoded:
+        with extractor.capture.recording(keep), torch.enable_grad():
+            extractor._backward([example])
+    return {name: np.concatenate(rows) for name, rows in found.items()}
+
+
+def _compare(exact: np.ndarray, features: np.ndarray) -> tuple[float, float, float]:
+    """Mean square error of the pairs' inner products, and the two shares of neighbours kept."""
+    found = features @ features.T
+    pairs = np.triu_indices(len(exact), 1)
+    error = float(((found - exact)[pairs] ** 2).mean())
+    length = np.linalg.norm(features, axis=1)
+    cosine = found / np.outer(length, length)
+    hidden = np.where(np.eye(len(exact), dtype=bool), -np.inf, 0.0)  # an example is not its own neighbour
+    ranks, ranks_found = (np.argsort(-(matrix + hidden), axis=1)[:, :5] for matrix in (exact, cosine))
+    five = np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(ranks, ranks_found, strict=True)])
+    return error, float((ranks[:, 0] == ranks_found[:, 0]).mean()), float(five)

@@ -1,0 +1,248 @@
+"""Clustering and selection beside their floors and their peers.   python -m tests.benchmarks.bench_clustering [--quick]
+
+Every ratio is against something run in this process, alternately with ours; medians. Sections: omp (the matrix product that
+must be done; the definition as released implementations run it; scikit-learn), kmeans (scikit-learn, faiss if installed), large
+(50,000 rows in a fresh process, with its peak memory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from tagcos_stream import kmeans
+from tagcos_stream.omp import omp_select, peak_bytes
+from tagcos_stream.types import ArrayRows, RowBlocks
+from tests.benchmarks.features import Shape
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def definition(
+    features: torch.Tensor, target: torch.Tensor, budget: int, steps: int, ridge: float = 1.0, tol: float = 1e-4
+) -> float:
+    """Seconds that `steps` steps of the first round take, as released implementations run them.
+
+    All correlations come from the residual, and the normal equations are rebuilt and solved in every step. Stops early where
+    the round ends.
+    """
+    start = time.perf_counter()
+    residual, chosen, length = target.clone(), [], target.norm().item()
+    for _ in range(min(budget, steps)):
+        if residual.norm().item() / length < tol:
+            break
+        scores = features @ residual
+        j = int(scores.argmax())
+        if j in chosen:
+            break
+        chosen.append(j)
+        rows = features[chosen]
+        if len(chosen) == 1:
+            x = scores[j : j + 1] / (rows[0] @ rows[0])
+        else:
+            x = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(chosen)), rows @ target)
+            while x.min() < 0:
+                worst = int(x.argmin())
+                newest = worst == len(chosen) - 1
+                chosen = chosen[:worst] + chosen[worst + 1 :]
+                if newest:
+                    return time.perf_counter() - start
+                rows = features[chosen]
+                x = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(chosen)), rows @ target)
+        residual = target - rows.T @ x
+    return time.perf_counter() - start
+
+
+def bench_omp(n: int, dim: int, budget: int, repeats: int, *, peers: bool) -> None:
+    print(f"\nOMP, n={n:,} D={dim:,} budget {budget:,}, float32, one cluster")
+    features = Shape(dim, 1, 1).array(n)
+    target = features.mean(axis=0, dtype=np.float64)
+    batch = features[:budget].copy()
+    x, b = torch.from_numpy(features), torch.from_numpy(target.astype(np.float32))
+    omp_select(features[:300], target, 10)
+    floor, ours = [], []
+    for _ in range(repeats):
+        floor.append(min(seconds(lambda: features @ batch.T), seconds(lambda: x @ torch.from_numpy(batch).T)))
+        ours.append(seconds(lambda: omp_select(features, target, budget)))
+    base, mine = float(np.median(floor)), float(np.median(ours))
+    result = omp_select(features, target, budget)
+    line("matrix product of the budget's rows with all", base, base)
+    line("omp_select", mine, base)
+    print(f"    {result.stats}")
+    if peers:
+        plain = definition(x, b, budget, budget)
+        line(f"definition, all {budget} steps", plain, base)
+        print(f"    omp_select is {plain / mine:.1f} times faster than the definition")
+        from sklearn.linear_model import orthogonal_mp, orthogonal_mp_gram
+
+        line(
+            "scikit-learn orthogonal_mp_gram, with its Gram matrix",
+            seconds(
+                lambda: orthogonal_mp_gram(features @ features.T, features @ target.astype(np.float32), n_nonzero_coefs=budget)
+            ),
+            base,
+        )
+        line(
+            "scikit-learn orthogonal_mp",
+            seconds(lambda: orthogonal_mp(features.T, target.astype(np.float32), n_nonzero_coefs=budget, precompute=False)),
+            base,
+        )
+
+
+def line(name: str, taken: float, base: float) -> None:
+    print(f"  {name:<56} {taken:8.2f} s  {taken / base:7.2f} x", flush=True)
+
+
+def inertia_of(rows: RowBlocks, centroids: np.ndarray) -> float:
+    _, distances = kmeans.assign(rows, centroids)
+    return float((distances.astype(np.float64) ** 2).sum())
+
+
+def bench_kmeans(n: int, dim: int, clusters: int) -> None:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    print(
+        f"\nK-means, N={n:,} D={dim:,} K={clusters}; ours reads float16 blocks from a file, the peers a float32 array in memory"
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "features.npy"
+        store = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(n, dim))
+        for first, block in zip(range(0, n, 1024), Shape(dim, 2 * clusters, 2).blocks(n, 1024), strict=True):
+            store[first : first + len(block)] = block
+        store.flush()
+        rows = ArrayRows(np.load(path, mmap_mode="r"), 256)
+
+        def ours() -> kmeans.Clustering:
+            return kmeans.finalise(rows, deque(kmeans.fit(rows, clusters, seed=0), maxlen=1).pop())
+
+        start = time.perf_counter()
+        clustering = ours()
+        taken = time.perf_counter() - start
+        reached = inertia_of(rows, clustering.centroids)
+        whole = np.asarray(store, np.float32)
+        start = time.perf_counter()
+        full = KMeans(clusters, n_init=1, random_state=0).fit(whole)
+        base = time.perf_counter() - start
+        print(f"  {'':<40} {'seconds':>8} {'of full':>8} {'inertia':>12} {'to full':>9}")
+
+        def row(name: str, spent: float, inertia: float) -> None:
+            print(
+                f"  {name:<40} {spent:8.2f} {spent / base:8.2f} {inertia:12.2f} {inertia / full.inertia_ - 1:+9.2%}", flush=True
+            )
+
+        row(f"scikit-learn KMeans, {full.n_iter_} iterations", base, full.inertia_)
+        row("ours, streamed, fit and finalise", taken, reached)
+        for batch in (1024, 4096):
+            start = time.perf_counter()
+            mini = MiniBatchKMeans(clusters, n_init=1, random_state=0, batch_size=batch, max_iter=100).fit(whole)
+            row(
+                f"scikit-learn MiniBatchKMeans, batch {batch}",
+                time.perf_counter() - start,
+                inertia_of(rows, mini.cluster_centers_),
+            )
+        try:
+            import faiss
+        except ImportError:
+            print("  faiss-cpu is not installed: left out")
+            return
+        for iterations in (10, 25, 50):
+            start = time.perf_counter()
+            peer = faiss.Kmeans(dim, clusters, niter=iterations, seed=1, max_points_per_centroid=n)
+            peer.train(whole)
+            row(
+                f"faiss Kmeans, {iterations} iterations",
+                time.perf_counter() - start,
+                inertia_of(rows, np.asarray(peer.centroids)),
+            )
+
+
+def peak_of(code: str) -> int:
+    """Peak resident bytes of a fresh interpreter running this code."""
+    code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def select_clusters(
+    clusters: list[RowBlocks], means: np.ndarray, budgets: np.ndarray, memory_limit: int, report: Callable[[str], None] = print
+) -> list[np.ndarray]:
+    """Pursue every regrouped cluster towards its mean, as the pipeline does; chosen rows by cluster. means (K, D)."""
+    chosen = []
+    for k, rows in enumerate(clusters):
+        start = time.perf_counter()
+        result = omp_select(rows, means[k], int(budgets[k]), memory_limit=memory_limit)
+        report(
+            f"cluster {k}: {rows.n_rows} rows, {budgets[k]} chosen, {time.perf_counter() - start:.1f} s, left {result.residual:.3f}"
+        )
+        chosen.append(result.indices)
+    return chosen
+
+
+def cluster_rows(rows: RowBlocks, seed: int, memory_limit: int, report: Callable[[str], None] = print) -> kmeans.Clustering:
+    """Fit and finalise with the default number of clusters, reporting stage times."""
+    start = time.perf_counter()
+    count = kmeans.default_clusters(rows.n_rows)
+    state = deque(kmeans.fit(rows, count, seed=seed, memory_limit=memory_limit), maxlen=1).pop()
+    report(f"fit: {time.perf_counter() - start:.1f} s, {len(state.history)} passes")
+    start = time.perf_counter()
+    clustering = kmeans.finalise(rows, state, min_cluster_rows=100, max_cluster_rows=20_000, seed=seed)
+    report(f"finalise: {time.perf_counter() - start:.1f} s, {len(clustering.sizes)} clusters")
+    return clustering
+
+
+def packages() -> str:
+    found = []
+    for name in ("numpy", "numba", "torch", "scikit-learn", "faiss-cpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return ", ".join(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the sizes")
+    parser.add_argument("--only", choices=["omp", "kmeans", "large"], help="one section")
+    parser.add_argument("--repeats", type=int, default=5)
+    choice = parser.parse_args()
+    print(f"Python {platform.python_version()}, {packages()}; {torch.get_num_threads()} threads")
+    part = 10 if choice.quick else 1
+    if choice.only in (None, "omp"):
+        bench_omp(10_000 // part, 8192, 500 // part, choice.repeats, peers=True)
+        bench_omp(20_000 // part, 8192, 1000 // part, max(1, choice.repeats // 2), peers=True)
+    if choice.only in (None, "kmeans"):
+        bench_kmeans(100_000 // part, 2048, 100)
+    if choice.only in (None, "large"):
+        n, dim, budget = 50_000 // part, 8192, 2500 // part
+        code = (
+            "import numpy as np; from tests.benchmarks.features import Shape; from tagcos_stream.omp import omp_select; import time\n"
+            f"A = Shape({dim}, 1, 1).array({n}, np.float16); b = A.mean(axis=0, dtype=np.float64); t = time.perf_counter()\n"
+            f"p = omp_select(A, b, {budget}, memory_limit=3 << 30); import sys; print(time.perf_counter() - t, p.stats, file=sys.stderr)"
+        )
+        print(f"\nOMP, n={n:,} D={dim:,} budget {budget:,}, a float16 array, memory_limit 3 GiB on top of it, a fresh process")
+        peak = peak_of(code)
+        print(
+            f"  formula {peak_bytes(n, dim, budget, hold=True) / 2**30:.2f} GiB held, {peak_bytes(n, dim, budget, hold=False) / 2**30:.2f} "
+            f"streamed; measured {peak / 2**30:.2f} GiB, of which {2 * n * dim / 2**30:.2f} are the features"
+        )
+    print(f"\npeak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

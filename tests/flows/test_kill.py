@@ -1,0 +1,136 @@
+"""Killed at any moment, a run resumes with the same command and ends with the same selection, bit for bit.
+
+The long version (`python -m pytest -m slow tests/flows/test_kill.py`) kills 40 times, in every stage; the short one a few times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flows.pipeline import STAGES
+from storage import check, selections
+from storage.root import Root, open_root
+from tests.flows.conftest import TOPICS, conversation
+
+CHECKOUT = Path(__file__).parents[2]
+Maker = Callable[..., dict[str, Any]]
+
+
+def start(values: dict[str, Any], log: Path) -> subprocess.Popen[bytes]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"]
+    command = [sys.executable, "-m", "flows.cli", "run", *values["sources"], *flags]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, cwd=CHECKOUT, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finish(values: dict[str, Any], log: Path) -> None:
+    assert start(values, log).wait(timeout=300) == 0, log.read_text(encoding="utf-8")[-3000:]
+
+
+def selection(root: Root) -> pl.DataFrame:
+    (run_id,) = root.catalog.read("SELECT run_id FROM runs")["run_id"]
+    return selections.selection(root.catalog, run_id).drop("run_id")
+
+
+def committed(root: Path) -> set[tuple[Any, ...]]:
+    if not (root / "catalog.duckdb").is_file():
+        return set()
+    return set(open_root(str(root), create=False).catalog.read("SELECT segment, block, committed_at, checksum FROM blocks").rows())
+
+
+def stage_reached(root: Path) -> str:
+    """The stage that was at work when the process died."""
+    if not (root / "catalog.duckdb").is_file():
+        return next(iter(STAGES))
+    done = open_root(str(root), create=False).catalog.read("SELECT stage FROM stages")["stage"].to_list()
+    return next((stage for stage in STAGES if stage not in done), "end")
+
+
+def kill_often(values: dict[str, Any], folder: Path, kills: int, seed: int) -> Counter[str]:
+    """Run to the end in fresh roots, killing `kills` times at random moments; returns how often in which stage."""
+    rng = random.Random(seed)
+    log = folder / "log"
+    reference_values = values | {"root": str(folder / "reference")}
+    began = time.monotonic()
+    finish(reference_values, log)
+    whole = time.monotonic() - began
+    reference = selection(open_root(reference_values["root"], create=False))
+    killed: Counter[str] = Counter()
+    attempt = 0
+    while sum(killed.values()) < kills:
+        attempt += 1
+        root = folder / f"root-{attempt}"
+        mine = values | {"root": str(root)}
+        while True:
+            before = committed(root)
+            process = start(mine, log)
+            try:
+                process.wait(timeout=rng.uniform(0.3, 1.0) * whole if sum(killed.values()) < kills else 300)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                killed[stage_reached(root)] += 1
+            assert before <= committed(root), "a committed block was computed again"
+            if process.returncode != -signal.SIGKILL:
+                assert process.returncode == 0, log.read_text(encoding="utf-8")[-3000:]
+                break
+        opened = open_root(str(root), create=False)
+        assert selection(opened).equals(reference)
+        assert check.check(opened) == []
+    return killed
+
+
+@pytest.fixture
+def longer_settings(small_settings: Maker, tmp_path: Path) -> dict[str, Any]:
+    """A pool with enough blocks and clusters that a kill finds every stage at work."""
+    folder = tmp_path / "longer"
+    folder.mkdir()
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(250)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return small_settings(sources=(str(folder),), block_rows=16, clusters=12, warmup_examples=64)
+
+
+def test_run__killed_and_resumed_equals_uninterrupted(longer_settings: dict[str, Any], tmp_path: Path) -> None:
+    killed = kill_often(longer_settings, tmp_path, kills=3, seed=1)
+    assert sum(killed.values()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_run__killed_forty_times_in_every_stage(longer_settings: dict[str, Any], tmp_path: Path) -> None:
+    killed = kill_often(longer_settings, tmp_path, kills=40, seed=2)
+    print(f"kills by stage: {dict(killed)}")
+    assert sum(killed.values()) >= 40
+    assert set(killed) >= {"ingest", "warm-up", "gradients", "cluster", "select"}
+
+
+def test_run__interrupted_by_ctrl_c_says_how_to_go_on(longer_settings: dict[str, Any], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(longer_settings, log)
+    root = Path(longer_settings["root"])
+    deadline = time.monotonic() + 120
+    while not committed(root) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Run the same command again to go on" in log.read_text(encoding="utf-8")
+    before = committed(root)
+    assert open_root(str(root), create=False).catalog.read("SELECT status FROM runs")["status"].to_list() == ["interrupted"]
+    finish(longer_settings, log)
+    assert before
+    assert before <= committed(root)
+    assert len(selection(open_root(str(root), create=False))) == 75

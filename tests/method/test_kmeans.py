@@ -1,0 +1,224 @@
+"""K-means against its definition (tests/naive.py) and scikit-learn, and what must hold for any rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tagcos_stream import kmeans, kmeans_batches
+from tagcos_stream.types import ArrayRows, UserError
+from tests import naive
+from tests.benchmarks.features import Shape
+
+
+def finished(rows: ArrayRows, clusters: int, seed: int = 0, **options: float) -> kmeans.KMeansState:
+    *_, state = kmeans.fit(rows, clusters, seed=seed, **options)  # type: ignore[arg-type]
+    assert state.done
+    return state
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 256 rows, so that a few thousand rows go through mini-batches as a million would."""
+    monkeypatch.setattr(kmeans_batches, "BATCH_BYTES", 1)
+
+
+@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (400, 2), (3550, 6), (10_000, 10), (1_000_000, 100), (10_000_000, 1000)])
+def test_default_clusters__follows_its_rule(n: int, clusters: int) -> None:
+    assert kmeans.default_clusters(n) == clusters
+    assert kmeans.default_clusters(10**9) == 10_000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_assign__equals_naive(seed: int) -> None:
+    r = np.random.default_rng(seed)
+    n, dim, clusters = int(r.integers(1, 400)), int(r.choice([1, 3, 64])), int(r.integers(1, 30))
+    X, C = r.standard_normal((n, dim)).astype(np.float32), r.standard_normal((clusters, dim)).astype(np.float32)
+    ref_labels, ref_distances = naive.naive_assign(X, C)
+    labels, distances = kmeans.assign(ArrayRows(X, 37), C)
+    np.testing.assert_array_equal(labels, ref_labels)
+    np.testing.assert_allclose(distances, ref_distances, atol=2e-3)
+    assert labels.dtype == np.int32
+    assert distances.dtype == np.float32
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_minibatch_step__is_a_running_mean(seed: int) -> None:
+    r = np.random.default_rng(seed)
+    X = r.standard_normal((300, 12)).astype(np.float32)
+    state = next(kmeans.fit(ArrayRows(X, 64), 7, seed=seed))
+    ref_centroids, ref_counts, _ = naive.naive_minibatch_step(X, state.centroids, state.counts)
+    comp = kmeans.minibatch_step(state, X, seed)
+    np.testing.assert_allclose(comp.centroids, ref_centroids, atol=1e-5)
+    np.testing.assert_array_equal(comp.counts, ref_counts)
+
+
+def test_finalise__means_sizes_and_inertia_equal_naive() -> None:
+    X = Shape(64, 12, 5).array(5000, np.float16)
+    rows = ArrayRows(X, 128)
+    comp = kmeans.finalise(rows, finished(rows, 12))
+    means, sizes, inertia = naive.naive_cluster_stats(X, comp.labels, len(comp.sizes))
+    np.testing.assert_array_equal(comp.sizes, sizes)
+    np.testing.assert_allclose(comp.means, means, atol=1e-7)
+    np.testing.assert_allclose(comp.inertia, inertia, rtol=1e-9)
+    labels, distances = naive.naive_assign(X, comp.centroids)
+    np.testing.assert_array_equal(comp.labels, labels)
+    np.testing.assert_allclose(comp.distances, distances, atol=1e-3)
+
+
+def test_fit__is_as_good_as_scikit_learn_to_convergence() -> None:
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    X = Shape(128, 20, 3).array(8000)
+    rows = ArrayRows(X, 256)
+    comp = kmeans.finalise(rows, finished(rows, 20))
+    runs = [KMeans(20, n_init=1, random_state=seed).fit(X) for seed in range(5)]
+    reached = float((comp.distances.astype(np.float64) ** 2).sum())
+    assert reached < 1.005 * np.median([run.inertia_ for run in runs])
+    best = min(runs, key=lambda run: run.inertia_)
+    others = [adjusted_rand_score(run.labels_, best.labels_) for run in runs if run is not best]
+    assert adjusted_rand_score(comp.labels, best.labels_) > min(others) - 0.1
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 5, 8])
+def test_fit__resumed_equals_uninterrupted_bit_for_bit(stop: int) -> None:
+    X = Shape(32, 8, 7).array(9000, np.float16)
+    rows = ArrayRows(X, 100)
+    whole = list(kmeans.fit(rows, 10, seed=4, max_epochs=2))
+    assert len(whole) > 8
+    saved = kmeans.KMeansState.from_arrays({k: v.copy() for k, v in whole[stop].to_arrays().items()})
+    *_, resumed = kmeans.fit(rows, 10, seed=4, max_epochs=2, state=saved)
+    for name, value in whole[-1].to_arrays().items():
+        np.testing.assert_array_equal(resumed.to_arrays()[name], value, err_msg=name)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_fit__states_given_are_not_changed_later() -> None:
+    rows = ArrayRows(Shape(16, 4, 1).array(9000), 64)
+    seen = [(state, {k: v.copy() for k, v in state.to_arrays().items()}) for state in kmeans.fit(rows, 5, seed=0)]
+    for state, copy in seen:
+        for name, value in copy.items():
+            np.testing.assert_array_equal(state.to_arrays()[name], value)
+    assert {state.phase for state, _ in seen} == {kmeans.MINIBATCH, kmeans.PASSES, kmeans.DONE}
+
+
+def test_fit__passes_never_raise_the_inertia() -> None:
+    state = finished(ArrayRows(Shape(48, 15, 2).array(6000), 256), 15, pass_tol=0.0, max_passes=15)
+    assert len(state.history) >= 2
+    assert (np.diff(state.history) <= 1e-6 * state.history[0]).all()
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_fit__moves_centres_that_no_row_is_near() -> None:
+    r = np.random.default_rng(0)
+    X = np.concatenate([r.standard_normal((2000, 8)) + 20 * i * np.eye(8)[i] for i in range(4)]).astype(np.float32)
+    rows = ArrayRows(X[r.permutation(8000)], 64)
+    state = next(kmeans.fit(rows, 4, seed=0))
+    centroids = state.centroids.copy()
+    centroids[2] = 1e3
+    broken = kmeans.KMeansState(**{**vars(state), "centroids": centroids, "counts": np.array([9.0, 9, 0, 9])})
+    *_, state = kmeans.fit(rows, 4, seed=0, state=broken)
+    comp = kmeans.finalise(rows, state)
+    assert sorted(comp.sizes.tolist()) == [2000] * 4
+
+
+def test_finalise__splits_large_and_merges_small_clusters() -> None:
+    X = Shape(32, 30, 9).array(6000)
+    rows = ArrayRows(X, 256)
+    comp = kmeans.finalise(rows, finished(rows, 30), min_cluster_rows=100, max_cluster_rows=300)
+    assert comp.sizes.sum() == 6000
+    assert comp.sizes.max() <= 300
+    assert comp.sizes.min() >= 100 or (comp.sizes < 100).sum() <= 2  # only where no neighbour had room
+    means, sizes, inertia = naive.naive_cluster_stats(X, comp.labels, len(comp.sizes))
+    np.testing.assert_array_equal(comp.sizes, sizes)
+    np.testing.assert_allclose(comp.means, means, atol=1e-7)
+    np.testing.assert_allclose(comp.inertia, inertia, rtol=1e-9)
+    exact = np.linalg.norm(X - comp.centroids[comp.labels], axis=1)
+    np.testing.assert_allclose(comp.distances, exact, atol=2e-3)
+
+
+def test_finalise__merges_into_the_nearest() -> None:
+    X = np.array([[0, 0], [0, 1], [0, 2], [10, 0], [10, 1], [10, 2], [7, 1]], np.float32)
+    rows = ArrayRows(X, 3)
+    state = next(kmeans.fit(rows, 3, seed=0))
+    centroids = np.array([[0, 1], [10, 1], [7, 1]], np.float32)
+    comp = kmeans.finalise(rows, kmeans.KMeansState(**{**vars(state), "centroids": centroids}), min_cluster_rows=2)
+    assert comp.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    np.testing.assert_allclose(comp.means[1], [9.25, 1.0])
+    assert comp.distances[6] == pytest.approx(3.0)
+
+
+def test_finalise__equal_rows_are_cut_by_order() -> None:
+    rows = ArrayRows(np.ones((10_000, 4), np.float32), 512)
+    comp = kmeans.finalise(rows, finished(rows, 8), max_cluster_rows=3000)
+    assert comp.sizes.sum() == 10_000
+    assert comp.sizes.max() <= 3000
+    np.testing.assert_allclose(comp.means, 1.0)
+    np.testing.assert_allclose(comp.inertia, 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("clusters", [1, 5, 9])
+def test_fit__few_rows(clusters: int) -> None:
+    X = np.random.default_rng(0).standard_normal((9, 3)).astype(np.float16)
+    rows = ArrayRows(X, 4)
+    comp = kmeans.finalise(rows, finished(rows, clusters))
+    assert comp.sizes.sum() == 9
+    assert (comp.sizes > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("clusters", "options", "message"),
+    [(0, {}, "0 clusters"), (51, {}, "51 clusters of 50 rows"), (5, {"memory_limit": 1000}, "raise memory_limit")],
+)
+def test_fit__refuses_mistakes(clusters: int, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next(kmeans.fit(ArrayRows(np.ones((50, 2), np.float32)), clusters, seed=0, **options))  # type: ignore[arg-type]
+
+
+def test_finalise__refuses_limits_that_contradict() -> None:
+    rows = ArrayRows(np.ones((50, 2), np.float32))
+    with pytest.raises(UserError, match="min_cluster_rows 30"):
+        kmeans.finalise(rows, finished(rows, 1), min_cluster_rows=30, max_cluster_rows=50)
+
+
+PEAK = """
+import resource, numpy as np
+from tagcos_stream import kmeans
+from tagcos_stream.types import ArrayRows
+class Made:
+    # rows that exist only while they are read: what is measured is the clustering's own memory
+    def __init__(self, n, dim, block): self.n_rows, self.dim, self.starts = n, dim, np.append(np.arange(0, n, block), n)
+    def read(self, b):
+        r = np.random.default_rng(b)
+        return r.standard_normal((int(self.starts[b + 1] - self.starts[b]), self.dim), np.float32).astype(np.float16)
+small = ArrayRows(np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32))
+for s in kmeans.fit(small, 3, seed=0): pass
+kmeans.finalise(small, s)
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()  # now: the peak so far is Numba compiling
+rows = Made({n}, {dim}, 256)
+for s in kmeans.fit(rows, {k}, seed=0, max_passes=1): pass
+kmeans.finalise(rows, s)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(after - before, kmeans.peak_bytes({n}, {dim}, {k}, block_rows=256))
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "clusters"),
+    [
+        (20_000, 1024, 40),
+        pytest.param(100_000, 1024, 32, marks=pytest.mark.slow),
+        pytest.param(1_000_000, 1024, 100, marks=pytest.mark.slow),
+    ],
+)
+def test_kmeans__measured_peak_stays_under_the_formula(n: int, dim: int, clusters: int) -> None:
+    code = PEAK.replace("{n}", str(n)).replace("{dim}", str(dim)).replace("{k}", str(clusters))
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    measured, formula = int(output[-2]), int(output[-1])
+    assert measured <= formula
+    assert measured >= formula / 8, "a formula this loose refuses what would fit"

@@ -1,0 +1,231 @@
+"""The catalog: commented, migrated, one writer and many readers, values as parameters."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from storage import pool, runs
+from storage.catalog import SCHEMA_VERSION, SQL, Catalog, migrations
+from storage.root import Root, open_root
+from tagcos_stream.types import UserError
+from tests.storage import tiny
+
+HOLD = """
+import duckdb, sys, time
+connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "read")
+print("open", flush=True)
+time.sleep(float(sys.argv[3]))
+"""
+
+
+@contextmanager
+def hold(path: Path, kind: str, seconds: float) -> Iterator[int]:
+    """A DuckDB shell in another process, open on the catalog for so long; its process id."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), kind, str(seconds)], stdout=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "open\n"
+        yield shell.pid
+        shell.kill()
+
+
+def test_schema__every_table_and_column_is_commented(filled: Root) -> None:
+    tables = filled.catalog.read("SELECT table_name FROM duckdb_tables() WHERE comment IS NULL")
+    columns = filled.catalog.read(
+        """SELECT table_name, column_name FROM duckdb_columns()
+        WHERE comment IS NULL AND table_name IN (SELECT table_name FROM duckdb_tables())"""
+    )
+    views = filled.catalog.read("SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal")
+    assert (tables.rows(), columns.rows(), views.rows()) == ([], [], [])
+
+
+def test_storage__no_pickle_and_no_value_in_sql_text() -> None:
+    text = "".join(path.read_text() for path in Path(SQL).parent.glob("*.py"))
+    assert "import pickle" not in text
+    assert "allow_pickle=True" not in text
+
+
+def test_catalog__imports_neither_torch_nor_peft_nor_prefect() -> None:
+    heavy = "('torch', 'peft', 'prefect', 'transformers')"
+    code = f"import sys, storage.root, storage.check, storage.snapshot; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def old_sql(folder: Path, versions: int) -> Path:
+    """The SQL of an older version: its first steps."""
+    folder.mkdir()
+    for number, path in migrations():
+        if number <= versions:
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("versions", range(1, SCHEMA_VERSION))
+def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions: int) -> None:
+    path = tmp_path / "catalog.duckdb"
+    connection = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
+    for number, step in migrations(old_sql(tmp_path / "sql", versions)):
+        connection.execute(step.read_text())
+        connection.execute("INSERT INTO migrations VALUES (?, ?, '2026-01-01')", [number, step.name])
+    connection.execute("INSERT INTO files VALUES ('f', 's', 'u', 'd', 1, 'jsonl', '', 5, true, 'r', '2026-01-01')")
+    connection.close()
+    catalog = Catalog(path)
+    with pytest.raises(UserError, match=f"schema version {versions}, this version reads {SCHEMA_VERSION}"):
+        catalog.read("FROM files")
+    opened = runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={})
+    assert catalog.read("SELECT max(version) AS v FROM migrations")["v"].to_list() == [SCHEMA_VERSION]
+    assert catalog.read("SELECT rows_done FROM files")["rows_done"].to_list() == [5]
+    assert catalog.read("FROM why('00')").is_empty()
+    assert runs.run_status(catalog, opened.run_id).selected == 0
+
+
+def test_migrate__a_future_step_is_applied_once_and_keeps_rows(filled: Root, tmp_path: Path) -> None:
+    sql = tmp_path / "sql"
+    shutil.copytree(SQL, sql)
+    (sql / f"{SCHEMA_VERSION + 1:03d}_language.sql").write_text("ALTER TABLE examples ADD COLUMN language VARCHAR DEFAULT 'en';")
+    newer = Catalog(filled.catalog_path, sql_folder=sql)
+    with newer.transaction():
+        pass
+    assert newer.read("SELECT DISTINCT language FROM examples")["language"].to_list() == ["en"]
+    assert newer.read("SELECT count(*) AS n FROM latest_selection")["n"][0] > 0
+    # and this version refuses what the newer one left
+    for attempt in (lambda: filled.catalog.read("FROM runs"), lambda: runs.list_runs(Catalog(filled.catalog_path))):
+        with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION + 1}, this version knows up to {SCHEMA_VERSION}"):
+            attempt()
+    with (
+        pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION + 1}, this version knows up to {SCHEMA_VERSION}"),
+        Catalog(filled.catalog_path).transaction(),
+    ):
+        pass
+
+
+def test_migrate__a_killed_step_leaves_the_older_version(tmp_path: Path) -> None:
+    sql = old_sql(tmp_path / "sql", SCHEMA_VERSION)
+    (sql / f"{SCHEMA_VERSION + 1:03d}_broken.sql").write_text("CREATE TABLE half (x INTEGER); SELECT * FROM nowhere;")
+    catalog = Catalog(tmp_path / "catalog.duckdb", sql_folder=sql)
+    with pytest.raises(duckdb.Error), catalog.transaction():
+        pass
+    good = Catalog(tmp_path / "catalog.duckdb")
+    with good.transaction():
+        pass
+    assert good.read("SELECT count(*) AS n FROM duckdb_tables() WHERE table_name = 'half'")["n"][0] == 0
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_transaction__waits_for_a_shell_with_a_message_and_goes_on(root: Root, kind: str) -> None:
+    said: list[str] = []
+    opened = runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
+    catalog = Catalog(root.catalog_path, wait_seconds=30, on_wait=said.append)
+    with hold(root.catalog_path, kind, 1.5) as pid:
+        started = time.monotonic()
+        runs.stage_done(catalog, opened.run_id, "ingest", seconds=1.0, peak_bytes=None, detail={})
+        assert time.monotonic() - started > 1.0
+    assert len(said) == 1
+    assert f"is held by process {pid}" in said[0]
+    assert runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).stages == {"ingest": {}}
+
+
+def test_transaction__gives_up_naming_file_and_holder(root: Root) -> None:
+    runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
+    catalog = Catalog(root.catalog_path, wait_seconds=0.5)
+    with hold(root.catalog_path, "read", 30) as pid:
+        with pytest.raises(
+            UserError, match=rf"catalog\.duckdb is held by process {pid} .*waited 0\.5 s.*Close that DuckDB shell"
+        ):
+            runs.finish_run(catalog, "x")
+        assert len(runs.list_runs(catalog)) == 1  # readers do not mind each other
+
+
+def test_catalog__threads_take_turns(root: Root) -> None:
+    runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
+    problems: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                if number % 2:
+                    runs.stage_done(root.catalog, "x", f"{number}-{turn}", seconds=0.0, peak_bytes=None, detail={})
+                else:
+                    root.catalog.read("SELECT count(*) FROM stages")
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert root.catalog.read("SELECT count(*) AS n FROM stages")["n"][0] == 15
+
+
+def test_read__is_read_only(filled: Root) -> None:
+    with pytest.raises(duckdb.InvalidInputException, match="read-only"):
+        filled.catalog.read("DELETE FROM runs")
+
+
+def test_read__takes_what_people_write(filled: Root) -> None:
+    took = filled.catalog.read("SELECT finished_at - started_at AS took, count(*) OVER (), 1 AS \"odd \"\"name\" FROM runs")
+    assert took.columns == ["took", "count_star() OVER ()", 'odd "name']
+    assert took["took"][0].startswith("00:0")
+    assert filled.catalog.read("SET threads = 1").is_empty()
+    assert filled.catalog.read("SELECT 1 AS a; SELECT 2 AS b").to_dicts() == [{"b": 2}]
+
+
+def test_read__old_shells_can_open_the_file(filled: Root) -> None:
+    """The storage version that the file was written for is in its header; 67 and below are readable by DuckDB 1.5."""
+    tags = filled.catalog.read("SELECT tags FROM duckdb_databases() WHERE NOT internal")["tags"].to_list()
+    assert "v1.5" in str(tags)
+
+
+def test_values__are_parameters(root: Root) -> None:
+    nasty = "x'); DROP TABLE runs; --"
+    opened = runs.open_run(root.catalog, config={"a": nasty}, config_hash=nasty, versions={}, seeds={}, label=nasty)
+    files = pool.add_files(
+        root.catalog,
+        opened.run_id,
+        pl.DataFrame({"source": [nasty], "url": [nasty], "digest": ["d"], "size": [1], "format": ["x"]}),
+    )
+    pool.commit_ingest(root, opened.run_id, files["file_id"][0], tiny.ingest_block(0, [1, 2], last=True, dataset=nasty))
+    assert pool.pool(root.catalog, opened.run_id)["dataset"].to_list() == [nasty, nasty]
+    assert root.catalog.read("FROM why(?)", [nasty]).is_empty()
+    assert runs.run_status(root.catalog, opened.run_id).run["config_hash"] == nasty
+
+
+def test_open_root__refuses_the_catalog_of_another_store(tmp_path: Path) -> None:
+    first = open_root(str(tmp_path / "a"))
+    runs.open_run(first.catalog, config={}, config_hash="h", versions={}, seeds={})
+    second = open_root(str(tmp_path / "b"), catalog=first.catalog_path)
+    with pytest.raises(UserError, match=f"catalog of store {first.store_id}, but the root is store {second.store_id}"):
+        runs.finish_run(second.catalog, "x")
+
+
+def test_open_root__says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no tagcos root at .*--root"):
+        open_root(str(tmp_path / "none"), create=False)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*choose a|cannot write"):
+        open_root(str(tmp_path / "file"))
+    root = open_root(str(tmp_path / "root"))
+    with pytest.raises(UserError, match="no catalog at"):
+        runs.list_runs(root.catalog)
+    (tmp_path / "root" / "tagcos.json").write_text('{"format": 7}')
+    with pytest.raises(UserError, match="format 7, this version reads 1"):
+        open_root(str(tmp_path / "root"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "catalog.duckdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(UserError, match=r"cannot be opened as a catalog.*snapshot"):
+        runs.list_runs(open_root(str(tmp_path / "bad")).catalog)
