@@ -39,7 +39,7 @@ DEFAULT_ROOT = Settings.model_fields["root"].default
 @app.command()
 @takes_settings
 def run(
-    sources: Annotated[list[str] | None, typer.Argument(help="Files, folders or globs with instruction data.")] = None,
+    sources: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")] = None,
     preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
     prefect: Annotated[
@@ -159,6 +159,40 @@ def export(
         run_id = latest[0]
     written = exports.export(opened, run_id, out)
     print(f"{written} examples of {run_id} written to {out}")
+
+
+@app.command()
+def check(
+    root: RootOption = DEFAULT_ROOT, fast: Annotated[bool, typer.Option("--fast", help="Do not read the bytes.")] = False
+) -> None:
+    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something is wrong."""
+    from flows.progress import default_reporter
+    from storage.check import check as check_root
+
+    with default_reporter().stage("check", "files") as progress:
+        findings = check_root(_open_root(root), deep=not fast, progress=lambda _, done, total: progress(done, total))
+    for finding in findings:
+        print(f"{finding.place}: {finding.problem}\n    {finding.remedy}")
+    print(f"{len(findings)} problems" if findings else "everything is as it was written")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(root: RootOption = DEFAULT_ROOT, yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False) -> None:
+    """List files that nothing refers to, left by interrupted work; with --yes, remove them."""
+    from storage.gc import orphans, sweep
+
+    opened = _open_root(root)
+    with opened.writer():
+        found = orphans(opened)
+        for orphan in found:
+            print(f"{orphan.key}  {orphan.bytes} bytes  {orphan.reason}")
+        removed = sweep(opened, found) if yes else 0
+    total = sum(orphan.bytes for orphan in found)
+    print(
+        f"{len(found)} files, {total} bytes" + (f"; {removed} bytes removed" if yes else "; --yes removes them" if found else "")
+    )
 
 
 def _run(settings: Settings, *, prefect: bool, out: Path | None) -> str:

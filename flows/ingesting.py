@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from flows.job import Job
 from storage import gc, pool, runs
-from tagcos_stream.ingest import read_file
-from tagcos_stream.sources import SourceFile, resolve_sources
-from tagcos_stream.types import UserError
+from tagcos_stream.reading.ingest import read_file
+from tagcos_stream.reading.rejects import check_rejects
+from tagcos_stream.reading.sources import resolve_sources
+from tagcos_stream.types import IngestBlock, UserError
+
+Filter = Callable[[IngestBlock], IngestBlock]
 
 
 def ingest(job: Job) -> dict[str, Any]:
@@ -21,43 +26,75 @@ def ingest(job: Job) -> dict[str, Any]:
         UserError: no such source, an unreadable file, too many rejects, or nothing usable at all.
     """
     gc.sweep(job.root, gc.orphans(job.root))
-    files = resolve_sources(job.settings.sources)
-    listed = [{"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format} for f in files]
+    settings = job.settings
+    files = resolve_sources(settings.sources)
+    cleaner, rules = _decontamination(job)
+    listed = [
+        {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": f.version + rules}
+        for f in files
+    ]
     known = pool.add_files(job.catalog, job.run_id, pl.DataFrame(listed))
-    total = sum(file.size for file in files)
-    before = new = 0
+    total, before, rows, rejected, new = sum(file.size for file in files), 0, 0, 0, 0
     with job.reporter.stage("ingest", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
-                new += _ingest_file(job, file, row, lambda done, before=before: progress(before + done, total))  # type: ignore[misc]
+                for block in read_file(file, start_row=row["rows_done"]):
+                    counts = pool.commit_ingest(job.root, job.run_id, row["file_id"], cleaner(block))
+                    rows, rejected, new = rows + counts.rows, rejected + counts.rejected, new + counts.new
+                    check_rejects(settings.max_rejects, rows, rejected, done=False, where=file.url)
+                    progress(before + block.bytes_read, total)
             before += file.size
             progress(before, total)
+    near = _leave_out_near_duplicates(job)
     status = runs.run_status(job.catalog, job.run_id)
-    counts = {"files": len(files), "examples": status.examples, "new": new, "rejected": status.rejects}
     if status.examples == 0:
         raise UserError(
-            f"no usable example in {', '.join(job.settings.sources)} ({status.rejects} rows rejected); "
-            f"`tagcos sql --root {job.settings.root} 'FROM rejects'` tells each one's reason"
+            f"no usable example in {', '.join(settings.sources)} ({status.rejects} rows rejected{_reasons(job)}); "
+            f"`tagcos sql --root {settings.root} 'FROM rejects'` tells each one's file, row and reason"
         )
-    return counts
+    check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
+    if status.rejects:
+        job.reporter.say(f"{status.rejects} rejects{_reasons(job)}")
+    return {"files": len(files), "examples": status.examples, "new": new, "rejected": rejected, "near_duplicates": near}
 
 
-def _ingest_file(job: Job, file: SourceFile, known: dict[str, Any], progress: Callable[[float], None]) -> int:
-    """Commit the file's remaining blocks; returns the number of new examples."""
-    rows = rejected = new = 0  # of this reading: what an earlier attempt committed has been judged then
-    for block in read_file(file, start_row=known["rows_done"]):
-        counts = pool.commit_ingest(job.root, job.run_id, known["file_id"], block)
-        rows, rejected, new = rows + counts.rows, rejected + counts.rejected, new + counts.new
-        _check_rejects(job.settings.max_rejects, file.url, rows, rejected, block.rejects)
-        progress(block.bytes_read)
-    return new
+def _decontamination(job: Job) -> tuple[Filter, str]:
+    """A filter for blocks, and the name of what it filters by."""
+    if not job.settings.decontaminate:
+        return (lambda block: block), ""
+    from tagcos_stream.reading.decontaminate import decontaminated, read_eval
+
+    runs_of_eval = read_eval(job.settings.decontaminate)
+    digests = sorted(file.digest for file in resolve_sources(job.settings.decontaminate))
+    return (lambda block: decontaminated(block, runs_of_eval)), ",".join(digests)
 
 
-def _check_rejects(limit: float, url: str, rows: int, rejected: int, latest: pl.DataFrame) -> None:
-    # a share means something only once there are some rows
-    if rejected > limit if limit >= 1 else rows >= 100 and rejected > limit * rows:
-        first = latest.row(0, named=True) if len(latest) else {"row": "?", "reason": "see rejects"}
-        raise UserError(
-            f"{url}: {rejected} of {rows} rows rejected, more than max_rejects {limit:g}; "
-            f"lately row {first['row']}: {first['reason']}. Mend the file or raise --max-rejects"
-        )
+def _leave_out_near_duplicates(job: Job) -> int:
+    if job.settings.near_duplicates is None:
+        return 0
+    from tagcos_stream.reading.dedup import near_duplicates
+
+    scratch = None if job.root.path is None else job.root.path / "work" / job.run_id
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    everything = pool.pool(job.catalog, job.run_id).select("segment", "row", "example_id")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, job.reporter.stage("near-duplicates", "examples") as progress:
+        done = 0
+
+        def frames() -> Any:
+            nonlocal done
+            for frame in pool.example_reader(job.root).iterate(everything):
+                yield frame.select("example_id", "messages")
+                done += len(frame)
+                progress(done, len(everything))
+
+        found = near_duplicates(frames(), Path(folder), threshold=job.settings.near_duplicates)
+    pool.exclude_near_duplicates(job.catalog, job.run_id, found.join(everything, on="example_id"))
+    return len(found)
+
+
+def _reasons(job: Job) -> str:
+    counted = job.catalog.read(
+        "SELECT reason, count(*) AS n FROM rejects WHERE run_id = ? GROUP BY reason ORDER BY n DESC, reason", [job.run_id]
+    )
+    return ": " + ", ".join(f"{n} {reason}" for reason, n in counted.iter_rows()) if len(counted) else ""

@@ -72,9 +72,14 @@ class Catalog:
             result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
             if result is None:
                 return pl.DataFrame()
-            # Polars has no intervals (the difference of two times is one), and columns may have any name
-            names = [(kind, '"' + column.replace('"', '""') + '"') for kind, column in zip(result.types, result.columns, strict=True)]
-            return result.project(", ".join(f"{name}::VARCHAR AS {name}" if str(kind) == "INTERVAL" else name for kind, name in names)).pl()
+            if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
+                names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
+                text = [
+                    name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
+                    for kind, name in zip(result.types, names, strict=True)
+                ]
+                result = result.project(", ".join(text))
+            return result.pl()
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

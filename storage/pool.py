@@ -147,6 +147,14 @@ def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("FROM pool_of(?) ORDER BY segment, row", [run_id])
 
 
+def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
+    """Leave these out of the run's pool: segment, row, example_id, reason, detail. Said again, it replaces what was said before."""
+    found = require(found, ["segment", "row", "example_id", "reason", "detail"])
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
+        insert(connection, "rejects", found.with_columns(run_id=pl.lit(run_id), stage=pl.lit("near-duplicates")))
+
+
 def pool_sample(catalog: Catalog, run_id: str, n: int, seed: int) -> pl.DataFrame:
     """n examples of the pool (all, where it has fewer) in random order, the same on every platform and version: order of md5."""
     return catalog.read("FROM pool_of(?) ORDER BY md5(example_id || ?), example_id LIMIT ?", [run_id, f"/{seed}", n])

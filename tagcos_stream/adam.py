@@ -1,8 +1,8 @@
 """Gradient variants: what of an example's gradient becomes its feature, given the Adam moments of the warm-up.
 
-g (B, P) are the examples' gradients of one parameter; m and v (P,) its moments, t the optimizer steps behind them. Formulae as in the
-method's definition: `adam` is the released code of LESS (Xia et al., arXiv 2402.04333) and TAGCOS (arXiv 2407.15235), eps inside the root
-and no bias correction; `adam-corrected` is torch.optim.AdamW's step.
+g (B, P) are the examples' gradients of one parameter; m and v (P,) its moments, t the optimizer steps behind them. Formulae as
+in the method's definition: `adam` is the released code of LESS (Xia et al., arXiv 2402.04333) and TAGCOS (arXiv 2407.15235), eps
+inside the root and no bias correction; `adam-corrected` is torch.optim.AdamW's step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Per-sample gradients of LoRA matrices, from hooks in one batched backward pass.
 
-A linear layer y = x W' has, for example b, the gradient sum over t of dy[b, t] x[b, t]' (Goodfellow, arXiv 1510.01799). The input is
-kept by a forward hook, the output's gradient arrives in a tensor hook, and their product goes straight to a consumer: no gradient of
-any weight is computed by autograd, and never more than one matrix's per-sample gradients exist.
+A linear layer y = x W' has, for example b, the gradient sum over t of dy[b, t] x[b, t]' (Goodfellow, arXiv 1510.01799). The
+input is kept by a forward hook, the output's gradient arrives in a tensor hook, and their product goes straight to a consumer:
+no gradient of any weight is computed by autograd, and never more than one matrix's per-sample gradients exist.
 
 Dimension letters: B rows of a batch, T tokens, I and O a matrix's inputs and outputs.
 """
@@ -23,7 +23,8 @@ Consumer = Callable[[str, torch.Tensor], None]
 
 
 class AdapterCapture:
-    """Watches every lora_A and lora_B of a model while `recording`, and hands (parameter name, gradients (B, O*I)) to a consumer."""
+    """Watches every lora_A and lora_B of a model while `recording`, and hands (parameter name, gradients (B, O*I)) to a
+    consumer."""
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = {
@@ -60,7 +61,8 @@ class AdapterCapture:
             x = inputs[0].detach()
             if x.ndim != 3:
                 raise UserError(
-                    f"{name}: its input has shape {tuple(x.shape)}, not (batch, tokens, inputs): leave this layer out of target_modules"
+                    f"{name}: its input has shape {tuple(x.shape)}, not (batch, tokens, inputs): "
+                    "leave this layer out of target_modules"
                 )
             if name in self._pending:
                 raise UserError(f"{name}: used more than once in a forward pass: leave this layer out of target_modules")

@@ -1,9 +1,9 @@
 """A conversation as tokens, and which of them are trained on.
 
-The text is the tokenizer's own chat template (or PLAIN_TEMPLATE), rendered whole and tokenised once, with offsets. Which characters
-belong to which message is read off the template itself: the conversation is rendered a second time with a sentinel for every
-message's content, and what lies between the sentinels is the template's scaffolding. Where the template rewrites contents (so that
-the scaffolding and the contents do not add up to the text), one message at a time is replaced instead.
+The text is the tokenizer's own chat template (or PLAIN_TEMPLATE), rendered whole and tokenised once, with offsets. Which
+characters belong to which message is read off the template itself: the conversation is rendered a second time with a sentinel
+for every message's content, and what lies between the sentinels is the template's scaffolding. Where the template rewrites
+contents (so that the scaffolding and the contents do not add up to the text), one message at a time is replaced instead.
 
 Dimension letters: T tokens.
 """

@@ -51,10 +51,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # pool
-    sources: tuple[str, ...] = Field((), description="Files, folders or globs with instruction data.")
+    sources: tuple[str, ...] = Field((), description="Files, folders, globs, URLs, or files that list sources.")
     root: str = Field("tagcos-data", description="Folder that holds everything durable.")
     max_rejects: float = Field(
-        0.5, ge=0, description="Stop when more rows of a file than this are rejected: a share below 1, a count from 1 on."
+        0.5, ge=0, description="Stop when more rows than this are rejected: a share below 1, a count from 1 on."
+    )
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Leave out examples at least this alike to an earlier one (Jaccard, 3-word runs); off by default.",
+    )
+    decontaminate: tuple[str, ...] = Field(
+        (), description="Evaluation files: reject rows that share a run of 13 words with them."
     )
 
     # model
@@ -114,7 +123,7 @@ class Settings(BaseModel):
     threads: int | None = Field(None, ge=1, description="Processor threads; default all.")
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
-    @field_validator("sources", "lora_targets", "also_gradients", mode="before")
+    @field_validator("sources", "decontaminate", "lora_targets", "also_gradients", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """Peak memory of the gradient stage as a formula over integers, to be checked before work starts.
 
-Dimension letters: n rows of a block, B rows of a batch, T tokens of a batch (padded), L layers, H hidden size, I inner size of the MLP,
-V vocabulary, P adapter parameters, D feature dimension, C checkpoints.
+Dimension letters: n rows of a block, B rows of a batch, T tokens of a batch (padded), L layers, H hidden size, I inner size of
+the MLP, V vocabulary, P adapter parameters, D feature dimension, C checkpoints.
 """
 
 from __future__ import annotations
@@ -39,9 +39,15 @@ def model_shape(model: Any) -> ModelShape:
     base = next(p for name, p in model.named_parameters() if ".lora_" not in name and p.is_floating_point())
     return ModelShape(
         weight_bytes=sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())),
-        element_bytes=base.element_size(), layers=config.num_hidden_layers, hidden=config.hidden_size, inner=inner, vocabulary=config.vocab_size,
-        adapter_parameters=sum(p.numel() for _, p in adapters), widest_matrix=max(p.numel() for _, p in adapters), adapter_tokens=kept,
-    )  # fmt: skip
+        element_bytes=base.element_size(),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=inner,
+        vocabulary=config.vocab_size,
+        adapter_parameters=sum(p.numel() for _, p in adapters),
+        widest_matrix=max(p.numel() for _, p in adapters),
+        adapter_tokens=kept,
+    )
 
 
 def working_bytes(
@@ -49,9 +55,10 @@ def working_bytes(
 ) -> int:
     """Bytes beyond weights and checkpoints while a block is computed.
 
-    Activations kept for the backward pass, per token and layer: 14 H + 5 I (norm inputs, queries, keys, values, attention output, gate, up,
-    their product, and what allocation rounds up; fitted to measured peaks), and what one layer's backward makes and drops. Logits and three more of
-    their size for 256 targets. One matrix's per-sample gradients, and the scratch of the variants. The features of batch and block.
+    Activations kept for the backward pass, per token and layer: 14 H + 5 I (norm inputs, queries, keys, values, attention
+    output, gate, up, their product, and what allocation rounds up; fitted to measured peaks), and what one layer's backward
+    makes and drops. Logits and three more of their size for 256 targets. One matrix's per-sample gradients, and the scratch of
+    the variants. The features of batch and block.
     """
     tokens = max(token_budget, max_length)
     rows = min(block_rows, MAX_BATCH_ROWS, tokens)

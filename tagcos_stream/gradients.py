@@ -1,8 +1,8 @@
 """Gradient features: projected per-sample LoRA gradients of batches and blocks of examples.
 
-Loss of an example: mean cross-entropy over its target tokens. A batch is padded on the right; under causal attention no token sees
-one after it, so padding and batch mates cannot reach an example and no mask is needed (self_check and the tests hold this against
-autograd one example at a time). The language-model head is computed at target positions only.
+Loss of an example: mean cross-entropy over its target tokens. A batch is padded on the right; under causal attention no token
+sees one after it, so padding and batch mates cannot reach an example and no mask is needed (self_check and the tests hold this
+against autograd one example at a time). The language-model head is computed at target positions only.
 
 Dimension letters: n examples of a block, B rows of a batch, T tokens, H hidden size, P adapter parameters, D feature dimension.
 """
@@ -78,7 +78,8 @@ class GradientExtractor:
         self._decoder = self._find_decoder()
 
     def use(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the model."""
+        """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the
+        model."""
         if checkpoint is self._checkpoint:
             return
         check_fit(checkpoint, self.parameters)
@@ -278,7 +279,10 @@ def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
         return (", ".join(f"{name} {shape}" for name, shape in items[:limit]) or "nothing") + more
 
     only_found, only_wanted = set(found.items()) - set(wanted.items()), set(wanted.items()) - set(found.items())
-    return f"{len(found)} in the checkpoint, only there: {listed(only_found)}; {len(wanted)} in the model, only there: {listed(only_wanted)}"
+    return (
+        f"{len(found)} in the checkpoint, only there: {listed(only_found)}; "
+        f"{len(wanted)} in the model, only there: {listed(only_wanted)}"
+    )
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

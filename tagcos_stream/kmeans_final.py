@@ -74,8 +74,8 @@ def finalise(
     largest = rows.n_rows if max_cluster_rows is None else max_cluster_rows
     if min_cluster_rows < 1 or (max_cluster_rows is not None and 2 * min_cluster_rows > largest):
         raise UserError(
-            f"min_cluster_rows {min_cluster_rows} and max_cluster_rows {max_cluster_rows}: the first must be 1 or more and at most "
-            "half of the second"
+            f"min_cluster_rows {min_cluster_rows} and max_cluster_rows {max_cluster_rows}: "
+            "the first must be 1 or more and at most half of the second"
         )
     draft = _Draft(rows, state.centroids, device)
     draft.assign(progress or (lambda done, total: None))

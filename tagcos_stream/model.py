@@ -51,9 +51,9 @@ def load_model(
 ) -> LoadedModel:
     """A causal language model from a hub id, a folder, or a single .gguf file.
 
-    device "auto": CUDA where there is one, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU (bfloat16 is slower there).
-    quantize "8bit" or "4bit" holds the base weights in bitsandbytes' formats; gradients stay float32. UserError where nothing can be
-    loaded under that name.
+    device "auto": CUDA where there is one, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU (bfloat16 is slower
+    there). quantize "8bit" or "4bit" holds the base weights in bitsandbytes' formats; gradients stay float32. UserError where
+    nothing can be loaded under that name.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -171,9 +171,16 @@ def attach_adapter(
         raise UserError(f"rank is {rank}, must be at least 1")
     targets = _targets(model, target_modules)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM",
-        rank_pattern=dict(rank_pattern or {}), alpha_pattern=dict(alpha_pattern or {}), use_rslora=rslora,
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number
+        lora_dropout=dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+        rank_pattern=dict(rank_pattern or {}),
+        alpha_pattern=dict(alpha_pattern or {}),
+        use_rslora=rslora,
+    )
     with torch.random.fork_rng(devices=[]), _quiet():
         try:
             adapted = get_peft_model(model, config)
@@ -207,7 +214,8 @@ def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
 
 
 def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """The trained parameters by the names under which PEFT saves them, in the model's order. UserError for a kind that is no LoRA matrix."""
+    """The trained parameters by the names under which PEFT saves them, in the model's order. UserError for a kind that is no
+    LoRA matrix."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:

@@ -141,8 +141,8 @@ def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memo
     needed = peak_bytes(n, dim, budget, hold=False, block_rows=0 if free else block)
     if memory_limit is not None and needed > memory_limit:
         raise UserError(
-            f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, limit {memory_limit / 2**30:.1f} GiB: "
-            "raise memory_limit or lower max_cluster_rows"
+            f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, "
+            f"limit {memory_limit / 2**30:.1f} GiB: raise memory_limit or lower max_cluster_rows"
         )
     return free or memory_limit is None or peak_bytes(n, dim, budget, hold=True) <= memory_limit
 

@@ -55,10 +55,10 @@ def _place(key, block, entry, entries, first, dim):  # type: ignore[no-untyped-d
 def add_sparse(grads, out, key, entries, scale):  # type: ignore[no-untyped-def]
     """out (B, D) += scale x sparse projection of grads (B, P), both contiguous and of one floating dtype; D >= BLOCK.
 
-    Block c of BLOCK coordinates is added, each with its own sign, at the offset of (c, entry), going round at D. The entries of a block lie
-    at different offsets (the first is uniform, the others are drawn from strata of the distance to it), so that a coordinate never
-    meets itself. A row is summed by one thread in the order of its coordinates: its bits depend neither on the batch nor on the
-    number of threads.
+    Block c of BLOCK coordinates is added, each with its own sign, at the offset of (c, entry), going round at D. The entries of
+    a block lie at different offsets (the first is uniform, the others are drawn from strata of the distance to it), so that a
+    coordinate never meets itself. A row is summed by one thread in the order of its coordinates: its bits depend neither on the
+    batch nor on the number of threads.
     """
     rows, size = grads.shape
     dim = out.shape[1]
@@ -70,7 +70,8 @@ def add_sparse(grads, out, key, entries, scale):  # type: ignore[no-untyped-def]
             for entry in range(entries):
                 bits, offset = _place(key, block, entry, entries, first, dim)
                 first = offset if entry == 0 else first
-                # Slices, constant trip counts and 32-bit words are what the compiler turns into vector instructions: four times as fast
+                # Slices, constant trip counts and 32-bit words are what the compiler turns into vector instructions: four times
+                # as fast
                 source, target = grads[row, block * BLOCK : (block + 1) * BLOCK], wide[offset : offset + BLOCK]
                 for half in range(2):
                     word = np.int32(np.uint32(bits >> np.uint64(32 * half)))

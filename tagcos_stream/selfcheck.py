@@ -43,8 +43,9 @@ def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: S
             error = float((ours.double() - plain.double()).norm() / plain.double().norm().clamp_min(1e-30))
             if not error <= allowed and bool(torch.isfinite(plain).all()):
                 raise SelfCheckFailed(
-                    f"{what} of example {row} differs from autograd at batch size 1 by {error:.2g} (allowed {allowed:.2g}, {compute}): "
-                    f"this model ({type(extractor.model.get_base_model()).__name__}) does not fit batched gradients; please report it"
+                    f"{what} of example {row} differs from autograd at batch size 1 by {error:.2g} (allowed {allowed:.2g}, "
+                    f"{compute}): this model ({type(extractor.model.get_base_model()).__name__}) does not fit batched gradients; "
+                    "please report it"
                 )
 
 

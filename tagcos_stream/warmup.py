@@ -1,7 +1,7 @@
 """The warm-up: a short LoRA training by transformers' Trainer that makes adapters informative and yields Adam's moments.
 
-Moments are kept by parameter name. The released codes keep torch's integer-keyed optimizer state, which assigns moments to the wrong
-matrices as soon as the order of parameters differs.
+Moments are kept by parameter name. The released codes keep torch's integer-keyed optimizer state, which assigns moments to the
+wrong matrices as soon as the order of parameters differs.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def run_warmup(
     micro_batch_tokens: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Warmup:
-    """Train the adapter of `model` (from attach_adapter) for `steps` AdamW steps of `batch_size` examples; a checkpoint after each
-    step named in `checkpoints`.
+    """Train the adapter of `model` (from attach_adapter) for `steps` AdamW steps of `batch_size` examples; a checkpoint after
+    each step named in `checkpoints`.
 
     Examples are drawn by the Trainer's seeded sampler, in as many epochs as it takes. The schedule runs over `schedule_steps`
     (default: `steps`), so that the published setting, the first 30 steps of a longer schedule, can be had. A batch is computed in
-    equal micro-batches of at most `micro_batch_tokens` padded tokens. No file is left, nothing is reported anywhere, and the global
-    random generators are as before.
+    equal micro-batches of at most `micro_batch_tokens` padded tokens. No file is left, nothing is reported anywhere, and the
+    global random generators are as before.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback

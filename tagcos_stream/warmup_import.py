@@ -1,7 +1,7 @@
 """A warm-up of the user's own: adapter and moments from a Trainer checkpoint folder.
 
-Trainer saves the optimizer's state keyed by a running number: first the parameters with weight decay, then those without, each in the
-model's order. The numbers are turned back into names by building that order from the model, and every shape is checked.
+Trainer saves the optimizer's state keyed by a running number: first the parameters with weight decay, then those without, each
+in the model's order. The numbers are turned back into names by building that order from the model, and every shape is checked.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from tagcos_stream.warmup import Checkpoint
 
 
 def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
-    """The adapter weights and Adam moments in `folder` (adapter_model.safetensors, optimizer.pt), matched to `model`'s parameters.
+    """The adapter weights and Adam moments in `folder` (adapter_model.safetensors, optimizer.pt), matched to `model`'s
+    parameters.
 
-    Attach the adapter with `attach_from_checkpoint` first. UserError for a missing file, an optimizer that is not Adam's, or names or
-    shapes that differ, with both sides listed. optimizer.pt is read with weights_only: it cannot run code.
+    Attach the adapter with `attach_from_checkpoint` first. UserError for a missing file, an optimizer that is not Adam's, or
+    names or shapes that differ, with both sides listed. optimizer.pt is read with weights_only: it cannot run code.
     """
     folder = Path(folder)
     parameters = adapter_parameters(model)
@@ -54,7 +55,8 @@ def _optimizer_state(folder: Path) -> dict[str, Any]:
     path = folder / "optimizer.pt"
     if not path.is_file():
         raise UserError(
-            f"{folder}: no optimizer.pt: the moments are needed; save checkpoints without save_only_model, or run the warm-up here"
+            f"{folder}: no optimizer.pt: the moments are needed; save checkpoints without save_only_model, "
+            "or run the warm-up here"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -80,7 +82,8 @@ def _by_name(
     if len(indices) != len(names):
         shapes = [tuple(optimizer["state"][i]["exp_avg"].shape) for i in indices if "exp_avg" in optimizer["state"].get(i, {})]
         raise UserError(
-            f"{folder / 'optimizer.pt'} holds {len(indices)} parameters (shapes {shapes[:4]} ...), the model's adapter has {len(names)} "
+            f"{folder / 'optimizer.pt'} holds {len(indices)} parameters (shapes {shapes[:4]} ...), "
+            f"the model's adapter has {len(names)} "
             f"({', '.join(names[:3])} ...): attach the adapter that the checkpoint was trained with"
         )
     if len(stated) == len(indices):
@@ -91,7 +94,8 @@ def _by_name(
     lacking = [name for name, state in states.items() if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys()]
     if lacking:
         raise UserError(
-            f"{folder / 'optimizer.pt'}: no Adam moments for {len(lacking)} parameters ({lacking[0]} ...): train with AdamW (optim adamw_torch)"
+            f"{folder / 'optimizer.pt'}: no Adam moments for {len(lacking)} parameters ({lacking[0]} ...): "
+            "train with AdamW (optim adamw_torch)"
         )
     return states
 

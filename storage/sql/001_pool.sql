@@ -113,9 +113,9 @@ CREATE TABLE rejects (
     run_id VARCHAR NOT NULL, stage VARCHAR NOT NULL, file_id VARCHAR, space_id VARCHAR, segment VARCHAR, row BIGINT NOT NULL, example_id VARCHAR,
     reason VARCHAR NOT NULL, detail VARCHAR, snippet VARCHAR
 );
-COMMENT ON TABLE rejects IS 'every input row that is no example (stage ingest), every example that has no feature (stage gradients)';
+COMMENT ON TABLE rejects IS 'every input row that is no example (stage ingest), every example that has no feature (stage gradients) or is left out of a run (stage near-duplicates)';
 COMMENT ON COLUMN rejects.run_id IS 'run that rejected it';
-COMMENT ON COLUMN rejects.stage IS 'ingest or gradients';
+COMMENT ON COLUMN rejects.stage IS 'ingest, near-duplicates or gradients';
 COMMENT ON COLUMN rejects.file_id IS 'ingest: the file version';
 COMMENT ON COLUMN rejects.space_id IS 'gradients: the feature space';
 COMMENT ON COLUMN rejects.segment IS 'gradients: the segment';

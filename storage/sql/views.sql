@@ -7,7 +7,8 @@ COMMENT ON VIEW latest_run IS 'the run that became complete last';
 
 CREATE OR REPLACE MACRO pool_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e
-    WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run));
+    WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
+        AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates');
 
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, s.weight,

@@ -175,7 +175,7 @@ def bench_kmeans(n: int, dim: int, clusters: int) -> None:
 def peak_of(code: str) -> int:
     """Peak resident bytes of a fresh interpreter running this code."""
     code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def select_clusters(
@@ -187,7 +187,8 @@ def select_clusters(
         start = time.perf_counter()
         result = omp_select(rows, means[k], int(budgets[k]), memory_limit=memory_limit)
         report(
-            f"cluster {k}: {rows.n_rows} rows, {budgets[k]} chosen, {time.perf_counter() - start:.1f} s, left {result.residual:.3f}"
+            f"cluster {k}: {rows.n_rows} rows, {budgets[k]} chosen, {time.perf_counter() - start:.1f} s, "
+            f"left {result.residual:.3f}"
         )
         chosen.append(result.indices)
     return chosen
@@ -231,15 +232,17 @@ def main() -> None:
     if choice.only in (None, "large"):
         n, dim, budget = 50_000 // part, 8192, 2500 // part
         code = (
-            "import numpy as np; from tests.benchmarks.features import Shape; from tagcos_stream.omp import omp_select; import time\n"
-            f"A = Shape({dim}, 1, 1).array({n}, np.float16); b = A.mean(axis=0, dtype=np.float64); t = time.perf_counter()\n"
-            f"p = omp_select(A, b, {budget}, memory_limit=3 << 30); import sys; print(time.perf_counter() - t, p.stats, file=sys.stderr)"
+            "import time, numpy as np; from tests.benchmarks.features import Shape; "
+            "from tagcos_stream.omp import omp_select\n"
+            f"A = Shape({dim}, 1, 1).array({n}); b = A.mean(axis=0, dtype=np.float64); t = time.perf_counter()\n"
+            f"p = omp_select(A, b, {budget}, memory_limit=3 << 30); "
+            "import sys; print(round(time.perf_counter() - t, 1), 's', p.stats, file=sys.stderr)"
         )
-        print(f"\nOMP, n={n:,} D={dim:,} budget {budget:,}, a float16 array, memory_limit 3 GiB on top of it, a fresh process")
+        print(f"\nOMP, n={n:,} D={dim:,} budget {budget:,}, a float32 array, a fresh process")
         peak = peak_of(code)
+        features, own = 4 * n * dim / 2**30, peak_bytes(n, dim, budget, hold=False, block_rows=0) / 2**30
         print(
-            f"  formula {peak_bytes(n, dim, budget, hold=True) / 2**30:.2f} GiB held, {peak_bytes(n, dim, budget, hold=False) / 2**30:.2f} "
-            f"streamed; measured {peak / 2**30:.2f} GiB, of which {2 * n * dim / 2**30:.2f} are the features"
+            f"  measured {peak / 2**30:.2f} GiB; features {features:.2f} GiB + formula {own:.2f} GiB, and the interpreter's own"
         )
     print(f"\npeak of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 

@@ -17,7 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -26,10 +28,11 @@ import zarr
 
 from storage import pool, runs, selections
 from storage.catalog import Catalog
-from storage.clustered import open_clustering
+from storage.clustered import ClusteringReader, open_clustering
 from storage.features import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
 from storage.files import LocalFiles, open_files
 from storage.regroup import clustering_group, regroup
+from tagcos_stream.types import RowBlocks
 
 BLOCK_BYTES = 4 << 20
 
@@ -44,7 +47,8 @@ def report(name: str, bar: str, ours: list[float], theirs: list[float], *, inver
     """Ratio of speeds (theirs / ours in time), or of times where `invert`."""
     ratios = [o / t if invert else t / o for o, t in zip(ours, theirs, strict=True)]
     print(
-        f"{name:<62} {min(ours):9.4f} s {min(theirs):9.4f} s  {np.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  bar {bar}",
+        f"{name:<66} {min(ours):9.4f} s {min(theirs):9.4f} s  {np.median(ratios):6.2f}  "
+        f"({min(ratios):.2f} to {max(ratios):.2f})  bar {bar}",
         flush=True,
     )
 
@@ -89,9 +93,18 @@ def segment_write(writer: SegmentWriter, blocks: list[np.ndarray], workers: int)
         list(workers_pool.map(one, range(writer.n_blocks)))
 
 
-def sequential(rows: FeatureRows) -> None:
+def sequential(rows: RowBlocks) -> None:
     for block in range(len(rows.starts) - 1):
         rows.read(block)
+
+
+def read_clusters(reader: ClusteringReader) -> None:
+    for cluster in range(reader.n_clusters):
+        sequential(reader.cluster(cluster))
+
+
+def open_and_gather(files: LocalFiles, wanted: np.ndarray) -> np.ndarray:
+    return open_segment(files, "space", "seg-00001").gather(wanted, verify=False)
 
 
 def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
@@ -110,7 +123,7 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
         for _ in range(rounds):
             shutil.rmtree(folder / "spaces", ignore_errors=True)
             writer = create_segment(files, "space", "seg-00001", example_ids=ids, dim=dim)
-            ours.append(timed(lambda writer=writer, workers=workers: segment_write(writer, blocks, workers)))
+            ours.append(timed(partial(segment_write, writer, blocks, workers)))
             plain.unlink(missing_ok=True)
             theirs.append(timed(lambda: plain_write(plain, blocks, n_blocks)))
         report(f"write, {workers} worker(s), fsync a block; plain: one file, one fsync", "0.5", ours, theirs)
@@ -136,13 +149,13 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
     ours, theirs = [], []
     for _ in range(rounds):
         shutil.rmtree(folder / "clusterings", ignore_errors=True)
-        arguments = {"centroids": zeros, "means": zeros, "sizes": np.bincount(labels), "inertia": np.zeros(100)}
-        ours.append(timed(lambda arguments=arguments: regroup(files, "c", rows, labels, **arguments)))
+        arguments: dict[str, Any] = {"centroids": zeros, "means": zeros, "sizes": np.bincount(labels), "inertia": np.zeros(100)}
+        ours.append(timed(partial(regroup, files, "c", rows, labels, **arguments)))
         copy.unlink(missing_ok=True)
         theirs.append(timed(lambda: plain_copy(plain, copy)))
     report("regroup into 100 clusters, verified; plain: copy the bytes, fsync", "0.5", ours, theirs)
     reader = open_clustering(files, "c")
-    ours = [timed(lambda: [sequential(reader.cluster(k)) for k in range(100)]) for _ in range(rounds)]
+    ours = [timed(partial(read_clusters, reader)) for _ in range(rounds)]
     report("read all clusters, verified, warm", "-", ours, warm_plain)
     used = sum(path.stat().st_size for path in (folder / clustering_group("c")).rglob("c.*"))
     print(f"regrouped size: {used / (n * dim * 2):.3f} of the rows' bytes")
@@ -161,13 +174,13 @@ def bench_gather(folder: Path, files: LocalFiles, plain: Path, n: int, dim: int,
         wanted = generator.choice(n, 300, replace=False)
         _ = mapped[wanted].sum()  # the page cache holds the rows; mapping them is part of what is measured
         mapped = np.memmap(plain, np.float16, "r", shape=(n, dim))
-        results["mapped"].append(timed(lambda mapped=mapped, wanted=wanted: mapped[wanted]))
-        results["raw"].append(timed(lambda wanted=wanted: open_segment(files, "space", "seg-00001").gather(wanted, verify=False)))
-        results["after"].append(timed(lambda wanted=wanted: verified.gather(wanted)))
+        results["mapped"].append(timed(partial(mapped.__getitem__, wanted)))
+        results["raw"].append(timed(partial(open_and_gather, files, wanted)))
+        results["after"].append(timed(partial(verified.gather, wanted)))
         fresh = open_segment(files, "space", "seg-00001")
-        results["first"].append(timed(lambda fresh=fresh, wanted=wanted: fresh.gather(wanted)))
+        results["first"].append(timed(partial(fresh.gather, wanted)))
         if turn < 2:
-            results["zarr"].append(timed(lambda wanted=wanted: through_zarr.oindex[np.sort(wanted)]))
+            results["zarr"].append(timed(partial(through_zarr.oindex.__getitem__, np.sort(wanted))))
     theirs = results["mapped"]
     report(
         "gather 300 random rows, blocks verified before; memmap (ratio of times)", "<= 5", results["after"], theirs, invert=True
@@ -183,7 +196,7 @@ def bench_shapes(folder: Path, n: int, dim: int) -> None:
     generator = np.random.default_rng(0)
     data = generator.standard_normal((1024, dim), dtype=np.float32).astype(np.float16)
     crc, zstd = zarr.codecs.Crc32cCodec(), zarr.codecs.ZstdCodec(level=1)
-    shapes: list[tuple[str, int, int | None, tuple[object, ...]]] = [
+    shapes: list[tuple[str, int, int | None, Any]] = [
         (f"chunk {rows} rows, {name}", rows, shard, codecs)
         for rows, shard, name, codecs in (
             (256, None, "crc32c", (crc,)), (64, None, "crc32c", (crc,)), (1024, None, "crc32c", (crc,)),
@@ -211,21 +224,21 @@ def bench_shapes(folder: Path, n: int, dim: int) -> None:
                 array[start : start + step]
 
         writing, reading = timed(write), timed(read)
-        gathering = timed(lambda array=array: array.oindex[wanted])
+        gathering = timed(partial(array.oindex.__getitem__, wanted))
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) / 1e6
-        print(f"  {name:<40} {total / writing:7.0f} {total / reading:7.0f}  {size / total:5.2f}  {gathering:7.3f} s", flush=True)
+        print(f"  {name:<44} {total / writing:7.0f} {total / reading:7.0f}  {size / total:5.2f}  {gathering:7.3f} s", flush=True)
     files = LocalFiles(folder)
     for rows in (64, 256, 1024):
         shutil.rmtree(folder / "spaces", ignore_errors=True)
         writer = create_segment(
             files, "space", "seg-00001", example_ids=[f"{i:032x}" for i in range(n)], dim=dim, chunk_rows=rows
         )
-        writing = timed(lambda writer=writer, rows=rows: segment_write(writer, [data[:rows]], 2))
+        writing = timed(partial(segment_write, writer, [data[:rows]], 2))
         reader = open_segment(files, "space", "seg-00001")
-        reading = timed(lambda reader=reader: sequential(FeatureRows([reader], [np.ones(n, bool)])))
-        gathering = timed(lambda reader=reader: reader.gather(wanted))
+        reading = timed(partial(sequential, FeatureRows([reader], [np.ones(n, bool)])))
+        gathering = timed(partial(reader.gather, wanted))
         print(
-            f"  {'ours, chunk ' + str(rows) + ' rows, crc32c, fsync a block':<40} {total / writing:7.0f} {total / reading:7.0f}   1.00  {gathering:7.3f} s"
+            f"  {f'ours, chunk {rows} rows, crc32c, fsync a block':<44} {total / writing:7.0f} {total / reading:7.0f}   1.00  {gathering:7.3f} s"
         )
 
 
@@ -270,7 +283,7 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
         weight=pl.lit(1.0),
         margin=pl.int_range(len(ids)) / 5.0,
     )
-    arguments = {"budget": len(ids), "residual": 0.5, "seconds": 0.0, "stats": {}}
+    arguments: dict[str, Any] = {"budget": len(ids), "residual": 0.5, "seconds": 0.0, "stats": {}}
     seconds = timed(
         lambda: selections.commit_cluster(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments)
     )
@@ -281,7 +294,7 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
     print(f"insert {incoming:,} candidate rows: {seconds:.2f} s")
     one = rows.head(1)
     each = [
-        timed(lambda k=k: selections.commit_cluster(catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
+        timed(partial(selections.commit_cluster, catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
         for k in range(2, 22)
     ]
     print(f"one small transaction on this catalog ({path.stat().st_size / 1e6:.0f} MB): median {np.median(each) * 1e3:.1f} ms")

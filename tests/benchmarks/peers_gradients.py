@@ -1,9 +1,10 @@
-"""Seconds that bergson or dattri take for projected per-sample LoRA gradients; run by bench_gradients in the peers' own environment.
+"""Seconds that bergson or dattri take for projected per-sample LoRA gradients; run by bench_gradients in the peers' own
+environment.
 
     python peers_gradients.py PEER MODEL_FOLDER EXAMPLES.npz RANK REPEATS THREADS CLOCK
 
-prints one JSON line. Both project each adapter matrix on two sides to 6 x 6 (about 8,192 features over 240 matrices), which is the cheapest
-thing that they offer, and for bergson with Adam's second moments (it knows no momentum; dattri knows neither).
+prints one JSON line. Both project each adapter matrix on two sides to 6 x 6 (about 8,192 features over 240 matrices), which is
+the cheapest thing that they offer, and for bergson with Adam's second moments (it knows no momentum; dattri knows neither).
 """
 
 from __future__ import annotations

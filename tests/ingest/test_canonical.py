@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.canonical import canonical_bytes, canonical_json, plain_ids, plain_messages
-from tagcos_stream.ingest import example_id
+from tagcos_stream.reading.canonical import canonical_bytes, canonical_json, plain_ids, plain_messages
+from tagcos_stream.reading.ingest import example_id
 from tagcos_stream.types import ROLES, Message
 from tests import naive
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.formats import RowOptions
-from tagcos_stream.readers import Raw, Reject
-from tagcos_stream.rows import rejects_frame, row_by_row
-from tagcos_stream.turns import REASONS
+from tagcos_stream.reading.formats import RowOptions
+from tagcos_stream.reading.readers import Raw, Reject
+from tagcos_stream.reading.rows import rejects_frame, row_by_row
+from tagcos_stream.reading.turns import REASONS
 from tagcos_stream.types import UserError
 from tests.ingest.test_readers import KINDS, _make
 from tests.ingest.tools import chat, read, write, write_bytes

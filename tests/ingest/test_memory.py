@@ -26,7 +26,7 @@ def watch():
         peak = max(peak, *(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon')))
         stop.wait(0.02)
 threading.Thread(target=watch, daemon=True).start()
-from tagcos_stream.ingest import read_file, resolve_sources
+from tagcos_stream.reading.ingest import read_file, resolve_sources
 (file,) = resolve_sources(sys.argv[1:])
 begin = time.perf_counter()
 rows = [(b.occurrences.height, b.rejects.height) for b in read_file(file)]

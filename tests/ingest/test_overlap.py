@@ -10,16 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.canonical import occurrences_frame
-from tagcos_stream.decontaminate import decontaminated, overlaps, read_eval
-from tagcos_stream.dedup import near_duplicates, peak_bytes
-from tagcos_stream.ingest import read_file, resolve_sources
+from tagcos_stream.reading.canonical import occurrences_frame
+from tagcos_stream.reading.decontaminate import decontaminated, overlaps, read_eval
+from tagcos_stream.reading.dedup import near_duplicates, peak_bytes
+from tagcos_stream.reading.ingest import read_file, resolve_sources
+from tagcos_stream.reading.words import find_words
 from tagcos_stream.types import UserError
-from tagcos_stream.words import find_words
 from tests import naive
 from tests.ingest.tools import write
-
-pytest.importorskip("rensa")
 
 
 @settings(max_examples=300, deadline=None)
@@ -86,6 +84,7 @@ def _frame(texts: list[str]) -> pl.DataFrame:
 
 
 def test_near_duplicates__agree_with_jaccard(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
     rng = random.Random(1)
     texts = [" ".join(rng.choices(_vocabulary(), k=120)) for _ in range(60)]
     for i in range(1, 41):  # from nearly the same to hardly alike
@@ -111,6 +110,7 @@ def test_near_duplicates__agree_with_jaccard(tmp_path: Path) -> None:
 
 
 def test_near_duplicates__chain_names_the_kept_row(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
     words = [f"w{i}" for i in range(300)]
     texts = [" ".join(words[i * 8 : i * 8 + 200]) for i in range(4)] + ["", "a", "a b", "a b"]
     found = near_duplicates([_frame(texts)], tmp_path, threshold=0.8, prompts_only=True)

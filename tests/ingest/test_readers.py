@@ -11,10 +11,11 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tagcos_stream.ingest import Limits
+from tagcos_stream.reading.ingest import Limits
 from tagcos_stream.types import UserError
 from tests.ingest.tools import GOOD, chat, read, write, write_bytes
 
@@ -268,7 +269,7 @@ def test_tables__missing_columns_are_the_users_to_mend(tmp_path: Path) -> None:
     pl.DataFrame({"foo": ["a"], "bar": ["b"]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="columns foo, bar make no known shape"):
         read(tmp_path / "a.parquet")
-    from tagcos_stream.formats import RowOptions
+    from tagcos_stream.reading.formats import RowOptions
 
     with pytest.raises(UserError, match="no column 'answer'"):
         read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "answer"}))
@@ -291,3 +292,35 @@ def test_parquet__damage_keeps_what_came_before(tmp_path: Path) -> None:
     assert got.occurrences.height + got.rejects.height == 2000
     assert 500 <= got.occurrences.height < 2000
     assert set(got.reasons.values()) == {"corrupt_file"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables__text_that_is_not_utf8_costs_its_row(tmp_path: Path, kind: str) -> None:
+    good, bad = [b"a", b"b", b"c", b"d"], [b"a", b"b", b"\xff\xfe", b"d"]
+
+    def table(prompts: list[bytes]) -> pa.Table:
+        # no writer makes such a file from Python text: relabel the bytes
+        text = pa.StringArray.from_buffers(4, *pa.array(prompts, pa.binary()).buffers()[1:])
+        return pa.table({"prompt": text, "completion": pa.array(["x"] * 4), "unread": pa.array([b"\xff"] * 4)})
+
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table(bad), path)
+        assert read(path).reasons == {2: "bad_encoding"}
+        assert read(path).occurrences["row"].to_list() == [0, 1, 3]
+    else:
+        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, table(good).schema) as out:
+            out.write_table(table(good))
+            out.write_table(table(bad))
+        # a batch that fails its check is not touched further
+        assert (read(path).occurrences["row"].to_list(), read(path).reasons) == ([0, 1, 2, 3], {4: "corrupt_file"})
+
+
+def test_tables__names_that_cannot_be_used(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"]), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("prompt,completion,prompt\na,b,c\n", encoding="utf-8")
+    for name in ("a.parquet", "b.csv"):
+        with pytest.raises(UserError, match="column prompt stands there more than once"):
+            read(tmp_path / name)
+    (tmp_path / "c.csv").write_bytes(b"prompt,completion,\xff\na,b,c\n")
+    assert read(tmp_path / "c.csv").texts == [[("user", "a"), ("assistant", "b")]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tagcos_stream.rejects import check_rejects, summary
+from tagcos_stream.reading.rejects import check_rejects, summary
 from tagcos_stream.types import UserError
 from tests.ingest.tools import GOOD, read, write
 

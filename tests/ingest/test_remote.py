@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tagcos_stream.ingest import read_file, resolve_sources
+from tagcos_stream.reading.ingest import read_file, resolve_sources
 from tagcos_stream.types import UserError
 from tests.ingest.tools import chat, read, write
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tagcos_stream.formats import SHAPE_NAMES, RowOptions, convert, recognise
-from tagcos_stream.readers import Limits
-from tagcos_stream.source_lists import _OPTION_FIELDS, _SPEC_FIELDS
-from tagcos_stream.turns import REASONS, RowError
+from tagcos_stream.reading.formats import SHAPE_NAMES, RowOptions, convert, recognise
+from tagcos_stream.reading.readers import Limits
+from tagcos_stream.reading.source_lists import _OPTION_FIELDS, _SPEC_FIELDS
+from tagcos_stream.reading.turns import REASONS, RowError
 from tests import naive
 from tests.ingest.tools import read, write
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tagcos_stream.ingest import read_file, resolve_sources
+from tagcos_stream.reading.ingest import read_file, resolve_sources
 
 
 @pytest.mark.parametrize("name", ["alpaca.json", "sharegpt.jsonl", "messages.parquet", "prompt_completion.jsonl.gz"])

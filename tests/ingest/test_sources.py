@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tagcos_stream.formats import RowOptions
-from tagcos_stream.ingest import SourceSpec, read_file, resolve_sources
+from tagcos_stream.reading.formats import RowOptions
+from tagcos_stream.reading.ingest import SourceSpec, read_file, resolve_sources
 from tagcos_stream.types import UserError
 from tests.ingest.tools import GOOD, chat, read, write
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import zstandard
 
-from tagcos_stream.ingest import Limits, SourceSpec, read_file, resolve_sources
+from tagcos_stream.reading.ingest import Limits, SourceSpec, read_file, resolve_sources
 from tagcos_stream.types import IngestBlock
 
 GOOD = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}

@@ -20,16 +20,16 @@ CONVERSATION = [
 ]
 LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}{% else %}{{ '<<' + m['content'] + '>>' }}{% endif %}{% endfor %}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}{% else %}{{ '<<' + m['content'] + '>>' }}{% endif %}{% endfor %}"  # noqa: E501
 )
 TRIMMING = CHATML.replace("m['content']", "m['content'] | trim")
 GENERATION = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"  # noqa: E501
     "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
 )
 # As Qwen 3 does: thoughts of earlier turns disappear, so a prefix rendered alone differs from the same prefix of the whole.
 THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"  # noqa: E501
     "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
 )
 

@@ -25,7 +25,8 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 torch.set_num_threads(1)
-config = LlamaConfig(vocab_size=8192, hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4, intermediate_size=768)
+config = LlamaConfig(vocab_size=8192, hidden_size=256, num_hidden_layers=6, 
+    num_attention_heads=8, num_key_value_heads=4, intermediate_size=768)
 for rank in (4, 64):
     for length, budget in ((64, 512), (256, 1024)):
         model = attach_adapter(AutoModelForCausalLM.from_config(config).eval(), rank=rank, alpha=8, seed=0)
@@ -39,7 +40,8 @@ for rank in (4, 64):
         before = status("VmRSS")
         open("/proc/self/clear_refs", "w").write("5")
         block_features(ex, [checkpoint], encoded, token_budget=budget)
-        formula = working_bytes(model_shape(model), token_budget=budget, max_length=length, block_rows=len(encoded), dim=1024, variants=1)
+        shape, rows = model_shape(model), len(encoded)
+        formula = working_bytes(shape, token_budget=budget, max_length=length, block_rows=rows, dim=1024, variants=1)
         print(rank, length, status("VmHWM") - before, formula)
         del model, ex, checkpoint
 """

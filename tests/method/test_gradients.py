@@ -54,7 +54,8 @@ def test_gradients__equal_autograd_one_at_a_time(kind: str, dtype: torch.dtype, 
     for row, example in enumerate(batch):
         _, gradients = naive_gradients(plain, example.input_ids, example.target)
         assert gradients.keys() == found.keys()
-        # Attention over a single token has no gradient by mathematics: there, rounding is held against the example's whole gradient.
+        # Attention over a single token has no gradient by mathematics: there, rounding is held against the example's whole
+        # gradient.
         floor = 1e-3 * max(np.linalg.norm(ref) for ref in gradients.values()) if len(example) == 2 else 0.0
         for name, ref in gradients.items():
             assert relative(found[name][row], ref, floor) < limit, (row, name)
@@ -212,9 +213,16 @@ def test_gradients__any_linear_layer_rank_and_scaling(adapter: dict[str, Any]) -
 def test_gradients__head_that_is_more_than_a_matrix_is_noticed() -> None:
     """Gemma 2 caps its logits: the split of base and head must not be used, and gradients stay exact."""
     config = Gemma2Config(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, head_dim=8,
-        final_logit_softcapping=0.5, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        attn_implementation="eager",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = attach_adapter(AutoModelForCausalLM.from_config(config).eval(), rank=2, alpha=4, seed=0).double()

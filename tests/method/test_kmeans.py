@@ -75,13 +75,14 @@ def test_fit__is_as_good_as_scikit_learn_to_convergence() -> None:
 
     X = Shape(128, 20, 3).array(8000)
     rows = ArrayRows(X, 256)
-    comp = kmeans.finalise(rows, finished(rows, 20))
+    comps = [kmeans.finalise(rows, finished(rows, 20, seed)) for seed in range(5)]
     runs = [KMeans(20, n_init=1, random_state=seed).fit(X) for seed in range(5)]
-    reached = float((comp.distances.astype(np.float64) ** 2).sum())
-    assert reached < 1.005 * np.median([run.inertia_ for run in runs])
+    reached = [float((comp.distances.astype(np.float64) ** 2).sum()) for comp in comps]
+    assert np.median(reached) < 1.005 * np.median([run.inertia_ for run in runs])  # single runs end in different minima
     best = min(runs, key=lambda run: run.inertia_)
-    others = [adjusted_rand_score(run.labels_, best.labels_) for run in runs if run is not best]
-    assert adjusted_rand_score(comp.labels, best.labels_) > min(others) - 0.1
+    ours = np.median([adjusted_rand_score(comp.labels, best.labels_) for comp in comps])
+    theirs = np.median([adjusted_rand_score(run.labels_, best.labels_) for run in runs if run is not best])
+    assert ours > theirs - 0.05
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -187,7 +188,7 @@ def test_finalise__refuses_limits_that_contradict() -> None:
 
 
 PEAK = """
-import resource, numpy as np
+import numpy as np
 from tagcos_stream import kmeans
 from tagcos_stream.types import ArrayRows
 class Made:
@@ -199,11 +200,15 @@ class Made:
 small = ArrayRows(np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32))
 for s in kmeans.fit(small, 3, seed=0): pass
 kmeans.finalise(small, s)
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()  # now: the peak so far is Numba compiling
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+with open("/proc/self/clear_refs", "w") as reset:
+    reset.write("5")  # the peak so far belongs to imports and to Numba compiling
+before = memory("VmRSS")
 rows = Made({n}, {dim}, 256)
 for s in kmeans.fit(rows, {k}, seed=0, max_passes=1): pass
 kmeans.finalise(rows, s)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+after = memory("VmHWM")
 print(after - before, kmeans.peak_bytes({n}, {dim}, {k}, block_rows=256))
 """
 

@@ -128,5 +128,8 @@ def test_projection__refuses_impossible_settings() -> None:
 
 
 def test_projection__import_is_light() -> None:
-    code = "import sys, tagcos_stream.projection, tagcos_stream.batching, tagcos_stream.chat; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    code = (
+        "import sys, tagcos_stream.projection, tagcos_stream.batching, tagcos_stream.chat; "
+        "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -119,9 +119,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A user's own Trainer run: its folder, and the trained model."""
     folder, model = tmp_path_factory.mktemp("trainer"), adapted()
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, save_steps=3, logging_steps=1, report_to=[],
-        disable_tqdm=True, remove_unused_columns=False, use_cpu=True, optim="adamw_torch", label_names=["labels"], dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        save_steps=3,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+        optim="adamw_torch",
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=list(ENCODED), data_collator=_collate)
     trainer.train()
     return folder / "checkpoint-3", trainer

@@ -177,8 +177,8 @@ def test_read__is_read_only(filled: Root) -> None:
 
 
 def test_read__takes_what_people_write(filled: Root) -> None:
-    took = filled.catalog.read("SELECT finished_at - started_at AS took, count(*) OVER (), 1 AS \"odd \"\"name\" FROM runs")
-    assert took.columns == ["took", "count_star() OVER ()", 'odd "name']
+    took = filled.catalog.read('SELECT finished_at - started_at AS took, 1 AS "odd ""name" FROM runs')
+    assert took.columns == ["took", 'odd "name']
     assert took["took"][0].startswith("00:0")
     assert filled.catalog.read("SET threads = 1").is_empty()
     assert filled.catalog.read("SELECT 1 AS a; SELECT 2 AS b").to_dicts() == [{"b": 2}]

@@ -31,7 +31,8 @@ from tests.storage import tiny
 
 
 def test_ingest__every_row_is_an_occurrence_or_a_reject(filled: Root) -> None:
-    counted = filled.catalog.read("""SELECT (SELECT count(*) FROM occurrences) AS occurrences, (SELECT count(*) FROM examples) AS examples,
+    counted = filled.catalog.read("""SELECT
+        (SELECT count(*) FROM occurrences) AS occurrences, (SELECT count(*) FROM examples) AS examples,
         (SELECT count(*) FROM rejects WHERE stage = 'ingest') AS rejects, (SELECT sum(rows_done)::BIGINT FROM files) AS rows""")
     assert counted.row(0) == (300, 300 - 14, 3, 303)  # every twentieth row is the same example
 
@@ -249,7 +250,11 @@ def test_spaces__round_trip_to_the_bit(root: Root) -> None:
 
 
 def test_arrays__keep_names_dtypes_and_metadata(root: Root) -> None:
-    arrays: dict[str, np.ndarray] = {"centroids": np.ones((2, 3), np.float32), "count": np.array(7, np.int64), "half": np.zeros(4, np.float16)}
+    arrays: dict[str, np.ndarray] = {
+        "centroids": np.ones((2, 3), np.float32),
+        "count": np.array(7, np.int64),
+        "half": np.zeros(4, np.float16),
+    }
     digest, size = save_arrays(root.files, work_key("r", "kmeans.safetensors"), arrays, {"pass": "2"})
     loaded, metadata = load_arrays(root.files, work_key("r", "kmeans.safetensors"), digest)
     assert metadata["pass"] == "2"

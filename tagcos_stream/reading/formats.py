@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .oasst import tree_threads
-from .turns import RowError, check, read_tools, read_turns, text_of
-from .types import Message
+from tagcos_stream.reading.oasst import tree_threads
+from tagcos_stream.reading.turns import RowError, check, read_tools, read_turns, text_of
+from tagcos_stream.types import Message
 
 Record = dict[str, Any]
 Converted = tuple[list[Message], str | None]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from .json_list import read_json
-from .readers import Limits, Raw, Reject, Unpacked, read_lines
-from .remote import is_remote, open_remote
-from .tables import read_arrow, read_csv, read_parquet
-from .types import UserError
+from tagcos_stream.reading.json_list import read_json
+from tagcos_stream.reading.readers import Limits, Raw, Reject, Unpacked, read_lines
+from tagcos_stream.reading.remote import is_remote, open_remote
+from tagcos_stream.reading.tables import read_arrow, read_csv, read_parquet
+from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from .sources import SourceFile
+    from tagcos_stream.reading.sources import SourceFile
 
 
 def open_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:

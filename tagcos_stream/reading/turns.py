@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .canonical import canonical_json
-from .types import ROLES, Message, TrainRange
+from tagcos_stream.reading.canonical import canonical_json
+from tagcos_stream.types import ROLES, Message, TrainRange
 
 REASONS = {
     "broken_json": "the row is not JSON",

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .canonical import occurrences_frame
-from .formats import finished
-from .oasst import FLAT_FIELDS, flat_trees, is_flat
-from .open_file import open_blocks
-from .readers import Limits, Reject
-from .rows import loads, records, reject, rejects_frame
-from .turns import RowError
-from .types import IngestBlock, Message
+from tagcos_stream.reading.canonical import occurrences_frame
+from tagcos_stream.reading.formats import finished
+from tagcos_stream.reading.oasst import FLAT_FIELDS, flat_trees, is_flat
+from tagcos_stream.reading.open_file import open_blocks
+from tagcos_stream.reading.readers import Limits, Reject
+from tagcos_stream.reading.rows import loads, records, reject, rejects_frame
+from tagcos_stream.reading.turns import RowError
+from tagcos_stream.types import IngestBlock, Message
 
 if TYPE_CHECKING:
-    from .sources import SourceFile
+    from tagcos_stream.reading.sources import SourceFile
 
 
 def has_trees(file: SourceFile, limits: Limits) -> bool:

@@ -10,10 +10,10 @@ import numpy as np
 import orjson
 import polars as pl
 
-from .canonical import REJECTS, occurrences_frame
-from .formats import RowOptions, convert, dataset_of, source_id_of
-from .readers import Raw, Reject, snippet
-from .turns import RowError
+from tagcos_stream.reading.canonical import REJECTS, occurrences_frame
+from tagcos_stream.reading.formats import RowOptions, convert, dataset_of, source_id_of
+from tagcos_stream.reading.readers import Raw, Reject, snippet
+from tagcos_stream.reading.turns import RowError
 
 
 def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject]) -> pl.DataFrame:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .canonical import REJECTS
-from .open_file import open_blocks
-from .readers import Limits, Raw, snippet
-from .rows import loads, records
-from .sources import SourceFile, resolve_sources
-from .spec import SourceSpec
-from .turns import RowError
-from .types import IngestBlock, UserError
-from .words import Words, find_words, runs
+from tagcos_stream.reading.canonical import REJECTS
+from tagcos_stream.reading.open_file import open_blocks
+from tagcos_stream.reading.readers import Limits, Raw, snippet
+from tagcos_stream.reading.rows import loads, records
+from tagcos_stream.reading.sources import SourceFile, resolve_sources
+from tagcos_stream.reading.spec import SourceSpec
+from tagcos_stream.reading.turns import RowError
+from tagcos_stream.reading.words import Words, find_words, runs
+from tagcos_stream.types import IngestBlock, UserError
 
 RUN = 13  # words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .formats import RowOptions
+from tagcos_stream.reading.formats import RowOptions
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import xxhash
 
-from .formats import SHAPE_NAMES
-from .remote import is_remote, list_files
-from .source_lists import is_list, read_list
-from .spec import SourceSpec
-from .types import UserError
+from tagcos_stream.reading.formats import SHAPE_NAMES
+from tagcos_stream.reading.remote import is_remote, list_files
+from tagcos_stream.reading.source_lists import is_list, read_list
+from tagcos_stream.reading.spec import SourceSpec
+from tagcos_stream.types import UserError
 
 CONTAINERS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",

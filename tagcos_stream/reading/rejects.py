@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from .types import UserError
+from tagcos_stream.types import UserError
 
 FIRST_LOOK = 1000  # rows before a share is judged: three bad rows at a file's head are no reason to stop
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import IO, Any, NamedTuple, cast
 
-from .types import UserError
+from tagcos_stream.types import UserError
 
 SCHEMES = ("s3", "gs", "az", "hf")
 

@@ -14,10 +14,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.json
 
-from .canonical import OCCURRENCES, plain_ids, plain_messages
-from .formats import CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
-from .turns import NEXT_ROLES, ROLE_WORDS, TURN_KEYS
-from .types import ROLES
+from tagcos_stream.reading.canonical import OCCURRENCES, plain_ids, plain_messages
+from tagcos_stream.reading.formats import CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
+from tagcos_stream.reading.turns import NEXT_ROLES, ROLE_WORDS, TURN_KEYS
+from tagcos_stream.types import ROLES
 
 PAIRS = (
     ("instruction", "input", "output"),

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from .types import ROLES, Message
+from tagcos_stream.types import ROLES, Message
 
 TRAIN = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": TRAIN}))

@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .formats import RowOptions
-from .spec import SourceSpec
-from .types import ROLES, UserError
+from tagcos_stream.reading.formats import RowOptions
+from tagcos_stream.reading.spec import SourceSpec
+from tagcos_stream.types import ROLES, UserError
 
 _SPEC_FIELDS = {f.name for f in fields(SourceSpec)} - {"options"}
 _OPTION_FIELDS = {f.name for f in fields(RowOptions)}

@@ -10,14 +10,14 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
-from .canonical import OCCURRENCES, example_id
-from .frames import can_convert, convert_frame, parse_block, parse_texts
-from .open_file import open_blocks
-from .readers import Limits, Raw
-from .rows import rejects_frame, row_by_row
-from .sources import SourceFile, SourceSpec, resolve_sources
-from .tree_file import has_trees, tree_blocks
-from .types import IngestBlock
+from tagcos_stream.reading.canonical import OCCURRENCES, example_id
+from tagcos_stream.reading.frames import can_convert, convert_frame, parse_block, parse_texts
+from tagcos_stream.reading.open_file import open_blocks
+from tagcos_stream.reading.readers import Limits, Raw
+from tagcos_stream.reading.rows import rejects_frame, row_by_row
+from tagcos_stream.reading.sources import SourceFile, SourceSpec, resolve_sources
+from tagcos_stream.reading.tree_file import has_trees, tree_blocks
+from tagcos_stream.types import IngestBlock
 
 __all__ = ["IngestBlock", "Limits", "SourceFile", "SourceSpec", "example_id", "read_file", "resolve_sources"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
-from .formats import CHAT_FIELDS
-from .readers import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, read_lines, snippet
-from .split import ENDED, find_list, new_state, scan_elements
+from tagcos_stream.reading.formats import CHAT_FIELDS
+from tagcos_stream.reading.readers import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, read_lines, snippet
+from tagcos_stream.reading.split import ENDED, find_list, new_state, scan_elements
 
 CHUNK = 1 << 20
 SPACE = b" \t\r\n"

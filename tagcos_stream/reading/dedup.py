@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .types import UserError
-from .words import find_words, runs
+from tagcos_stream.reading.words import find_words, runs
+from tagcos_stream.types import UserError
 
 PERMUTATIONS = 128
 BANDS = 16  # of 8 values: two rows 0.8 alike meet in a bucket with probability 0.95, 0.9 alike 0.9999, 0.5 alike 0.06

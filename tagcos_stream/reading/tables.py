@@ -11,14 +11,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .formats import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
-from .oasst import FLAT_FIELDS
-from .readers import LimitReached, Limits, Raw, Reject, Unpacked, snippet
-from .remote import is_remote
-from .types import UserError
+from tagcos_stream.reading.formats import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
+from tagcos_stream.reading.oasst import FLAT_FIELDS
+from tagcos_stream.reading.readers import LimitReached, Limits, Raw, Reject, Unpacked, snippet
+from tagcos_stream.reading.remote import is_remote
+from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from .sources import SourceFile
+    from tagcos_stream.reading.sources import SourceFile
 
 MAX_LOST = 1_000_000  # rows of a damaged row group that are rejected one by one; a damaged file may claim any number
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .turns import ROLE_WORDS, RowError
-from .types import Message
+from tagcos_stream.reading.turns import ROLE_WORDS, RowError
+from tagcos_stream.types import Message
 
 MAX_TREE = 20_000  # messages; the largest released tree has under a thousand
 FLAT_FIELDS = ("message_id", "parent_id", "role", "text")
