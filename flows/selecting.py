@@ -16,7 +16,7 @@ from tagcos_stream.coreset import allocate
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.kmeans import Clustering
+    from tagcos_stream.clustering.kmeans import Clustering
 
 STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
 
@@ -36,7 +36,7 @@ def clustering_id(settings: Settings, space_id: str, pool: pl.DataFrame, n_clust
 
 def cluster(job: Job) -> dict[str, Any]:
     """Cluster the pool's features, measure every row against its centroid, and lay the rows out cluster by cluster."""
-    from tagcos_stream import kmeans
+    from tagcos_stream.clustering import kmeans
 
     settings = job.settings
     space_id, pool = _pool(job)
@@ -82,7 +82,7 @@ def cluster(job: Job) -> dict[str, Any]:
 
 def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Clustering:
     """Fit and finish a k-means; its state is saved every few seconds, so that a killed fit goes on."""
-    from tagcos_stream import kmeans
+    from tagcos_stream.clustering import kmeans
 
     settings, files = job.settings, job.root.files
     key = gc.work_key(job.run_id, f"kmeans-{name}.safetensors")
@@ -110,7 +110,7 @@ def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Cl
 
 def select(job: Job) -> dict[str, Any]:
     """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one."""
-    from tagcos_stream.omp import omp_select
+    from tagcos_stream.pursuit.omp import omp_select
 
     settings = job.settings
     _, pool = _pool(job)

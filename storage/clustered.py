@@ -35,9 +35,14 @@ class ClusterRows:
         self.dim = dim
         self.starts = np.concatenate([[0], np.cumsum([piece[2].sum() for piece in self._pieces])]).astype(np.int64)
         self.n_rows = int(self.starts[-1])
+        self._last = -1
 
     def read(self, block: int) -> np.ndarray:
         part, chunk, mask = self._pieces[block]
+        if block == self._last + 1 and block + 1 < len(self._pieces):
+            coming, its_chunk, _ = self._pieces[block + 1]
+            self._files.prefetch(coming.specs["features"].chunk_key(coming.group, its_chunk))
+        self._last = block
         found, _ = read_chunk(self._files, part.group, part.specs["features"], chunk, remedy=self._remedy)
         if mask.all():
             return found

@@ -62,7 +62,9 @@ def export(root: Root, run_id: str, path: Path) -> int:
 
 def _rows(root: Root, run_id: str) -> Iterator[list[dict[str, Any]]]:
     sizes = root.catalog.read("SELECT cluster, size FROM run_clusters WHERE run_id = ?", [run_id])
-    share = selections.selection(root.catalog, run_id).join(sizes, on="cluster").select(pl.col("weight") * pl.col("size"))["weight"]
+    share = (
+        selections.selection(root.catalog, run_id).join(sizes, on="cluster").select(pl.col("weight") * pl.col("size"))["weight"]
+    )
     scale = len(share) / share.sum() if share.sum() > 0 else 1.0
     for frame in selections.selected_with_text(root, run_id):
         weighted = frame.join(sizes, on="cluster", how="left").with_columns(weight=pl.col("weight") * pl.col("size") * scale)

@@ -7,7 +7,6 @@ say (storage.blocks); NaN fills what was never written and marks rejected rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -29,7 +28,6 @@ from storage.files import Files
 
 FORMAT = 1
 BLOCK_ROWS = 256
-# Two, because a checksum holds the interpreter while a read does not: one block is read while another is checked.
 READ_AHEAD = 2
 _HALF_EXPONENT = np.uint16(0x7C00)  # all ones in a float16 that is infinite or not a number
 
@@ -132,6 +130,9 @@ class SegmentReader:
     def chunk_key(self, block: int) -> str:
         return self.spec.chunk_key(self._group, block)
 
+    def prefetch(self, block: int) -> None:
+        self._files.prefetch(self.chunk_key(block))
+
     def read_block(self, block: int) -> np.ndarray:
         """(rows, D) float16, read-only, verified."""
         return self.read_block_checksum(block)[0]
@@ -201,7 +202,6 @@ class FeatureRows:
                 counts.append(int(kept[block]))
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.n_rows = int(self.starts[-1])
-        self._ahead: dict[int, Future[np.ndarray]] = {}
         self._last = -1
 
     @property
@@ -216,18 +216,10 @@ class FeatureRows:
 
     def read(self, block: int) -> np.ndarray:
         """(rows, D) float16, verified, finite, read-only. Whoever reads on in order finds the next two being read already."""
-        in_order = block == self._last + 1
+        if block == self._last + 1:
+            for coming in self._blocks[block + 1 : block + 1 + READ_AHEAD]:
+                self._readers[coming[0]].prefetch(coming[1])
         self._last = block
-        ahead = range(block + 1, min(block + 1 + READ_AHEAD, len(self._blocks))) if in_order else range(0)
-        waiting = self._ahead.pop(block, None)
-        self._ahead = {b: self._ahead.get(b) or self._threads.submit(self._load, b) for b in ahead}
-        return self._load(block) if waiting is None else waiting.result()
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="tagcos-read-ahead")
-
-    def _load(self, block: int) -> np.ndarray:
         index, own = self._blocks[block]
         rows = self._readers[index].read_block(own)
         first, last = self._readers[index].spec.chunk_range(own)

@@ -13,8 +13,8 @@ T = TypeVar("T")
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     """The items in their order, at most `depth` of them made before they are asked for.
 
-    An error in making an item is raised where that item would have come. Closing the iterator, or leaving its loop, stops the thread at its
-    next item.
+    An error in making an item is raised where that item would have come. Closing the iterator, or leaving its loop, stops the
+    thread at its next item.
     """
     if depth < 1:
         raise ValueError(f"depth is {depth}, must be at least 1")

@@ -48,7 +48,8 @@ def selection(root: Root) -> pl.DataFrame:
 def committed(root: Path) -> set[tuple[Any, ...]]:
     if not (root / "catalog.duckdb").is_file():
         return set()
-    return set(open_root(str(root), create=False).catalog.read("SELECT segment, block, committed_at, checksum FROM blocks").rows())
+    catalog = open_root(str(root), create=False).catalog
+    return set(catalog.read("SELECT segment, block, committed_at, checksum FROM blocks").rows())
 
 
 def stage_reached(root: Path) -> str:

@@ -28,5 +28,5 @@ def test_allocate__small_clusters_get_one() -> None:
 
 @pytest.mark.parametrize(("sizes", "total"), [([3, 4], 8), ([3], -1), ([-1, 5], 2)])
 def test_allocate__refuses_impossible_budgets(sizes: list[int], total: int) -> None:
-    with pytest.raises(ValueError, match="budget|negative"):
+    with pytest.raises(ValueError, match=r"budget|negative"):
         allocate(np.array(sizes), total)

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tagcos_stream import kmeans, kmeans_batches
+from tagcos_stream.clustering import batches as kmeans_batches
+from tagcos_stream.clustering import kmeans
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.benchmarks.features import Shape
@@ -189,7 +190,7 @@ def test_finalise__refuses_limits_that_contradict() -> None:
 
 PEAK = """
 import numpy as np
-from tagcos_stream import kmeans
+from tagcos_stream.clustering import kmeans
 from tagcos_stream.types import ArrayRows
 class Made:
     # rows that exist only while they are read: what is measured is the clustering's own memory

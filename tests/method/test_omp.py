@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagcos_stream import omp_round
-from tagcos_stream.omp import omp_select, peak_bytes
+from tagcos_stream.pursuit import rounds
+from tagcos_stream.pursuit.omp import omp_select, peak_bytes
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
@@ -80,10 +80,10 @@ def test_omp__chooses_what_the_definition_chooses(start: int) -> None:
 
 @pytest.mark.parametrize(("probes", "candidates"), [(1, 1), (4, 8), (7, 3)])
 def test_omp__choices_do_not_depend_on_how_far_drafts_look(monkeypatch: pytest.MonkeyPatch, probes: int, candidates: int) -> None:
-    monkeypatch.setattr(omp_round, "PROBES", probes)
-    monkeypatch.setattr(omp_round, "HORIZON", probes)
-    monkeypatch.setattr(omp_round, "CANDIDATES", candidates)
-    monkeypatch.setattr(omp_round, "DRAFTED", candidates + 2)
+    monkeypatch.setattr(rounds, "PROBES", probes)
+    monkeypatch.setattr(rounds, "HORIZON", probes)
+    monkeypatch.setattr(rounds, "CANDIDATES", candidates)
+    monkeypatch.setattr(rounds, "DRAFTED", candidates + 2)
     for seed in range(1000, 1060):
         check(seed)
 
@@ -238,14 +238,14 @@ def test_omp__reports_progress_and_what_it_spent() -> None:
 
 
 def test_omp__needs_no_torch() -> None:
-    code = "import sys, tagcos_stream.omp; sys.exit('torch' in sys.modules)"
+    code = "import sys, tagcos_stream.pursuit.omp; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_omp__kernels_interpreted_choose_the_same() -> None:
     """The same checks as above, with Numba switched off: kernels are plain Python."""
     code = (
-        "from tests.method import test_omp as t; from tagcos_stream import omp_kernels as k;"
+        "from tests.method import test_omp as t; from tagcos_stream.pursuit import kernels as k;"
         "assert not k.compiled(); [t.check(seed) for seed in range(0, 64)]"
     )
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}

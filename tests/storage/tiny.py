@@ -91,7 +91,7 @@ class Outcome:
 
 
 def run(root: Root, *, examples: int = 300, step: Callable[[str], None] = lambda name: None, file_rows: int = 150) -> Outcome:
-    """Ingest, features, clustering, selection: the same calls, in the same order, as the pipeline's. `step` hears of every commit."""
+    """Ingest, features, clustering, selection: the pipeline's calls in the pipeline's order. `step` hears of every commit."""
     with root.writer():
         return _run(root, examples, step, file_rows)
 

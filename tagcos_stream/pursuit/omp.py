@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tagcos_stream import omp_kernels as kernels
-from tagcos_stream import omp_round
-from tagcos_stream.omp_round import Counts, Problem, Round
-from tagcos_stream.omp_rows import CHUNK, Rows, gram, shape, usable_cores
-from tagcos_stream.omp_store import GramStore, Shortlist, capacity, list_length
-from tagcos_stream.ridge import nonnegative_ridge
+from tagcos_stream.pursuit import kernels, rounds
+from tagcos_stream.pursuit.ridge import nonnegative_ridge
+from tagcos_stream.pursuit.rounds import Counts, Problem, Round
+from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, shape, usable_cores
+from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
 SEED = 20240721  # of the hash keys; results do not depend on it
@@ -120,15 +119,15 @@ def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, block_rows: int = C
     """
     budget = min(budget, n)
     slots = capacity(n, budget)
-    drafted = min(omp_round.DRAFTED, n)
+    drafted = min(rounds.DRAFTED, n)
     rows = 4 * n * dim if hold else 8 * block_rows * dim
     store = 4 * slots * n + 8 * slots * slots + 8 * slots * dim
     listed = 4 * list_length(n, budget) * (list_length(n, budget) + dim)
     factor = 8 * budget * budget
     local = 8 * slots * slots + 4 * (slots + drafted) * (slots + drafted)
-    logs = 2 * 8 * (omp_round.PROBES + 1) * (2 * slots + drafted + budget)
-    proof = 4 * min(omp_round.CORRELATIONS_BYTES, 4 * (omp_round.PROBES + 1) * n)
-    converted = 4 * 2 * omp_round.CANDIDATES * (CHUNK + list_length(n, budget) + 2 * dim)
+    logs = 2 * 8 * (rounds.PROBES + 1) * (2 * slots + drafted + budget)
+    proof = 4 * min(rounds.CORRELATIONS_BYTES, 4 * (rounds.PROBES + 1) * n)
+    converted = 4 * 2 * rounds.CANDIDATES * (CHUNK + list_length(n, budget) + 2 * dim)
     weights = 4 * 8 * budget * budget + 4 * budget * dim + 2 * 8 * 1024 * budget
     vectors = 120 * n
     return rows + store + listed + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)

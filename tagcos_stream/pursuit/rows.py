@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tagcos_stream import omp_kernels as kernels
+from tagcos_stream.pursuit import kernels
 from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store

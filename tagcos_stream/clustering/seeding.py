@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tagcos_stream.kmeans_batches import Nearest, Sums, batch_rows
-from tagcos_stream.kmeans_kernels import fold
+from tagcos_stream.clustering.batches import Nearest, Sums, batch_rows
+from tagcos_stream.clustering.kernels import fold
 from tagcos_stream.types import RowBlocks
 
 SAMPLE_BYTES = 512 << 20  # of float32 rows, unless K asks for more

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tagcos_stream.omp_rows import Rows
+from tagcos_stream.pursuit.rows import Rows
 
 SPARE = 512  # slots beyond the budget, so that a block of candidates always has room
 

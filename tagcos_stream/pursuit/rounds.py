@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagcos_stream import omp_kernels as kernels
-from tagcos_stream.omp_rows import Rows
-from tagcos_stream.omp_store import GramStore, Shortlist
+from tagcos_stream.pursuit import kernels
+from tagcos_stream.pursuit.rows import Rows
+from tagcos_stream.pursuit.store import GramStore, Shortlist
 
 PROBES = 128  # most steps drafted and proved at once
 HORIZON = 32  # steps of a round's first draft; then about twice as many as the last proof let stand

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tagcos_stream.kmeans_batches import Nearest, Sums, batches, row_numbers, stream
-from tagcos_stream.kmeans_kernels import squares
-from tagcos_stream.kmeans_seeding import seed_centroids
+from tagcos_stream.clustering.batches import Nearest, Sums, batches, row_numbers, stream
+from tagcos_stream.clustering.kernels import squares
+from tagcos_stream.clustering.seeding import seed_centroids
 from tagcos_stream.types import ArrayRows, RowBlocks, UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.kmeans import KMeansState
+    from tagcos_stream.clustering.kmeans import KMeansState
 
 SPLIT_BYTES = 512 << 20  # float32 rows that a split may sample, over all clusters that are split at once
 FILL = 0.7  # a split aims at parts this full, so that uneven parts still fit

@@ -2,7 +2,7 @@
 
 N examples, D feature dimension, K clusters. Euclidean, Lloyd's objective: the sum of squared distances to the nearest centroid.
 Sources: k-means++ with several trials a step (Arthur and Vassilvitskii 2007), mini-batch updates with a learning rate of
-1/count for each centre (Sculley 2010, algorithm 1), then Lloyd (1982). Splitting, merging and exact means are in kmeans_final.
+1/count for each centre (Sculley 2010, algorithm 1), then Lloyd (1982). Splitting, merging and exact means are in final.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from tagcos_stream.kmeans_batches import Nearest, Sums, batch_rows, batches, stream
-from tagcos_stream.kmeans_final import Clustering, assign, finalise
-from tagcos_stream.kmeans_seeding import sample_rows, seed_centroids
+from tagcos_stream.clustering.batches import Nearest, Sums, batch_rows, batches, stream
+from tagcos_stream.clustering.final import Clustering, assign, finalise
+from tagcos_stream.clustering.seeding import sample_rows, seed_centroids
 from tagcos_stream.types import RowBlocks, UserError
 
 __all__ = ["Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "peak_bytes"]

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from tagcos_stream.kmeans_kernels import add_rows, squares
+from tagcos_stream.clustering.kernels import add_rows, squares
 from tagcos_stream.types import RowBlocks
 
 BATCH_BYTES = 64 << 20  # of float32 rows
