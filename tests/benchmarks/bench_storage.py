@@ -115,7 +115,8 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
     ids = [f"{i:032x}" for i in range(n)]
     plain, copy = folder / "plain.bin", folder / "copy.bin"
     print(
-        f"\n({n:,}, {dim:,}) float16, {n * dim * 2 / 1e9:.2f} GB, blocks of {BLOCK_ROWS} rows, crc32c on; ours, plain, ratio of speeds"
+        f"\n({n:,}, {dim:,}) float16, {n * dim * 2 / 1e9:.2f} GB, blocks of {BLOCK_ROWS} rows, crc32c on; "
+        "ours, plain, ratio of speeds"
     )
 
     for workers in (1, 2, 4):
@@ -209,7 +210,8 @@ def bench_shapes(folder: Path, n: int, dim: int) -> None:
         path = folder / "shape.zarr"
         shutil.rmtree(path, ignore_errors=True)
         array = zarr.create_array(
-            path, shape=(n, dim), chunks=(rows, dim), shards=(shard, dim) if shard else None, dtype="float16", compressors=codecs, filters=()
+            path, shape=(n, dim), chunks=(rows, dim), dtype="float16", compressors=codecs, filters=(),
+            shards=(shard, dim) if shard else None,
         )  # fmt: skip
         step = max(shard or 0, 1024)
 
@@ -238,7 +240,8 @@ def bench_shapes(folder: Path, n: int, dim: int) -> None:
         reading = timed(partial(sequential, FeatureRows([reader], [np.ones(n, bool)])))
         gathering = timed(partial(reader.gather, wanted))
         print(
-            f"  {f'ours, chunk {rows} rows, crc32c, fsync a block':<44} {total / writing:7.0f} {total / reading:7.0f}   1.00  {gathering:7.3f} s"
+            f"  {f'ours, chunk {rows} rows, crc32c, fsync a block':<44} {total / writing:7.0f} {total / reading:7.0f}   1.00 "
+            f" {gathering:7.3f} s"
         )
 
 
@@ -249,7 +252,8 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
     opened = runs.open_run(catalog, config={}, config_hash="", versions={}, seeds={})
     with catalog.transaction() as connection:
         connection.execute(
-            "INSERT INTO examples SELECT md5(i::VARCHAR), 'seg-00001', i, 'made', 2, 100, ? FROM range(?) t(i)", [opened.run_id, known]
+            "INSERT INTO examples SELECT md5(i::VARCHAR), 'seg-00001', i, 'made', 2, 100, ? FROM range(?) t(i)",
+            [opened.run_id, known],
         )  # fmt: skip
     half = incoming // 2
     with catalog.reading() as connection:
@@ -270,7 +274,8 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
     )
     block = ids.head(8192)
     print(
-        f"8,192 incoming ids against {known:,} known: {min(timed(lambda: pool.unknown_ids(catalog, block)) for _ in range(3)):.3f} s"
+        f"8,192 incoming ids against {known:,} known: "
+        f"{min(timed(lambda: pool.unknown_ids(catalog, block)) for _ in range(3)):.3f} s"
     )
 
     rows = pl.DataFrame({"example_id": ids}).with_columns(

@@ -138,3 +138,58 @@ def test_run__a_changed_model_is_refused(small_settings: Maker, model_folder: Pa
     (pool_folder / "more.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="features of two models never mix"):
         run(small_settings(model=str(own)))
+
+
+def test_run__near_duplicates_and_evaluation_overlap_leave_the_pool_with_a_reason(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path
+) -> None:
+    leaked = "the quick brown fox jumps over the lazy dog while seven wizards quietly boil a pot of soup"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": leaked, "answer": "soup"}) + "\n", encoding="utf-8")
+    story = " ".join(f"word{i}" for i in range(60))
+    rows = [
+        [{"role": "user", "content": leaked}, {"role": "assistant", "content": "soup"}],
+        [{"role": "user", "content": "Tell it."}, {"role": "assistant", "content": story}],
+        [{"role": "user", "content": "Tell it."}, {"role": "assistant", "content": story + " end"}],
+    ]
+    (pool_folder / "more.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in rows), encoding="utf-8")
+    outcome = run(small_settings(decontaminate=(str(tmp_path / "exam.jsonl"),), near_duplicates=0.85))
+    catalog = open_root(str(tmp_path / "root"), create=False).catalog
+    rejects = {row["stage"]: row for row in catalog.read("SELECT stage, reason, detail, row FROM rejects").iter_rows(named=True)}
+    assert rejects["ingest"]["reason"] == "contaminated"
+    assert "exam.jsonl" in rejects["ingest"]["detail"]
+    # of the pool's short, form-like conversations many are near-duplicates, too: the pool is what is left
+    assert outcome.stages["ingest"]["near_duplicates"] >= 1
+    left_out = catalog.read("SELECT example_id FROM rejects WHERE stage = 'near-duplicates'")["example_id"]
+    pool = catalog.read("FROM pool_of(?)", [outcome.run_id])["example_id"]
+    assert not set(left_out) & set(pool)
+    assert outcome.stages["select"]["pool"] == len(pool) == 122 - len(left_out)
+
+
+def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Maker, tmp_path: Path) -> None:
+    run(small_settings(also_gradients=("sgd", "adam")))
+    catalog = open_root(str(tmp_path / "root"), create=False).catalog
+    spaces = catalog.read("SELECT variant, space_id FROM feature_spaces ORDER BY variant")
+    assert spaces["variant"].to_list() == ["adam", "adam-delta", "sgd"]
+    assert catalog.read("SELECT count(DISTINCT fingerprint->'checkpoints') AS n FROM feature_spaces").item() == 1
+    assert catalog.read("SELECT count(*) AS n FROM feature_rows WHERE status = 'ok'").item() == 3 * 120
+    # the other variant's features are there: selecting by it computes nothing, and equals a run of its own
+    outcome = run(small_settings(gradient="sgd"))
+    assert outcome.stages["gradients"]["computed"] == 0
+    alone = run(small_settings(gradient="sgd", root=str(tmp_path / "alone")))
+    assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
+
+
+def test_run__worker_processes_give_the_same_selection(small_settings: Maker, tmp_path: Path) -> None:
+    one = run(small_settings(root=str(tmp_path / "one"), threads=1))
+    two = run(small_settings(root=str(tmp_path / "two"), threads=2, workers=2))
+    columns = ["example_id", "cluster", "rank", "round", "weight"]
+    assert selected(str(tmp_path / "one"), one.run_id)[columns].equals(selected(str(tmp_path / "two"), two.run_id)[columns])
+
+
+def test_run__too_long_examples_are_rejected_when_asked(small_settings: Maker, pool_folder: Path) -> None:
+    long = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two " * 40}]
+    (pool_folder / "long.jsonl").write_text(json.dumps({"messages": long}) + "\n", encoding="utf-8")
+    cut = run(small_settings(max_length=220))
+    assert (cut.stages["gradients"]["truncated"], cut.stages["select"]["pool"]) == (1, 121)
+    refused = run(small_settings(max_length=220, too_long="reject"))
+    assert (refused.stages["gradients"]["rejected"], refused.stages["select"]["pool"]) == (1, 120)
