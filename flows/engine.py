@@ -20,8 +20,8 @@ from storage import features, spaces
 from storage.blocks import Space
 from storage.files import Files
 from storage.pool import ExampleReader
-from tagcos_stream.chat import Encoded, NoTargets, encode
 from tagcos_stream.config import Settings
+from tagcos_stream.features.chat import Encoded, NoTargets, encode
 from tagcos_stream.types import UserError
 
 NO_TARGETS = "no target tokens"
@@ -78,8 +78,8 @@ class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        from tagcos_stream.gradients import GradientExtractor
-        from tagcos_stream.projection import make_projection
+        from tagcos_stream.features.gradients import GradientExtractor
+        from tagcos_stream.features.projection import make_projection
 
         self.spec = spec
         loaded = load_adapted(spec.settings, spec.device)
@@ -134,8 +134,8 @@ class Engine:
 
     def _compute(self, encoded: Sequence[Encoded | Rejected], progress: Callable[[float], None]) -> Any:
         """BlockFeatures of the examples that can be computed, or None where there are none."""
-        from tagcos_stream.gradients import block_features
-        from tagcos_stream.selfcheck import self_check
+        from tagcos_stream.features.gradients import block_features
+        from tagcos_stream.features.selfcheck import self_check
 
         good = [e for e in encoded if isinstance(e, Encoded)]
         if not good:
@@ -215,7 +215,7 @@ def load_adapted(settings: Settings, device: str) -> Any:
     """The model with its adapter attached; kept for the stages of one run, until `cache_clear()`."""
     from transformers.utils import logging
 
-    from tagcos_stream.model import attach_adapter, attach_from_checkpoint, load_model
+    from tagcos_stream.features.model import attach_adapter, attach_from_checkpoint, load_model
 
     if not settings.model:
         raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
@@ -255,7 +255,7 @@ def from_store(stored: spaces.StoredCheckpoint, weight: float) -> Any:
     """The checkpoint again; it counts by its weight in the space, which stands in for the learning rate that gave it."""
     import torch
 
-    from tagcos_stream.warmup import Checkpoint
+    from tagcos_stream.features.warmup import Checkpoint
 
     parts = {part: {name: torch.from_numpy(np.array(array)) for name, array in getattr(stored, part).items()} for part in TENSORS}
     return Checkpoint(step=stored.step, learning_rate=weight, adam_steps=stored.adam_steps, **parts)

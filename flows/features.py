@@ -10,8 +10,8 @@ from flows.engine import Done, EngineSpec, Task, encode_row, from_store, load_ad
 from flows.job import Job
 from flows.workers import compute
 from storage import blocks, features, pool, runs, spaces
-from tagcos_stream.chat import Encoded, template_fingerprint
 from tagcos_stream.config import Settings, Variant, digest
+from tagcos_stream.features.chat import Encoded, template_fingerprint
 from tagcos_stream.types import UserError
 
 
@@ -63,14 +63,14 @@ def _from_store(job: Job, space: blocks.Space, row: dict[str, Any]) -> Any:
 
 def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dict[str, Any]]:
     """Warm up, or import: (checkpoints, their weights, what they come from, what to report)."""
-    from tagcos_stream import warmup  # torch, transformers and peft take seconds to import
-    from tagcos_stream.gradients import checkpoint_weights
+    from tagcos_stream.features import warmup  # torch, transformers and peft take seconds to import
+    from tagcos_stream.features.gradients import checkpoint_weights
 
     settings = job.settings
     job.reporter.say(f"loading model {settings.model}")
     loaded = load_adapted(settings, settings.device)
     if settings.adapter:
-        from tagcos_stream.warmup_import import import_checkpoint
+        from tagcos_stream.features.warmup_import import import_checkpoint
 
         made = [import_checkpoint(settings.adapter, loaded.model)]
         detail = {"reused": False, "imported": settings.adapter}

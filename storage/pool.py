@@ -148,7 +148,7 @@ def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
-    """Leave these out of the run's pool: segment, row, example_id, reason, detail. Said again, it replaces what was said before."""
+    """Leave these out of the run's pool: segment, row, example_id, reason, detail. Replaces what was said before."""
     found = require(found, ["segment", "row", "example_id", "reason", "detail"])
     with catalog.transaction() as connection:
         connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])

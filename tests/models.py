@@ -16,9 +16,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from tagcos_stream.chat import Encoded
-from tagcos_stream.model import adapter_parameters
-from tagcos_stream.warmup import Checkpoint
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.warmup import Checkpoint
 
 VOCABULARY = 300
 CHATML = (

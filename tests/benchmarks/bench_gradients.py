@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagcos_stream.batching import padding_share, plan_batches
-from tagcos_stream.chat import Encoded, NoTargets, encode
-from tagcos_stream.gradients import GradientExtractor
-from tagcos_stream.model import attach_adapter, load_model
-from tagcos_stream.projection import make_projection
-from tagcos_stream.projection_quality import projection_quality
-from tagcos_stream.warmup import _collate
+from tagcos_stream.features.batching import padding_share, plan_batches
+from tagcos_stream.features.chat import Encoded, NoTargets, encode
+from tagcos_stream.features.gradients import GradientExtractor
+from tagcos_stream.features.model import attach_adapter, load_model
+from tagcos_stream.features.projection import make_projection
+from tagcos_stream.features.projection_quality import projection_quality
+from tagcos_stream.features.warmup import _collate
 from tests.models import random_checkpoint
 
 DIM = 8192

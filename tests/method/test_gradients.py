@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from tagcos_stream.adam import VARIANTS
-from tagcos_stream.chat import Encoded
-from tagcos_stream.gradients import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
-from tagcos_stream.model import attach_adapter
-from tagcos_stream.projection import make_projection
-from tagcos_stream.selfcheck import SelfCheckFailed, self_check
+from tagcos_stream.features.adam import VARIANTS
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.gradients import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
+from tagcos_stream.features.model import attach_adapter
+from tagcos_stream.features.projection import make_projection
+from tagcos_stream.features.selfcheck import SelfCheckFailed, self_check
 from tagcos_stream.types import UserError
 from tests.models import KINDS, exact_norms, random_checkpoint, random_encoded, tiny_model
 from tests.naive import naive_feature, naive_gradients

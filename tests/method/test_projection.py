@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream import projection_torch
-from tagcos_stream.projection import KINDS, SparseProjection, make_projection, parameter_key
+from tagcos_stream.features import projection_torch
+from tagcos_stream.features.projection import KINDS, SparseProjection, make_projection, parameter_key
 from tagcos_stream.types import UserError
 from tests.naive import naive_projection
 
@@ -129,7 +129,7 @@ def test_projection__refuses_impossible_settings() -> None:
 
 def test_projection__import_is_light() -> None:
     code = (
-        "import sys, tagcos_stream.projection, tagcos_stream.batching, tagcos_stream.chat; "
+        "import sys, tagcos_stream.features.projection, tagcos_stream.features.batching, tagcos_stream.features.chat; "
         "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

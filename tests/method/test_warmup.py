@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tagcos_stream.model import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.model import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.warmup import Checkpoint, Warmup, _collate, run_warmup
+from tagcos_stream.features.warmup_import import import_checkpoint
 from tagcos_stream.types import UserError
-from tagcos_stream.warmup import Checkpoint, Warmup, _collate, run_warmup
-from tagcos_stream.warmup_import import import_checkpoint
 from tests.models import random_encoded, tiny_model
 
 ENCODED = random_encoded([5, 9, 20, 13, 7, 30, 11, 16])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from tagcos_stream.projection_kernels import BLOCK
+from tagcos_stream.features.projection_kernels import BLOCK
 
 
 def _signed(constant: int) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from tagcos_stream.model import adapter_parameters
+from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.warmup import Checkpoint
 from tagcos_stream.types import UserError
-from tagcos_stream.warmup import Checkpoint
 
 
 def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
@@ -110,7 +110,7 @@ def _decayed_names(model: Any) -> set[str]:
 
 
 def _fitting(tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path) -> dict[str, torch.Tensor]:
-    from tagcos_stream.gradients import difference
+    from tagcos_stream.features.gradients import difference
 
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tagcos_stream.projection_kernels import BLOCK, add_sparse, one_thread, rademacher_rows
+from tagcos_stream.features.projection_kernels import BLOCK, add_sparse, one_thread, rademacher_rows
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SparseProjection:
             with one_thread():
                 add_sparse(np.asarray(grads), np.asarray(out), np.uint64(key), self.entries, np.asarray(out).dtype.type(scale))
         else:
-            from tagcos_stream.projection_torch import add_sparse as add_on_device
+            from tagcos_stream.features.projection_torch import add_sparse as add_on_device
 
             add_on_device(grads, out, key, self.entries, scale)
 
@@ -94,7 +94,7 @@ class RademacherProjection:
     def add(self, name: str, grads: Any, out: Any) -> None:
         key = parameter_key(self.seed, name)
         if not _on_cpu(grads):
-            from tagcos_stream.projection_torch import add_rademacher
+            from tagcos_stream.features.projection_torch import add_rademacher
 
             return add_rademacher(grads, out, key, _DENSE_ROWS)
         grads, out = np.asarray(grads), np.asarray(out)

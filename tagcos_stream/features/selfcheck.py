@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from tagcos_stream.adam import Moments, transform
-from tagcos_stream.chat import Encoded
-from tagcos_stream.gradients import GradientExtractor
-from tagcos_stream.warmup import Checkpoint
+from tagcos_stream.features.adam import Moments, transform
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.gradients import GradientExtractor
+from tagcos_stream.features.warmup import Checkpoint
 
 # Relative error allowed. The two paths differ in the order of additions only: by the base model's precision.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.1}

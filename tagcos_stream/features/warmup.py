@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagcos_stream.chat import Encoded
-from tagcos_stream.model import adapter_parameters
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.model import adapter_parameters
 from tagcos_stream.types import UserError
 
 _PARTS = ("weights", "exp_avg", "exp_avg_sq")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from tagcos_stream.projection_kernels import one_thread
+from tagcos_stream.features.projection_kernels import one_thread
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tagcos_stream.adam import transform
-from tagcos_stream.chat import Encoded
-from tagcos_stream.gradients import GradientExtractor
-from tagcos_stream.projection import KINDS, make_projection
+from tagcos_stream.features.adam import transform
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.gradients import GradientExtractor
+from tagcos_stream.features.projection import KINDS, make_projection
 
 
 @dataclass(frozen=True)

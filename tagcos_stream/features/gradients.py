@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tagcos_stream.adam import VARIANTS, Moments, transform
-from tagcos_stream.batching import plan_batches
-from tagcos_stream.capture import AdapterCapture
-from tagcos_stream.chat import Encoded
-from tagcos_stream.gradient_memory import HEAD_TOKENS, MAX_BATCH_ROWS
-from tagcos_stream.model import adapter_parameters
-from tagcos_stream.projection import Projection
+from tagcos_stream.features.adam import VARIANTS, Moments, transform
+from tagcos_stream.features.batching import plan_batches
+from tagcos_stream.features.capture import AdapterCapture
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.gradient_memory import HEAD_TOKENS, MAX_BATCH_ROWS
+from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.projection import Projection
+from tagcos_stream.features.warmup import Checkpoint
 from tagcos_stream.types import UserError
-from tagcos_stream.warmup import Checkpoint
 
 
 @dataclass(frozen=True)
