@@ -1,0 +1,1 @@
+"""Wiring: stages of the pipeline, command line and Prefect flow."""

@@ -258,6 +258,7 @@ def _open_root(root: str) -> Root:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
     try:
         app()
     except UserError as error:

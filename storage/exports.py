@@ -16,7 +16,8 @@ from storage import selections
 from storage.root import Root
 from tagcos_stream.types import UserError
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string())])
+TRAIN = pa.list_(pa.struct([("begin", pa.uint32()), ("end", pa.uint32())]))
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string()), ("train", TRAIN)])
 SCHEMA = pa.schema(
     [
         ("messages", pa.list_(MESSAGE)),
@@ -75,7 +76,7 @@ def _rows(root: Root, run_id: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    return {key: message[key] for key in ("role", "content", "name") if message.get(key) is not None}
+    return {key: message[key] for key in ("role", "content", "name", "train") if message.get(key) is not None}
 
 
 def _write_jsonl(file: BinaryIO, batches: Iterator[list[dict[str, Any]]]) -> int:

@@ -1,0 +1,1 @@
+"""The method: arrays and batches in, arrays out. Imports neither flows nor storage."""

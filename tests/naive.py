@@ -208,7 +208,7 @@ def naive_projection(kind: str, seed: int, name: str, size: int, dim: int, entri
                 draw = naive_splitmix(counter + 1) >> 32
                 if entry == 0:
                     first = offset = draw * dim >> 32
-                else:  # a later entry is never where the first is: its distance is drawn from one of entries - 1 strata of [1, dim)
+                else:  # a later entry is never where the first is: drawn from one of entries - 1 strata of [1, dim)
                     low, high = (dim - 1) * (entry - 1) // (entries - 1), (dim - 1) * entry // (entries - 1)
                     offset = first + 1 + low + (draw * (high - low) >> 32)
                 matrix[i, (offset + i % 64) % dim] += (1 - 2 * bit) / np.sqrt(entries)

@@ -25,5 +25,7 @@ def test_readme__every_command_is_told() -> None:
 def test_readme__the_tree_names_every_module() -> None:
     tree = README.split("## Tree")[1].split("\n## ")[0]
     for folder in ("flows", "storage", "tagcos_stream"):
-        for path in sorted((ROOT / folder).glob("*.py")):
-            assert path.name == "__init__.py" or re.search(rf"\b{path.stem}\b", tree), f"{folder}/{path.name} is not in the tree"
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            assert path.name == "__init__.py" or re.search(rf"\b{path.stem}\b", tree), (
+                f"{path.relative_to(ROOT)} is not in the tree"
+            )

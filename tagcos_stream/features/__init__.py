@@ -1,0 +1,1 @@
+"""Examples to gradient features: chat template, adapter, per-sample gradients, random projection."""

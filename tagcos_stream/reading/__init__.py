@@ -1,0 +1,1 @@
+"""Files of any common shape to canonical examples."""

