@@ -231,8 +231,9 @@ def _summary(root: str, run_id: str) -> None:
         "SELECT dataset, pool, selected, selected / pool AS share FROM by_source(?) ORDER BY dataset", [run_id]
     )
     by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
-    pool, chosen = int(by_dataset["pool"].sum()), int(by_dataset["selected"].sum())
-    print(f"\nrun {run_id}: {chosen} of {pool} examples selected ({chosen / pool:.1%})\n")
+    usable, chosen, found = int(by_cluster["size"].sum()), int(by_cluster["selected"].sum()), int(by_dataset["pool"].sum())
+    unusable = f"; {found - usable} more have no gradient (see rejects_by_reason)" if found > usable else ""
+    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}\n")
     _print_frame(by_dataset)
     print()
     _print_frame(by_cluster)
