@@ -36,7 +36,7 @@ def _buffer(size: int) -> np.ndarray:
     """(size,) uint8, not cleared. It is used again once no array looks at it: numpy views keep the outermost array alive."""
     if size < _SPARE_FROM:
         return np.empty(size, np.uint8)
-    spare = _spare.setdefault(size, deque(maxlen=4))
+    spare = _spare.setdefault(size, deque(maxlen=6))
     try:
         memory = spare.pop()
     except IndexError:

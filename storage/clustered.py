@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from storage.ahead import ReadAhead
 from storage.chunks import ArraySpec, check_declaration, declare, read_array, read_attributes, read_chunk, read_json
 from storage.features import open_features
 from storage.files import Files
@@ -35,14 +36,13 @@ class ClusterRows:
         self.dim = dim
         self.starts = np.concatenate([[0], np.cumsum([piece[2].sum() for piece in self._pieces])]).astype(np.int64)
         self.n_rows = int(self.starts[-1])
-        self._last = -1
+        self._ahead = ReadAhead(self._load, len(self._pieces))
 
     def read(self, block: int) -> np.ndarray:
+        return self._ahead.get(block)
+
+    def _load(self, block: int) -> np.ndarray:
         part, chunk, mask = self._pieces[block]
-        if block == self._last + 1 and block + 1 < len(self._pieces):
-            coming, its_chunk, _ = self._pieces[block + 1]
-            self._files.prefetch(coming.specs["features"].chunk_key(coming.group, its_chunk))
-        self._last = block
         found, _ = read_chunk(self._files, part.group, part.specs["features"], chunk, remedy=self._remedy)
         if mask.all():
             return found

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from storage.ahead import ReadAhead
 from storage.chunks import (
     ArraySpec,
     check_declaration,
@@ -28,7 +29,6 @@ from storage.files import Files
 
 FORMAT = 1
 BLOCK_ROWS = 256
-READ_AHEAD = 2
 _HALF_EXPONENT = np.uint16(0x7C00)  # all ones in a float16 that is infinite or not a number
 
 
@@ -130,9 +130,6 @@ class SegmentReader:
     def chunk_key(self, block: int) -> str:
         return self.spec.chunk_key(self._group, block)
 
-    def prefetch(self, block: int) -> None:
-        self._files.prefetch(self.chunk_key(block))
-
     def read_block(self, block: int) -> np.ndarray:
         """(rows, D) float16, read-only, verified."""
         return self.read_block_checksum(block)[0]
@@ -202,7 +199,7 @@ class FeatureRows:
                 counts.append(int(kept[block]))
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.n_rows = int(self.starts[-1])
-        self._last = -1
+        self._ahead = ReadAhead(self._load, len(self._blocks))
 
     @property
     def segments(self) -> list[str]:
@@ -215,11 +212,10 @@ class FeatureRows:
         return np.concatenate(found).astype(np.int64) if found else np.zeros((0, 2), np.int64)
 
     def read(self, block: int) -> np.ndarray:
-        """(rows, D) float16, verified, finite, read-only. Whoever reads on in order finds the next two being read already."""
-        if block == self._last + 1:
-            for coming in self._blocks[block + 1 : block + 1 + READ_AHEAD]:
-                self._readers[coming[0]].prefetch(coming[1])
-        self._last = block
+        """(rows, D) float16, verified, finite, read-only; read ahead where blocks are asked for in order."""
+        return self._ahead.get(block)
+
+    def _load(self, block: int) -> np.ndarray:
         index, own = self._blocks[block]
         rows = self._readers[index].read_block(own)
         first, last = self._readers[index].spec.chunk_range(own)

@@ -6,12 +6,11 @@ store one put. Keys use '/' whatever the platform.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +23,6 @@ from tagcos_stream.types import UserError
 TEMPORARY = ".tmp-"
 # Reading and checking alternate in pieces that stay in the CPU's cache: measured 30 GB/s of crc32c at 1 MiB, 12 at 4 MiB.
 PIECE_BYTES = 1 << 20
-MOST_COMING = 4  # prefetched objects held in memory
 
 Seen = Callable[[np.ndarray], None]
 
@@ -49,10 +47,6 @@ class Files(Protocol):
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
         """Fill `out` (uint8) from `offset`; `seen` gets every piece as it arrives. Returns the bytes read (fewer at the end)."""
-        ...
-
-    def prefetch(self, key: str) -> None:
-        """The file will be read soon, whole: a hint that costs microseconds."""
         ...
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
@@ -138,15 +132,6 @@ class LocalFiles:
                 done += got
             return done
         finally:
-            os.close(descriptor)
-
-    def prefetch(self, key: str) -> None:
-        # The kernel reads on by itself; a thread of ours would only fight the reader for the interpreter (measured: slower).
-        if not hasattr(os, "posix_fadvise"):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
             os.close(descriptor)
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
@@ -236,8 +221,6 @@ class ObjectFiles:
 
         self.url = url.rstrip("/")
         self._api = obstore
-        self._threads = ThreadPoolExecutor(MOST_COMING, thread_name_prefix="tagcos-prefetch")  # starts none before its first task
-        self._coming: dict[str, Future[bytes]] = {}
         try:
             self._store = obstore.store.from_url(self.url)
         except Exception as error:  # obstore raises its own classes for a bad URL and for missing settings
@@ -260,14 +243,7 @@ class ObjectFiles:
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
         # One request, whatever the size: pieces would cost a round trip each. A range past the end is cut, or refused.
-        coming = self._coming.pop(key, None)
         try:
-            if coming is not None:
-                whole = np.frombuffer(coming.result(), np.uint8)[offset : offset + out.size]
-                out[: whole.size] = whole
-                if seen is not None:
-                    seen(out[: whole.size])
-                return int(whole.size)
             got = np.frombuffer(memoryview(self._api.get_range(self._store, key, start=offset, length=out.size)), np.uint8)
         except FileNotFoundError:
             raise
@@ -278,13 +254,6 @@ class ObjectFiles:
         if seen is not None:
             seen(out[: got.size])
         return int(got.size)
-
-    def prefetch(self, key: str) -> None:
-        if key in self._coming:
-            return
-        while len(self._coming) >= MOST_COMING:  # nobody came for it
-            self._coming.pop(next(iter(self._coming)), None)
-        self._coming[key] = self._threads.submit(self.read, key)
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         try:
@@ -311,7 +280,6 @@ class ObjectFiles:
         self._put(key, body)
 
     def _put(self, key: str, body: bytes | Path) -> None:
-        self._coming.pop(key, None)
         try:
             self._api.put(self._store, key, body)
         except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
