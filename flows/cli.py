@@ -163,18 +163,26 @@ def export(
 
 @app.command()
 def check(
-    root: RootOption = DEFAULT_ROOT, fast: Annotated[bool, typer.Option("--fast", help="Do not read the bytes.")] = False
+    root: RootOption = DEFAULT_ROOT,
+    fast: Annotated[bool, typer.Option("--fast", help="Look at presence, sizes and counts only, not at every byte.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended from what is left.")] = False,
 ) -> None:
-    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something is wrong."""
+    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something stays damaged."""
     from flows.progress import default_reporter
-    from storage.check import check as check_root
+    from storage import check as checking
 
+    opened = _open_root(root)
     with default_reporter().stage("check", "files") as progress:
-        findings = check_root(_open_root(root), deep=not fast, progress=lambda _, done, total: progress(done, total))
+        findings = checking.check(opened, deep=not fast, progress=lambda _, done, total: progress(done, total))
+    mended = []
+    if repair:
+        with opened.writer():
+            mended = checking.repair(opened, findings)
     for finding in findings:
-        print(f"{finding.place}: {finding.problem}\n    {finding.remedy}")
-    print(f"{len(findings)} problems" if findings else "everything is as it was written")
-    if findings:
+        print(f"{finding.place}: {finding.problem}\n    {'mended' if finding in mended else finding.remedy}")
+    left = [finding for finding in findings if finding not in mended]
+    print(f"{len(findings)} findings, {len(mended)} mended" if findings else "everything is as it was written")
+    if any(finding.damage for finding in left):
         raise typer.Exit(1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.models import tiny_model, tiny_tokenizer
+from tests.storage.conftest import bucket, s3_server  # noqa: F401
 
 TOPICS = ("sums", "colours", "cities")
 

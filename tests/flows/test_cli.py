@@ -126,3 +126,43 @@ def test_help__lists_every_setting(tagcos: Call, monkeypatch: pytest.MonkeyPatch
     for name in Settings.model_fields:
         assert name == "sources" or f"--{name.replace('_', '-')}" in printed, name
     assert {p.name for p in settings_parameters()} == set(Settings.model_fields) - {"sources"}
+
+
+@pytest.mark.parametrize("place", ["spaces/*/segments/*.zarr/features/c.1.0", "clusterings/*.zarr/part-00000/features/c.0.0"])
+def test_check__a_flipped_byte_is_named_mended_and_computed_again(
+    tagcos: Call, small_settings: Maker, tmp_path: Path, place: str
+) -> None:
+    values = small_settings()
+    assert tagcos("run", *flags(values), "--out", tmp_path / "before.jsonl")[0] == 0
+    assert tagcos("check", "--root", values["root"])[1].strip() == "everything is as it was written"
+    (chunk,) = Path(values["root"]).glob(place)
+    damaged = bytearray(chunk.read_bytes())
+    damaged[1000] ^= 1
+    chunk.write_bytes(damaged)
+
+    assert tagcos("check", "--fast", "--root", values["root"])[0] == 0
+    code, printed, _ = tagcos("check", "--root", values["root"])
+    assert code == 1
+    assert str(chunk) in printed
+    if place.startswith("clusterings"):  # selecting reads it: nothing wrong is selected
+        code, _, err = tagcos("run", *flags(small_settings(fraction=0.2)))
+        assert code == 2
+        assert str(chunk) in err
+        assert "tagcos check --repair" in err
+    assert tagcos("check", "--repair", "--root", values["root"])[0] == 0
+    assert tagcos("run", *flags(values), "--out", tmp_path / "after.jsonl")[0] == 0
+    assert tagcos("check", "--root", values["root"])[0] == 0
+    assert (tmp_path / "before.jsonl").read_bytes() == (tmp_path / "after.jsonl").read_bytes()
+
+
+def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settings: Maker) -> None:
+    values = small_settings()
+    assert tagcos("run", *flags(values))[0] == 0
+    orphan = Path(values["root"]) / "examples" / "seg-00009" / "part-00000.parquet"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"left over")
+    assert "1 files, 9 bytes" in tagcos("gc", "--root", values["root"])[1]
+    assert orphan.exists()
+    assert tagcos("gc", "--yes", "--root", values["root"])[0] == 0
+    assert not orphan.exists()
+    assert "0 files" in tagcos("gc", "--root", values["root"])[1]

@@ -222,3 +222,13 @@ def test_export__read_again_gives_the_same_ids(small_settings: Maker, tmp_path: 
     (file,) = resolve_sources([str(path)])
     again = [example_id for block in read_file(file) for example_id in block.occurrences["example_id"]]
     assert sorted(again) == sorted(selected(values["root"], outcome.run_id)["example_id"])
+
+
+def test_run__with_its_root_in_an_object_store_selects_the_same(
+    small_settings: Maker, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where the catalog of such a root lies
+    local, remote = run(small_settings()), run(small_settings(root=bucket))
+    assert selected(str(tmp_path / "root"), local.run_id).equals(selected(bucket, remote.run_id))
+    assert run(small_settings(root=bucket)).stages["gradients"]["computed"] == 0
+    assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl") == 12
