@@ -66,34 +66,46 @@ def stage_reached(root: Path) -> str:
     return next((stage for stage in STAGES if stage not in done), "end")
 
 
+# what a process has written to its log when a stage begins
+BEGINS = {"ingest": "", "warm-up": "ingest:", "gradients": "warm-up: 8/8", "cluster": "gradients: ", "select": "regroup:"}
+
+
+def await_stage(process: subprocess.Popen[bytes], stage: str, first: str, root: Path, log: Path) -> None:
+    """Wait until the process is at this stage, or has ended. `first`: the stage at which a resumed run goes on."""
+    mark = "ingest:" if stage == first != "ingest" else BEGINS[stage]
+    while process.poll() is None and not (mark in log.read_text(encoding="utf-8") and (root / "catalog.duckdb").is_file()):
+        time.sleep(0.002)
+
+
 def kill_often(values: dict[str, Any], folder: Path, kills: int, seed: int) -> Counter[str]:
-    """Run to the end in fresh roots, killing `kills` times at random moments; returns how often in which stage."""
+    """Run to the end in fresh roots, killing `kills` times at random moments of random stages; returns how often in which."""
     rng = random.Random(seed)
-    log = folder / "log"
     reference_values = values | {"root": str(folder / "reference")}
-    began = time.monotonic()
-    finish(reference_values, log)
-    whole = time.monotonic() - began
-    reference = selection(open_root(reference_values["root"], create=False))
+    finish(reference_values, folder / "log")
+    opened = open_root(reference_values["root"], create=False)
+    reference = selection(opened)
+    seconds = dict(opened.catalog.read("SELECT stage, seconds FROM stages").rows())
     killed: Counter[str] = Counter()
     attempt = 0
     while sum(killed.values()) < kills:
         attempt += 1
         root = folder / f"root-{attempt}"
         mine = values | {"root": str(root)}
-        while True:
-            before = committed(root)
+        while not is_complete(root):
+            before, first = committed(root), stage_reached(root)
+            log = folder / f"log-{attempt}-{sum(killed.values())}"
             process = start(mine, log)
-            try:
-                process.wait(timeout=rng.uniform(0.3, 1.0) * whole if sum(killed.values()) < kills else 300)
-            except subprocess.TimeoutExpired:
+            ahead = [stage for stage in BEGINS if list(STAGES).index(stage) >= list(STAGES).index(first)]
+            if ahead and sum(killed.values()) < kills:
+                stage = rng.choice(ahead)
+                await_stage(process, stage, first, root, log)
+                time.sleep(rng.uniform(0, 1) * seconds[stage])
                 process.send_signal(signal.SIGKILL)
-                process.wait()
+            process.wait(timeout=300)
+            assert process.returncode in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-3000:]
+            if process.returncode == -signal.SIGKILL:
                 killed[stage_reached(root)] += 1
             assert before <= committed(root), "a committed block was computed again"
-            assert process.returncode in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-3000:]
-            if process.returncode == 0 or is_complete(root):  # killed while it printed its summary, it was a whole run
-                break
         opened = open_root(str(root), create=False)
         assert selection(opened).equals(reference)
         assert check.check(opened) == []
