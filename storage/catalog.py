@@ -155,7 +155,7 @@ class Catalog:
         if found < expected:
             raise UserError(
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
-                "for example `tagcos check`"
+                "for example `tagcos run`"
             )
 
 

@@ -105,7 +105,9 @@ def omp_select(
     budget = min(budget, n)
     hold = _holds(features, n, dim, budget, memory_limit)
     cores = threads or usable_cores()
-    with threadpool_limits(threads, user_api="blas") if threads else nullcontext():
+    limits = threadpool_limits(threads, user_api="blas") if threads else nullcontext()
+    # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
+    with limits, np.errstate(invalid="ignore"):
         rows = Rows(features, hold=hold, threads=cores)
         return _select(rows, target, budget, ridge, tol, progress or (lambda done, total: None))
 
