@@ -58,6 +58,14 @@ def ingest(job: Job) -> dict[str, Any]:
     return {"files": len(files), "examples": status.examples, "new": new, "rejected": rejected, "near_duplicates": near}
 
 
+def adopt(job: Job) -> dict[str, Any]:
+    """Stage 1 of selecting again: the pool and the feature space are those of an earlier run; no source is read."""
+    assert job.reselects is not None
+    gc.sweep(job.root, gc.orphans(job.root))
+    pool.adopt_pool(job.catalog, job.run_id, job.reselects)
+    return {"of": job.reselects, "examples": runs.run_status(job.catalog, job.run_id).examples}
+
+
 def _decontamination(job: Job) -> tuple[Filter, str]:
     """A filter for blocks, and the name of what it filters by."""
     if not job.settings.decontaminate:

@@ -28,6 +28,7 @@ class Job:
     run_id: str
     root: Root
     reporter: Reporter
+    reselects: str | None = None  # the run whose pool it selects from again
 
     @property
     def catalog(self) -> Catalog:
@@ -46,18 +47,23 @@ def open_settings_root(settings: Settings, reporter: Reporter) -> Root:
     return open_root(settings.root, wait_seconds=settings.wait, on_wait=reporter.say)
 
 
-def open_job(settings: Settings, root: Root, reporter: Reporter) -> Job:
+def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str | None = None) -> Job:
     """The unfinished run with these settings, or a new one. The caller holds the root as its writer."""
+    identity = {**settings.identity(), "sources": absolute_sources(settings.sources)}
+    if reselects is not None:  # its pool is that run's, whatever the sources hold by now
+        identity["reselects"] = reselects
     run = runs.open_run(
         root.catalog,
         config=settings.model_dump(mode="json"),
-        config_hash=digest({**settings.identity(), "sources": absolute_sources(settings.sources)}),
+        config_hash=digest(identity),
         versions=versions(),
         seeds={"seed": settings.seed, "feature_seed": settings.feature_seed},
+        label="run" if reselects is None else "select",
+        reselects=reselects,
     )
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")
-    return Job(settings=settings, run_id=run.run_id, root=root, reporter=reporter)
+    return Job(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
 
 
 def absolute_sources(sources: tuple[str, ...]) -> list[str]:

@@ -18,7 +18,7 @@ PANELS = {
     "adapter": "Warm-up",
     "gradient": "Gradient features",
     "clusters": "Clusters",
-    "fraction": "Selection",
+    "method": "Selection",
     "memory_limit": "Machine",
 }
 

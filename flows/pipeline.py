@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from flows.features import gradients, warm_up
-from flows.ingesting import ingest
+from flows.ingesting import adopt, ingest
 from flows.job import Job, Stage, open_job, open_settings_root, run_stage
 from flows.progress import Reporter, default_reporter
 from flows.selecting import cluster, publish, select
 from storage import runs
-from tagcos_stream.config import Settings
+from storage.root import Root, open_root
+from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
 
 STAGES: dict[str, Stage] = {
@@ -23,6 +25,8 @@ STAGES: dict[str, Stage] = {
     "select": select,
     "publish": publish,
 }
+# what selecting again from stored features takes: the pool of an earlier run, and everything after the gradients
+RESELECT_STAGES: dict[str, Stage] = {"pool": adopt} | {name: STAGES[name] for name in ("cluster", "select", "publish")}
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,61 @@ def run(
     Raises:
         UserError: a mistake that the user can mend; the run is recorded as failed with its message.
     """
-    reporter = reporter or default_reporter()
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
+    reporter = reporter or default_reporter()
+    return _run_stages(settings, open_settings_root(settings, reporter), reporter, do_stage, STAGES)
+
+
+def reselect(
+    root: str,
+    run_id: str | None = None,
+    reporter: Reporter | None = None,
+    do_stage: Callable[[str, Stage, Job], dict[str, Any]] = run_stage,
+    **changes: Any,
+) -> Outcome:
+    """Select again from the stored features of a complete run (by default the newest): a new run of the same pool and the same
+    settings but for `changes`, which may be any of SELECT_FIELDS. Neither sources nor model are read. Resumed like every run.
+
+    Raises:
+        UserError: no such complete run, a setting that stored features do not allow to change, or a wrong value.
+    """
+    reporter = reporter or default_reporter()
+    wrong = sorted(set(changes) - set(SELECT_FIELDS))
+    if wrong:
+        raise UserError(f"{', '.join(wrong)} cannot change without computing anew: use `tagcos run`")
+    wait = changes.get("wait", Settings.model_fields["wait"].default)
+    opened = open_root(root, create=False, wait_seconds=wait, on_wait=reporter.say)
+    base = runs.complete_run(opened.catalog, run_id)
+    settings = load_settings(changed_settings(base, root, changes))
+    return _run_stages(settings, opened, reporter, do_stage, RESELECT_STAGES, reselects=base["run_id"])
+
+
+def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run in the catalog, changed; a fraction replaces a count and the other way round."""
+    values = {**json.loads(base["config"]), "root": root}
+    if {"fraction", "count"} & set(changes):
+        values |= {"fraction": None, "count": None}
+    values |= changes
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _run_stages(
+    settings: Settings,
+    root: Root,
+    reporter: Reporter,
+    do_stage: Callable[[str, Stage, Job], dict[str, Any]],
+    stages: dict[str, Stage],
+    reselects: str | None = None,
+) -> Outcome:
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)
-    root = open_settings_root(settings, reporter)
     with root.writer():
-        job = open_job(settings, root, reporter)
+        job = open_job(settings, root, reporter, reselects)
         try:
-            outcome = {name: do_stage(name, stage, job) for name, stage in STAGES.items()}
+            outcome = {name: do_stage(name, stage, job) for name, stage in stages.items()}
         except KeyboardInterrupt:
             runs.stop_run(root.catalog, job.run_id, "interrupted", "interrupted by the user")
             raise

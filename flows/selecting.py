@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
+from flows.choosing import Groups, Scalars, choose, scalars, strata, warning, whole_pool
 from flows.job import Job
+from flows.measuring import assigned, measure
 from storage import arrays, blocks, clustered, clusterings, features, gc, regroup, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
+from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.coreset import allocate
 from tagcos_stream.types import UserError
 
@@ -39,6 +41,8 @@ def cluster(job: Job) -> dict[str, Any]:
     from tagcos_stream.clustering import kmeans
 
     settings = job.settings
+    if METHODS[settings.method].within != "clusters":
+        return {"clustering_id": None, "reused": True, "clusters": 0, "rows": 0}
     space_id, pool = _pool(job)
     n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
     name = clustering_id(settings, space_id, pool, n_clusters)
@@ -109,57 +113,67 @@ def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Cl
 
 
 def select(job: Job) -> dict[str, Any]:
-    """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one."""
-    from tagcos_stream.pursuit.omp import omp_select
-
+    """Choose each group's share of the budget by the method asked for; a finished group is committed, so a kill costs one."""
     settings = job.settings
-    _, pool = _pool(job)
-    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
-    reader = clustered.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
-    sizes = np.asarray(reader.sizes)
-    budgets = allocate(sizes, settings.budget(len(pool)))
+    space_id, pool = _pool(job)
+    groups, known = _groups(job, space_id, pool)
+    budgets = allocate(groups.sizes, settings.budget(len(pool)))
     done = selections.clusters_done(job.catalog, job.run_id)
+    said = warning(settings.method, len(pool), int(budgets.sum()), settings.dim)
+    if said:
+        job.reporter.say(said)
     with job.reporter.stage("select", "chosen") as progress:
         ready = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        for k in range(len(sizes)):
+        for k in range(len(budgets)):
             if k in done:
                 continue
             start = time.perf_counter()
-            members = reader.cluster_rows(k)
-            mine = pool[members]
-            pursuit = omp_select(
-                reader.cluster(k),
-                reader.means[k],
+            choice = choose(
+                settings,
+                groups,
+                known,
+                k,
                 int(budgets[k]),
-                ridge=settings.ridge,
-                tol=settings.tol,
-                memory_limit=job.memory_limit,
                 progress=lambda chosen, of, ready=ready: progress(ready + chosen),  # type: ignore[misc]
             )
+            mine = pool[groups.members(k)]
             selections.commit_cluster(
                 job.catalog,
                 job.run_id,
                 k,
                 budget=int(budgets[k]),
-                residual=pursuit.residual,
+                residual=choice.residual,
                 seconds=time.perf_counter() - start,
-                stats=asdict(pursuit.stats),
+                stats=choice.stats,
                 selection=pl.DataFrame(
                     {
-                        "example_id": mine["example_id"].gather(pursuit.indices),
-                        "rank": np.arange(len(pursuit.indices)),
-                        "round": pursuit.rounds,
-                        "correlation": pursuit.correlations,
-                        "residual_after": pursuit.residuals,
-                        "weight": pursuit.weights,
+                        "example_id": mine["example_id"].gather(choice.indices),
+                        "rank": np.arange(len(choice.indices)),
+                        "round": choice.rounds,
+                        "correlation": choice.scores,
+                        "residual_after": choice.residuals,
+                        "weight": choice.weights,
                     }
-                ),
-                candidates=mine.select("segment", "row", margin=pl.Series(pursuit.margins)),
+                ).with_columns(pl.col("correlation").fill_nan(None)),
+                candidates=mine.select("segment", "row", margin=pl.Series(choice.margins)),
             )
             ready += int(budgets[k])
             progress(ready)
-    return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(sizes)}
+    return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(budgets), **measure(job, space_id, pool)}
+
+
+def _groups(job: Job, space_id: str, pool: pl.DataFrame) -> tuple[Groups, Scalars]:
+    method, seed = job.settings.method, job.settings.seed
+    if METHODS[method].within == "strata":
+        return strata(pool), scalars(method, pool, seed)
+    if METHODS[method].within == "pool":
+        return whole_pool(features.open_features(job.root.files, space_id, pool)), scalars(method, pool, seed)
+    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
+    reader = clustered.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
+    groups = Groups(np.asarray(reader.sizes), reader.cluster_rows, reader.cluster, lambda k: reader.means[k])
+    distances = assigned(job.catalog, name, pool)["distance"].to_numpy() if method == "centroid" else None
+    return groups, scalars(method, pool, seed, distances)
 
 
 def publish(job: Job) -> dict[str, Any]:

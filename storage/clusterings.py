@@ -100,6 +100,22 @@ def find_clustering(catalog: Catalog, space_id: str) -> str | None:
     return None if found.is_empty() else str(found["clustering_id"][0])
 
 
+def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:
+    """The newest clustering that has a cluster for every example of the run's pool that has a feature."""
+    found = catalog.read(
+        """WITH wanted AS (
+            SELECT p.segment, p.row FROM pool_of($run) p JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
+            WHERE r.space_id = $space AND r.status = 'ok'
+        )
+        SELECT c.clustering_id FROM clusterings c JOIN assignments a USING (clustering_id)
+        JOIN wanted w ON w.segment = a.segment AND w.row = a.row
+        WHERE c.space_id = $space GROUP BY c.clustering_id, c.added_at HAVING count(*) = (SELECT count(*) FROM wanted)
+        ORDER BY c.added_at DESC, c.clustering_id DESC LIMIT 1""",
+        {"run": run_id, "space": space_id},
+    )
+    return None if found.is_empty() else str(found["clustering_id"][0])
+
+
 def clusters(catalog: Catalog, clustering_id: str) -> pl.DataFrame:
     return catalog.read("SELECT cluster, size, inertia FROM clusters WHERE clustering_id = ? ORDER BY cluster", [clustering_id])
 

@@ -34,9 +34,9 @@ SCHEMA = pa.schema(
 def export(root: Root, run_id: str, path: Path) -> int:
     """Write a run's selection to `path` (.jsonl or .parquet) in messages shape; the file appears whole or not at all.
 
-    `weight` is the example's share of the pool's mean gradient (its weight in the cluster times the cluster's share of the pool),
-    scaled to mean 1 over the selection, so that a weighted loss keeps the scale of a plain one. `rank` is the order of
-    choice in the cluster, from 0.
+    `weight` is the example's share of the pool's mean gradient (its weight in the cluster times the cluster's share of the pool;
+    alike for all where the method has no weights), scaled to mean 1 over the selection, so that a weighted loss keeps the scale
+    of a plain one. `rank` is the order of choice in the cluster, from 0.
 
     Returns:
         Number of examples written.
@@ -62,13 +62,10 @@ def export(root: Root, run_id: str, path: Path) -> int:
 
 
 def _rows(root: Root, run_id: str) -> Iterator[list[dict[str, Any]]]:
-    sizes = root.catalog.read("SELECT cluster, size FROM run_clusters WHERE run_id = ?", [run_id])
-    share = (
-        selections.selection(root.catalog, run_id).join(sizes, on="cluster").select(pl.col("weight") * pl.col("size"))["weight"]
-    )
+    share = selections.selection(root.catalog, run_id)["share"]
     scale = len(share) / share.sum() if share.sum() > 0 else 1.0
     for frame in selections.selected_with_text(root, run_id):
-        weighted = frame.join(sizes, on="cluster", how="left").with_columns(weight=pl.col("weight") * pl.col("size") * scale)
+        weighted = frame.with_columns(weight=pl.col("share") * scale)
         yield [
             {**{name: row[name] for name in SCHEMA.names}, "messages": [_message(m) for m in row["messages"]]}
             for row in weighted.iter_rows(named=True)

@@ -147,6 +147,22 @@ def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("FROM pool_of(?) ORDER BY segment, row", [run_id])
 
 
+def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
+    """Give a run the pool and the feature space of another: its file versions, without what it left out as near-duplicates."""
+    named = {"run": run_id, "base": base}
+    with catalog.transaction() as connection:
+        connection.execute("INSERT OR IGNORE INTO run_files SELECT $run, file_id FROM run_files WHERE run_id = $base", named)
+        connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
+        connection.execute(
+            """INSERT INTO rejects BY NAME SELECT * REPLACE ($run AS run_id) FROM rejects
+            WHERE run_id = $base AND stage = 'near-duplicates'""",
+            named,
+        )
+        connection.execute(
+            "UPDATE runs SET space_id = (SELECT b.space_id FROM runs b WHERE b.run_id = $base) WHERE run_id = $run", named
+        )
+
+
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
     """Leave these out of the run's pool: segment, row, example_id, reason, detail. Replaces what was said before."""
     found = require(found, ["segment", "row", "example_id", "reason", "detail"])

@@ -35,9 +35,10 @@ def open_run(
     versions: Mapping[str, Any],
     seeds: Mapping[str, Any],
     label: str = "run",
+    reselects: str | None = None,
 ) -> OpenRun:
     """Resume the newest unfinished run with this config_hash, or begin one named label-date-time. Call it as the root's writer:
-    then an unfinished run is one that nobody works on."""
+    then an unfinished run is one that nobody works on. `reselects` names the run whose pool it selects from again."""
     now = utc_now()
     here = [platform.node(), os.getpid(), now]
     with catalog.transaction() as connection:
@@ -69,6 +70,7 @@ def open_run(
             pid=here[1],
             started_at=now,
             updated_at=now,
+            reselects=reselects,
         )
     return OpenRun(run_id, False, {}, None, None)
 
@@ -76,6 +78,23 @@ def open_run(
 def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     taken = {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE starts_with(run_id, ?)", [name]).fetchall()}
     return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
+
+
+def complete_run(catalog: Catalog, run_id: str | None = None) -> dict[str, Any]:
+    """A complete run's row of `runs`, by default that of the newest.
+
+    Raises:
+        UserError: there is none, or the run named is unknown or not complete.
+    """
+    if run_id is None:
+        latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
+        if not latest:
+            raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")
+        run_id = latest[0]
+    run = run_status(catalog, run_id).run
+    if run["status"] != "complete":
+        raise UserError(f"run {run_id} is {run['status']}, not complete: start the same command again to finish it")
+    return run
 
 
 def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clustering_id: str | None = None) -> None:

@@ -29,8 +29,9 @@ def commit_cluster(
     selection: pl.DataFrame,
     candidates: pl.DataFrame,
 ) -> None:
-    """A finished cluster, in one transaction. selection: example_id, rank, round, correlation, residual_after, weight (the last
-    four may be null). candidates: segment, row, margin (may be null) of every row it could choose from, chosen ones too."""
+    """A finished cluster (or other group that shares the budget), in one transaction. selection: example_id, rank, round,
+    correlation, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
+    margin (may be null) of every row it could choose from, chosen ones too."""
     run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
     with catalog.transaction() as connection:
         insert_row(

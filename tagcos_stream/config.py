@@ -19,6 +19,10 @@ from tagcos_stream.types import UserError
 
 GIB = 1024**3
 Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
+MethodName = Literal[
+    "tagcos", "omp", "random", "stratified", "longest", "hardest", "perplexity", "kcenter", "centroid", "herding",
+    "herding-clusters",
+]  # fmt: skip
 
 # The paper's setting, whole (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -111,6 +115,7 @@ class Settings(BaseModel):
     max_cluster_rows: int = Field(20_000, ge=2, description="Clusters with more rows are split.")
 
     # selection
+    method: MethodName = Field("tagcos", description="How to select: tagcos, or a control to compare it with (docs/controls.md).")
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the pool to select; default 0.05.")
     count: int | None = Field(None, ge=1, description="Number of examples to select, instead of a fraction.")
     ridge: float = Field(1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
@@ -161,6 +166,11 @@ class Settings(BaseModel):
 
 
 MACHINE_FIELDS = frozenset({"root", "memory_limit", "workers", "threads", "wait", "device", "max_rejects"})
+# what `tagcos select` may change: everything that comes after the gradients
+SELECT_FIELDS = (
+    "clusters", "min_cluster_rows", "max_cluster_rows", "method", "fraction", "count", "ridge", "tol", "seed", "memory_limit",
+    "threads", "wait",
+)  # fmt: skip
 SPACE_FIELDS = (
     "dtype", "quantize", "max_length", "too_long", "adapter", "warmup_examples", "warmup_batch_size", "learning_rate",
     "rise_steps", "schedule_steps", "lora_rank", "lora_alpha", "lora_dropout", "rslora", "lora_targets", "checkpoints",

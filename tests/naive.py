@@ -144,6 +144,57 @@ def naive_minibatch_step(X: np.ndarray, centroids: np.ndarray, counts: np.ndarra
     return centroids, counts, labels
 
 
+# --- controls -----------------------------------------------------------------------------------------------------------
+
+
+def naive_draw(example_id: str, seed: int) -> float:
+    """A number in [0, 1) for an example, of whole-number arithmetic."""
+    high, low = int(example_id[:16], 16), int(example_id[16:], 16)
+    return (naive_splitmix(high ^ naive_splitmix(low ^ naive_splitmix(seed))) >> 11) / 2**53
+
+
+def naive_best(scores: list[float], draws: list[float], k: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], -draws[i], i))[:k]
+
+
+def naive_middle(losses: list[float]) -> list[float]:
+    """Minus the distance of each one's (mean) rank from the median's, as a share of all."""
+    n = len(losses)
+    ranks = [(sum(x < loss for x in losses) + sum(x <= loss for x in losses) - 1) / 2 for loss in losses]
+    return [-abs(rank - (n - 1) / 2) / n for rank in ranks]
+
+
+def naive_kcenter(A: np.ndarray, k: int, first: int) -> tuple[list[int], list[float]]:
+    """Rows in order of choice and each one's distance to the nearest before it, every distance computed anew."""
+    A = A.astype(np.float64)
+    chosen, radii = [first], [float("nan")]
+    while len(chosen) < min(k, len(A)):
+        nearest = np.min([np.linalg.norm(A - A[j], axis=1) for j in chosen], axis=0)
+        nearest[chosen] = -1.0
+        chosen.append(int(np.argmax(nearest)))
+        radii.append(float(nearest[chosen[-1]]))
+    return chosen[:k], radii[:k]
+
+
+def naive_herding(A: np.ndarray, b: np.ndarray, k: int) -> list[int]:
+    """Each step takes the row that brings the mean of the chosen nearest to b; of rows that tie the lowest."""
+    A = A.astype(np.float64)
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(A)):
+        t = len(chosen) + 1
+        error = [np.inf if i in chosen else ((A[[*chosen, i]].sum(axis=0) - t * b) ** 2).sum() for i in range(len(A))]
+        tie = 2e-6 * (A**2).sum(axis=1).max()
+        chosen.append(next(i for i in range(len(A)) if error[i] <= min(error) + tie))
+    return chosen
+
+
+def naive_match_errors(A: np.ndarray, labels: np.ndarray, chosen: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
+    """|mean of the chosen - mean| / |mean|, plain and by shares."""
+    mean = A.mean(axis=0)
+    plain, weighted = A[chosen].mean(axis=0), (shares[:, None] * A[chosen]).sum(axis=0)
+    return tuple(float(np.linalg.norm(x - mean) / np.linalg.norm(mean)) for x in (plain, weighted))  # type: ignore[return-value]
+
+
 # --- gradients and projection -------------------------------------------------------------------------------------------
 # One example at a time, the model's own logits, plain autograd, whole gradients, whole matrices, Python integers.
 

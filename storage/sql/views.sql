@@ -11,9 +11,12 @@ CREATE OR REPLACE MACRO pool_of(run) AS TABLE
         AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates');
 
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
-    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, s.weight,
+    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, coalesce(s.weight, 1) AS weight,
+        CASE WHEN s.weight IS NULL THEN 1 / (SELECT sum(n.selected) FROM run_clusters n WHERE n.run_id = run)
+            ELSE s.weight * k.size / (SELECT sum(n.size) FROM run_clusters n WHERE n.run_id = run) END AS share,
         r.tokens, r.target_tokens, r.loss, e.turns, e.chars, e.segment, e.row
     FROM selections s JOIN runs USING (run_id) JOIN examples e USING (example_id)
+    LEFT JOIN run_clusters k ON k.run_id = s.run_id AND k.cluster = s.cluster
     LEFT JOIN feature_rows r ON r.space_id = runs.space_id AND r.segment = e.segment AND r.row = e.row
     WHERE s.run_id = run;
 
@@ -31,9 +34,26 @@ CREATE OR REPLACE MACRO by_source(run) AS TABLE
 CREATE OR REPLACE VIEW selection_by_source AS FROM by_source((SELECT run_id FROM latest_run));
 COMMENT ON VIEW selection_by_source IS 'pool and selection of the newest complete run by dataset';
 
+-- What decided, in words: the score when it was chosen, or that of one left.
+CREATE OR REPLACE MACRO score_in_words(method, chosen, score) AS CASE
+    WHEN method IN ('tagcos', 'omp') AND chosen THEN format('correlation {:.4g} with what was unexplained', score)
+    WHEN method IN ('tagcos', 'omp') THEN format('others explain more; correlation {:.4g} with what is left unexplained', score)
+    WHEN method = 'random' THEN format('draw {:.6f}', score)
+    WHEN method = 'stratified' THEN format('draw {:.6f} within its source and length', score)
+    WHEN method = 'longest' THEN format('{:.0f} target tokens', score)
+    WHEN method = 'hardest' THEN format('loss {:.4g}', score)
+    WHEN method = 'perplexity' THEN format('perplexity {:.1f}% of the pool from the median', -100 * score)
+    WHEN method = 'kcenter' AND chosen THEN coalesce(format('{:.4g} from the nearest chosen before it', score), 'the first, by draw')
+    WHEN method = 'kcenter' THEN format('{:.4g} from the nearest chosen', score)
+    WHEN method = 'centroid' THEN format('{:.4g} from the centroid', -score)
+    ELSE format('herding score {:.4g}', score) END;
+
 -- An id may be given by its first digits. `places_to_cut`: 1 means it would have been chosen next.
 CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
-    WITH asked AS (SELECT coalesce(run, (SELECT run_id FROM latest_run)) AS run_id),
+    WITH asked AS (
+            SELECT a.run_id, coalesce((SELECT r.config->>'method' FROM runs r WHERE r.run_id = a.run_id), 'tagcos') AS method
+            FROM (SELECT coalesce(run, (SELECT run_id FROM latest_run)) AS run_id) a
+        ),
         wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
         mine AS (
             SELECT w.example_id, c.cluster, c.margin FROM wanted w
@@ -49,15 +69,16 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         )
     SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
         CASE
-            WHEN s.example_id IS NOT NULL THEN 'chosen'
-            WHEN m.example_id IS NOT NULL THEN 'left: others of its cluster explain more'
+            WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.correlation))
+            WHEN m.example_id IS NOT NULL THEN concat_ws(': ', 'left by ' || a.method, score_in_words(a.method, false, m.margin))
             WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
             ELSE 'no feature'
         END AS reason,
-        coalesce(s.cluster, m.cluster) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.rank, s.weight, s.correlation, m.margin,
+        coalesce(s.cluster, m.cluster) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.rank,
+        CASE WHEN s.example_id IS NOT NULL THEN coalesce(s.weight, 1) END AS weight, s.correlation, m.margin,
         u.place AS places_to_cut, u.best - u.margin AS margin_to_next, w.dataset, r.tokens, r.target_tokens, r.loss
-    FROM wanted w
+    FROM wanted w CROSS JOIN asked a
     LEFT JOIN mine m USING (example_id)
     LEFT JOIN selections s ON s.example_id = w.example_id AND s.run_id = (SELECT run_id FROM asked)
     LEFT JOIN unchosen u ON u.example_id = w.example_id
@@ -92,6 +113,34 @@ CREATE OR REPLACE MACRO coverage_of(run) AS TABLE
 
 CREATE OR REPLACE VIEW coverage AS FROM coverage_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its clusters';
+
+CREATE OR REPLACE MACRO match_of(run) AS TABLE
+    SELECT cluster, size, selected, error_plain, error_weighted, sources_reached, clusters_reached FROM diagnostics
+    WHERE run_id = run AND dimensions = 'seen';
+
+CREATE OR REPLACE MACRO comparison_of(run) AS TABLE
+    WITH measured AS (SELECT * FROM diagnostics WHERE run_id = run AND dimensions = 'held out'),
+        pairs AS (
+            SELECT a.method, a.fraction, len(list_intersect(a.chosen, b.chosen)) AS shared, len(a.chosen) + len(b.chosen) AS total
+            FROM measured a JOIN measured b ON a.method = b.method AND a.fraction = b.fraction AND a.seed < b.seed
+            WHERE a.cluster IS NULL AND b.cluster IS NULL
+        ),
+        overlap AS (SELECT method, fraction, avg(shared / nullif(total - shared, 0)) AS jaccard FROM pairs GROUP BY ALL),
+        inside AS (
+            SELECT method, fraction, avg(error_plain) AS cluster_plain, avg(error_weighted) AS cluster_weighted
+            FROM measured WHERE cluster IS NOT NULL GROUP BY ALL
+        )
+    SELECT m.method, m.fraction, count(*) AS seeds, avg(m.selected)::BIGINT AS selected, avg(m.error_plain) AS error_plain,
+        avg(m.error_weighted) AS error_weighted, avg(m.error_fitted) AS error_fitted, stddev_samp(m.error_fitted) AS sd_fitted,
+        any_value(i.cluster_plain) AS cluster_plain, any_value(i.cluster_weighted) AS cluster_weighted,
+        avg(m.sources_reached) AS sources_reached, avg(m.clusters_reached) AS clusters_reached, any_value(o.jaccard) AS jaccard,
+        avg(m.seconds) AS seconds
+    FROM measured m LEFT JOIN inside i USING (method, fraction) LEFT JOIN overlap o USING (method, fraction)
+    WHERE m.cluster IS NULL GROUP BY m.method, m.fraction;
+
+CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
+    (SELECT run_id FROM diagnostics WHERE dimensions = 'held out' ORDER BY measured_at DESC, run_id DESC LIMIT 1));
+COMMENT ON VIEW comparison IS 'methods side by side on held-out dimensions, by fraction, of the run diagnosed last';
 
 CREATE OR REPLACE VIEW duplicates AS
     SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,

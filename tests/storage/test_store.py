@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from storage import blocks, pool, runs, selections
+from storage import blocks, clusterings, diagnostics, pool, runs, selections
 from storage.arrays import load_arrays, save_arrays
 from storage.chunks import DamagedStore
 from storage.features import open_features, open_segment
@@ -150,7 +150,7 @@ def test_why__says_how_far_from_the_cut(filled: Root) -> None:
     catalog = filled.catalog
     chosen = catalog.read("SELECT example_id FROM latest_selection WHERE cluster = 1 ORDER BY rank LIMIT 1")["example_id"][0]
     answer = catalog.read("FROM why(?)", [chosen[:12]]).row(0, named=True)
-    assert (answer["chosen"], answer["reason"], answer["rank"], answer["cluster"]) == (True, "chosen", 0, 1)
+    assert (answer["chosen"], answer["rank"], answer["cluster"]) == (True, 0, 1)
     left = catalog.read(
         """SELECT e.example_id, c.margin FROM candidates c JOIN examples e USING (segment, row)
         WHERE c.cluster = 1 AND e.example_id NOT IN (SELECT example_id FROM selections) ORDER BY c.margin DESC"""
@@ -338,3 +338,33 @@ def test_store__on_s3_selects_what_a_local_one_selects(bucket: str, tmp_path: Pa
     assert tiny.run(open_root(bucket, catalog=tmp_path / "driver" / "catalog.duckdb")).blocks_computed == 0
     with pytest.raises(UserError, match="catalog of store"):
         runs.finish_run(open_root(f"{bucket}-other", catalog=tmp_path / "driver" / "catalog.duckdb").catalog, "x")
+
+
+def test_comparison__means_over_seeds_and_their_overlap(filled: Root) -> None:
+    (row,) = filled.catalog.read("FROM comparison").to_dicts()
+    assert (row["method"], row["seeds"], row["selected"]) == ("tagcos", 2, 2)
+    assert row["jaccard"] == pytest.approx(1 / 3)
+    assert row["error_fitted"] == pytest.approx(0.35)
+    assert row["cluster_plain"] == pytest.approx(0.65)
+    run_id = runs.list_runs(filled.catalog)["run_id"][0]
+    assert diagnostics.units_done(filled.catalog, run_id) == {("tagcos", 0.1, 0), ("tagcos", 0.1, 1)}
+    # said again, it replaces: one unit stays one unit
+    again = {"method": "tagcos", "fraction": 0.1, "seed": 1, "dimensions": "held out", "seconds": 1.0}
+    diagnostics.commit(filled.catalog, run_id, rows=tiny.measured(1), **again)
+    assert len(filled.catalog.read("FROM diagnostics WHERE dimensions = 'held out' AND cluster IS NULL")) == 2
+    assert len(filled.catalog.read("FROM match_of(?)", [run_id])) == 3
+
+
+def test_adopt_pool__is_the_same_pool_without_reading_anything(filled: Root) -> None:
+    base = runs.complete_run(filled.catalog)
+    opened = runs.open_run(filled.catalog, config={}, config_hash="other", versions={}, seeds={}, reselects=base["run_id"])
+    for _ in range(2):  # a resumed run does it again
+        pool.adopt_pool(filled.catalog, opened.run_id, base["run_id"])
+    assert pool.pool(filled.catalog, opened.run_id).equals(pool.pool(filled.catalog, base["run_id"]))
+    adopted = runs.run_status(filled.catalog, opened.run_id).run
+    assert (adopted["space_id"], adopted["reselects"]) == (base["space_id"], base["run_id"])
+    assert clusterings.find_covering(filled.catalog, opened.run_id, base["space_id"]) == base["clustering_id"]
+    with pytest.raises(UserError, match="is running, not complete"):
+        runs.complete_run(filled.catalog, opened.run_id)
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        runs.complete_run(filled.catalog, "nowhere")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from storage import blocks, clusterings, pool, runs, selections
+from storage import blocks, clusterings, diagnostics, pool, runs, selections
 from storage.clustered import open_clustering
 from storage.features import create_segment, open_features
 from storage.regroup import regroup
@@ -216,10 +216,38 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
             candidates=pooled[where].select("segment", "row", margin=margins),
         )
         step("cluster")
+    for seed, dimensions in ((0, "seen"), (0, "held out"), (1, "held out")):
+        diagnostics.commit(
+            catalog,
+            run_id,
+            method="tagcos",
+            fraction=0.1,
+            seed=seed,
+            dimensions=dimensions,  # type: ignore[arg-type]
+            rows=measured(seed),
+            seconds=0.0,
+        )
     runs.stage_done(catalog, run_id, "selection", seconds=0.1, peak_bytes=1, detail={"clusters": CLUSTERS})
     runs.finish_run(catalog, run_id)
     step("finished")
     return Outcome(run_id, opened.resumed, computed, selections.selection(catalog, run_id).drop("run_id"))
+
+
+def measured(seed: int) -> pl.DataFrame:
+    """Diagnostics of a pool of 20 in two clusters; two seeds share one of three chosen."""
+    return pl.DataFrame(
+        {
+            "cluster": [None, 0, 1],
+            "size": [20, 15, 5],
+            "selected": [2, 1, 1],
+            "error_plain": [0.5, 0.6, 0.7],
+            "error_weighted": [0.4, 0.5, 0.6],
+            "error_fitted": [0.3 + 0.1 * seed, None, None],
+            "sources_reached": [1.0, None, None],
+            "clusters_reached": [1.0, None, None],
+            "chosen": pl.Series([[3, 7 + seed], None, None], dtype=pl.List(pl.UInt32)),
+        }
+    )
 
 
 def main() -> None:

@@ -1,0 +1,279 @@
+"""The controls against their definitions (tests/naive.py), and what must hold for any rows."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagcos_stream.config import MethodName
+from tagcos_stream.controls import herding as herding_module
+from tagcos_stream.controls import kcenter as kcenter_module
+from tagcos_stream.controls import matching, ranking
+from tagcos_stream.controls.herding import herding
+from tagcos_stream.controls.kcenter import kcenter
+from tagcos_stream.controls.methods import METHODS
+from tagcos_stream.types import ArrayRows, UserError
+from tests import naive
+
+
+def test_methods__are_those_of_the_settings() -> None:
+    assert tuple(METHODS) == get_args(MethodName)
+
+
+def ids(n: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    return [generator.bytes(16).hex() for _ in range(n)]
+
+
+def case(seed: int) -> tuple[np.ndarray, int]:
+    """Rows (n, D) float16 as the store gives them, and a budget: scattered, in clumps, or with copies."""
+    r = np.random.default_rng(seed)
+    n, dim = int(r.integers(1, 120)), int(r.choice([1, 2, 7, 64]))
+    rows = r.standard_normal((n, dim))
+    if seed % 3 == 1:
+        rows = 5 * rows[r.integers(0, max(1, n // 10), n)] + 0.1 * rows
+    rows = rows.astype(np.float16)
+    if seed % 3 == 2:
+        rows = rows[r.integers(0, n, n)]
+    return rows, int(r.integers(1, n + 3))
+
+
+# --- one number an example
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_draws__equal_naive_and_follow_from_id_and_seed_alone(seed: int) -> None:
+    names = [*ids(200), "0" * 32, "f" * 32]
+    drawn = ranking.draws(names, seed)
+    assert drawn.tolist() == [naive.naive_draw(name, seed) for name in names]
+    assert ranking.draws(names[50:], seed).tolist() == drawn[50:].tolist()
+
+
+def test_draws__are_uniform_and_differ_by_seed() -> None:
+    names = ids(20_000)
+    one, two = ranking.draws(names, 0), ranking.draws(names, 1)
+    assert np.histogram(one, 10, (0, 1))[0].min() > 1800
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45))
+def test_best__equals_naive_with_ties_by_draw(values: list[int], budget: int) -> None:
+    scores = np.array(values, np.float64)
+    drawn = ranking.draws(ids(len(values)), 3)
+    choice = ranking.best(scores, drawn, budget)
+    assert choice.indices.tolist() == naive.naive_best(values, drawn.tolist(), budget)
+    assert choice.scores.tolist() == scores[choice.indices].tolist()
+
+
+def test_best__ties_do_not_go_to_whoever_comes_first() -> None:
+    drawn = ranking.draws(ids(1000), 0)
+    chosen = ranking.best(np.full(1000, 128.0), drawn, 100).indices
+    assert 30 < (chosen < 500).sum() < 70
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 20, allow_nan=False), min_size=1, max_size=30))
+def test_middle__equals_naive(losses: list[float]) -> None:
+    np.testing.assert_allclose(ranking.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
+
+
+def test_scores__each_method_ranks_by_what_it_says() -> None:
+    drawn, tokens, losses = np.array([0.3, 0.1, 0.2]), np.array([5, 9, 7]), np.array([1.0, 3.0, 2.0])
+    distances = np.array([0.5, 0.1, 0.9])
+    first = {
+        method: int(np.argmax(ranking.scores(method, draws=drawn, target_tokens=tokens, losses=losses, distances=distances)))
+        for method, needs in METHODS.items()
+        if not needs.features
+    }
+    assert first == {"random": 0, "stratified": 0, "longest": 1, "hardest": 1, "perplexity": 2, "centroid": 1}
+
+
+def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
+    r = np.random.default_rng(1)
+    sources = [("a", "b", None)[i] for i in r.integers(0, 3, 900)]
+    lengths = r.integers(1, 400, 900)
+    labels = ranking.strata(sources, lengths)
+    assert np.bincount(labels).min() > 0
+    assert labels.max() + 1 == 3 * ranking.LENGTH_BINS
+    for stratum in range(labels.max() + 1):
+        inside = labels == stratum
+        assert len({sources[i] for i in np.flatnonzero(inside)}) == 1
+        others = lengths[~inside]
+        low, high = lengths[inside].min(), lengths[inside].max()
+        same = [i for i in np.flatnonzero(~inside) if sources[i] == sources[np.flatnonzero(inside)[0]]]
+        assert not ((lengths[same] > low) & (lengths[same] < high)).any()
+        assert others.size
+
+
+def test_strata__equal_lengths_are_one_stratum_a_source() -> None:
+    assert ranking.strata(["a", "b", "a"], np.array([7, 7, 7])).tolist() == [0, 1, 0]
+
+
+# --- k-center
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 2048])
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_kcenter__chooses_what_the_definition_chooses(monkeypatch: pytest.MonkeyPatch, candidates: int, start: int) -> None:
+    monkeypatch.setattr(kcenter_module, "CANDIDATES", candidates)
+    monkeypatch.setattr(kcenter_module, "TILE", 5)
+    for seed in range(start, start + 20):
+        rows, budget = case(seed)
+        first = seed % len(rows)
+        choice = kcenter(ArrayRows(rows, 13), budget, first=first)
+        indices, radii = naive.naive_kcenter(rows, budget, first)
+        assert len(set(choice.indices.tolist())) == min(budget, len(rows))
+        # copies tie, and so do half-precision numbers on a line: there the radii must agree, elsewhere the rows, too
+        np.testing.assert_allclose(choice.scores, radii, atol=1e-5, err_msg=f"seed {seed}")
+        if seed % 3 != 2 and rows.shape[1] > 2:
+            assert choice.indices.tolist() == indices, f"seed {seed}"
+        own = rows.astype(np.float64)
+        distances = np.linalg.norm(own[:, None] - own[choice.indices][None], axis=2).min(axis=1)
+        np.testing.assert_allclose(choice.margins, distances, atol=0.05)  # float32: the root of 1e-7 of a squared length
+
+
+def test_kcenter__radii_fall_and_cover() -> None:
+    """Gonzalez: every row is within the last radius of a centre, and centres are at least that far apart."""
+    rows = np.random.default_rng(5).standard_normal((700, 32)).astype(np.float32)
+    choice = kcenter(rows, 60, first=3)
+    radii = choice.scores[1:]
+    assert (np.diff(radii) <= 1e-5).all()
+    assert choice.margins.max() <= radii[-1] + 1e-5
+    centres = rows[choice.indices]
+    apart = np.linalg.norm(centres[:, None] - centres[None], axis=2) + 1e9 * np.eye(60)
+    assert apart.min() >= radii[-1] - 1e-4
+
+
+def test_kcenter__reads_again_only_what_comes_to_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kcenter_module, "CANDIDATES", 64)
+    rows = np.random.default_rng(6).standard_normal((2000, 16)).astype(np.float32)
+    choice = kcenter(ArrayRows(rows, 100), 100, first=0)
+    assert choice.stats["refills"] * 64 < 2000 * 100 / 5  # rows read; the plain algorithm reads all of them for every choice
+    assert choice.stats["measured"] - 2000 * 100 < 0.6 * 2000 * 100  # distances before the last pass
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2])
+def test_kcenter__small_budgets(budget: int) -> None:
+    rows = np.array([[0.0], [1.0], [5.0]], np.float32)
+    assert kcenter(rows, budget, first=1).indices.tolist() == [1, 2][:budget]
+
+
+# --- herding
+
+
+@pytest.mark.parametrize("columns", [1, 4, 256])
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_herding__chooses_what_the_definition_chooses(monkeypatch: pytest.MonkeyPatch, columns: int, start: int) -> None:
+    monkeypatch.setattr(herding_module, "COLUMNS", columns)
+    for seed in range(start, start + 20):
+        rows, budget = case(seed)
+        b = rows.astype(np.float64).mean(axis=0) + (0.3 if seed % 2 else 0.0)
+        choice = herding(ArrayRows(rows, 13), b, budget)
+        assert choice.indices.tolist() == naive.naive_herding(rows, b, budget), f"seed {seed}"
+        own = rows.astype(np.float64)
+        step = len(choice.indices) + 1
+        residual = step * b - own[choice.indices].sum(axis=0)
+        scale = max(float((own**2).sum(axis=1).max()), 1e-30)
+        np.testing.assert_allclose(choice.margins, own @ residual - (own**2).sum(axis=1) / 2, atol=1e-5 * scale * step)
+
+
+def test_herding__held_and_streamed_choose_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(8).standard_normal((900, 128)).astype(np.float16)
+    b = rows.astype(np.float64).mean(axis=0)
+    held = herding(ArrayRows(rows, 100), b, 90)
+    monkeypatch.setattr(herding_module, "HELD_BYTES", 0)
+    streamed = herding(ArrayRows(rows, 100), b, 90)
+    np.testing.assert_array_equal(held.indices, streamed.indices)
+
+
+def test_herding__follows_the_mean_better_than_chance() -> None:
+    rows = np.random.default_rng(9).standard_normal((500, 64)).astype(np.float32)
+    b = rows.mean(axis=0, dtype=np.float64)
+    chosen = rows[herding(rows, b, 50).indices].mean(axis=0)
+    assert np.linalg.norm(chosen - b) < 0.5 * np.linalg.norm(rows[:50].mean(axis=0) - b)
+
+
+def test_herding__all_rows_give_the_mean() -> None:
+    rows = np.random.default_rng(10).standard_normal((30, 8)).astype(np.float32)
+    assert sorted(herding(rows, rows.mean(axis=0), 99).indices.tolist()) == list(range(30))
+
+
+def test_controls__that_do_not_fit_say_what_to_change() -> None:
+    rows = ArrayRows(np.zeros((50, 8), np.float16))
+    with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, select fewer"):
+        kcenter(rows, 5, first=0, memory_limit=1000)
+    with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, or choose herding-clusters"):
+        herding(rows, np.zeros(8), 5, memory_limit=1000)
+
+
+# --- how well a selection stands for its pool
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_match__equals_naive(seed: int) -> None:
+    r = np.random.default_rng(seed)
+    n, dim, k = int(r.integers(5, 200)), int(r.choice([1, 5, 40])), int(r.integers(1, 6))
+    rows = r.standard_normal((n, dim)).astype(np.float32) + 1
+    labels = r.integers(0, k, n)
+    labels[:k] = np.arange(k)[: len(labels[:k])]
+    k = int(labels.max()) + 1
+    chosen = r.choice(n, int(r.integers(1, n + 1)), replace=False)
+    shares = r.random(len(chosen)) / len(chosen)
+    means = matching.group_means(ArrayRows(rows, 17), labels, k)
+    sizes = np.bincount(labels, minlength=k)
+    found = matching.match(means, sizes, lambda part: rows[chosen[part]], labels[chosen], shares)
+    plain, weighted = naive.naive_match_errors(rows.astype(np.float64), labels, chosen, shares)
+    assert found.plain == pytest.approx(plain, abs=1e-9)
+    assert found.weighted == pytest.approx(weighted, abs=1e-9)
+    assert found.selected.tolist() == np.bincount(labels[chosen], minlength=k).tolist()
+    for cluster in range(k):
+        inside, mine = labels == cluster, labels[chosen] == cluster
+        own = rows[inside].astype(np.float64)
+        if mine.any():
+            index = np.searchsorted(np.flatnonzero(inside), chosen[mine])
+            own_shares = shares[mine] * n / inside.sum()
+            plain, weighted = naive.naive_match_errors(own, labels[inside], index, own_shares)
+            assert found.cluster_plain[cluster] == pytest.approx(plain, abs=1e-9)
+            assert found.cluster_weighted[cluster] == pytest.approx(weighted, abs=1e-9)
+        else:
+            assert found.cluster_plain[cluster] == found.cluster_weighted[cluster] == 1.0
+
+
+def test_match__the_whole_pool_has_no_error() -> None:
+    rows = np.random.default_rng(0).standard_normal((90, 12))
+    labels = np.arange(90) % 3
+    means = matching.group_means(ArrayRows(rows), labels, 3)
+    found = matching.match(means, np.full(3, 30), lambda part: rows[part], labels, np.full(90, 1 / 90))
+    assert max(found.plain, found.weighted, *found.cluster_plain, *found.cluster_weighted) < 1e-12
+
+
+def test_held_out_dimensions__are_an_eighth_and_always_the_same() -> None:
+    held = matching.held_out_dimensions(256)
+    assert held.sum() == 32
+    assert (held == matching.held_out_dimensions(256)).all()
+    rows = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float16)
+    seen, other = matching.Dimensions(ArrayRows(rows, 16), ~held), matching.Dimensions(ArrayRows(rows, 16), held)
+    assert (seen.dim, other.dim, seen.n_rows) == (224, 32, 40)
+    both = np.empty((16, 256), np.float16)
+    both[:, ~held], both[:, held] = seen.read(1), other.read(1)
+    np.testing.assert_array_equal(both, rows[16:32])
+
+
+def test_fitted_weights__match_better_than_any_scaling_of_plain_ones() -> None:
+    rows = np.random.default_rng(3).standard_normal((200, 50)).astype(np.float32) / 7
+    mean = rows.mean(axis=0, dtype=np.float64)
+    chosen = rows[:40]
+    weights = matching.fitted_weights(chosen, mean, 1e-6)
+    assert (weights >= 0).all()
+    plain = chosen.mean(axis=0)
+    scaled = plain * (plain @ mean) / (plain @ plain)
+    assert matching.relative_error(weights @ chosen, mean) <= matching.relative_error(scaled, mean)
+
+
+def test_reached__counts_kinds() -> None:
+    assert matching.reached(["a", "a"], ["a", "b", None, "b"]) == pytest.approx(1 / 3)
