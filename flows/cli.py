@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from flows.control_commands import diagnose, select
 from flows.options import takes_settings
-from tagcos_stream.config import Settings, load_settings
+from flows.tables import console, print_frame, print_summary
+from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from storage.catalog import Catalog
     from storage.root import Root
 
@@ -52,6 +51,10 @@ def run(
     if sources:
         settings["sources"] = tuple(sources)
     _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out)
+
+
+app.command()(takes_settings(select, SELECT_FIELDS))
+app.command()(diagnose)
 
 
 @app.command()
@@ -114,7 +117,7 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
             table.add_row(*[""] * 5, stage["stage"], _seconds(stage["seconds"]), f"{(stage['peak_bytes'] or 0) / 2**30:.2f}")
         if row["error"]:
             table.add_row("", row["error"])
-    _console().print(table)
+    console().print(table)
 
 
 def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
@@ -139,7 +142,7 @@ def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False
     if as_json:
         print(json.dumps(frame.to_dicts(), default=str, ensure_ascii=False))
     else:
-        _print_frame(frame)
+        print_frame(frame)
 
 
 @app.command()
@@ -207,56 +210,17 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None) -> str:
     from flows import pipeline
     from storage import exports
 
-    if out is not None and out.suffix not in exports.WRITERS:
-        raise UserError(f"cannot export to {out}: the name must end in {' or '.join(exports.WRITERS)}")
+    exports.check_suffix(out)
     if prefect or os.environ.get("PREFECT_API_URL"):
         from flows.prefect_flow import run_flow
 
         run_id = run_flow(settings)
     else:
         run_id = pipeline.run(settings).run_id
-    _summary(settings.root, run_id)
+    print_summary(_open_root(settings.root).catalog, run_id)
     if out is not None:
         print(f"{exports.export(_open_root(settings.root), run_id, out)} examples written to {out}")
     return run_id
-
-
-BY_CLUSTER = """
-    WITH counted AS (SELECT cluster, dataset, count(*) AS n FROM selection_of($run) GROUP BY ALL),
-        named AS (
-            SELECT cluster, string_agg(dataset || ' ' || n, ', ' ORDER BY n DESC, dataset) AS selected_from
-            FROM counted GROUP BY cluster
-        )
-    SELECT cluster, size, selected, residual, selected_from
-    FROM coverage_of($run) LEFT JOIN named USING (cluster) ORDER BY cluster
-"""
-
-
-def _summary(root: str, run_id: str) -> None:
-    """Print what was selected, by dataset and by cluster."""
-    catalog = _open_root(root).catalog
-    by_dataset = catalog.read(
-        "SELECT dataset, pool, selected, selected / pool AS share FROM by_source(?) ORDER BY dataset", [run_id]
-    )
-    by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
-    usable, chosen, found = int(by_cluster["size"].sum()), int(by_cluster["selected"].sum()), int(by_dataset["pool"].sum())
-    unusable = f"; {found - usable} more have no gradient (see rejects_by_reason)" if found > usable else ""
-    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}\n")
-    _print_frame(by_dataset)
-    print()
-    _print_frame(by_cluster)
-
-
-def _print_frame(frame: pl.DataFrame) -> None:
-    table = Table(*frame.columns, box=None, header_style="bold")
-    for row in frame.iter_rows():
-        table.add_row(*("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    # where output is no terminal, one line a row, whatever its length
-    return Console(width=None if sys.stdout.isatty() else 10_000, markup=False, highlight=False)
 
 
 def _open_root(root: str) -> Root:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -22,6 +22,8 @@ PANELS = {
     "memory_limit": "Machine",
 }
 
+ALL = [name for name in Settings.model_fields if name != "sources"]  # sources are a command's arguments
+
 
 def _option_type(annotation: Any) -> Any:
     if get_origin(annotation) is tuple:
@@ -37,13 +39,13 @@ def _help(field: FieldInfo) -> str:
     return f"{text.removesuffix('.')}; default {field.default}."
 
 
-def settings_parameters(*, skip: tuple[str, ...] = ("sources",)) -> list[inspect.Parameter]:
-    """One keyword parameter per setting, all optional: None leaves file, preset and default in force."""
+def settings_parameters(names: Collection[str] = ALL) -> list[inspect.Parameter]:
+    """One keyword parameter per setting named, all optional: None leaves file, preset and default in force."""
     parameters = []
     panel = "Pool"
     for name, field in Settings.model_fields.items():
         panel = PANELS.get(name, panel)
-        if name in skip:
+        if name not in names:
             continue
         kind = _option_type(field.annotation)
         option = typer.Option("--" + name.replace("_", "-"), help=_help(field), rich_help_panel=panel, show_default=False)
@@ -52,13 +54,12 @@ def settings_parameters(*, skip: tuple[str, ...] = ("sources",)) -> list[inspect
     return parameters
 
 
-def takes_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Replace a command's `**settings` by one option per setting; the command gets those that were given."""
+def takes_settings(command: Callable[..., Any], names: Collection[str] = ALL) -> Callable[..., Any]:
+    """Replace a command's `**settings` by one option per setting (of `names`); the command gets those that were given."""
     own = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    extra = settings_parameters()
-    names = {p.name for p in extra}
+    extra = settings_parameters(names)
 
     def wrapper(**given: Any) -> Any:
         settings = {

@@ -44,8 +44,7 @@ def export(root: Root, run_id: str, path: Path) -> int:
     Raises:
         UserError: unknown suffix, a run without a selection, or a path that cannot be written.
     """
-    if path.suffix not in WRITERS:
-        raise UserError(f"cannot export to {path}: the name must end in {' or '.join(WRITERS)}")
+    check_suffix(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +58,12 @@ def export(root: Root, run_id: str, path: Path) -> int:
     finally:
         partial.unlink(missing_ok=True)
     return written
+
+
+def check_suffix(path: Path | None) -> None:
+    """UserError where a name says no format that is written; None is no name."""
+    if path is not None and path.suffix not in WRITERS:
+        raise UserError(f"cannot export to {path}: the name must end in {' or '.join(WRITERS)}")
 
 
 def _rows(root: Root, run_id: str) -> Iterator[list[dict[str, Any]]]:

@@ -1,0 +1,290 @@
+"""Controls and selecting again: every method through the same budget, recording and exports, from stored features alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows import diagnosing, pipeline
+from flows.progress import SilentReporter
+from storage import check, diagnostics, exports, features, runs, selections
+from storage.root import Root, open_root
+from tagcos_stream.config import SELECT_FIELDS, load_settings
+from tagcos_stream.controls import ranking
+from tagcos_stream.controls.methods import METHODS
+from tagcos_stream.types import UserError
+from tests import naive
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def reselect(root: Root, run: str | None = None, **changes: Any) -> pipeline.Outcome:
+    return pipeline.reselect(root.url, run, SilentReporter(), **changes)
+
+
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A root with one complete run of 120 examples in three files, whose sources and model are gone."""
+    from tests.flows.conftest import TOPICS, conversation
+
+    folder = tmp_path_factory.mktemp("select")
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = shutil.copytree(model_folder, folder / "model")
+    values = {
+        "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
+        "root": str(folder / "root"),
+        "model": str(model),
+        "fraction": 0.1,
+        "max_length": 96,
+        "warmup_examples": 16,
+        "dim": 256,
+        "block_rows": 32,
+        "clusters": 4,
+        "min_cluster_rows": 2,
+        "batch_tokens": 512,
+        "wait": 1,
+    }
+    pipeline.run(load_settings(values), SilentReporter())
+    for topic in TOPICS:
+        (folder / f"{topic}.jsonl").unlink()
+    shutil.rmtree(model)
+    return folder / "root"
+
+
+@pytest.fixture
+def root(pattern: Path, tmp_path: Path) -> Root:
+    shutil.copytree(pattern, tmp_path / "root")
+    return open_root(str(tmp_path / "root"), create=False)
+
+
+def pool_of(root: Root, run_id: str) -> tuple[pl.DataFrame, np.ndarray]:
+    """The pool's examples that have features, and these (N, D) float64."""
+    from storage import blocks
+
+    space = runs.run_status(root.catalog, run_id).run["space_id"]
+    pool = blocks.features_pool(root.catalog, run_id, space)
+    rows = features.open_features(root.files, space, pool)
+    return pool, np.concatenate([rows.read(b) for b in range(len(rows.starts) - 1)]).astype(np.float64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_path: Path, method: str) -> None:
+    outcome = reselect(root, method=method, fraction=0.15)
+    assert set(outcome.stages) == {"pool", "cluster", "select", "publish"}
+    chosen = selections.selection(root.catalog, outcome.run_id)
+    assert len(chosen) == chosen["example_id"].n_unique() == 18
+    assert (chosen["weight"] >= 0).all()
+    if not METHODS[method].weights:
+        assert chosen["weight"].unique().to_list() == [1.0]
+        assert chosen["share"].sum() == pytest.approx(1)
+    # groups add up to the pool, whatever they are
+    groups = root.catalog.read("FROM coverage_of(?)", [outcome.run_id])
+    assert (groups["size"].sum(), groups["selected"].sum()) == (120, 18)
+    expected = {"pool": 1, "clusters": root.catalog.read("SELECT max(n_clusters) AS k FROM clusterings").item()}
+    assert len(groups) == expected.get(METHODS[method].within, len(groups))
+    assert (groups["selected"] == groups["budget"]).all()
+    by_source = root.catalog.read("FROM by_source(?)", [outcome.run_id])
+    assert (by_source["pool"].sum(), by_source["selected"].sum()) == (120, 18)
+    # why: the method, the score, and for those left how many would come before them
+    everything = root.catalog.read("SELECT example_id FROM pool_of(?)", [outcome.run_id])["example_id"].to_list()
+    reasons = [root.catalog.read("FROM why(?)", [example]).row(0, named=True) for example in everything[::24]]
+    reasons += [root.catalog.read("FROM why(?)", [example]).row(0, named=True) for example in chosen["example_id"][:1]]
+    for why in reasons:
+        verb = "chosen" if why["chosen"] else "left"
+        assert why["reason"].startswith(f"{verb} by {method}: "), why
+        assert any(digit in why["reason"] for digit in "0123456789") or "by draw" in why["reason"]
+        assert why["chosen"] == (why["places_to_cut"] is None)
+    path = tmp_path / "out.jsonl"
+    assert exports.export(root, outcome.run_id, path) == 18
+    weights = pl.read_ndjson(path)["weight"]
+    assert weights.mean() == pytest.approx(1)
+    if not METHODS[method].weights:
+        assert weights.unique().to_list() == pytest.approx([1.0])
+    assert check.check(root) == []
+    # how well it matches is recorded: of the pool and of every cluster, whatever the method
+    match = root.catalog.read("FROM match_of(?) ORDER BY cluster NULLS FIRST", [outcome.run_id])
+    assert match["cluster"].to_list() == [None, *range(expected["clusters"])]
+    assert match["selected"][0] == match["selected"][1:].sum() == 18
+    pool, rows = pool_of(root, outcome.run_id)
+    at = pool.with_row_index("at").join(chosen.select("example_id", "share"), on="example_id")
+    errors = naive.naive_match_errors(rows, np.zeros(120), at["at"].to_numpy(), at["share"].to_numpy())
+    assert (match["error_plain"][0], match["error_weighted"][0]) == pytest.approx(errors, abs=1e-6)
+    assert match["sources_reached"][0] == chosen["dataset"].n_unique() / 3
+
+
+def test_select__methods_choose_what_their_definitions_choose(root: Root) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    pool, rows = pool_of(root, base)
+    names = pool["example_id"].to_list()
+    draws = [naive.naive_draw(name, 0) for name in names]
+
+    def chosen(method: str) -> list[str]:
+        frame = selections.selection(root.catalog, reselect(root, base, method=method, count=12).run_id)
+        return frame.sort("cluster", "rank")["example_id"].to_list()
+
+    def named(indices: list[int]) -> list[str]:
+        return [names[i] for i in indices]
+
+    assert chosen("random") == named(naive.naive_best(draws, draws, 12))
+    assert chosen("longest") == named(naive.naive_best(pool["target_tokens"].to_list(), draws, 12))
+    assert chosen("hardest") == named(naive.naive_best(pool["loss"].to_list(), draws, 12))
+    assert chosen("perplexity") == named(naive.naive_best(naive.naive_middle(pool["loss"].to_list()), draws, 12))
+    assert chosen("kcenter") == named(naive.naive_kcenter(rows, 12, int(np.argmax(draws)))[0])
+    assert chosen("herding") == named(naive.naive_herding(rows, rows.mean(axis=0), 12))
+    assert chosen("omp") == named([row for row, *_ in naive.naive_omp(rows, rows.mean(axis=0), 12)])
+    # stratified: every source and length in proportion
+    strata = ranking.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
+    sizes = np.bincount(strata)
+    got = np.bincount(strata[[names.index(name) for name in chosen("stratified")]], minlength=len(sizes))
+    assert got.tolist() == naive.allocate(sizes.tolist(), 12)
+
+
+def test_select__takes_the_settings_of_the_run_it_names(root: Root) -> None:
+    first = runs.complete_run(root.catalog)["run_id"]
+    second = reselect(root, method="longest", count=7)
+    third = reselect(root, seed=3)  # the newest run's method and count stay
+    assert third.stages["select"]["selected"] == 7
+    assert json.loads(runs.run_status(root.catalog, third.run_id).run["config"])["method"] == "longest"
+    assert runs.run_status(root.catalog, third.run_id).run["reselects"] == second.run_id
+    fourth = reselect(root, first, fraction=0.2)
+    assert fourth.stages["cluster"]["reused"]
+    assert fourth.stages["select"]["selected"] == 24
+    # the same again is the same selection
+    again = reselect(root, first)
+    before, after = (selections.selection(root.catalog, run).drop("run_id") for run in (first, again.run_id))
+    assert before.equals(after)
+
+
+def test_select__refuses_what_needs_computing_anew(root: Root) -> None:
+    with pytest.raises(UserError, match=r"dim cannot change without computing anew"):
+        reselect(root, dim=64)
+    with pytest.raises(UserError, match=r"method: .*given: 'best'"):
+        reselect(root, method="best")
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        reselect(root, "nowhere")
+    with pytest.raises(
+        UserError, match=r"choosing 12 of 120 rows .* GiB: raise memory_limit, select fewer, or use --method tagcos"
+    ):
+        reselect(root, method="omp", memory_limit=0.02)
+    assert set(SELECT_FIELDS) <= set(load_settings({}).model_dump())
+
+
+def test_run__with_a_control_makes_no_clusters(small_settings: Maker) -> None:
+    outcome = pipeline.run(load_settings(small_settings(method="hardest")), SilentReporter())
+    assert outcome.stages["cluster"]["clusters"] == 0
+    root = open_root(small_settings()["root"], create=False)
+    assert root.catalog.read("SELECT count(*) AS n FROM clusterings").item() == 0
+    assert root.catalog.read("FROM match_of(?)", [outcome.run_id])["cluster"].to_list() == [None]
+    assert selections.selection(root.catalog, outcome.run_id)["cluster"].unique().to_list() == [0]
+    with pytest.raises(UserError, match="has no clusters to measure by"):
+        diagnosing.diagnose(root.url, reporter=SilentReporter())
+
+
+class Interrupting(SilentReporter):
+    """Presses Ctrl-C when so many rows are chosen."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    @contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Any]:
+        def progress(done: float, total: float | None = None) -> None:
+            if title == "select" and done >= self.after:
+                raise KeyboardInterrupt
+
+        yield progress
+
+
+@pytest.mark.parametrize("method", ["tagcos", "herding-clusters", "stratified"])
+def test_select__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_path: Path, method: str) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    shutil.copytree(tmp_path / "root", tmp_path / "other")
+    other = open_root(str(tmp_path / "other"), create=False)
+    changes = {"method": method, "fraction": 0.2}
+    reference = selections.selection(other.catalog, reselect(other, base, **changes).run_id).drop("run_id")
+    for after in (5, 14):
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.reselect(root.url, base, Interrupting(after), **changes)
+    done = root.catalog.read(
+        "SELECT run_id, count(*) AS n FROM run_clusters JOIN runs USING (run_id) WHERE reselects = ? GROUP BY ALL", [base]
+    )
+    assert len(done) == 1
+    assert 2 <= done["n"].item() < len(reference["cluster"].unique())
+    resumed = reselect(root, base, **changes)
+    assert resumed.run_id == done["run_id"].item()
+    assert runs.run_status(root.catalog, resumed.run_id).run["attempts"] == 3
+    assert selections.selection(root.catalog, resumed.run_id).drop("run_id").equals(reference)
+
+
+METHODS_FAST = ("tagcos", "random", "herding", "omp", "kcenter")
+
+
+def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root) -> None:
+    base = diagnosing.diagnose(root.url, fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter())
+    frame = diagnosing.table(root.url, base)
+    assert sorted(set(frame["method"])) == sorted(METHODS)
+    assert len(frame) == 2 * len(METHODS)
+    for row in frame.iter_rows(named=True):
+        assert row["seeds"] == (2 if METHODS[row["method"]].seeded else 1)
+        assert (row["jaccard"] is None) == (row["seeds"] == 1)
+        assert row["selected"] == round(120 * row["fraction"])
+        assert 0 < row["error_fitted"] < 1.2
+        assert 0 < row["clusters_reached"] <= 1
+        assert METHODS[row["method"]].weights or row["error_weighted"] == pytest.approx(row["error_plain"])
+    # a unit by hand: random chooses by id, so that its errors follow from the held-out dimensions alone
+    from tagcos_stream.controls.matching import held_out_dimensions
+
+    pool, rows = pool_of(root, base)
+    names = pool["example_id"].to_list()
+    draws = [naive.naive_draw(name, 1) for name in names]
+    chosen = np.array(naive.naive_best(draws, draws, 12))
+    held = rows[:, held_out_dimensions(256)]
+    plain, _ = naive.naive_match_errors(held, np.zeros(120), chosen, np.full(12, 1 / 12))
+    stored = root.catalog.read(
+        """SELECT error_plain, chosen FROM diagnostics
+        WHERE method = 'random' AND seed = 1 AND fraction = 0.1 AND cluster IS NULL AND dimensions = 'held out'"""
+    )
+    assert stored["error_plain"].item() == pytest.approx(plain, abs=1e-6)
+    assert stored["chosen"].to_list() == [sorted(chosen.tolist())]
+
+    # what is there is not measured again; what is new is added
+    before = root.catalog.read("SELECT method, measured_at FROM diagnostics ORDER BY ALL")
+    diagnosing.diagnose(root.url, base, fractions=(0.1,), seeds=(0, 1), reporter=SilentReporter())
+    assert root.catalog.read("SELECT method, measured_at FROM diagnostics ORDER BY ALL").equals(before)
+    diagnosing.diagnose(root.url, base, methods=("random",), fractions=(0.3,), seeds=(0,), reporter=SilentReporter())
+    assert len(diagnosing.table(root.url, base)) == len(frame) + 1
+    assert ("random", 0.3, 0) in diagnostics.units_done(root.catalog, base)
+
+
+def test_diagnose__errors_fall_with_the_budget(root: Root) -> None:
+    base = diagnosing.diagnose(root.url, methods=METHODS_FAST, fractions=(0.05, 1.0), seeds=(0,), reporter=SilentReporter())
+    frame = diagnosing.table(root.url, base)
+    for method in METHODS_FAST:
+        small, whole = frame.filter(pl.col("method") == method).sort("fraction")["error_plain"]
+        assert small > 0.1
+        assert whole < 1e-6, method
+
+
+def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = said.append  # type: ignore[method-assign]
+    base = diagnosing.diagnose(root.url, methods=("omp", "random"), fractions=(0.1,), memory_limit=0.02, reporter=reporter)
+    assert diagnosing.table(root.url, base)["method"].to_list() == ["random"]
+    assert len(said) == 1
+    assert "omp at 10.0% is left out" in said[0]
+    assert "tagcos" in said[0]
+    with pytest.raises(UserError, match="unknown method best"):
+        diagnosing.diagnose(root.url, methods=("best",))
+    with pytest.raises(UserError, match=r"fraction 1\.5"):
+        diagnosing.diagnose(root.url, fractions=(1.5,))
