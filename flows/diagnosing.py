@@ -89,6 +89,7 @@ def diagnose(
     reporter = reporter or default_reporter()
     units = plan(methods or tuple(METHODS), fractions, seeds)
     opened = open_root(root, create=False, on_wait=reporter.say)
+    opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
     if base["clustering_id"] is None:
         raise UserError(

@@ -72,6 +72,7 @@ def reselect(
         raise UserError(f"{', '.join(wrong)} cannot change without computing anew: use `tagcos run`")
     wait = changes.get("wait", Settings.model_fields["wait"].default)
     opened = open_root(root, create=False, wait_seconds=wait, on_wait=reporter.say)
+    opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
     settings = load_settings(changed_settings(base, root, changes))
     return _run_stages(settings, opened, reporter, do_stage, RESELECT_STAGES, reselects=base["run_id"])

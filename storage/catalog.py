@@ -81,6 +81,12 @@ class Catalog:
                 result = result.project(", ".join(text))
             return result.pl()
 
+    def upgrade(self) -> None:
+        """Migrate an older file, so that a command that will write may read first. A file that is not there stays so."""
+        if self.path.exists():
+            with self.transaction():
+                pass
+
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
         if not self.path.exists():

@@ -84,6 +84,10 @@ def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions
     catalog = Catalog(path)
     with pytest.raises(UserError, match=f"schema version {versions}, this version reads {SCHEMA_VERSION}"):
         catalog.read("FROM files")
+    catalog.upgrade()
+    assert catalog.read("SELECT rows_done FROM files")["rows_done"].to_list() == [5]
+    Catalog(tmp_path / "none").upgrade()
+    assert not (tmp_path / "none").exists()
     opened = runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={})
     assert catalog.read("SELECT max(version) AS v FROM migrations")["v"].to_list() == [SCHEMA_VERSION]
     assert catalog.read("SELECT rows_done FROM files")["rows_done"].to_list() == [5]
