@@ -166,3 +166,22 @@ def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settin
     assert tagcos("gc", "--yes", "--root", values["root"])[0] == 0
     assert not orphan.exists()
     assert "0 files" in tagcos("gc", "--root", values["root"])[1]
+
+
+def test_select_and_diagnose__from_stored_features(tagcos: Call, small_settings: Maker, tmp_path: Path) -> None:
+    values = small_settings()
+    assert tagcos("run", *flags(values))[0] == 0
+    out = tmp_path / "longest.jsonl"
+    code, printed, _ = tagcos("select", "--root", values["root"], "--method", "longest", "--count", 7, "--out", out)
+    assert code == 0
+    assert "7 of 120 examples selected" in printed
+    assert "on dimensions seen" in printed
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 7
+    code, _, err = tagcos("select", "--root", values["root"], "--method", "best")
+    assert code == 2
+    assert "herding-clusters" in err
+    (first,) = json.loads(tagcos("sql", "SELECT run_id FROM runs WHERE reselects IS NULL", "--root", values["root"], "--json")[1])
+    options = ["--method", "random", "--method", "tagcos", "--fraction", 0.1, "--seeds", 2, "--json"]
+    code, printed, _ = tagcos("diagnose", "--root", values["root"], "--run", first["run_id"], *options)
+    assert code == 0
+    assert sorted(row["method"] for row in json.loads(printed)) == ["random", "tagcos"]
