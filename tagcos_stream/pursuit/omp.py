@@ -8,7 +8,7 @@ round makes progress, the order of choice is kept, and one solve over all chosen
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from tagcos_stream.pursuit import kernels, rounds
 from tagcos_stream.pursuit.ridge import nonnegative_ridge
 from tagcos_stream.pursuit.rounds import Counts, Problem, Round
-from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, shape, usable_cores
+from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
 from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
@@ -77,7 +77,7 @@ def omp_select(
         tol: relative residual |r|/|b| at which a round ends.
         memory_limit: bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are
             streamed: read again for every block of candidates.
-        threads: cores to use, None for all. Sets the BLAS limit of the whole process while it runs.
+        threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
         progress: called with (rows chosen so far, budget).
 
     Returns:
@@ -105,10 +105,9 @@ def omp_select(
     budget = min(budget, n)
     hold = _holds(features, n, dim, budget, memory_limit)
     cores = threads or usable_cores()
-    limits = threadpool_limits(threads, user_api="blas") if threads else nullcontext()
     # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
-    with limits, np.errstate(invalid="ignore"):
-        rows = Rows(features, hold=hold, threads=cores)
+    with threadpool_limits(1, user_api="blas"), np.errstate(invalid="ignore"), ThreadPoolExecutor(cores) as pool:
+        rows = Rows(features, pool, hold=hold, threads=cores)
         return _select(rows, target, budget, ridge, tol, progress or (lambda done, total: None))
 
 
@@ -239,8 +238,7 @@ def _chosen_gram(store: GramStore, rows: Rows, indices: np.ndarray) -> np.ndarra
     slots = store.slot_of[indices]
     if (slots >= 0).all():
         return store.gram[np.ix_(slots, slots)]
-    chosen = rows.take(indices)
-    return gram(chosen, chosen)
+    return rows.gram(rows.take(indices))
 
 
 def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
