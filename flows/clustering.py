@@ -58,7 +58,6 @@ class View:
 
 def open_view(job: Job, name: str, pool: pl.DataFrame) -> View:
     """Totals of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
-    from tagcos_stream.clustering.assign import count
     from tagcos_stream.clustering.totals import Totals
 
     reader = clustered.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
@@ -66,7 +65,11 @@ def open_view(job: Job, name: str, pool: pl.DataFrame) -> View:
     here = np.sort(positions[positions >= 0])
     gone = np.setdiff1d(np.arange(reader.n_rows), here, assume_unique=True)
     some = here if len(here) < len(gone) else gone
-    totals = count(reader.rows(some), reader.labels[some], reader.n_clusters)
+    totals = Totals.empty(reader.n_clusters, reader.dim)
+    if len(some):
+        from tagcos_stream.clustering.assign import count
+
+        totals = count(reader.rows(some), reader.labels[some], reader.n_clusters)
     return View(reader, positions, totals if some is here else Totals(*reader.totals()) - totals)
 
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagcos_stream.clustering.batches import Sums
-from tagcos_stream.clustering.kernels import squares
-
 UNIT = 2.0**-32  # of the squared lengths, which are summed as whole numbers: N |x|**2 must stay below 2**31
 
 
@@ -31,6 +28,10 @@ class Totals:
 
     def count(self, batch: np.ndarray, labels: np.ndarray, device: str = "cpu") -> None:
         """Add rows (r, D) float32 with labels (r,) int64."""
+        # torch and Numba take seconds to import, and a run that finds nothing new counts nothing
+        from tagcos_stream.clustering.batches import Sums
+        from tagcos_stream.clustering.kernels import squares
+
         Sums(self.sums, device).add(batch, labels)
         lengths = np.empty(len(batch))
         squares(batch, lengths)
