@@ -76,7 +76,7 @@ def select(job: Job) -> dict[str, Any]:
         progress(ready, int(budgets.sum()))
         for one in clusters():
             if one.number not in done:
-                _choose(job, view.reader, one, inputs[one.number], lambda chosen, ready=ready: progress(ready + chosen))  # type: ignore[misc]
+                _choose(job, view.reader, one, inputs[one.number], lambda chosen, ready=ready: progress(ready + chosen))
                 ready += one.budget
                 progress(ready)
     return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}

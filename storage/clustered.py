@@ -123,9 +123,7 @@ class ClusteringReader:
         chunk_rows = int(features["chunk_grid"]["configuration"]["chunk_shape"][0])
         specs = part_specs(n_rows, self.n_clusters, touched, features["shape"][0], self.dim, chunk_rows)
         check_declaration(self._files, group, declare(list(specs.values()), attributes))
-        rows, first_slot = (
-            read_array(self._files, group, specs[name], remedy=self._remedy) for name in ("rows", "first_slot")
-        )
+        rows, first_slot = (read_array(self._files, group, specs[name], remedy=self._remedy) for name in ("rows", "first_slot"))
         return Part(group, specs, first_slot, rows, offset, list(attributes["segments"]))
 
     def _all(self, name: str, empty: np.ndarray) -> np.ndarray:
@@ -165,7 +163,9 @@ class ClusteringReader:
             mine.append((np.array([number[name] for name in part.segments], np.int64)[where[:, 0]] << 40) + where[:, 1])
         known = np.concatenate(mine)
         order = np.argsort(known, kind="stable")
-        segments = rows["segment"].replace_strict(number, return_dtype=pl.Int64).to_numpy() if len(rows) else np.zeros(0, np.int64)
+        segments = (
+            rows["segment"].replace_strict(number, return_dtype=pl.Int64).to_numpy() if len(rows) else np.zeros(0, np.int64)
+        )
         wanted = (segments << 40) + rows["row"].to_numpy().astype(np.int64)
         at = np.searchsorted(known, wanted, sorter=order)
         found = np.full(len(rows), -1, np.int64)

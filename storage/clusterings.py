@@ -103,7 +103,8 @@ def find_clustering(catalog: Catalog, recipe: str, pool: pl.DataFrame) -> str | 
         connection.register("wanted", pool.select("segment", "row").to_arrow())
         found = connection.execute(
             """SELECT c.clustering_id FROM clusterings c LEFT JOIN (
-                SELECT clustering_id, count(*) AS known FROM assignments SEMI JOIN wanted USING (segment, row) GROUP BY clustering_id
+                SELECT clustering_id, count(*) AS known FROM assignments SEMI JOIN wanted USING (segment, row)
+                GROUP BY clustering_id
             ) a USING (clustering_id)
             WHERE c.recipe = ? ORDER BY coalesce(a.known, 0) DESC, c.added_at DESC, c.clustering_id DESC LIMIT 1""",
             [recipe],

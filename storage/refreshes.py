@@ -28,7 +28,9 @@ def changes(catalog: Catalog, run_id: str, base: str) -> dict[str, int]:
     found = catalog.read(
         """WITH mine AS (FROM pool_of($run)), theirs AS (FROM pool_of($base)),
             began AS (SELECT started_at FROM runs WHERE run_id = $base),
-            came AS (SELECT m.example_id, s.added_at FROM mine m ANTI JOIN theirs USING (example_id) JOIN segments s USING (segment))
+            came AS (
+                SELECT m.example_id, s.added_at FROM mine m ANTI JOIN theirs USING (example_id) JOIN segments s USING (segment)
+            )
         SELECT (SELECT count(*) FROM came WHERE added_at > (FROM began)) AS added,
             (SELECT count(*) FROM came WHERE added_at <= (FROM began)) AS returned,
             (SELECT count(*) FROM theirs ANTI JOIN mine USING (example_id)) AS retired""",

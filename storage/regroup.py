@@ -77,6 +77,7 @@ def centroids_spec(n_clusters: int, dim: int) -> ArraySpec:
 def part_specs(n_rows: int, n_clusters: int, touched: int, slots: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
     """By name. Sums and squares are of the part's own rows: those of a clustering, or of any choice of its rows, follow by
     adding and taking off, exactly."""
+
     def long(rows: int) -> int:
         return max(min(rows, _LONG_CHUNK), 1)
 
@@ -118,9 +119,21 @@ def part_specs(n_rows: int, n_clusters: int, touched: int, slots: int, dim: int,
             ("row", "what"),
             "segment (index into the attribute segments) and row in it",
         ),
-        ArraySpec("distances", (n_rows,), long(n_rows), "float32", 0.0, ("row",), "Euclidean distance of each row to its centroid"),
-        ArraySpec("touched", (touched,), long(touched), "int32", 0, ("entry",), "clusters that have rows in this part, ascending"),
-        ArraySpec("sums", (touched, dim), max(min(touched, _SUMS_CHUNK), 1), "float64", 0.0, ("entry", "feature"), "exact sum of the rows of each of them"),
+        ArraySpec(
+            "distances", (n_rows,), long(n_rows), "float32", 0.0, ("row",), "Euclidean distance of each row to its centroid"
+        ),
+        ArraySpec(
+            "touched", (touched,), long(touched), "int32", 0, ("entry",), "clusters that have rows in this part, ascending"
+        ),
+        ArraySpec(
+            "sums",
+            (touched, dim),
+            max(min(touched, _SUMS_CHUNK), 1),
+            "float64",
+            0.0,
+            ("entry", "feature"),
+            "exact sum of the rows of each of them",
+        ),
         ArraySpec(
             "squares", (touched,), long(touched), "int64", 0, ("entry",), "sum of their squared lengths, in units of 2**-32"
         ),

@@ -79,7 +79,8 @@ def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> 
         )
         connection.execute(
             """INSERT INTO run_clusters BY NAME
-            SELECT u.* REPLACE ($run AS run_id, 0 AS seconds, coalesce(u.copied_from, u.run_id) AS copied_from) FROM unchanged u""",
+            SELECT u.* REPLACE ($run AS run_id, 0 AS seconds, coalesce(u.copied_from, u.run_id) AS copied_from)
+            FROM unchanged u""",
             {"run": run_id},
         )
         copied = {row[0] for row in connection.execute("SELECT cluster FROM unchanged").fetchall()}

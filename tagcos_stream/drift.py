@@ -90,7 +90,9 @@ def measure(
     if unseen is not None and unseen >= THRESHOLDS["unseen"]:
         warm.append(f"{unseen:.0%} of the pool was met after the warm-up")
     if loss is not None and abs(loss) - ERRORS * loss_error >= THRESHOLDS["loss_shift"]:
-        warm.append(f"rows met after the warm-up have a loss {abs(loss):.2f} standard deviations {'above' if loss > 0 else 'below'}")
+        warm.append(
+            f"rows met after the warm-up have a loss {abs(loss):.2f} standard deviations {'above' if loss > 0 else 'below'}"
+        )
     return Drift(share, movement, shift, error, unseen, loss, anew, warm)
 
 

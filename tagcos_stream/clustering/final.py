@@ -104,9 +104,7 @@ class _Draft:
         self.totals = Totals.empty(*self.centroids.shape)
         self._move(np.ones(self.rows.n_rows, bool), np.arange(len(self.centroids)), progress)
 
-    def _move(
-        self, which: np.ndarray, to: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
+    def _move(self, which: np.ndarray, to: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Give the marked rows to the nearest of the centroids `to`, and count them there."""
         assigner = Assigner(self.centroids[to], self.device)
         done = 0
@@ -188,7 +186,9 @@ class _Draft:
                 continue  # a copy: without it, the others would share all its rows anew
             mine = np.flatnonzero(self.labels == k)
             assigner, rest = Assigner(self.centroids[rest[rest != k]], self.device), rest[rest != k]
-            goes = np.concatenate([rest[assigner(batch, self.keys[rows])[0]] for rows, batch in visit(self.rows, self.labels == k)])
+            goes = np.concatenate(
+                [rest[assigner(batch, self.keys[rows])[0]] for rows, batch in visit(self.rows, self.labels == k)]
+            )
             if (sizes + np.bincount(goes, minlength=len(sizes)))[goes].max() <= largest:
                 self._forget(np.array([k]))
                 which = np.zeros(self.rows.n_rows, bool)

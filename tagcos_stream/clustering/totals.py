@@ -1,6 +1,6 @@
 """What a cluster's members come to: sums that do not depend on who added what, and when.
 
-N examples, D feature dimension, K clusters, r rows of a batch. Stored features are float16 of length 1 at most: whole multiples of
+N examples, D feature dimension, K clusters, r rows of a batch. Stored features are float16 of length 1 at most: multiples of
 2**-24, so their float64 sums are exact while they stay below 2**29 (half a billion rows). Exact sums may be added, taken back
 and added again in any order: the means of a clustering that grew are, to the bit, those of one made at once.
 """

@@ -36,7 +36,7 @@ def hold_on(
     margin: float,
     ridge: float,
 ) -> Kept | None:
-    """Replace as many newcomers by earlier choices as the match allows: its residual may be `margin` (0.05: 5%) above the fresh one.
+    """Replace as many newcomers by earlier choices as the match allows: the residual may be `margin` (0.05: 5%) above the best.
 
     Rows that both choices have stay. Of the other earlier ones those with the largest margins come first, of the newcomers those
     chosen last go first. None where nothing is to be kept.

@@ -40,7 +40,10 @@ def conversations(path: Path, first: int, stop: int) -> None:
     """Short different conversations, as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         for i in range(first, stop):
-            turns = [{"role": "user", "content": f"What is {i} and {i * 7 % 1009}?"}, {"role": "assistant", "content": f"It is {i + i * 7 % 1009}."}]
+            turns = [
+                {"role": "user", "content": f"What is {i} and {i * 7 % 1009}?"},
+                {"role": "assistant", "content": f"It is {i + i * 7 % 1009}."},
+            ]
             file.write(json.dumps({"messages": turns}) + "\n")
 
 
@@ -126,7 +129,9 @@ def known(folder: Path, examples: int) -> None:
         assert again != first
         assert catalog.read("FROM selection_diff(?, ?)", [first, again]).is_empty()
         taken = dict(runs.run_status(catalog, again).stages.select("stage", "seconds").rows())
-        print(f"run {turn} that finds nothing new: {whole:.1f} s, of these " + ", ".join(f"{k} {v:.2f}" for k, v in taken.items()))
+        print(
+            f"run {turn} that finds nothing new: {whole:.1f} s, of these " + ", ".join(f"{k} {v:.2f}" for k, v in taken.items())
+        )
         size = (folder / "root" / "catalog.duckdb").stat().st_size
         print(f"catalog {size / 1e6:.0f} MB", flush=True)
 

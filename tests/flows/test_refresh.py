@@ -51,9 +51,7 @@ def blocks_of(values: dict[str, Any]) -> set[tuple[Any, ...]]:
 def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> str:
     """A clustering with another's centroids and no rows, which a run with these settings finds: a run from scratch."""
     catalog = root.catalog
-    space, first = catalog.read(
-        "SELECT space_id, run_id FROM clusterings WHERE clustering_id = ?", [centroids_of]
-    ).row(0)
+    space, first = catalog.read("SELECT space_id, run_id FROM clusterings WHERE clustering_id = ?", [centroids_of]).row(0)
     reader = clustered.open_clustering(root.files, centroids_of)
     name = f"scratch-{values.get('seed', 0)}"
     regroup.write_centroids(root.files, name, reader.centroids)
@@ -116,7 +114,12 @@ def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
     write(pool_folder / "cities.jsonl", "cities", range(16))  # 96 examples: three blocks of 32
     first = run(values)
     root = opened(values)
-    other = Root(*[getattr(open_root(str(tmp_path / "fresh")), name) for name in ("files", "catalog_path", "store_id", "wait_seconds", "on_wait")])
+    other = Root(
+        *[
+            getattr(open_root(str(tmp_path / "fresh")), name)
+            for name in ("files", "catalog_path", "store_id", "wait_seconds", "on_wait")
+        ]
+    )
     # the adapter and the centroids, and nothing else
     for table in ("feature_spaces", "checkpoints"):
         rows = root.catalog.read(f"FROM {table}")
@@ -178,13 +181,16 @@ def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small
     parts = catalog.read("SELECT part, rows FROM cluster_parts ORDER BY part").rows()
     assert parts == [(0, 120), (1, 3)]
     # a copied cluster answers like one that was computed
-    copied = catalog.read("SELECT cluster, size FROM run_clusters WHERE run_id = ? AND copied_from = ?", [second.run_id, first.run_id])
+    copied = catalog.read(
+        "SELECT cluster, size FROM run_clusters WHERE run_id = ? AND copied_from = ?", [second.run_id, first.run_id]
+    )
     assert len(copied) == second.stages["select"]["copied"]
     mine = catalog.read("SELECT cluster, count(*) AS size FROM candidates_of(?) GROUP BY cluster", [second.run_id])
     assert set(copied.rows()) < set(mine.rows())
     assert mine["size"].sum() == 123
     left = catalog.read(
-        "SELECT e.example_id FROM examples e ANTI JOIN latest_selection USING (example_id) JOIN candidates_of(?) c USING (segment, row) "
+        "SELECT e.example_id FROM examples e ANTI JOIN latest_selection USING (example_id) "
+        "JOIN candidates_of(?) c USING (segment, row) "
         "WHERE c.cluster = ? LIMIT 1",
         [second.run_id, copied["cluster"][0]],
     ).item()
@@ -220,7 +226,9 @@ def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_fold
     assert (told["added"], told["returned"], told["retired"]) == (0, 40, 0)
     assert chosen(values, third.run_id).equals(chosen(values, first.run_id))
     assert catalog.read("FROM retired").is_empty()
-    back = catalog.read("SELECT DISTINCT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [second.run_id, third.run_id])
+    back = catalog.read(
+        "SELECT DISTINCT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [second.run_id, third.run_id]
+    )
     assert back["reason"].to_list() == ["back in the sources"]
 
 

@@ -140,9 +140,7 @@ def test_hold_on__keeps_as_many_as_the_match_allows(margin: float) -> None:
     target = X.astype(np.float64).mean(axis=0)
     was = omp_select(X[:560], X[:560].astype(np.float64).mean(axis=0), 30)
     fresh = omp_select(rows, target, 30)
-    held = hold_on(
-        rows, target, fresh.indices, fresh.margins, fresh.residual, was.indices, margin=margin, ridge=1.0
-    )
+    held = hold_on(rows, target, fresh.indices, fresh.margins, fresh.residual, was.indices, margin=margin, ridge=1.0)
     dropped = set(was.indices) - set(fresh.indices)
     assert dropped
     if held is None:
@@ -167,4 +165,7 @@ def test_hold_on__has_nothing_to_keep_where_all_are_chosen_again() -> None:
     X = Shape(16, 2, 1).array(50, np.float16)
     target = X.mean(axis=0)
     fresh = omp_select(X, target, 5)
-    assert hold_on(ArrayRows(X), target, fresh.indices, fresh.margins, fresh.residual, fresh.indices[:3], margin=1.0, ridge=1.0) is None
+    assert (
+        hold_on(ArrayRows(X), target, fresh.indices, fresh.margins, fresh.residual, fresh.indices[:3], margin=1.0, ridge=1.0)
+        is None
+    )
