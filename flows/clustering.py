@@ -82,30 +82,31 @@ def cluster(job: Job) -> dict[str, Any]:
     settings = job.settings
     space_id, pool = features_pool(job)
     exact = clustering_id(settings, space_id, pool)
-    known = clusterings.find_clustering(job.catalog, clustering_recipe(settings, space_id), pool)
-    whole = known if clusterings.exists(job.catalog, exact) is False else exact
+    known: str | None = exact
+    if not clusterings.exists(job.catalog, exact):
+        known = clusterings.find_clustering(job.catalog, clustering_recipe(settings, space_id), pool)
     said = refreshes.recorded(job.catalog, job.run_id)
-    if whole is None or (whole != exact and (settings.refit == "always" or (said is not None and said["refitted"]))):
+    if known is None or (known != exact and (settings.refit == "always" or (said is not None and said["refitted"]))):
         if said is None:
             _record(job, space_id, pool, None, None, refitted=True)
         return _fit_anew(job, space_id, pool, exact, parent=known)
-    view = open_view(job, whole, pool)
+    view = open_view(job, known, pool)
     fresh = pool.filter(pl.Series(view.positions < 0))
     joined = _assign(job, space_id, view, fresh)
     measured = _measure(job, space_id, pool, view, fresh, joined)
-    refitted = whole != exact and settings.refit == "auto" and bool(measured.cluster_anew)
+    refitted = known != exact and settings.refit == "auto" and bool(measured.cluster_anew)
     if said is None:
-        _record(job, space_id, pool, whole, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
+        _record(job, space_id, pool, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
     elif not refitted:
-        refitted = bool(said["refitted"]) and whole != exact
+        refitted = bool(said["refitted"]) and known != exact
     if refitted:
         job.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering anew")
-        return _fit_anew(job, space_id, pool, exact, parent=whole)
+        return _fit_anew(job, space_id, pool, exact, parent=known)
     if joined is not None:
-        part = _regroup(job, whole, features.open_features(job.root.files, space_id, fresh), joined, len(view.reader.parts))
-        clusterings.add_rows(job.catalog, whole, rows=_assignments(fresh, joined), part=part)
-    runs.set_run(job.catalog, job.run_id, clustering_id=whole)
-    detail = {"clustering_id": whole, "reused": True, "clusters": int((view.totals.sizes > 0).sum()), "rows": len(pool)}
+        part = _regroup(job, known, features.open_features(job.root.files, space_id, fresh), joined, len(view.reader.parts))
+        clusterings.add_rows(job.catalog, known, rows=_assignments(fresh, joined), part=part)
+    runs.set_run(job.catalog, job.run_id, clustering_id=known)
+    detail = {"clustering_id": known, "reused": True, "clusters": int((view.totals.sizes > 0).sum()), "rows": len(pool)}
     return detail | {"joined": len(fresh), "advice": measured.advice}
 
 
@@ -115,10 +116,10 @@ def _keys(pool: pl.DataFrame) -> np.ndarray:
 
 
 def _assign(job: Job, space_id: str, view: View, fresh: pl.DataFrame) -> Assigned | None:
-    from tagcos_stream.clustering.assign import assign
-
     if not len(fresh):
         return None
+    from tagcos_stream.clustering.assign import assign  # torch takes seconds to import
+
     with job.reporter.stage("assign", "rows") as progress:
         rows = features.open_features(job.root.files, space_id, fresh)
         return assign(rows, view.reader.centroids, _keys(fresh), progress=progress)

@@ -52,6 +52,7 @@ def select(job: Job) -> dict[str, Any]:
     """
     settings = job.settings
     space_id, pool = features_pool(job)
+    pool = pool.select("example_id", "segment", "row")
     name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
     view = open_view(job, name, pool)
     budgets = allocate(view.totals.sizes, settings.budget(len(pool)))
