@@ -181,8 +181,9 @@ def _plan(job: Job, asked: Sequence[blocks.Space]) -> tuple[int, list[Task]]:
     for space in asked:
         plan = blocks.plan_segments(job.catalog, job.run_id, space.space_id, dim=space.dim, block_rows=job.settings.block_rows)
         total = int(plan["rows"].sum())
+        lacks = blocks.missing(job.catalog, space.space_id, job.run_id)
         for row in plan.iter_rows(named=True):
-            missing = blocks.missing(job.catalog, space.space_id, row["segment"], job.run_id)
+            missing = lacks.get(row["segment"], [])
             if missing:
                 writer = features.create_segment(
                     job.root.files,

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flows.clustering import cluster
 from flows.features import gradients, warm_up
 from flows.ingesting import ingest
 from flows.job import Job, Stage, open_job, open_settings_root, run_stage
 from flows.progress import Reporter, default_reporter
-from flows.selecting import cluster, publish, select
+from flows.selecting import publish, select
 from storage import runs
 from tagcos_stream.config import Settings
 from tagcos_stream.types import UserError

@@ -1,176 +1,153 @@
-"""Stages 4 to 6: clusters of the features, the coreset chosen in each, and its publication."""
+"""Stages 5 and 6: the coreset chosen in each cluster, and its publication."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
+from flows.clustering import features_pool, open_view
 from flows.job import Job
-from storage import arrays, blocks, clustered, clusterings, features, gc, regroup, runs, selections, snapshot
+from storage import refreshes, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.coreset import allocate
-from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.clustering.kmeans import Clustering
+    from storage.clustered import ClusteringReader
 
-STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
-
-
-def clustering_id(settings: Settings, space_id: str, pool: pl.DataFrame, n_clusters: int) -> str:
-    """Name of a clustering: what it was made from. The same pool, space and settings find the one that is already there."""
-    return digest(
-        {
-            "space": space_id,
-            "pool": digest("".join(pool["example_id"].to_list())),
-            "clusters": n_clusters,
-            "rows": [settings.min_cluster_rows, settings.max_cluster_rows],
-            "seed": settings.seed,
-        }
-    )
+CHOICE = 1  # raise it when the same inputs choose otherwise than before
 
 
-def cluster(job: Job) -> dict[str, Any]:
-    """Cluster the pool's features, measure every row against its centroid, and lay the rows out cluster by cluster."""
-    from tagcos_stream.clustering import kmeans
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster's choice depends on. n rows."""
 
-    settings = job.settings
-    space_id, pool = _pool(job)
-    n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
-    name = clustering_id(settings, space_id, pool, n_clusters)
-    runs.set_run(job.catalog, job.run_id, clustering_id=name)
-    known = clusterings.clusters(job.catalog, name)
-    if len(known):
-        return {"clustering_id": name, "reused": True, "clusters": len(known), "rows": len(pool)}
+    number: int
+    rows: pl.DataFrame  # the pool's rows in it, in order of segment and row
+    positions: np.ndarray  # (n,) int64: where they lie in the clustering
+    mean: np.ndarray  # (D,) float32
+    inertia: float
+    budget: int
+    earlier: np.ndarray  # rows of it that the run before chose, where they are to keep their place
 
-    rows = features.open_features(job.root.files, space_id, pool)
-    made = _fit(job, name, rows, n_clusters)
-    with job.reporter.stage("regroup", "rows") as progress:
-        part = regroup.regroup(
-            job.root.files,
-            name,
-            rows,
-            made.labels,
-            centroids=made.centroids,
-            means=made.means,
-            sizes=made.sizes,
-            inertia=made.inertia,
-            memory_limit=job.memory_limit // 2,
-            progress=progress,
-        )
-    clusterings.add_clustering(
-        job.catalog,
-        job.run_id,
-        name,
-        space_id,
-        clusters=pl.DataFrame({"cluster": np.arange(len(made.sizes)), "size": made.sizes, "inertia": made.inertia}),
-        rows=pool.select("segment", "row").with_columns(cluster=pl.Series(made.labels), distance=pl.Series(made.distances)),
-        part=part,
-        config={
-            "clusters": n_clusters,
-            "min_cluster_rows": settings.min_cluster_rows,
-            "max_cluster_rows": settings.max_cluster_rows,
-            "seed": settings.seed,
-        },
-    )
-    return {"clustering_id": name, "reused": False, "clusters": len(made.sizes), "rows": len(pool)}
-
-
-def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Clustering:
-    """Fit and finish a k-means; its state is saved every few seconds, so that a killed fit goes on."""
-    from tagcos_stream.clustering import kmeans
-
-    settings, files = job.settings, job.root.files
-    key = gc.work_key(job.run_id, f"kmeans-{name}.safetensors")
-    state = None
-    if files.size(key) is not None:
-        state = kmeans.KMeansState.from_arrays(arrays.load_arrays(files, key)[0])
-    with job.reporter.stage("k-means", "rows") as progress:
-        saved = time.monotonic()
-        states = kmeans.fit(rows, n_clusters, seed=settings.seed, state=state, memory_limit=job.memory_limit, progress=progress)
-        for state in states:
-            if time.monotonic() - saved >= STATE_EVERY:
-                arrays.save_arrays(files, key, state.to_arrays())
-                saved = time.monotonic()
-    assert state is not None
-    with job.reporter.stage("assign", "rows") as progress:
-        return kmeans.finalise(
-            rows,
-            state,
-            min_cluster_rows=settings.min_cluster_rows,
-            max_cluster_rows=settings.max_cluster_rows,
-            seed=settings.seed,
-            progress=progress,
-        )
+    def inputs(self, clustering_id: str, settings: Settings) -> str:
+        """Equal inputs, equal choice: members (the mean follows from them), budget, settings, and earlier choices if sticky."""
+        members = hashlib.blake2b(digest_size=16)
+        for (segment,), part in self.rows.select("segment", "row").group_by("segment", maintain_order=True):
+            members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
+        sticky = None if settings.sticky is None else [settings.sticky, self.rows["example_id"].gather(self.earlier).to_list()]
+        named = [CHOICE, clustering_id, self.number, members.hexdigest(), self.budget, settings.ridge, settings.tol, sticky]
+        return digest(named, 32)
 
 
 def select(job: Job) -> dict[str, Any]:
-    """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one."""
-    from tagcos_stream.pursuit.omp import omp_select
+    """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one.
 
+    A cluster whose inputs an earlier run had takes over that run's choice.
+    """
     settings = job.settings
-    _, pool = _pool(job)
+    space_id, pool = features_pool(job)
+    pool = pool.select("example_id", "segment", "row")
     name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
-    reader = clustered.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
-    sizes = np.asarray(reader.sizes)
-    budgets = allocate(sizes, settings.budget(len(pool)))
+    view = open_view(job, name, pool)
+    budgets = allocate(view.totals.sizes, settings.budget(len(pool)))
+    base = refreshes.base_run(job.catalog, job.run_id, space_id) if settings.sticky is not None else None
+    earlier = selections.chosen_by(job.catalog, base) if base is not None else set()
+    was_chosen = pool["example_id"].is_in(list(earlier)).to_numpy()
+    means, inertia = view.totals.means(), view.totals.inertia()
+    order = np.argsort(view.labels, kind="stable")
+    edges = np.searchsorted(view.labels[order], np.arange(len(budgets) + 1))
+
+    def clusters() -> Iterator[Cluster]:
+        for k in np.flatnonzero(view.totals.sizes).tolist():
+            mine = order[edges[k] : edges[k + 1]]
+            chosen = np.flatnonzero(was_chosen[mine])
+            yield Cluster(k, pool[mine], view.positions[mine], means[k], float(inertia[k]), int(budgets[k]), chosen)
+
+    inputs = {one.number: one.inputs(name, settings) for one in clusters()}
+    copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
     done = selections.clusters_done(job.catalog, job.run_id)
     with job.reporter.stage("select", "chosen") as progress:
         ready = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        for k in range(len(sizes)):
-            if k in done:
-                continue
-            start = time.perf_counter()
-            members = reader.cluster_rows(k)
-            mine = pool[members]
-            pursuit = omp_select(
-                reader.cluster(k),
-                reader.means[k],
-                int(budgets[k]),
-                ridge=settings.ridge,
-                tol=settings.tol,
-                memory_limit=job.memory_limit,
-                progress=lambda chosen, of, ready=ready: progress(ready + chosen),  # type: ignore[misc]
-            )
-            selections.commit_cluster(
-                job.catalog,
-                job.run_id,
-                k,
-                budget=int(budgets[k]),
-                residual=pursuit.residual,
-                seconds=time.perf_counter() - start,
-                stats=asdict(pursuit.stats),
-                selection=pl.DataFrame(
-                    {
-                        "example_id": mine["example_id"].gather(pursuit.indices),
-                        "rank": np.arange(len(pursuit.indices)),
-                        "round": pursuit.rounds,
-                        "correlation": pursuit.correlations,
-                        "residual_after": pursuit.residuals,
-                        "weight": pursuit.weights,
-                    }
-                ),
-                candidates=mine.select("segment", "row", margin=pl.Series(pursuit.margins)),
-            )
-            ready += int(budgets[k])
-            progress(ready)
-    return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(sizes)}
+        for one in clusters():
+            if one.number not in done:
+                _choose(job, view.reader, one, inputs[one.number], lambda chosen, ready=ready: progress(ready + chosen))
+                ready += one.budget
+                progress(ready)
+    return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
+
+
+def _choose(job: Job, reader: ClusteringReader, one: Cluster, inputs: str, progress: Any) -> None:
+    from tagcos_stream.pursuit.omp import omp_select
+    from tagcos_stream.pursuit.sticky import hold_on
+
+    settings = job.settings
+    start = time.perf_counter()
+    rows = reader.rows(one.positions)
+    pursuit = omp_select(
+        rows,
+        one.mean,
+        one.budget,
+        ridge=settings.ridge,
+        tol=settings.tol,
+        memory_limit=job.memory_limit,
+        progress=lambda chosen, of: progress(chosen),
+    )
+    columns: dict[str, Any] = {
+        "round": pl.Series(pursuit.rounds),
+        "correlation": pl.Series(pursuit.correlations),
+        "residual_after": pl.Series(pursuit.residuals),
+    }
+    indices, weights, margins, residual, kept = pursuit.indices, pursuit.weights, pursuit.margins, pursuit.residual, None
+    if settings.sticky is not None:
+        held = hold_on(
+            rows,
+            one.mean,
+            indices,
+            margins,
+            residual,
+            one.earlier,
+            margin=settings.sticky,
+            ridge=settings.ridge,
+        )
+        kept = 0
+        if held is not None:
+            # those that only keep their place were not chosen in any round
+            place = np.array([np.flatnonzero(indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
+            kept = len(held.indices) - held.fresh
+            nothing = pl.Series([None] * kept, dtype=pl.Float64)
+            columns = {k: v.gather(place).extend(nothing.cast(v.dtype)) for k, v in columns.items()}
+            indices, weights, margins, residual = held.indices, held.weights, held.margins, held.residual
+    selections.commit_cluster(
+        job.catalog,
+        job.run_id,
+        one.number,
+        budget=one.budget,
+        residual=residual,
+        seconds=time.perf_counter() - start,
+        stats=asdict(pursuit.stats),
+        inertia=one.inertia,
+        inputs=inputs,
+        kept=kept,
+        selection=pl.DataFrame(
+            {
+                "example_id": one.rows["example_id"].gather(indices),
+                "rank": np.arange(len(indices)),
+                **columns,
+                "weight": weights,
+            }
+        ),
+        candidates=one.rows.select("segment", "row", margin=pl.Series(margins)),
+    )
 
 
 def publish(job: Job) -> dict[str, Any]:
     """Mark the run complete and publish a snapshot that readers open without a lock."""
     runs.finish_run(job.catalog, job.run_id)
     return {"snapshot": snapshot.publish(job.root, job.run_id)}
-
-
-def _pool(job: Job) -> tuple[str, pl.DataFrame]:
-    space_id = runs.run_status(job.catalog, job.run_id).run["space_id"]
-    pool = blocks.features_pool(job.catalog, job.run_id, space_id)
-    if not len(pool):
-        raise UserError("no example of the pool has a usable gradient; see `tagcos sql 'FROM rejects_by_reason'`")
-    return space_id, pool

@@ -109,12 +109,20 @@ class Settings(BaseModel):
     clusters: int | None = Field(None, ge=1, description="Clusters; default from the number of examples (100 at a million).")
     min_cluster_rows: int = Field(8, ge=1, description="Clusters with fewer rows join their nearest.")
     max_cluster_rows: int = Field(20_000, ge=2, description="Clusters with more rows are split.")
+    refit: Literal["auto", "never", "always"] = Field(
+        "auto", description="Cluster a pool that grew anew: when its clusters no longer fit, never (it is only said), or always."
+    )
 
     # selection
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the pool to select; default 0.05.")
     count: int | None = Field(None, ge=1, description="Number of examples to select, instead of a fraction.")
     ridge: float = Field(1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = Field(1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
+    sticky: float | None = Field(
+        None,
+        ge=0,
+        description="Keep earlier choices while a cluster's residual stays within this share above the best; off by default.",
+    )
     seed: int = Field(0, ge=0, description="Seed of clustering and of the controls.")
 
     # machine

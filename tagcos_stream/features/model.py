@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tagcos_stream.features.gguf_once import gguf_once
 from tagcos_stream.types import UserError
 
 # Attention projections by the names that architectures give them; the first set found in a model is the default target.
@@ -64,9 +65,10 @@ def load_model(
     source, options = _source(ref)
     options |= {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        with gguf_once() if "gguf_file" in options else nullcontext():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
