@@ -44,7 +44,7 @@ class FlowReporter(LineReporter):
             if title != "gradients":
                 yield line
                 return
-            bar = create_progress_artifact(0.0, key="tagcos-gradients", description=f"{title}, {unit}")
+            bar: Any = create_progress_artifact(0.0, key="tagcos-gradients", description=f"{title}, {unit}")
             shown, percent = time.monotonic(), 0.0
 
             def update(done: float, total: float | None = None) -> None:
@@ -79,7 +79,9 @@ def publish_artifacts(root: Root, outcome: Outcome) -> None:
 def summary(root: Root, outcome: Outcome) -> str:
     """Markdown: what came in, what went out, how long each stage took."""
     told = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in TOLD]
-    stages = root.catalog.read("SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = ? ORDER BY finished_at", [outcome.run_id])
+    stages = root.catalog.read(
+        "SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = ? ORDER BY finished_at", [outcome.run_id]
+    )
     rows: list[tuple[Any, ...]] = [
         (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}") for row in stages.iter_rows(named=True)
     ]

@@ -1,4 +1,4 @@
-"""Flow parameters made from `Settings`: flat, with titles, descriptions, defaults and limits, as the server checks and shows them."""
+"""Flow parameters made from `Settings`: flat, with titles, descriptions, defaults and limits, for a server to check and show."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def title(name: str) -> str:
 
 def _parameter(name: str, field: FieldInfo, *, default: Any, description: str | None = None) -> inspect.Parameter:
     """`default` Ellipsis: required. Limits (ge, gt, le) stay with the type, so that the server refuses what breaks them."""
-    kind = field.annotation
+    kind: Any = field.annotation
     limits = [*field.metadata, *([MinLen(1)] if default is ... else [])]
     if default is None:
-        kind = kind | None  # type: ignore[operator, assignment]
-    annotation = Annotated[(kind, *limits)] if limits else kind  # type: ignore[valid-type]
+        kind = kind | None
+    annotation = Annotated[(kind, *limits)] if limits else kind
     shown = Field(default, description=description or field.description, json_schema_extra={"title": title(name)})
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 

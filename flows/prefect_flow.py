@@ -1,4 +1,4 @@
-"""The pipeline as Prefect flows: the same stages as tasks, with the same settings as flat, checked parameters (docs/prefect.md)."""
+"""The pipeline as Prefect flows: the same stages as tasks, the same settings as flat, checked parameters: docs/prefect.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import TransientError
 
-RETRY_AFTER = [5, 20, 60]  # seconds: a stage goes on at its first block that is not committed
+RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
 LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Prefect's least
 
 

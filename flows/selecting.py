@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 
 from flows.job import Job
+from flows.partitions import partitioned, place_of
 from storage import arrays, blocks, clustered, clusterings, features, gc, regroup, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.coreset import allocate
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
+    from flows.pursuing import Pursued
     from tagcos_stream.clustering.kmeans import Clustering
 
 STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
@@ -110,7 +112,7 @@ def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Cl
 
 def select(job: Job) -> dict[str, Any]:
     """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one."""
-    from tagcos_stream.pursuit.omp import omp_select
+    from flows.pursuing import ClusterTask, PursuitSpec, pursue
 
     settings = job.settings
     _, pool = _pool(job)
@@ -119,47 +121,43 @@ def select(job: Job) -> dict[str, Any]:
     sizes = np.asarray(reader.sizes)
     budgets = allocate(sizes, settings.budget(len(pool)))
     done = selections.clusters_done(job.catalog, job.run_id)
+    tasks = [ClusterTask(k, int(budgets[k])) for k in range(len(sizes)) if k not in done]
+    several = settings.workers if place_of(settings) == "processes" else 1  # they share the machine
+    parts = tuple(clusterings.parts(job.catalog, name))
+    spec = PursuitSpec(job.root.files, name, parts, settings.ridge, settings.tol, job.memory_limit // several)
     with job.reporter.stage("select", "chosen") as progress:
-        ready = int(budgets[sorted(done)].sum()) if done else 0
+        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        for k in range(len(sizes)):
-            if k in done:
-                continue
-            start = time.perf_counter()
-            members = reader.cluster_rows(k)
-            mine = pool[members]
-            pursuit = omp_select(
-                reader.cluster(k),
-                reader.means[k],
-                int(budgets[k]),
-                ridge=settings.ridge,
-                tol=settings.tol,
-                memory_limit=job.memory_limit,
-                progress=lambda chosen, of, ready=ready: progress(ready + chosen),  # type: ignore[misc]
-            )
-            selections.commit_cluster(
-                job.catalog,
-                job.run_id,
-                k,
-                budget=int(budgets[k]),
-                residual=pursuit.residual,
-                seconds=time.perf_counter() - start,
-                stats=asdict(pursuit.stats),
-                selection=pl.DataFrame(
-                    {
-                        "example_id": mine["example_id"].gather(pursuit.indices),
-                        "rank": np.arange(len(pursuit.indices)),
-                        "round": pursuit.rounds,
-                        "correlation": pursuit.correlations,
-                        "residual_after": pursuit.residuals,
-                        "weight": pursuit.weights,
-                    }
-                ),
-                candidates=mine.select("segment", "row", margin=pl.Series(pursuit.margins)),
-            )
-            ready += int(budgets[k])
+        for found in partitioned(pursue, spec, tasks, settings, progress=lambda chosen: progress(resumed + chosen)):
+            _commit(job, pool[reader.cluster_rows(found.task.cluster)], found)
+            ready += found.task.budget
             progress(ready)
     return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(sizes)}
+
+
+def _commit(job: Job, members: pl.DataFrame, found: Pursued) -> None:
+    """members: the cluster's rows of the pool, in the order that the pursuit saw them."""
+    pursuit = found.pursuit
+    selections.commit_cluster(
+        job.catalog,
+        job.run_id,
+        found.task.cluster,
+        budget=found.task.budget,
+        residual=pursuit.residual,
+        seconds=found.seconds,
+        stats=asdict(pursuit.stats),
+        selection=pl.DataFrame(
+            {
+                "example_id": members["example_id"].gather(pursuit.indices),
+                "rank": np.arange(len(pursuit.indices)),
+                "round": pursuit.rounds,
+                "correlation": pursuit.correlations,
+                "residual_after": pursuit.residuals,
+                "weight": pursuit.weights,
+            }
+        ),
+        candidates=members.select("segment", "row", margin=pl.Series(pursuit.margins)),
+    )
 
 
 def publish(job: Job) -> dict[str, Any]:

@@ -177,8 +177,8 @@ MACHINE_FIELDS = frozenset(
 )
 # what selecting again may change: everything that comes after the gradients
 SELECT_FIELDS = (
-    "clusters", "min_cluster_rows", "max_cluster_rows", "fraction", "count", "ridge", "tol", "seed", "memory_limit", "run_on", "workers",
-    "gpus_per_worker", "threads", "wait",
+    "clusters", "min_cluster_rows", "max_cluster_rows", "fraction", "count", "ridge", "tol", "seed", "memory_limit", "run_on",
+    "workers", "gpus_per_worker", "threads", "wait",
 )  # fmt: skip
 SPACE_FIELDS = (
     "dtype", "quantize", "max_length", "too_long", "adapter", "warmup_examples", "warmup_batch_size", "learning_rate",

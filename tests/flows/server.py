@@ -138,11 +138,11 @@ class Prefect:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.api}{path}", timeout=30) as answer:
             return json.loads(answer.read())
 
-    def await_server(self, seconds: float = 120) -> None:
+    def await_answer(self, path: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                self.read("/health")
+                self.read(path)
                 return
             except OSError:
                 assert time.monotonic() < deadline, self.log()[-3000:]

@@ -17,7 +17,7 @@ from storage.root import open_root
 
 CODE = """
 import asyncio, json, sys
-from flows.prefect_flow import tagcos_run
+from flows.prefect_flow import tagcos_refresh
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
@@ -31,9 +31,9 @@ async def seen():
         return {"tasks": tasks, "artifacts": sorted(a.key for a in await client.read_artifacts() if a.key)}
 
 with prefect_test_harness(server_startup_timeout=120):
-    run_id = tagcos_run(**json.loads(sys.argv[1]))
+    run_id = tagcos_refresh(**json.loads(sys.argv[1]))
     try:
-        tagcos_run(dim="many")
+        tagcos_refresh(sources=["pool"], model="m", dim="many")
     except Exception as error:
         refused = type(error).__name__
     print("RESULT " + json.dumps({"run_id": run_id, "refused": refused} | asyncio.run(seen())))
@@ -61,7 +61,7 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
     assert result["tasks"] == sorted([name, "Completed"] for name in pipeline.STAGES)
-    assert result["artifacts"] == ["tagcos-selection-by-source", "tagcos-summary"]
+    assert result["artifacts"] == ["tagcos-gradients", "tagcos-report", "tagcos-selection-by-source", "tagcos-summary"]
     assert result["refused"] == "ParameterTypeError"
 
     plain = small_settings(root=str(tmp_path / "plain"))
