@@ -22,11 +22,11 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import FlowReporter, publish_artifacts
 from flows.job import Job, Stage, run_stage
-from flows.parameters import refresh_parameters, select_parameters, takes
+from flows.parameters import REQUIRED, refresh_parameters, select_parameters, takes
 from flows.pipeline import Outcome, reselect, run
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
-from tagcos_stream.types import TransientError
+from tagcos_stream.types import TransientError, UserError
 
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
 LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Prefect's least
@@ -124,5 +124,8 @@ def tagcos_select(root: str, run: str, **changes: Any) -> str:
 
 def run_flow(settings: Settings) -> str:
     """Run as a flow with these settings; a temporary server is started where none is configured."""
+    for name in REQUIRED:
+        if not getattr(settings, name):
+            raise UserError(f"no {name} given: a flow needs {' and '.join(REQUIRED)}")
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     return tagcos_refresh(**given)
