@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flows.partitions import Progress, Seat
 from storage import features, spaces
 from storage.blocks import Space
 from storage.files import Files
@@ -71,18 +72,32 @@ class EngineSpec:
     reader: ExampleReader
     settings: Settings
     spaces: tuple[Space, ...]  # of one adapter, one per gradient variant
-    device: str
+
+
+AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
+
+
+def compute(spec: EngineSpec, seat: Seat, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
+    """The work of a gradient worker: blocks as they come, with one engine."""
+    if seat.threads:
+        import torch
+
+        torch.set_num_threads(seat.threads)
+    try:
+        yield from Engine(spec, seat.device).run(tasks, progress)
+    finally:
+        load_adapted.cache_clear()  # the stages to come need the memory, not the model
 
 
 class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, device: str) -> None:
         from tagcos_stream.features.gradients import GradientExtractor
         from tagcos_stream.features.projection import make_projection
 
         self.spec = spec
-        loaded = load_adapted(spec.settings, spec.device)
+        loaded = load_adapted(spec.settings, device)
         first = spec.spaces[0]
         if first.fingerprint["model"] != loaded.fingerprint:
             raise UserError(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from flows.engine import Done, EngineSpec, Task, encode_row, from_store, load_adapted, max_length, to_store
+from flows.engine import AHEAD, Done, EngineSpec, Task, compute, encode_row, from_store, load_adapted, max_length, to_store
 from flows.job import Job
-from flows.workers import compute
+from flows.partitions import partitioned, place_of
 from storage import blocks, features, pool, runs, spaces
 from tagcos_stream.config import Settings, Variant, digest
 from tagcos_stream.features.chat import Encoded, template_fingerprint
@@ -154,14 +154,15 @@ def gradients(job: Job) -> dict[str, Any]:
     if not tasks:
         return summary
     job.reporter.say(f"loading model {settings.model}")
-    spec = EngineSpec(job.root.files, pool.example_reader(job.root), settings, asked, settings.device)
+    if place_of(settings) != "threads":
+        load_adapted.cache_clear()  # the workers load their own
+    spec = EngineSpec(job.root.files, pool.example_reader(job.root), settings, asked)
     seconds = model_seconds = 0.0
     done = total - left
     with job.reporter.stage("gradients", "examples") as progress:
         progress(done, total)
-        several = settings.workers > 1
-        inner = (lambda n: None) if several else (lambda n: progress(total - left + n, total))
-        for block in compute(spec, tasks, settings.workers, settings.threads, inner):
+        within = lambda n: progress(total - left + n, total)  # noqa: E731
+        for block in partitioned(compute, spec, tasks, settings, ahead=AHEAD, progress=within):
             for space_id in block.task.spaces:
                 _commit(job, space_id, block)
             done += len(block.rows)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +11,13 @@ import polars as pl
 
 from flows.clustering import features_pool, open_view
 from flows.job import Job
-from storage import refreshes, runs, selections, snapshot
+from flows.partitions import partitioned, place_of
+from storage import clusterings, refreshes, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.coreset import allocate
 
 if TYPE_CHECKING:
-    from storage.clustered import ClusteringReader
+    from flows.pursuing import Pursued
 
 CHOICE = 1  # raise it when the same inputs choose otherwise than before
 
@@ -50,6 +49,8 @@ def select(job: Job) -> dict[str, Any]:
 
     A cluster whose inputs an earlier run had takes over that run's choice.
     """
+    from flows.pursuing import ClusterTask, PursuitSpec, pursue
+
     settings = job.settings
     space_id, pool = features_pool(job)
     pool = pool.select("example_id", "segment", "row")
@@ -63,87 +64,64 @@ def select(job: Job) -> dict[str, Any]:
     order = np.argsort(view.labels, kind="stable")
     edges = np.searchsorted(view.labels[order], np.arange(len(budgets) + 1))
 
-    def clusters() -> Iterator[Cluster]:
-        for k in np.flatnonzero(view.totals.sizes).tolist():
-            mine = order[edges[k] : edges[k + 1]]
-            chosen = np.flatnonzero(was_chosen[mine])
-            yield Cluster(k, pool[mine], view.positions[mine], means[k], float(inertia[k]), int(budgets[k]), chosen)
+    def cluster(k: int) -> Cluster:
+        mine = order[edges[k] : edges[k + 1]]
+        chosen = np.flatnonzero(was_chosen[mine])
+        return Cluster(k, pool[mine], view.positions[mine], means[k], float(inertia[k]), int(budgets[k]), chosen)
 
-    inputs = {one.number: one.inputs(name, settings) for one in clusters()}
+    inputs = {k: cluster(k).inputs(name, settings) for k in np.flatnonzero(view.totals.sizes).tolist()}
     copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
     done = selections.clusters_done(job.catalog, job.run_id)
+    left = (cluster(k) for k in inputs if k not in done)
+    tasks = [ClusterTask(one.number, one.positions, one.mean, one.budget, one.earlier) for one in left]
+    several = settings.workers if place_of(settings) == "processes" else 1  # they share the machine
+    parts = tuple(clusterings.parts(job.catalog, name))
+    spec = PursuitSpec(job.root.files, name, parts, settings.ridge, settings.tol, settings.sticky, job.memory_limit // several)
     with job.reporter.stage("select", "chosen") as progress:
-        ready = int(budgets[sorted(done)].sum()) if done else 0
+        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        for one in clusters():
-            if one.number not in done:
-                _choose(job, view.reader, one, inputs[one.number], lambda chosen, ready=ready: progress(ready + chosen))
-                ready += one.budget
-                progress(ready)
+        for found in partitioned(pursue, spec, tasks, settings, progress=lambda chosen: progress(resumed + chosen)):
+            _commit(job, cluster(found.cluster), inputs[found.cluster], found)
+            ready += int(budgets[found.cluster])
+            progress(ready)
     return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
 
 
-def _choose(job: Job, reader: ClusteringReader, one: Cluster, inputs: str, progress: Any) -> None:
-    from tagcos_stream.pursuit.omp import omp_select
-    from tagcos_stream.pursuit.sticky import hold_on
-
-    settings = job.settings
-    start = time.perf_counter()
-    rows = reader.rows(one.positions)
-    pursuit = omp_select(
-        rows,
-        one.mean,
-        one.budget,
-        ridge=settings.ridge,
-        tol=settings.tol,
-        memory_limit=job.memory_limit,
-        progress=lambda chosen, of: progress(chosen),
-    )
+def _commit(job: Job, one: Cluster, inputs: str, found: Pursued) -> None:
+    pursuit, held = found.pursuit, found.held
     columns: dict[str, Any] = {
         "round": pl.Series(pursuit.rounds),
         "correlation": pl.Series(pursuit.correlations),
         "residual_after": pl.Series(pursuit.residuals),
     }
-    indices, weights, margins, residual, kept = pursuit.indices, pursuit.weights, pursuit.margins, pursuit.residual, None
-    if settings.sticky is not None:
-        held = hold_on(
-            rows,
-            one.mean,
-            indices,
-            margins,
-            residual,
-            one.earlier,
-            margin=settings.sticky,
-            ridge=settings.ridge,
-        )
-        kept = 0
-        if held is not None:
-            # those that only keep their place were not chosen in any round
-            place = np.array([np.flatnonzero(indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
-            kept = len(held.indices) - held.fresh
-            nothing = pl.Series([None] * kept, dtype=pl.Float64)
-            columns = {k: v.gather(place).extend(nothing.cast(v.dtype)) for k, v in columns.items()}
-            indices, weights, margins, residual = held.indices, held.weights, held.margins, held.residual
+    choice = pursuit if held is None else held
+    kept = None if job.settings.sticky is None else 0
+    if held is not None:
+        # those that only keep their place were not chosen in any round
+        place = np.array([np.flatnonzero(pursuit.indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
+        kept = len(held.indices) - held.fresh
+        nothing = pl.Series([None] * kept, dtype=pl.Float64)
+        columns = {k: v.gather(place).extend(nothing.cast(v.dtype)) for k, v in columns.items()}
     selections.commit_cluster(
         job.catalog,
         job.run_id,
         one.number,
         budget=one.budget,
-        residual=residual,
-        seconds=time.perf_counter() - start,
+        residual=choice.residual,
+        seconds=found.seconds,
         stats=asdict(pursuit.stats),
         inertia=one.inertia,
         inputs=inputs,
         kept=kept,
         selection=pl.DataFrame(
             {
-                "example_id": one.rows["example_id"].gather(indices),
-                "rank": np.arange(len(indices)),
+                "example_id": one.rows["example_id"].gather(choice.indices),
+                "rank": np.arange(len(choice.indices)),
                 **columns,
-                "weight": weights,
+                "weight": choice.weights,
             }
         ),
-        candidates=one.rows.select("segment", "row", margin=pl.Series(margins)),
+        candidates=one.rows.select("segment", "row", margin=pl.Series(choice.margins)),
     )
 
 

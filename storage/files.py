@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TransientError, UserError
 
 TEMPORARY = ".tmp-"
 # Reading and checking alternate in pieces that stay in the CPU's cache: measured 30 GB/s of crc32c at 1 MiB, 12 at 4 MiB.
@@ -284,7 +284,9 @@ class ObjectFiles:
             self._api.put(self._store, key, body)
         except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
+            # no answer, or an error of the server's own, after obstore's own retries
+            passes = isinstance(error, self._api.exceptions.GenericError)
+            raise (TransientError if passes else UserError)(
                 f"cannot write {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again"
             ) from error
 

@@ -127,8 +127,16 @@ class Settings(BaseModel):
 
     # machine
     memory_limit: float = Field(4.0, gt=0, description="GiB that clustering and selection may take at their peak.")
-    workers: int = Field(1, ge=1, description="Processes that compute gradients, on several GPUs one each.")
-    threads: int | None = Field(None, ge=1, description="Processor threads; default all.")
+    run_on: Literal["threads", "processes", "ray"] | None = Field(
+        None,
+        description="Where blocks and clusters are computed: threads of this process, processes, or a Ray cluster; "
+        "default processes where there are several workers.",
+    )
+    workers: int = Field(1, ge=1, description="Processes or Ray workers, each with a model of its own; on several GPUs one each.")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each Ray worker asks for; a fraction shares one.")
+    threads: int | None = Field(
+        None, ge=1, description="Processor threads of a worker; default all of the machine, shared (on Ray one)."
+    )
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
     @field_validator("sources", "decontaminate", "lora_targets", "also_gradients", mode="before")
@@ -144,6 +152,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
             )
+        if self.run_on == "threads" and self.workers > 1:
+            raise ValueError(f"threads are one worker, not {self.workers}: set threads, or run_on to processes or ray")
+        if self.gpus_per_worker and self.run_on != "ray":
+            raise ValueError("gpus_per_worker is what a Ray worker asks for: set run_on to ray")
         return self
 
     def budget(self, n_examples: int) -> int:
@@ -168,7 +180,14 @@ class Settings(BaseModel):
         return {name: dump[name] for name in SPACE_FIELDS}
 
 
-MACHINE_FIELDS = frozenset({"root", "memory_limit", "workers", "threads", "wait", "device", "max_rejects"})
+MACHINE_FIELDS = frozenset(
+    {"root", "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait", "device", "max_rejects"}
+)
+# what selecting again may change: everything that comes after the gradients
+SELECT_FIELDS = (
+    "clusters", "min_cluster_rows", "max_cluster_rows", "fraction", "count", "ridge", "tol", "seed", "memory_limit", "run_on",
+    "workers", "gpus_per_worker", "threads", "wait",
+)  # fmt: skip
 SPACE_FIELDS = (
     "dtype", "quantize", "max_length", "too_long", "adapter", "warmup_examples", "warmup_batch_size", "learning_rate",
     "rise_steps", "schedule_steps", "lora_rank", "lora_alpha", "lora_dropout", "rslora", "lora_targets", "checkpoints",

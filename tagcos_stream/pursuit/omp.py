@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from tagcos_stream.pursuit import kernels, rounds
 from tagcos_stream.pursuit.ridge import nonnegative_ridge
 from tagcos_stream.pursuit.rounds import Counts, Problem, Round
-from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
+from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, shape, usable_cores
 from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
@@ -238,7 +238,7 @@ def _chosen_gram(store: GramStore, rows: Rows, indices: np.ndarray) -> np.ndarra
     slots = store.slot_of[indices]
     if (slots >= 0).all():
         return store.gram[np.ix_(slots, slots)]
-    return rows.gram(rows.take(indices))
+    return gram(rows.take(indices), rows.product)
 
 
 def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -145,14 +145,6 @@ class Rows:
         self.each(multiply, range(0, len(left), share))
         return out
 
-    def gram(self, chosen: np.ndarray, step: int = 1024) -> np.ndarray:
-        """(k, k) float64: inner products of rows (k, D) float32 with each other, `step` dimensions converted at a time."""
-        total = np.zeros((len(chosen), len(chosen)))
-        for at in range(0, self.dim, step):
-            part = chosen[:, at : at + step].astype(np.float64)
-            total += self.product(part, part)
-        return total
-
     def correlate(self, vector: np.ndarray, out: np.ndarray) -> None:
         """out[j] = <a_j, v> in float64, each row summed alone. vector (D,) float64, out (n,) float."""
         for start, block in self.blocks():
@@ -172,3 +164,15 @@ def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
             raise UserError(f"features must be two-dimensional (rows, dimensions), got shape {features.shape}")
         return features.shape[0], features.shape[1]
     return features.n_rows, features.dim
+
+
+def gram(rows: np.ndarray, product: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 1024) -> np.ndarray:
+    """(k, k) float64: inner products of rows (k, D) float32 with each other, `step` dimensions converted at a time.
+
+    product: (k, step) and (k, step) float64 -> (k, k), such as Rows.product.
+    """
+    total = np.zeros((len(rows), len(rows)))
+    for at in range(0, rows.shape[1], step):
+        part = rows[:, at : at + step].astype(np.float64)
+        total += product(part, part)
+    return total

@@ -56,7 +56,7 @@ def hold_on(
     union = np.concatenate([chosen, dropped])
     rows = _take(features, union)
     products = rows.astype(np.float64) @ target
-    inner = gram(rows, rows)
+    inner = gram(rows, np.inner)
 
     def match(count: int) -> tuple[np.ndarray, np.ndarray, float]:
         """(places in the union, weights, residual) with `count` newcomers, the last chosen ones, replaced."""
