@@ -16,8 +16,8 @@ from transformers import (
     Qwen2Config,
 )
 
+from tagcos_stream.features.adapter import adapter_parameters
 from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.model import adapter_parameters
 from tagcos_stream.features.warmup import Checkpoint
 
 VOCABULARY = 300

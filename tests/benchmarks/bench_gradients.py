@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.batching import padding_share, plan_batches
 from tagcos_stream.features.chat import Encoded, NoTargets, encode
 from tagcos_stream.features.gradients import GradientExtractor
-from tagcos_stream.features.model import attach_adapter, load_model
+from tagcos_stream.features.model import load_model
 from tagcos_stream.features.projection import make_projection
 from tagcos_stream.features.projection_quality import projection_quality
 from tagcos_stream.features.warmup import _collate

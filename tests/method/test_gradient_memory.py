@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.gradient_memory import model_shape, peak_bytes, working_bytes
-from tagcos_stream.features.model import attach_adapter
 from tests.models import tiny_model
 
 MEASURE = """
@@ -17,7 +17,7 @@ import ctypes, gc, torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from tagcos_stream.features.gradient_memory import model_shape, working_bytes
 from tagcos_stream.features.gradients import GradientExtractor, block_features
-from tagcos_stream.features.model import attach_adapter
+from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.projection import make_projection
 from tests.models import random_checkpoint, random_encoded
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tagcos_stream.features.model import adapter_parameters, attach_adapter, attach_from_checkpoint, load_model, model_fingerprint
+from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.model import load_model, model_fingerprint
 from tagcos_stream.types import UserError
 from tests.models import KINDS, random_encoded, tiny_model, tiny_tokenizer
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tagcos_stream.features.model import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
 from tagcos_stream.features.warmup import Checkpoint, Warmup, _collate, run_warmup
 from tagcos_stream.features.warmup_import import import_checkpoint
 from tagcos_stream.types import UserError
@@ -166,7 +166,7 @@ def test_import_checkpoint__refuses_mismatch_with_both_sides_listed(trained: tup
     order = state["param_groups"][0]["params"]
     order[0], order[1] = order[1], order[0]  # lora_A's moments on lora_B, as an integer-keyed state would have it
     torch.save(state, copy / "optimizer.pt")
-    with pytest.raises(UserError, match=r"optimizer.pt does not fit.*lora_A.weight \(32, 4\)"):
+    with pytest.raises(UserError, match=r"optimizer.pt: its tensors do not fit.*lora_A.weight \(32, 4\)"):
         import_checkpoint(copy, model)
     state["param_groups"][0]["params"] = order[:5]
     torch.save(state, copy / "optimizer.pt")
