@@ -64,6 +64,9 @@ def load_model(
         model.hf_quantizer, model.is_quantized = None, False
         for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
             owner.__dict__.pop(attribute, None)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference at the
+            module.support_avx512bf16_for_cpu = False  # first pass, they would pass no gradient back, and not say so
     if quantize is None:
         model.to(device)
     model.eval().requires_grad_(False)

@@ -288,7 +288,7 @@ def test_block_features__halves_the_budget_when_out_of_memory() -> None:
             return super().features(batch)
 
     ex = extractor("llama")
-    encoded, checkpoint = random_encoded(LENGTHS), random_checkpoint(ex.model)
+    encoded, checkpoint = random_encoded([13] * 7), random_checkpoint(ex.model)
     small = SmallDevice(ex.model, variants=ex.variants, projection=ex.projection)
     comp = block_features(small, [checkpoint], encoded, token_budget=200)
     assert (comp.token_budget, comp.halvings) == (50, 2)
