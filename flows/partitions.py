@@ -36,6 +36,11 @@ def place_of(settings: Settings) -> str:
     return settings.run_on or ("processes" if settings.workers > 1 else "threads")
 
 
+def sharing(settings: Settings, tasks: int) -> int:
+    """Workers that share this machine's memory."""
+    return min(settings.workers, max(1, tasks)) if place_of(settings) == "processes" else 1
+
+
 def devices_of(device: str, workers: int) -> list[str]:
     """A device per worker: "auto" and "cuda" with several workers are spread over the GPUs there are."""
     if device not in ("auto", "cuda") or workers == 1:

@@ -11,7 +11,7 @@ import polars as pl
 
 from flows.clustering import features_pool, open_view
 from flows.job import Job
-from flows.partitions import partitioned, place_of
+from flows.partitions import partitioned, sharing
 from storage import clusterings, refreshes, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.coreset import allocate
@@ -74,9 +74,16 @@ def select(job: Job) -> dict[str, Any]:
     done = selections.clusters_done(job.catalog, job.run_id)
     left = (cluster(k) for k in inputs if k not in done)
     tasks = [ClusterTask(one.number, one.positions, one.mean, one.budget, one.earlier) for one in left]
-    several = settings.workers if place_of(settings) == "processes" else 1  # they share the machine
     parts = tuple(clusterings.parts(job.catalog, name))
-    spec = PursuitSpec(job.root.files, name, parts, settings.ridge, settings.tol, settings.sticky, job.memory_limit // several)
+    spec = PursuitSpec(
+        job.root.files,
+        name,
+        parts,
+        settings.ridge,
+        settings.tol,
+        settings.sticky,
+        job.memory_limit // sharing(settings, len(tasks)),
+    )
     with job.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
