@@ -49,6 +49,10 @@ class Files(Protocol):
         """Fill `out` (uint8) from `offset`; `seen` gets every piece as it arrives. Returns the bytes read (fewer at the end)."""
         ...
 
+    def expect(self, key: str) -> None:
+        """It will be read soon: whoever can may begin to fetch it. Says nothing where it is missing."""
+        ...
+
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         """Fill every (uint8 array, offset); False where the file is missing or too short."""
         ...
@@ -131,6 +135,18 @@ class LocalFiles:
                     seen(piece[:got])
                 done += got
             return done
+        finally:
+            os.close(descriptor)
+
+    def expect(self, key: str) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
 
@@ -254,6 +270,9 @@ class ObjectFiles:
         if seen is not None:
             seen(out[: got.size])
         return int(got.size)
+
+    def expect(self, key: str) -> None:
+        pass
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         try:
