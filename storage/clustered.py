@@ -187,6 +187,12 @@ class ClusteringReader:
     def cluster(self, cluster: int, keep: np.ndarray | None = None) -> RowBlocks:
         return self.rows(self.cluster_rows(cluster, keep))
 
+    def verify_tables(self) -> None:
+        """Read all that lies beside the features of every part; DamagedStore where something is not what was written."""
+        for part in self.parts:
+            for name in set(part.specs) - {"features"}:
+                self.read_array(part, name)
+
     def verify(self, part: int) -> str:
         """Read every chunk of a part; its digest, or DamagedStore."""
         opened = self.parts[part]

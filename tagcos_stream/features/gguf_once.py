@@ -1,7 +1,7 @@
 """Loading a GGUF file without reading it three times.
 
-transformers 5.23 parses all fields of the file, the 49,000 strings of the vocabulary among them, for the configuration, for the
-tokenizer and once for the weights, and builds the table of tensor names anew for every module: half of the load. What is
+transformers 5.23 parses all fields of the file, the vocabulary's 49,000 strings among them, once for the configuration, once for
+the tokenizer and once for the weights, and builds the table of tensor names anew for every module: half of the load. What is
 read is the same; it is read once.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from flows.clustering import clustering_recipe
 from flows.progress import SilentReporter
 from storage import clustered, clusterings, regroup, runs, selections
 from storage.root import Root, open_root
+from tagcos_stream import drift
 from tagcos_stream.config import load_settings
 from tests.flows.conftest import TOPICS, conversation
 from tests.flows.test_kill import REFRESH_BEGINS, kill_often
@@ -217,6 +219,11 @@ def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_fold
     assert retired.rows() == [("cities", first.run_id, first.run_id, 40)]
     gone = catalog.read("SELECT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [first.run_id, second.run_id])
     assert set(gone["reason"]) == {"retired: gone from the sources"}
+    page = (Path(__file__).parents[2] / "docs" / "refresh.md").read_text(encoding="utf-8")
+    for query in re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL):
+        assert len(catalog.read(query.replace("RUN_A", first.run_id).replace("RUN_B", second.run_id))) > 0, query
+    for name, limit in drift.THRESHOLDS.items():
+        assert re.search(rf"\| `{name}` \|.*\| {limit:g} \|", page)
     assert catalog.read("SELECT sum(size) AS n FROM coverage").item() == 80
     assert catalog.read("FROM latest_selection WHERE dataset = 'cities'").is_empty()
     (pool_folder.parent / "away.jsonl").rename(pool_folder / "cities.jsonl")
