@@ -39,7 +39,9 @@ class RayWorker:
     def results(self) -> Iterator[Any]:
         yield None
         try:
-            yield from self._work(self._spec, self._seat, iter(self._todo.get, None), None)
+            # not "yield from": Ray sends into its generators, and what it sends would reach an iterator that takes nothing
+            for result in self._work(self._spec, self._seat, iter(self._todo.get, None), None):  # noqa: UP028
+                yield result
         except Exception as error:  # as it is: Ray would wrap it
             yield error
 

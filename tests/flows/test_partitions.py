@@ -54,6 +54,10 @@ def squares(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | No
         yield task, spec * task * task
 
 
+def echo(spec: None, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    yield from tasks
+
+
 def deadly(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Dies at task 3: once, where `spec` names a file that it can make, else each time."""
     for task in tasks:
@@ -113,6 +117,7 @@ def test_ray__every_task_once_and_mistakes_reach_the_driver(cluster: None) -> No
     for ahead in (1, 3):
         found = sorted(partitioned(squares, 3, list(range(50)), settings, ahead=ahead))
         assert found == [(task, 3 * task * task) for task in range(50)]
+    assert sorted(partitioned(echo, None, [1, 2, 3], settings)) == [1, 2, 3]
     with pytest.raises(UserError, match="task -1 is below 0"):
         list(partitioned(squares, 3, [1, -1, 2], settings))
 
