@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,10 +68,8 @@ def attach_adapter(
             adapted = get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"target_modules {target_modules!r}: {error}") from error
-    names = [name for name, module in adapted.named_modules() if hasattr(module, "lora_A")]
-    for pattern in rank_pattern or {}:  # peft takes no notice of one that fits nothing
-        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
-            raise UserError(f"rank of {pattern!r}: no adapted layer has this name; they are {', '.join(names[:8])} ...")
+        except RuntimeWarning as warning:
+            raise UserError(f"ranks of single layers: {warning} Adapted are {targets}") from warning
     with torch.no_grad():
         for name, parameter in adapter_parameters(adapted).items():
             if ".lora_A." in name:
@@ -98,7 +95,7 @@ def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
     with torch.random.fork_rng(devices=[]), _quiet():
         try:
             adapted = get_peft_model(model, config)
-        except ValueError as error:
+        except (ValueError, RuntimeWarning) as error:
             raise UserError(f"{folder}: its adapter does not fit {type(model).__name__}: {error}") from error
     parameters, weights = adapter_parameters(adapted), adapter_weights(folder)
     require_fit(weights, parameters, f"{folder}: the adapter's weights")
@@ -179,9 +176,12 @@ def saved_name(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """peft 0.21 reads attributes that transformers 5.23 has deprecated; neither is the user's doing."""
+    """peft 0.21 reads attributes that transformers 5.23 has deprecated; that is not the user's doing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings(
+            "error", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning
+        )  # a misspelt name
         yield
 
 

@@ -92,7 +92,7 @@ def test_run__ranks_of_single_layers_are_part_of_the_space(small_settings: Maker
     assert fingerprint["adapter"]["ranks"] == {"2": 1, "3": 2, "8": 5}
     assert fingerprint["settings"]["lora_ranks"] == ["layers.0.*q_proj=2", "v_proj=3"]
     assert run(small_settings()).stages["gradients"]["computed"] == 120
-    with pytest.raises(UserError, match=r"rank of 'gate': no adapted layer has this name; they are .*q_proj"):
+    with pytest.raises(UserError, match=r"ranks of single layers: .*did not match.*'gate'.*Adapted are .*q_proj"):
         run(small_settings(lora_ranks="gate=4"))
     with pytest.raises(UserError, match=r"lora_ranks: 'v_proj' is not NAME=RANK"):
         load_settings({"lora_ranks": ["v_proj"]})
