@@ -170,14 +170,14 @@ def peer_seconds(
 def quality(options: argparse.Namespace) -> None:
     base, encoded = setting(options)
     ex, _ = extractor(base, 8, ("adam-delta",))
-    print(
-        "\nprojection quality, adam-delta gradients at r=8: error of inner products of unit rows, "
-        "and share of exact nearest neighbours kept"
-    )
-    for line in projection_quality(ex, encoded[:24], dims=(1024, 2048, 4096, 8192, 16384), seeds=(0, 1)):
+    seeds = {"sparse": range(32), "rademacher": (0, 1)}
+    print("\nprojection quality, adam-delta gradients at r=8: error of inner products of unit rows, exact neighbours kept")
+    for line in projection_quality(ex, encoded[:24], dims=(1024, 2048, 4096, 8192, 16384), seeds=seeds):
         print(
-            f"  D={line.dim:>6} {line.kind:<12} rms error {line.error:.5f}  "
-            f"nearest neighbour {line.nearest:.0%}  of 5 nearest {line.nearest_five:.0%}"
+            f"  D={line.dim:>6} {line.kind:<10} {len(seeds[line.kind]):>2} seeds: rms error {line.error:.5f}, "
+            f"{line.error / line.dense_error:.2f} of the dense one's expectation {line.dense_error:.5f}; "
+            f"nearest neighbour {line.nearest:.0%}, of 5 nearest {line.nearest_five:.0%}",
+            flush=True,
         )
 
 
