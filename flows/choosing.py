@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import polars as pl
 
-from tagcos_stream.config import GIB, Settings
+from flows.job import selection_memory
+from tagcos_stream.config import Settings
 from tagcos_stream.controls import ranking
 from tagcos_stream.controls.matching import group_means
 from tagcos_stream.controls.methods import METHODS, Choice
@@ -90,7 +91,7 @@ def choose(
     Raises:
         UserError: the choice does not fit in memory_limit; says what to change.
     """
-    method, limit = settings.method, int(settings.memory_limit * GIB)
+    method, limit = settings.method, selection_memory(settings)
     members = groups.members(group)
     if known.scores is not None:
         return ranking.best(known.scores[members], known.draws[members], budget)

@@ -14,12 +14,13 @@ import numpy as np
 import polars as pl
 
 from flows.choosing import Groups, choose, labelled, scalars, strata, warning, whole_pool
+from flows.job import selection_memory
 from flows.measuring import assigned, coverage, measured_rows
 from flows.pipeline import changed_settings
 from flows.progress import Reporter, default_reporter
 from storage import blocks, diagnostics, features, runs
 from storage.root import Root, open_root
-from tagcos_stream.config import GIB, Settings, load_settings
+from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.controls.matching import (
     Dimensions,
     fit_bytes,
@@ -119,7 +120,7 @@ class _Bench:
     def __init__(self, root: Root, base: dict[str, object], settings: Settings, reporter: Reporter) -> None:
         self.root, self.settings, self.reporter = root, settings, reporter
         self.run_id, space = str(base["run_id"]), str(base["space_id"])
-        self.limit = int(settings.memory_limit * GIB)
+        self.limit = selection_memory(settings)
         self.pool = blocks.features_pool(root.catalog, self.run_id, space)
         self.rows = features.open_features(root.files, space, self.pool)
         self.held = held_out_dimensions(self.rows.dim)
@@ -130,7 +131,7 @@ class _Bench:
         if needed > self.limit:
             raise UserError(
                 f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions needs {needed / 2**30:.1f} GiB, limit "
-                f"{settings.memory_limit:.1f} GiB: raise memory_limit"
+                f"{self.limit / 2**30:.1f} GiB: raise memory_limit"
             )
         means = group_means(self.rows, self.labels, len(self.sizes))
         self.held_means = means[:, self.held]

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flows.memory import tokens_per_pass
+from flows.partitions import Progress, Seat
 from storage import features, spaces
 from storage.blocks import Space
 from storage.files import Files
@@ -49,10 +51,11 @@ class Done:
     rows: pl.DataFrame  # row, tokens, target_tokens, loss, norm, status
     rejects: pl.DataFrame  # row, reason, detail, snippet
     checksums: dict[str, int]  # by space
-    seconds: float  # from taking the block up to its last chunk on disk
+    seconds: float  # since the block before was computed: waiting for tokens, for chunks on disk and for the driver included
     model_seconds: float  # of these within forward and backward passes
     truncated: int
-    halvings: int  # of the token budget, after running out of device memory
+    token_budget: int  # halved after running out of device memory
+    halvings: int
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,34 @@ class EngineSpec:
     reader: ExampleReader
     settings: Settings
     spaces: tuple[Space, ...]  # of one adapter, one per gradient variant
-    device: str
+    processes: int = 1  # that share this machine's memory
+
+
+AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
+
+
+def compute(spec: EngineSpec, seat: Seat, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
+    """The work of a gradient worker: blocks as they come, with one engine."""
+    if seat.threads:
+        import torch
+
+        torch.set_num_threads(seat.threads)
+    try:
+        yield from Engine(spec, seat.device).run(tasks, progress)
+    finally:
+        load_adapted.cache_clear()  # the stages to come need the memory, not the model
 
 
 class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, device: str) -> None:
+        from tagcos_stream.features.gradient_memory import model_shape, peak_bytes
         from tagcos_stream.features.gradients import GradientExtractor
         from tagcos_stream.features.projection import make_projection
 
         self.spec = spec
-        loaded = load_adapted(spec.settings, spec.device)
+        loaded = load_adapted(spec.settings, device)
         first = spec.spaces[0]
         if first.fingerprint["model"] != loaded.fingerprint:
             raise UserError(
@@ -100,25 +119,35 @@ class Engine:
             variants=[space.variant for space in spec.spaces],
             projection=make_projection(spec.settings.projection, dim=first.dim, seed=spec.settings.feature_seed),
         )
+        shape = model_shape(loaded.model)
+        held = {"variants": len(spec.spaces), "checkpoints": len(self.checkpoints), "block_rows": spec.settings.block_rows}
+
+        def need(tokens: int) -> int:
+            peak = peak_bytes(shape, token_budget=tokens, max_length=self.max_length, dim=first.dim, **held)
+            return peak - shape.weight_bytes
+
+        self.token_budget = tokens_per_pass(spec.settings, loaded, "the gradient stage", need, spec.processes)
         self._checked = False
         self._writers: dict[tuple[str, str], features.SegmentWriter] = {}
 
     def run(self, tasks: Iterable[Task], progress: Callable[[float], None] | None = None) -> Iterator[Done]:
         """Compute blocks in order; each is yielded once its chunks are on disk. `progress` gets the number of examples done."""
         done = 0
-        upcoming = iter(tasks)
+        upcoming, start = iter(tasks), time.perf_counter()
         with ThreadPoolExecutor(1, "tokenise") as ahead, ThreadPoolExecutor(1, "write") as behind:
             prepared = self._submit(ahead, upcoming)
             written: Future[Done] | None = None
             while prepared is not None:
                 task, frame, encoded = prepared.result()
                 prepared = self._submit(ahead, upcoming)
-                start = time.perf_counter()
                 count = len(encoded)
                 outcome = self._compute(encoded, partial(_advance, progress, done))
+                if outcome is not None:
+                    self.token_budget = outcome.token_budget  # what ran out of memory once would do so again
+                start, before = time.perf_counter(), start
                 if written is not None:
                     yield written.result()
-                written = behind.submit(self._write, task, frame, encoded, outcome, start)
+                written = behind.submit(self._write, task, frame, encoded, outcome, start - before)
                 done += count
             if written is not None:
                 yield written.result()
@@ -147,11 +176,13 @@ class Engine:
             self.extractor,
             self.checkpoints,
             good,
-            token_budget=self.spec.settings.batch_tokens,
+            token_budget=self.token_budget,
             progress=lambda done, of: progress(done / of * len(encoded)),
         )
 
-    def _write(self, task: Task, frame: pl.DataFrame, encoded: Sequence[Encoded | Rejected], outcome: Any, start: float) -> Done:
+    def _write(
+        self, task: Task, frame: pl.DataFrame, encoded: Sequence[Encoded | Rejected], outcome: Any, seconds: float
+    ) -> Done:
         at = np.array([i for i, e in enumerate(encoded) if isinstance(e, Encoded)], dtype=np.int64)
         tokens, targets = np.zeros((2, len(encoded)), np.int64)
         loss, norm = np.full((2, len(encoded)), np.nan)
@@ -177,9 +208,10 @@ class Engine:
             rows=frame.select("row").hstack(pl.DataFrame(measured)),
             rejects=bad.filter(pl.col("reason") != "ok").select("row", "reason", "detail", snippet=last_turn),
             checksums=checksums,
-            seconds=time.perf_counter() - start,
+            seconds=seconds,
             model_seconds=0.0 if outcome is None else outcome.model_seconds,
             truncated=sum(isinstance(e, Encoded) and e.truncated for e in encoded),
+            token_budget=self.token_budget if outcome is None else outcome.token_budget,
             halvings=0 if outcome is None else outcome.halvings,
         )
 
@@ -215,7 +247,8 @@ def load_adapted(settings: Settings, device: str) -> Any:
     """The model with its adapter attached; kept for the stages of one run, until `cache_clear()`."""
     from transformers.utils import logging
 
-    from tagcos_stream.features.model import attach_adapter, attach_from_checkpoint, load_model
+    from tagcos_stream.features.adapter import attach_adapter, attach_from_checkpoint
+    from tagcos_stream.features.model import load_model
 
     if not settings.model:
         raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
@@ -237,6 +270,7 @@ def load_adapted(settings: Settings, device: str) -> Any:
             alpha=settings.lora_alpha,
             dropout=settings.lora_dropout,
             target_modules=list(settings.lora_targets) or "auto",
+            rank_pattern=settings.rank_pattern(),
             rslora=settings.rslora,
             seed=settings.feature_seed,
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, get_args
 
-from flows.engine import Done, EngineSpec, Task, encode_row, from_store, load_adapted, max_length, to_store
+from flows.engine import AHEAD, Done, EngineSpec, Task, compute, encode_row, from_store, load_adapted, max_length, to_store
 from flows.job import Job
-from flows.workers import compute
+from flows.memory import tokens_per_pass
+from flows.partitions import partitioned, place_of, sharing
 from storage import blocks, features, pool, runs, spaces
 from tagcos_stream.config import Settings, Variant, digest
 from tagcos_stream.features.chat import Encoded, template_fingerprint
@@ -18,7 +22,21 @@ from tagcos_stream.types import UserError
 def recipe(settings: Settings, variant: str) -> str:
     """Name of everything that is decided before a warm-up: runs that agree on it share one feature space, whatever their pool."""
     decided = settings.space_settings() | {"gradient": variant, "model": settings.model, "revision": settings.revision}
+    if settings.adapter:
+        decided["adapter"] = _adapter_content(settings.adapter)
     return digest(decided)
+
+
+@lru_cache(maxsize=1)
+def _adapter_content(folder: str) -> str:
+    """Hash of what an imported adapter consists of: trained further in the same place, it is another one."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt"):
+        path = Path(folder, name)
+        if path.is_file():
+            with path.open("rb") as file:
+                hashed.update(name.encode() + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return hashed.hexdigest()
 
 
 def variants(settings: Settings) -> tuple[str, ...]:
@@ -64,6 +82,8 @@ def _from_store(job: Job, space: blocks.Space, row: dict[str, Any]) -> Any:
 def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dict[str, Any]]:
     """Warm up, or import: (checkpoints, their weights, what they come from, what to report)."""
     from tagcos_stream.features import warmup  # torch, transformers and peft take seconds to import
+    from tagcos_stream.features.adapter import adapter_settings
+    from tagcos_stream.features.gradient_memory import model_shape, warmup_bytes
     from tagcos_stream.features.gradients import checkpoint_weights
 
     settings = job.settings
@@ -74,8 +94,12 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
 
         made = [import_checkpoint(settings.adapter, loaded.model)]
         detail = {"reused": False, "imported": settings.adapter}
+        detail |= {"imported_step": made[0].step, "adapter": adapter_settings(loaded.model)}
     else:
         sample = _warmup_sample(job, loaded)
+        longest, shape = max(map(len, sample)), model_shape(loaded.model)
+        need = partial(warmup_bytes, shape, longest, dropout=settings.lora_dropout > 0, checkpoints=settings.checkpoints)
+        tokens = tokens_per_pass(settings, loaded, "the warm-up", need)
         steps = math.ceil(len(sample) / settings.warmup_batch_size)
         with job.reporter.stage("warm-up", "steps") as progress:
             done = warmup.run_warmup(
@@ -88,7 +112,7 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
                 seed=settings.feature_seed,
                 warmup_steps=settings.rise_steps,
                 schedule_steps=settings.schedule_steps,
-                micro_batch_tokens=settings.batch_tokens,
+                micro_batch_tokens=tokens,
                 progress=progress,
             )
         made = done.checkpoints
@@ -97,6 +121,7 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
     weights = checkpoint_weights(made).tolist()
     fingerprint = {
         "settings": settings.space_settings(),
+        "adapter": adapter_settings(loaded.model),
         "model": loaded.fingerprint,
         "model_name": loaded.name,
         "dtype": loaded.dtype,
@@ -150,18 +175,19 @@ def gradients(job: Job) -> dict[str, Any]:
     asked = tuple(_space(job, variant) for variant in variants(settings))
     total, tasks = _plan(job, asked)
     left = sum(task.rows for task in tasks)
-    summary = {"rows": total, "computed": left, "tokens": 0, "truncated": 0, "rejected": 0}
+    summary = {"rows": total, "computed": left, "tokens": 0, "truncated": 0, "rejected": 0, "halvings": 0}
     if not tasks:
         return summary
     job.reporter.say(f"loading model {settings.model}")
-    spec = EngineSpec(job.root.files, pool.example_reader(job.root), settings, asked, settings.device)
+    if place_of(settings) != "threads":
+        load_adapted.cache_clear()  # the workers load their own
+    spec = EngineSpec(job.root.files, pool.example_reader(job.root), settings, asked, sharing(settings, len(tasks)))
     seconds = model_seconds = 0.0
     done = total - left
     with job.reporter.stage("gradients", "examples") as progress:
         progress(done, total)
-        several = settings.workers > 1
-        inner = (lambda n: None) if several else (lambda n: progress(total - left + n, total))
-        for block in compute(spec, tasks, settings.workers, settings.threads, inner):
+        within = lambda n: progress(total - left + n, total)  # noqa: E731
+        for block in partitioned(compute, spec, tasks, settings, ahead=AHEAD, progress=within):
             for space_id in block.task.spaces:
                 _commit(job, space_id, block)
             done += len(block.rows)
@@ -170,7 +196,8 @@ def gradients(job: Job) -> dict[str, Any]:
             summary["tokens"] += int(block.rows["tokens"].sum())
             summary["truncated"] += block.truncated
             summary["rejected"] += len(block.rejects)
-    return summary | {"model_share": round(model_seconds / seconds, 4)}
+            summary["halvings"] += block.halvings
+    return summary | {"batch_tokens": block.token_budget, "model_share": round(model_seconds / seconds, 4)}
 
 
 def _plan(job: Job, asked: Sequence[blocks.Space]) -> tuple[int, list[Task]]:
@@ -181,8 +208,9 @@ def _plan(job: Job, asked: Sequence[blocks.Space]) -> tuple[int, list[Task]]:
     for space in asked:
         plan = blocks.plan_segments(job.catalog, job.run_id, space.space_id, dim=space.dim, block_rows=job.settings.block_rows)
         total = int(plan["rows"].sum())
+        lacks = blocks.missing(job.catalog, space.space_id, job.run_id)
         for row in plan.iter_rows(named=True):
-            missing = blocks.missing(job.catalog, space.space_id, row["segment"], job.run_id)
+            missing = lacks.get(row["segment"], [])
             if missing:
                 writer = features.create_segment(
                     job.root.files,

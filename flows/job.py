@@ -17,6 +17,7 @@ from storage.catalog import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.config import GIB, Settings, digest
 
+DEFAULT_MEMORY = 4.0  # GiB
 VERSIONED = ("tagcos-stream", "torch", "transformers", "peft", "polars", "duckdb", "zarr", "numba", "numpy", "prefect")
 
 
@@ -36,8 +37,13 @@ class Job:
 
     @property
     def memory_limit(self) -> int:
-        """Bytes."""
-        return int(self.settings.memory_limit * GIB)
+        """Bytes that clustering and selection may take."""
+        return selection_memory(self.settings)
+
+
+def selection_memory(settings: Settings) -> int:
+    """Bytes that clustering and selection may take."""
+    return int((settings.memory_limit or DEFAULT_MEMORY) * GIB)
 
 
 Stage = Callable[[Job], dict[str, Any]]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flows.clustering import open_view
 from flows.job import Job
 from storage import clusterings, diagnostics, features, runs
 from storage.catalog import Catalog
@@ -26,22 +27,21 @@ def measure(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
     start = time.perf_counter()
     name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
     name = name or clusterings.find_covering(job.catalog, job.run_id, space_id)
+    view = None if name is None else open_view(job, name, pool)
+    if view is not None and match_bytes(len(view.totals.sizes), view.reader.dim) > job.memory_limit:
+        view = None
+        job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
     rows = features.open_features(job.root.files, space_id, pool)
-    labels = np.zeros(len(pool), np.int64)
-    if name is not None:
-        by_cluster = assigned(job.catalog, name, pool)["cluster"].to_numpy().astype(np.int64)
-        if match_bytes(int(by_cluster.max()) + 1, rows.dim) <= job.memory_limit:
-            labels = by_cluster
-        else:
-            name = None
-            job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
-    sizes = np.bincount(labels)
+    if view is not None:
+        labels, sizes = view.labels.astype(np.int64), view.totals.sizes
+        means = view.totals.sums / np.maximum(sizes, 1)[:, None]
+    else:
+        labels, sizes = np.zeros(len(pool), np.int64), np.array([len(pool)])
+        means = group_means(rows, labels, 1)
     shares = job.catalog.read("SELECT segment, row, share FROM selection_of(?)", [job.run_id])
     chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
     at = chosen["at"].to_numpy().astype(np.int64)
-    found = match(
-        group_means(rows, labels, len(sizes)), sizes, lambda part: rows.gather(at[part]), labels[at], chosen["share"].to_numpy()
-    )
+    found = match(means, sizes, lambda part: rows.gather(at[part]), labels[at], chosen["share"].to_numpy())
     diagnostics.commit(
         job.catalog,
         job.run_id,
@@ -49,7 +49,7 @@ def measure(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
         fraction=len(at) / len(pool),
         seed=job.settings.seed,
         dimensions="seen",
-        rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=name is not None),
+        rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=view is not None),
         seconds=time.perf_counter() - start,
     )
     return {"error_plain": round(found.plain, 4), "error_weighted": round(found.weighted, 4)}

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flows.clustering import cluster
 from flows.features import gradients, warm_up
 from flows.ingesting import adopt, ingest
 from flows.job import Job, Stage, open_job, open_settings_root, run_stage
 from flows.progress import Reporter, default_reporter
-from flows.selecting import cluster, publish, select
+from flows.selecting import publish, select
 from storage import runs
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
@@ -103,10 +104,10 @@ def _run_stages(
         job = open_job(settings, root, reporter, reselects)
         try:
             outcome = {name: do_stage(name, stage, job) for name, stage in stages.items()}
-        except KeyboardInterrupt:
-            runs.stop_run(root.catalog, job.run_id, "interrupted", "interrupted by the user")
-            raise
         except Exception as error:
             runs.stop_run(root.catalog, job.run_id, "failed", str(error))
+            raise
+        except BaseException:  # Ctrl-C, or a flow that is cancelled
+            runs.stop_run(root.catalog, job.run_id, "interrupted", "interrupted by the user")
             raise
     return Outcome(run_id=job.run_id, stages=outcome)

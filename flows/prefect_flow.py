@@ -1,9 +1,12 @@
-"""The pipeline as a Prefect flow: the same stages as tasks, with the same settings as flat, checked parameters."""
+"""The pipeline as Prefect flows: the same stages as tasks, the same settings as flat, checked parameters: docs/prefect.md."""
 
 from __future__ import annotations
 
-import inspect
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
 # before Prefect is imported: no telemetry, and time enough for a temporary server to start on a slow machine
@@ -12,61 +15,117 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
 
+from flows.artifacts import FlowReporter, publish_artifacts
 from flows.job import Job, Stage, run_stage
-from flows.pipeline import Outcome, run
-from flows.progress import LineReporter
+from flows.parameters import REQUIRED, refresh_parameters, select_parameters, takes
+from flows.pipeline import Outcome, reselect, run
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.types import TransientError, UserError
+
+RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
+LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Prefect's least
+
+
+def can_pass(error: BaseException) -> bool:
+    """A busy catalog, an object store or a network that does not answer. All else would fail the same way again."""
+    lost = (TransientError, ConnectionError, TimeoutError)
+    return isinstance(error, lost) or f"{type(error).__module__}.{type(error).__name__}" == "obstore.exceptions.GenericError"
+
+
+def _retries(task: Any, task_run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except BaseException as error:
+        return can_pass(error)
+    return False
 
 
 def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
     # resume is the catalog's, so Prefect's caching is off. No arguments: Prefect would walk through the job's open handles
-    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+    @task(
+        name=name,
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_AFTER),
+        retry_delay_seconds=RETRY_AFTER,
+        retry_condition_fn=_retries,
+    )
     def work() -> dict[str, Any]:
         return run_stage(name, stage, job)
 
     return work()
 
 
-def _flow(preset: str = "recommended", **settings: Any) -> str:
-    """Select a coreset from the sources; returns the run's id."""
-    logger = get_run_logger()
-    checked = load_settings({name: value for name, value in settings.items() if value is not None}, preset=preset)
-    outcome = run(checked, reporter=LineReporter(logger.info), do_stage=_do_stage)
-    _artifacts(checked, outcome)
+@contextmanager
+def _turn(root: str) -> Iterator[None]:
+    """One run at a time on a root. On one machine the root's own lock sees to that (a run waits `wait` seconds, and a killed
+    holder is gone at once); an object store may be written from several machines, so that the server keeps a limit for it."""
+    if "://" not in root or root.startswith("file:"):
+        yield
+        return
+    name = "tagcos-root-" + re.sub(r"[^A-Za-z0-9._-]+", "-", root)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(name, 1)
+    with concurrency(name, lease_duration=LEASE_SECONDS, strict=True):
+        yield
+
+
+def _finish(outcome: Outcome, root: str) -> str:
+    publish_artifacts(open_root(root, create=False), outcome)
     return outcome.run_id
 
 
-def _artifacts(settings: Settings, outcome: Outcome) -> None:
-    catalog = open_root(settings.root).catalog
-    by_source = catalog.read("FROM by_source(?) ORDER BY dataset", [outcome.run_id])
-    create_table_artifact(key="tagcos-selection-by-source", table=by_source.to_dicts(), description=outcome.run_id)
-    lines = [f"# {outcome.run_id}", ""]
-    lines += [
-        f"- **{stage}**: " + ", ".join(f"{key} {value}" for key, value in detail.items() if not isinstance(value, list))
-        for stage, detail in outcome.stages.items()
-    ]
-    create_markdown_artifact(key="tagcos-summary", markdown="\n".join(lines), description=outcome.run_id)
+def _name(kind: str) -> str:
+    given = flow_run.parameters
+    words = [kind, f"{flow_run.scheduled_start_time:%Y-%m-%d}"]
+    if given.get("model"):
+        words.append(re.sub(r"\.gguf$", "", PurePath(given["model"]).name).lower())
+    words.append(f"count-{given['count']}" if given.get("count") else f"{given.get('fraction') or 0.05:g}")
+    return "-".join(words)
 
 
-def _parameters() -> list[inspect.Parameter]:
-    """One parameter per setting. None keeps the preset's value, so that a deployment may set some and a run others."""
-    own = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default="recommended", annotation=str)
-    return [own] + [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation | None)  # type: ignore[operator]
-        for name, field in Settings.model_fields.items()
-    ]
+def refresh_name() -> str:
+    """refresh-2026-11-23-smollm2-360m-instruct-0.05: what was asked, when, of which model, how much."""
+    return _name("refresh")
 
 
-_flow.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
-_flow.__annotations__ = {p.name: p.annotation for p in _parameters()}
-tagcos_run = flow(name="tagcos-run", flow_run_name="{root}", persist_result=False)(_flow)
+def select_name() -> str:
+    """select-2026-11-23-0.1."""
+    return _name("select")
+
+
+@flow(name="tagcos-refresh", flow_run_name=refresh_name, persist_result=False)
+@takes(refresh_parameters())
+def tagcos_refresh(**settings: Any) -> str:
+    """Bring a selection up to date: read the sources, compute what is new, cluster, select, publish. Returns the run's id."""
+    checked = load_settings(settings)
+    with _turn(checked.root):
+        outcome = run(checked, reporter=FlowReporter(get_run_logger().info), do_stage=_do_stage)
+    return _finish(outcome, checked.root)
+
+
+@flow(name="tagcos-select", flow_run_name=select_name, persist_result=False)
+@takes(select_parameters())
+def tagcos_select(root: str, run: str, **changes: Any) -> str:
+    """Select again from stored features, for example another share: no gradient is computed. Returns the new run's id."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    with _turn(root):
+        reporter = FlowReporter(get_run_logger().info)
+        outcome = reselect(root, None if run == "latest" else run, reporter, _do_stage, **given)
+    return _finish(outcome, root)
 
 
 def run_flow(settings: Settings) -> str:
     """Run as a flow with these settings; a temporary server is started where none is configured."""
+    for name in REQUIRED:
+        if not getattr(settings, name):
+            raise UserError(f"no {name} given: a flow needs {' and '.join(REQUIRED)}")
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return tagcos_run(**given)
+    return tagcos_refresh(**given)

@@ -1,121 +1,150 @@
-"""Stages 4 to 6: clusters of the features, the coreset chosen in each, and its publication."""
+"""Stages 5 and 6: the coreset chosen in each cluster, and its publication."""
 
 from __future__ import annotations
 
+import hashlib
 import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from flows.choosing import Groups, Scalars, choose, scalars, strata, warning, whole_pool
+from flows.clustering import features_pool, open_view
 from flows.job import Job
-from flows.measuring import assigned, measure
-from storage import arrays, blocks, clustered, clusterings, features, gc, regroup, runs, selections, snapshot
+from flows.measuring import measure
+from flows.partitions import partitioned, sharing
+from storage import clusterings, features, refreshes, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.coreset import allocate
-from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.clustering.kmeans import Clustering
+    from flows.pursuing import Pursued
 
-STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
-
-
-def clustering_id(settings: Settings, space_id: str, pool: pl.DataFrame, n_clusters: int) -> str:
-    """Name of a clustering: what it was made from. The same pool, space and settings find the one that is already there."""
-    return digest(
-        {
-            "space": space_id,
-            "pool": digest("".join(pool["example_id"].to_list())),
-            "clusters": n_clusters,
-            "rows": [settings.min_cluster_rows, settings.max_cluster_rows],
-            "seed": settings.seed,
-        }
-    )
+CHOICE = 1  # raise it when the same inputs choose otherwise than before
 
 
-def cluster(job: Job) -> dict[str, Any]:
-    """Cluster the pool's features, measure every row against its centroid, and lay the rows out cluster by cluster."""
-    from tagcos_stream.clustering import kmeans
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster's choice depends on. n rows."""
 
-    settings = job.settings
-    if METHODS[settings.method].within != "clusters":
-        return {"clustering_id": None, "reused": True, "clusters": 0, "rows": 0}
-    space_id, pool = _pool(job)
-    n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
-    name = clustering_id(settings, space_id, pool, n_clusters)
-    runs.set_run(job.catalog, job.run_id, clustering_id=name)
-    known = clusterings.clusters(job.catalog, name)
-    if len(known):
-        return {"clustering_id": name, "reused": True, "clusters": len(known), "rows": len(pool)}
+    number: int
+    rows: pl.DataFrame  # the pool's rows in it, in order of segment and row
+    positions: np.ndarray  # (n,) int64: where they lie in the clustering
+    mean: np.ndarray  # (D,) float32
+    inertia: float
+    budget: int
+    earlier: np.ndarray  # rows of it that the run before chose, where they are to keep their place
 
-    rows = features.open_features(job.root.files, space_id, pool)
-    made = _fit(job, name, rows, n_clusters)
-    with job.reporter.stage("regroup", "rows") as progress:
-        part = regroup.regroup(
-            job.root.files,
-            name,
-            rows,
-            made.labels,
-            centroids=made.centroids,
-            means=made.means,
-            sizes=made.sizes,
-            inertia=made.inertia,
-            memory_limit=job.memory_limit // 2,
-            progress=progress,
-        )
-    clusterings.add_clustering(
-        job.catalog,
-        job.run_id,
-        name,
-        space_id,
-        clusters=pl.DataFrame({"cluster": np.arange(len(made.sizes)), "size": made.sizes, "inertia": made.inertia}),
-        rows=pool.select("segment", "row").with_columns(cluster=pl.Series(made.labels), distance=pl.Series(made.distances)),
-        part=part,
-        config={
-            "clusters": n_clusters,
-            "min_cluster_rows": settings.min_cluster_rows,
-            "max_cluster_rows": settings.max_cluster_rows,
-            "seed": settings.seed,
-        },
-    )
-    return {"clustering_id": name, "reused": False, "clusters": len(made.sizes), "rows": len(pool)}
-
-
-def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int) -> Clustering:
-    """Fit and finish a k-means; its state is saved every few seconds, so that a killed fit goes on."""
-    from tagcos_stream.clustering import kmeans
-
-    settings, files = job.settings, job.root.files
-    key = gc.work_key(job.run_id, f"kmeans-{name}.safetensors")
-    state = None
-    if files.size(key) is not None:
-        state = kmeans.KMeansState.from_arrays(arrays.load_arrays(files, key)[0])
-    with job.reporter.stage("k-means", "rows") as progress:
-        saved = time.monotonic()
-        states = kmeans.fit(rows, n_clusters, seed=settings.seed, state=state, memory_limit=job.memory_limit, progress=progress)
-        for state in states:
-            if time.monotonic() - saved >= STATE_EVERY:
-                arrays.save_arrays(files, key, state.to_arrays())
-                saved = time.monotonic()
-    assert state is not None
-    with job.reporter.stage("assign", "rows") as progress:
-        return kmeans.finalise(
-            rows,
-            state,
-            min_cluster_rows=settings.min_cluster_rows,
-            max_cluster_rows=settings.max_cluster_rows,
-            seed=settings.seed,
-            progress=progress,
-        )
+    def inputs(self, clustering_id: str, settings: Settings) -> str:
+        """Equal inputs, equal choice: members (the mean follows from them), budget, settings, and earlier choices if sticky."""
+        members = hashlib.blake2b(digest_size=16)
+        for (segment,), part in self.rows.select("segment", "row").group_by("segment", maintain_order=True):
+            members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
+        sticky = None if settings.sticky is None else [settings.sticky, self.rows["example_id"].gather(self.earlier).to_list()]
+        named = [CHOICE, clustering_id, self.number, members.hexdigest(), self.budget, settings.ridge, settings.tol, sticky]
+        return digest(named, 32)
 
 
 def select(job: Job) -> dict[str, Any]:
-    """Choose each group's share of the budget by the method asked for; a finished group is committed, so a kill costs one."""
+    """Choose by the method asked for, and measure how well the choice stands for its pool."""
+    space_id, pool = features_pool(job)
+    chosen = _pursue(job, space_id, pool) if job.settings.method == "tagcos" else _control(job, space_id, pool)
+    return {"pool": len(pool), **chosen, **measure(job, space_id, pool)}
+
+
+def _pursue(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
+    """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one.
+
+    A cluster whose inputs an earlier run had takes over that run's choice.
+    """
+    from flows.pursuing import ClusterTask, PursuitSpec, pursue
+
     settings = job.settings
-    space_id, pool = _pool(job)
+    pool = pool.select("example_id", "segment", "row")
+    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
+    view = open_view(job, name, pool)
+    budgets = allocate(view.totals.sizes, settings.budget(len(pool)))
+    base = refreshes.base_run(job.catalog, job.run_id, space_id) if settings.sticky is not None else None
+    earlier = selections.chosen_by(job.catalog, base) if base is not None else set()
+    was_chosen = pool["example_id"].is_in(list(earlier)).to_numpy()
+    means, inertia = view.totals.means(), view.totals.inertia()
+    order = np.argsort(view.labels, kind="stable")
+    edges = np.searchsorted(view.labels[order], np.arange(len(budgets) + 1))
+
+    def cluster(k: int) -> Cluster:
+        mine = order[edges[k] : edges[k + 1]]
+        chosen = np.flatnonzero(was_chosen[mine])
+        return Cluster(k, pool[mine], view.positions[mine], means[k], float(inertia[k]), int(budgets[k]), chosen)
+
+    inputs = {k: cluster(k).inputs(name, settings) for k in np.flatnonzero(view.totals.sizes).tolist()}
+    copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
+    done = selections.clusters_done(job.catalog, job.run_id)
+    left = (cluster(k) for k in inputs if k not in done)
+    tasks = [ClusterTask(one.number, one.positions, one.mean, one.budget, one.earlier) for one in left]
+    parts = tuple(clusterings.parts(job.catalog, name))
+    spec = PursuitSpec(
+        job.root.files,
+        name,
+        parts,
+        settings.ridge,
+        settings.tol,
+        settings.sticky,
+        job.memory_limit // sharing(settings, len(tasks)),
+    )
+    with job.reporter.stage("select", "chosen") as progress:
+        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
+        progress(ready, int(budgets.sum()))
+        for found in partitioned(pursue, spec, tasks, settings, progress=lambda chosen: progress(resumed + chosen)):
+            _commit(job, cluster(found.cluster), inputs[found.cluster], found)
+            ready += int(budgets[found.cluster])
+            progress(ready)
+    return {"selected": int(budgets.sum()), "clusters": len(inputs), "copied": len(copied)}
+
+
+def _commit(job: Job, one: Cluster, inputs: str, found: Pursued) -> None:
+    pursuit, held = found.pursuit, found.held
+    columns: dict[str, Any] = {
+        "round": pl.Series(pursuit.rounds),
+        "correlation": pl.Series(pursuit.correlations),
+        "residual_after": pl.Series(pursuit.residuals),
+    }
+    choice = pursuit if held is None else held
+    kept = None if job.settings.sticky is None else 0
+    if held is not None:
+        # those that only keep their place were not chosen in any round
+        place = np.array([np.flatnonzero(pursuit.indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
+        kept = len(held.indices) - held.fresh
+        nothing = pl.Series([None] * kept, dtype=pl.Float64)
+        columns = {k: v.gather(place).extend(nothing.cast(v.dtype)) for k, v in columns.items()}
+    selections.commit_cluster(
+        job.catalog,
+        job.run_id,
+        one.number,
+        budget=one.budget,
+        residual=choice.residual,
+        seconds=found.seconds,
+        stats=asdict(pursuit.stats),
+        inertia=one.inertia,
+        inputs=inputs,
+        kept=kept,
+        selection=pl.DataFrame(
+            {
+                "example_id": one.rows["example_id"].gather(choice.indices),
+                "rank": np.arange(len(choice.indices)),
+                **columns,
+                "weight": choice.weights,
+            }
+        ),
+        candidates=one.rows.select("segment", "row", margin=pl.Series(choice.margins)),
+    )
+
+
+def _control(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
+    """Choose each group's share of the budget by one of the other methods; a finished group is committed."""
+    settings = job.settings
     groups, known = _groups(job, space_id, pool)
     budgets = allocate(groups.sizes, settings.budget(len(pool)))
     done = selections.clusters_done(job.catalog, job.run_id)
@@ -125,18 +154,15 @@ def select(job: Job) -> dict[str, Any]:
     with job.reporter.stage("select", "chosen") as progress:
         ready = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        for k in range(len(budgets)):
+        for k in np.flatnonzero(groups.sizes).tolist():
             if k in done:
                 continue
             start = time.perf_counter()
-            choice = choose(
-                settings,
-                groups,
-                known,
-                k,
-                int(budgets[k]),
-                progress=lambda chosen, of, ready=ready: progress(ready + chosen),  # type: ignore[misc]
-            )
+
+            def told(chosen: int, of: int, ready: int = ready) -> None:
+                progress(ready + chosen)
+
+            choice = choose(settings, groups, known, k, int(budgets[k]), progress=told)
             mine = pool[groups.members(k)]
             selections.commit_cluster(
                 job.catalog,
@@ -160,7 +186,7 @@ def select(job: Job) -> dict[str, Any]:
             )
             ready += int(budgets[k])
             progress(ready)
-    return {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(budgets), **measure(job, space_id, pool)}
+    return {"selected": int(budgets.sum()), "clusters": len(budgets)}
 
 
 def _groups(job: Job, space_id: str, pool: pl.DataFrame) -> tuple[Groups, Scalars]:
@@ -169,22 +195,18 @@ def _groups(job: Job, space_id: str, pool: pl.DataFrame) -> tuple[Groups, Scalar
         return strata(pool), scalars(method, pool, seed)
     if METHODS[method].within == "pool":
         return whole_pool(features.open_features(job.root.files, space_id, pool)), scalars(method, pool, seed)
-    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
-    reader = clustered.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
-    groups = Groups(np.asarray(reader.sizes), reader.cluster_rows, reader.cluster, lambda k: reader.means[k])
-    distances = assigned(job.catalog, name, pool)["distance"].to_numpy() if method == "centroid" else None
-    return groups, scalars(method, pool, seed, distances)
+    view = open_view(job, runs.run_status(job.catalog, job.run_id).run["clustering_id"], pool)
+    means = view.totals.means()
+    groups = Groups(
+        view.totals.sizes,
+        lambda k: np.flatnonzero(view.labels == k),
+        lambda k: view.reader.rows(view.positions[view.labels == k]),
+        lambda k: means[k],
+    )
+    return groups, scalars(method, pool, seed, view.reader.distances[view.positions])
 
 
 def publish(job: Job) -> dict[str, Any]:
     """Mark the run complete and publish a snapshot that readers open without a lock."""
     runs.finish_run(job.catalog, job.run_id)
     return {"snapshot": snapshot.publish(job.root, job.run_id)}
-
-
-def _pool(job: Job) -> tuple[str, pl.DataFrame]:
-    space_id = runs.run_status(job.catalog, job.run_id).run["space_id"]
-    pool = blocks.features_pool(job.catalog, job.run_id, space_id)
-    if not len(pool):
-        raise UserError("no example of the pool has a usable gradient; see `tagcos sql 'FROM rejects_by_reason'`")
-    return space_id, pool

@@ -104,19 +104,21 @@ def segment_ids(catalog: Catalog, segment: str) -> pl.Series:
     return catalog.read("SELECT example_id FROM examples WHERE segment = ? ORDER BY row", [segment])["example_id"]
 
 
-def missing(catalog: Catalog, space_id: str, segment: str, run_id: str | None = None) -> list[int]:
-    """Blocks of the segment that are not complete; with a run, only those in which its pool has a row."""
+def missing(catalog: Catalog, space_id: str, run_id: str | None = None) -> dict[str, list[int]]:
+    """Blocks that are not complete, by segment; with a run, only those in which its pool has a row. One query for all segments:
+    a pool that grows daily has many."""
     found = catalog.read(
         """WITH wanted AS (
-            SELECT DISTINCT e.row // s.block_rows AS block FROM feature_segments s JOIN examples e USING (segment)
-            WHERE s.space_id = $space AND s.segment = $segment
+            SELECT DISTINCT segment, e.row // s.block_rows AS block FROM feature_segments s JOIN examples e USING (segment)
+            WHERE s.space_id = $space AND NOT s.sealed
                 AND ($run::VARCHAR IS NULL OR e.example_id IN (SELECT p.example_id FROM pool_of($run) p))
         )
-        SELECT block FROM wanted
-        WHERE block NOT IN (SELECT b.block FROM blocks b WHERE b.space_id = $space AND b.segment = $segment) ORDER BY block""",
-        {"space": space_id, "segment": segment, "run": run_id},
+        SELECT segment, block FROM wanted
+        ANTI JOIN (SELECT b.segment, b.block FROM blocks b WHERE b.space_id = $space) USING (segment, block)
+        ORDER BY segment, block""",
+        {"space": space_id, "run": run_id},
     )
-    return found["block"].to_list()
+    return {str(segment): part["block"].to_list() for (segment,), part in found.group_by("segment", maintain_order=True)}
 
 
 ROW_COLUMNS = ["row", "tokens", "target_tokens", "loss", "norm", "status"]

@@ -200,6 +200,7 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
         progress("clusterings", number, parts["clustering_id"].n_unique())
         try:
             reader = open_clustering(root.files, str(clustering), mine["part"].to_list())
+            reader.verify_tables()
         except UserError as error:
             yield Finding(
                 f"clustering {clustering}", str(error), "restore the file from a copy; without one, a new run clusters again"

@@ -24,13 +24,15 @@ def add_clustering(
     *,
     clusters: pl.DataFrame,
     rows: pl.DataFrame,
-    part: PartInfo,
+    part: PartInfo | None,
     config: Mapping[str, Any],
+    recipe: str | None = None,
     parent: str | None = None,
 ) -> None:
-    """After regroup has written its files: clusters (cluster, size, inertia) and rows (segment, row, cluster, distance).
+    """After its files are written: clusters (cluster, size, inertia) as fitted and rows (segment, row, cluster, distance).
 
-    Also notes the clustering at the run.
+    A later run finds the clustering by its recipe. Without a part (and rows) it is centroids that wait for rows. Also notes the
+    clustering at the run.
     """
     with catalog.transaction() as connection:
         insert_row(
@@ -39,31 +41,34 @@ def add_clustering(
             clustering_id=clustering_id,
             space_id=space_id,
             run_id=run_id,
+            recipe=recipe,
             parent=parent,
             n_clusters=len(clusters),
             config=json.dumps(config),
             added_at=utc_now(),
         )
-        _add(connection, clustering_id, clusters, rows, part)
+        insert(
+            connection,
+            "clusters",
+            require(clusters, CLUSTER_COLUMNS).with_columns(clustering_id=pl.lit(clustering_id)),
+        )
+        if part is not None:
+            _add(connection, clustering_id, rows, part)
         connection.execute(
             "UPDATE runs SET clustering_id = ?, updated_at = ? WHERE run_id = ?", [clustering_id, utc_now(), run_id]
         )
 
 
-def add_rows(catalog: Catalog, clustering_id: str, *, clusters: pl.DataFrame, rows: pl.DataFrame, part: PartInfo) -> None:
-    """A refresh: new rows join, with their part; `clusters` holds the new size and inertia of every cluster."""
+def add_rows(catalog: Catalog, clustering_id: str, *, rows: pl.DataFrame, part: PartInfo) -> None:
+    """New rows (segment, row, cluster, distance) join, with their part. What was clustered before stays as it is recorded."""
     with catalog.transaction() as connection:
-        _add(connection, clustering_id, clusters, rows, part)
+        _add(connection, clustering_id, rows, part)
 
 
-def _add(
-    connection: duckdb.DuckDBPyConnection, clustering_id: str, clusters: pl.DataFrame, rows: pl.DataFrame, part: PartInfo
-) -> None:
+def _add(connection: duckdb.DuckDBPyConnection, clustering_id: str, rows: pl.DataFrame, part: PartInfo) -> None:
     if len(rows) != part.rows:
         raise ValueError(f"{len(rows)} rows were assigned, {part.rows} regrouped")
-    name = pl.lit(clustering_id).alias("clustering_id")
-    insert(connection, "clusters", require(clusters, CLUSTER_COLUMNS).with_columns(name), replace=True)
-    insert(connection, "assignments", require(rows, ASSIGNMENT_COLUMNS).with_columns(name))
+    insert(connection, "assignments", require(rows, ASSIGNMENT_COLUMNS).with_columns(clustering_id=pl.lit(clustering_id)))
     _put_part(connection, clustering_id, part)
 
 
@@ -92,12 +97,23 @@ def parts(catalog: Catalog, clustering_id: str) -> list[int]:
     return catalog.read("SELECT part FROM cluster_parts WHERE clustering_id = ? ORDER BY part", [clustering_id])["part"].to_list()
 
 
-def find_clustering(catalog: Catalog, space_id: str) -> str | None:
-    """The newest clustering of a space."""
-    found = catalog.read(
-        "SELECT clustering_id FROM clusterings WHERE space_id = ? ORDER BY added_at DESC, clustering_id DESC LIMIT 1", [space_id]
-    )
-    return None if found.is_empty() else str(found["clustering_id"][0])
+def find_clustering(catalog: Catalog, recipe: str, pool: pl.DataFrame) -> str | None:
+    """Of the clusterings made by this recipe, the one that knows most of the pool (segment, row); of equals the newest."""
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment", "row").to_arrow())
+        found = connection.execute(
+            """SELECT c.clustering_id FROM clusterings c LEFT JOIN (
+                SELECT clustering_id, count(*) AS known FROM assignments SEMI JOIN wanted USING (segment, row)
+                GROUP BY clustering_id
+            ) a USING (clustering_id)
+            WHERE c.recipe = ? ORDER BY coalesce(a.known, 0) DESC, c.added_at DESC, c.clustering_id DESC LIMIT 1""",
+            [recipe],
+        ).fetchall()
+    return str(found[0][0]) if found else None
+
+
+def exists(catalog: Catalog, clustering_id: str) -> bool:
+    return len(catalog.read("SELECT 1 AS one FROM clusterings WHERE clustering_id = ?", [clustering_id])) > 0
 
 
 def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:
@@ -117,6 +133,7 @@ def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:
 
 
 def clusters(catalog: Catalog, clustering_id: str) -> pl.DataFrame:
+    """cluster, size, inertia, as fitted."""
     return catalog.read("SELECT cluster, size, inertia FROM clusters WHERE clustering_id = ? ORDER BY cluster", [clustering_id])
 
 

@@ -134,6 +134,9 @@ class SegmentReader:
         """(rows, D) float16, read-only, verified."""
         return self.read_block_checksum(block)[0]
 
+    def expect_block(self, block: int) -> None:
+        self._files.expect(self.chunk_key(block))
+
     def read_block_checksum(self, block: int) -> tuple[np.ndarray, int]:
         found = read_chunk(self._files, self._group, self.spec, block, remedy=self.remedy)
         self._verified.add(block)
@@ -199,7 +202,7 @@ class FeatureRows:
                 counts.append(int(kept[block]))
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.n_rows = int(self.starts[-1])
-        self._ahead = ReadAhead(self._load, len(self._blocks))
+        self._ahead = ReadAhead(self._load, len(self._blocks), self._expect)
 
     @property
     def segments(self) -> list[str]:
@@ -214,6 +217,10 @@ class FeatureRows:
     def read(self, block: int) -> np.ndarray:
         """(rows, D) float16, verified, finite, read-only; read ahead where blocks are asked for in order."""
         return self._ahead.get(block)
+
+    def _expect(self, block: int) -> None:
+        index, own = self._blocks[block]
+        self._readers[index].expect_block(own)
 
     def _load(self, block: int) -> np.ndarray:
         index, own = self._blocks[block]

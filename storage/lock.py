@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.files import write_error
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TransientError
 
 REPEAT_MESSAGE_SECONDS = 30.0
 
 
 class Waiting:
-    """Patience with a limit: says why it waits at once and every 30 s, and gives up with the same words."""
+    """Patience with a limit: says why it waits at once and every 30 s, and gives up with the same words (TransientError)."""
 
     def __init__(self, seconds: float, on_wait: Callable[[str], None]) -> None:
         self._deadline = time.monotonic() + seconds
@@ -31,7 +31,7 @@ class Waiting:
     def wait(self, reason: str, remedy: str) -> None:
         now = time.monotonic()
         if now >= self._deadline:
-            raise UserError(f"{reason}; waited {self._seconds:g} s. {remedy}")
+            raise TransientError(f"{reason}; waited {self._seconds:g} s. {remedy}")
         if now >= self._next_message and self._pause > 0.1:  # the short transactions of a healthy writer pass unnoticed
             self._on_wait(f"{reason}; waiting up to {self._deadline - now:.0f} s more")
             self._next_message = now + REPEAT_MESSAGE_SECONDS
@@ -50,7 +50,7 @@ def holder(path: Path) -> str:
 
 @contextmanager
 def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock while the body runs; a second writer waits with a message, then gets a UserError naming the first."""
+    """Hold the lock while the body runs; a second writer waits with a message, then gets a TransientError naming the first."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # close-on-exec: a started program does not inherit it

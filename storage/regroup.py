@@ -1,7 +1,7 @@
 """Regrouping: the rows of a clustering rewritten so that each cluster is one contiguous range that begins at a chunk.
 
     clusterings/<clustering>.zarr/centroids
-    clusterings/<clustering>.zarr/part-00000/features, rows, first_slot, labels, locations, means, sizes, inertia
+    clusterings/<clustering>.zarr/part-00000/features, rows, first_slot, labels, distances, locations, touched, sums, squares
     clusterings/<clustering>.zarr/part-00001/...                one more for each refresh; what is written stays as it is
 
 One pass reads the rows in order; each cluster fills a buffer of one chunk, which is written when it is full. Memory is K buffers,
@@ -17,14 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from storage.chunks import ArraySpec, create_group, read_array, write_array, write_chunk
+from storage.chunks import ArraySpec, create_group, write_array, write_chunk
 from storage.features import FeatureRows
 from storage.files import Files
 from tagcos_stream.types import UserError
 
-FORMAT = 1
+FORMAT = 2
 LARGEST_CHUNK = 256
 _LONG_CHUNK = 1 << 16  # rows of the chunks of one-number-a-row arrays: the last chunk is filled up, so not larger
+_SUMS_CHUNK = 64  # rows of those of sums: 4 MiB at D = 8,192
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,13 @@ def centroids_spec(n_clusters: int, dim: int) -> ArraySpec:
     )
 
 
-def part_specs(n_rows: int, n_clusters: int, slots: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
-    """By name. means, sizes and inertia are those of all parts up to this one: a refresh moves them, and writes its own."""
+def part_specs(n_rows: int, n_clusters: int, touched: int, slots: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
+    """By name. Sums and squares are of the part's own rows: those of a clustering, or of any choice of its rows, follow by
+    adding and taking off, exactly."""
+
+    def long(rows: int) -> int:
+        return max(min(rows, _LONG_CHUNK), 1)
+
     specs = [
         ArraySpec(
             "features",
@@ -88,7 +94,7 @@ def part_specs(n_rows: int, n_clusters: int, slots: int, dim: int, chunk_rows: i
         ArraySpec(
             "rows",
             (slots,),
-            _LONG_CHUNK,
+            long(slots),
             "int64",
             -1,
             ("slot",),
@@ -97,34 +103,39 @@ def part_specs(n_rows: int, n_clusters: int, slots: int, dim: int, chunk_rows: i
         ArraySpec(
             "first_slot",
             (n_clusters + 1,),
-            _LONG_CHUNK,
+            long(n_clusters + 1),
             "int64",
             0,
             ("cluster",),
             "where each cluster begins, a multiple of the chunk",
         ),
-        ArraySpec("labels", (n_rows,), _LONG_CHUNK, "int32", -1, ("row",), "cluster of each row, in the order clustered"),
+        ArraySpec("labels", (n_rows,), long(n_rows), "int32", -1, ("row",), "cluster of each row, in the order clustered"),
         ArraySpec(
             "locations",
             (n_rows, 2),
-            _LONG_CHUNK,
+            long(n_rows),
             "int64",
             0,
             ("row", "what"),
             "segment (index into the attribute segments) and row in it",
         ),
         ArraySpec(
-            "means",
-            (n_clusters, dim),
-            256,
-            "float32",
-            0.0,
-            ("cluster", "feature"),
-            "exact means of the members: targets of the pursuit",
+            "distances", (n_rows,), long(n_rows), "float32", 0.0, ("row",), "Euclidean distance of each row to its centroid"
         ),
-        ArraySpec("sizes", (n_clusters,), _LONG_CHUNK, "int64", 0, ("cluster",), "rows in each cluster"),
         ArraySpec(
-            "inertia", (n_clusters,), _LONG_CHUNK, "float64", 0.0, ("cluster",), "sum of squared distances to the centroid"
+            "touched", (touched,), long(touched), "int32", 0, ("entry",), "clusters that have rows in this part, ascending"
+        ),
+        ArraySpec(
+            "sums",
+            (touched, dim),
+            max(min(touched, _SUMS_CHUNK), 1),
+            "float64",
+            0.0,
+            ("entry", "feature"),
+            "exact sum of the rows of each of them",
+        ),
+        ArraySpec(
+            "squares", (touched,), long(touched), "int64", 0, ("entry",), "sum of their squared lengths, in units of 2**-32"
         ),
     ]
     return {spec.name: spec for spec in specs}
@@ -136,10 +147,9 @@ def regroup(
     rows: FeatureRows,
     labels: np.ndarray,
     *,
-    centroids: np.ndarray,
-    means: np.ndarray,
-    sizes: np.ndarray,
-    inertia: np.ndarray,
+    distances: np.ndarray,
+    sums: np.ndarray,
+    squares: np.ndarray,
     part: int = 0,
     memory_limit: int = 1 << 30,
     chunk_rows: int | None = None,
@@ -147,16 +157,15 @@ def regroup(
 ) -> PartInfo:
     """Write one part: `rows` in their order, labels (N,) int in [0, K). Files only; add_clustering or add_rows commits them.
 
-    centroids (K, D) float32, the same for every part; means (K, D) float32, sizes (K,), inertia (K,) over all parts so far.
+    distances (N,) float32 to the centroid; sums (K, D) float64 and squares (K,) int64, exact, of these rows (method's Totals).
     chunk_rows is chosen to fit memory_limit where not given. Rows of a cluster keep their order. Interrupted,
     it is simply run again: nothing names the part before it is committed.
     """
-    labels, n_clusters = np.asarray(labels), len(centroids)
+    labels, n_clusters = np.asarray(labels), len(sums)
     if labels.shape != (rows.n_rows,) or (labels.size and not (labels.min() >= 0 and labels.max() < n_clusters)):
         raise ValueError(f"labels must be ({rows.n_rows},) in [0, {n_clusters}), got shape {labels.shape}")
     if rows.n_rows == 0:
         raise ValueError("there are no rows to regroup")
-    _put_centroids(files, clustering_id, np.asarray(centroids, np.float32), part)
     if chunk_rows is None:
         chunk_rows = choose_chunk_rows(rows.n_rows, n_clusters, rows.dim, memory_limit)
     counts = np.bincount(labels, minlength=n_clusters)
@@ -164,16 +173,18 @@ def regroup(
     slot_rows = np.full(int(first_slot[-1]), -1, np.int64)
     slots = np.repeat(first_slot[:-1] - (np.cumsum(counts) - counts), counts) + np.arange(rows.n_rows)
     slot_rows[slots] = np.argsort(labels, kind="stable")
-    specs = part_specs(rows.n_rows, n_clusters, int(first_slot[-1]), rows.dim, chunk_rows)
+    touched = np.flatnonzero(counts)
+    specs = part_specs(rows.n_rows, n_clusters, len(touched), int(first_slot[-1]), rows.dim, chunk_rows)
     group = part_group(clustering_id, part)
     beside = {
         "rows": slot_rows,
         "first_slot": first_slot,
         "labels": labels,
+        "distances": distances,
         "locations": rows.locations,
-        "means": means,
-        "sizes": sizes,
-        "inertia": inertia,
+        "touched": touched,
+        "sums": sums[touched],
+        "squares": squares[touched],
     }
     for name, array in beside.items():
         write_array(files, group, specs[name], np.asarray(array, specs[name].dtype), durable=False)
@@ -184,14 +195,12 @@ def regroup(
     return PartInfo(part, rows.n_rows, int(first_slot[-1]), chunk_rows, parts_digest(checksums))
 
 
-def _put_centroids(files: Files, clustering_id: str, centroids: np.ndarray, part: int) -> None:
-    group = clustering_group(clustering_id)
+def write_centroids(files: Files, clustering_id: str, centroids: np.ndarray) -> None:
+    """Begin a clustering: (K, D) float32. They never move, so writing others under the same name is the caller's mistake."""
+    group, centroids = clustering_group(clustering_id), np.asarray(centroids, np.float32)
     spec = centroids_spec(*centroids.shape)
-    if part == 0:
-        write_array(files, group, spec, centroids)
-        create_group(files, group, [spec], {"format": FORMAT, "kind": "tagcos clustering", "clustering_id": clustering_id})
-    elif not np.array_equal(read_array(files, group, spec, remedy="run `tagcos check`"), centroids):
-        raise ValueError(f"part {part} of {clustering_id} has other centroids than part 0: a new fit is a new clustering")
+    write_array(files, group, spec, centroids)
+    create_group(files, group, [spec], {"format": FORMAT, "kind": "tagcos clustering", "clustering_id": clustering_id})
 
 
 def parts_digest(checksums: np.ndarray) -> str:

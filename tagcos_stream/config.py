@@ -98,6 +98,7 @@ class Settings(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients.")
     rslora: bool = Field(False, description="Scale the adapter by alpha over the square root of its rank.")
     lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
+    lora_ranks: tuple[str, ...] = Field((), description="Ranks of single layers, as NAME=RANK.")
     checkpoints: int = Field(1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over.")
 
     # features
@@ -107,12 +108,17 @@ class Settings(BaseModel):
     dim: int = Field(8192, ge=8, description="Feature dimension.")
     feature_seed: int = Field(0, ge=0, description="Seed of adapter, warm-up sample and projection.")
     block_rows: int = Field(256, ge=1, description="Rows per block, the unit of work, of resuming and of storage.")
-    batch_tokens: int = Field(2048, ge=8, description="Tokens per forward and backward pass.")
+    batch_tokens: int | None = Field(
+        None, ge=8, description="Tokens per forward and backward pass; default 1024 on a CPU, on a GPU what fits, at most 8192."
+    )
 
     # clusters
     clusters: int | None = Field(None, ge=1, description="Clusters; default from the number of examples (100 at a million).")
     min_cluster_rows: int = Field(8, ge=1, description="Clusters with fewer rows join their nearest.")
     max_cluster_rows: int = Field(20_000, ge=2, description="Clusters with more rows are split.")
+    refit: Literal["auto", "never", "always"] = Field(
+        "auto", description="Cluster a pool that grew anew: when its clusters no longer fit, never (it is only said), or always."
+    )
 
     # selection
     method: MethodName = Field("tagcos", description="How to select: tagcos, or a control to compare it with (docs/controls.md).")
@@ -120,18 +126,44 @@ class Settings(BaseModel):
     count: int | None = Field(None, ge=1, description="Number of examples to select, instead of a fraction.")
     ridge: float = Field(1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = Field(1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
+    sticky: float | None = Field(
+        None,
+        ge=0,
+        description="Keep earlier choices while a cluster's residual stays within this share above the best; off by default.",
+    )
     seed: int = Field(0, ge=0, description="Seed of clustering and of the controls.")
 
     # machine
-    memory_limit: float = Field(4.0, gt=0, description="GiB that clustering and selection may take at their peak.")
-    workers: int = Field(1, ge=1, description="Processes that compute gradients, on several GPUs one each.")
-    threads: int | None = Field(None, ge=1, description="Processor threads; default all.")
+    memory_limit: float | None = Field(
+        None,
+        gt=0,
+        description="GiB that a stage may take at its peak; default 4 to cluster and select, what is free to run the model.",
+    )
+    run_on: Literal["threads", "processes", "ray"] | None = Field(
+        None,
+        description="Where blocks and clusters are computed: threads of this process, processes, or a Ray cluster; "
+        "default processes where there are several workers.",
+    )
+    workers: int = Field(1, ge=1, description="Processes or Ray workers, each with a model of its own; on several GPUs one each.")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each Ray worker asks for; a fraction shares one.")
+    threads: int | None = Field(
+        None, ge=1, description="Processor threads of a worker; default all of the machine, shared (on Ray one)."
+    )
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
-    @field_validator("sources", "decontaminate", "lora_targets", "also_gradients", mode="before")
+    @field_validator("sources", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("lora_ranks")
+    @classmethod
+    def _names_and_ranks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            name, _, rank = item.rpartition("=")
+            if not name or not rank.isdecimal() or int(rank) < 1:
+                raise ValueError(f"{item!r} is not NAME=RANK with a rank of at least 1, such as down_proj=16")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -141,6 +173,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
             )
+        if self.run_on == "threads" and self.workers > 1:
+            raise ValueError(f"threads are one worker, not {self.workers}: set threads, or run_on to processes or ray")
+        if self.gpus_per_worker and self.run_on != "ray":
+            raise ValueError("gpus_per_worker is what a Ray worker asks for: set run_on to ray")
         return self
 
     def budget(self, n_examples: int) -> int:
@@ -155,26 +191,35 @@ class Settings(BaseModel):
         wanted = self.warmup_examples or min(max(64, round(0.05 * n_examples)), 3840)
         return min(wanted, n_examples)
 
+    def rank_pattern(self) -> dict[str, int]:
+        """Ranks of single layers by name or the end of a name."""
+        return {name: int(rank) for name, _, rank in (item.rpartition("=") for item in self.lora_ranks)}
+
     def identity(self) -> dict[str, Any]:
         """The settings that tell one run from another."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in MACHINE_FIELDS}
 
     def space_settings(self) -> dict[str, Any]:
-        """The settings that fix what a feature means (the model itself is named by its content elsewhere)."""
+        """The settings that fix what a feature means (the model itself, and an adapter of the user's own, are named by their
+        content elsewhere; such an adapter brings its own rank, targets and training)."""
         dump = self.model_dump(mode="json")
-        return {name: dump[name] for name in SPACE_FIELDS}
+        return {name: dump[name] for name in SPACE_FIELDS if not (self.adapter and name in WARMUP_FIELDS)}
 
 
-MACHINE_FIELDS = frozenset({"root", "memory_limit", "workers", "threads", "wait", "device", "max_rejects"})
-# what `tagcos select` may change: everything that comes after the gradients
+MACHINE_FIELDS = frozenset(
+    {"root", "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait", "device", "max_rejects"}
+)
+# what selecting again may change: everything that comes after the gradients
 SELECT_FIELDS = (
-    "clusters", "min_cluster_rows", "max_cluster_rows", "method", "fraction", "count", "ridge", "tol", "seed", "memory_limit",
-    "threads", "wait",
+    "clusters", "min_cluster_rows", "max_cluster_rows", "refit", "method", "fraction", "count", "ridge", "tol", "sticky", "seed",
+    "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait",
+)  # fmt: skip
+WARMUP_FIELDS = (
+    "warmup_examples", "warmup_batch_size", "learning_rate", "rise_steps", "schedule_steps", "lora_rank", "lora_alpha",
+    "lora_dropout", "rslora", "lora_targets", "lora_ranks", "checkpoints",
 )  # fmt: skip
 SPACE_FIELDS = (
-    "dtype", "quantize", "max_length", "too_long", "adapter", "warmup_examples", "warmup_batch_size", "learning_rate",
-    "rise_steps", "schedule_steps", "lora_rank", "lora_alpha", "lora_dropout", "rslora", "lora_targets", "checkpoints",
-    "gradient", "projection", "dim", "feature_seed",
+    "dtype", "quantize", "max_length", "too_long", *WARMUP_FIELDS, "gradient", "projection", "dim", "feature_seed",
 )  # fmt: skip
 
 

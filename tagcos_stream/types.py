@@ -20,6 +20,10 @@ class UserError(ValueError):
     """A mistake that the user can mend: says what was wrong, with value and place, and what to do. Exit code 2."""
 
 
+class TransientError(UserError):
+    """What may pass by itself: a busy catalog, an object store that does not answer. Trying again later is worth it."""
+
+
 class TrainRange(TypedDict):
     """Characters [begin, end) of a message's content that are trained on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Trainer,
+    TrainingArguments,
 )
 
+from tagcos_stream.features.adapter import adapter_parameters
 from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.model import adapter_parameters
-from tagcos_stream.features.warmup import Checkpoint
+from tagcos_stream.features.warmup import Checkpoint, _collate
 
 VOCABULARY = 300
 CHATML = (
@@ -45,14 +48,14 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return tokenizer
 
 
-def tiny_config(kind: str) -> Any:
+def tiny_config(kind: str, **changes: Any) -> Any:
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 48,
-    }
+    } | changes
     ends = {"bos_token_id": 3, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "llama":
         return LlamaConfig(**sizes, **ends, num_key_value_heads=2, max_position_embeddings=512)
@@ -66,10 +69,10 @@ def tiny_config(kind: str) -> Any:
 KINDS = ("llama", "qwen2", "gpt_neox")
 
 
-def tiny_model(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(kind))
+        model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
         # Larger than the usual 0.02: attention far from uniform, so that a leak between examples would show.
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -113,3 +116,25 @@ def random_checkpoint(model: Any, *, seed: int = 0, step: int = 1, learning_rate
         return {name: torch.from_numpy((value**2 if square else value).astype(np.float32)) for name, value in values.items()}
 
     return Checkpoint(step, learning_rate, 3, draw(0.1), draw(1e-3), draw(1e-3, square=True))
+
+
+def train_checkpoint(model: Any, encoded: list[Encoded], folder: Path) -> Any:
+    """The Trainer of a user's own run of three steps, which left `folder`/checkpoint-3 with optimizer.pt."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        save_steps=3,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+        optim="adamw_torch",
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=list(encoded), data_collator=_collate)
+    trainer.train()
+    return trainer

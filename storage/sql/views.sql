@@ -20,6 +20,11 @@ CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     LEFT JOIN feature_rows r ON r.space_id = runs.space_id AND r.segment = e.segment AND r.row = e.row
     WHERE s.run_id = run;
 
+-- A cluster whose choice was copied from an earlier run shares that run's candidates.
+CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
+    SELECT k.run_id, c.cluster, c.segment, c.row, c.margin FROM run_clusters k
+    JOIN candidates c ON c.run_id = coalesce(k.copied_from, k.run_id) AND c.cluster = k.cluster WHERE k.run_id = run;
+
 CREATE OR REPLACE VIEW latest_selection AS FROM selection_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW latest_selection IS 'what the newest complete run chose, one row an example';
 
@@ -57,14 +62,14 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
         mine AS (
             SELECT w.example_id, c.cluster, c.margin FROM wanted w
-            JOIN candidates c ON c.segment = w.segment AND c.row = w.row AND c.run_id = (SELECT run_id FROM asked)
+            JOIN candidates_of((SELECT run_id FROM asked)) c ON c.segment = w.segment AND c.row = w.row
         ),
         unchosen AS (
             SELECT c.cluster, e.example_id, c.margin,
                 row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place,
                 max(c.margin) OVER (PARTITION BY c.cluster) AS best
-            FROM candidates c JOIN examples e ON e.segment = c.segment AND e.row = c.row
-            WHERE c.run_id = (SELECT run_id FROM asked) AND c.cluster IN (SELECT cluster FROM mine)
+            FROM candidates_of((SELECT run_id FROM asked)) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            WHERE c.cluster IN (SELECT cluster FROM mine)
                 AND e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = (SELECT run_id FROM asked))
         )
     SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
@@ -86,30 +91,50 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
         AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
 
+-- Reasons, the first that holds: the example came or went; its clusters were made anew; its cluster's budget changed; what is in the
+-- cluster changed (a new example took its place, or the mean moved); nothing of that: other settings.
 CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
     WITH a AS (SELECT * FROM selections WHERE run_id = run_a), b AS (SELECT * FROM selections WHERE run_id = run_b),
         changed AS (
             SELECT coalesce(a.example_id, b.example_id) AS example_id, CASE WHEN a.example_id IS NULL THEN 'entered' ELSE 'left' END AS change,
                 a.cluster AS cluster_a, b.cluster AS cluster_b, a.rank AS rank_a, b.rank AS rank_b, a.weight AS weight_a, b.weight AS weight_b
             FROM a FULL JOIN b ON a.example_id = b.example_id WHERE a.example_id IS NULL OR b.example_id IS NULL
-        )
+        ),
+        pool_a AS (SELECT example_id FROM pool_of(run_a)), pool_b AS (SELECT example_id FROM pool_of(run_b)),
+        began AS (SELECT started_at FROM runs WHERE run_id = run_a),
+        same AS (
+            SELECT count(DISTINCT clustering_id) = 1 AND count(clustering_id) = 2 AS clustering FROM runs WHERE run_id IN (run_a, run_b)
+        ),
+        clusters AS (
+            SELECT cluster, ka.budget AS budget_a, kb.budget AS budget_b,
+                ka.size IS DISTINCT FROM kb.size OR ka.inertia IS DISTINCT FROM kb.inertia AS moved
+            FROM (SELECT * FROM run_clusters WHERE run_id = run_a) ka FULL JOIN (SELECT * FROM run_clusters WHERE run_id = run_b) kb USING (cluster)
+        ),
+        newcomers AS (SELECT DISTINCT cluster FROM b WHERE example_id NOT IN (FROM pool_a))
     SELECT d.example_id, d.change, e.dataset,
         CASE
-            WHEN d.change = 'entered' AND d.example_id NOT IN (SELECT example_id FROM pool_of(run_a)) THEN 'new in the pool'
-            WHEN d.change = 'left' AND d.example_id NOT IN (SELECT example_id FROM pool_of(run_b)) THEN 'retired from the pool'
-            WHEN d.change = 'entered' THEN 'preferred now'
-            ELSE 'outranked'
+            WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) AND g.added_at > (FROM began) THEN 'new example'
+            WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) THEN 'back in the sources'
+            WHEN d.change = 'left' AND d.example_id NOT IN (FROM pool_b) THEN 'retired: gone from the sources'
+            WHEN NOT (SELECT clustering FROM same) THEN 'clustered anew'
+            WHEN d.change = 'entered' AND coalesce(k.budget_b, 0) > coalesce(k.budget_a, 0) THEN 'budget of its cluster grew'
+            WHEN d.change = 'left' AND coalesce(k.budget_b, 0) < coalesce(k.budget_a, 0) THEN 'budget of its cluster shrank'
+            WHEN d.change = 'left' AND coalesce(d.cluster_a, ca.cluster) IN (FROM newcomers) THEN 'displaced by a new example'
+            WHEN k.moved AND d.change = 'left' THEN 'displaced: its cluster changed'
+            WHEN k.moved THEN 'its cluster changed'
+            WHEN d.change = 'entered' THEN 'preferred by other settings'
+            ELSE 'outranked by other settings'
         END AS reason,
         coalesce(d.cluster_a, ca.cluster) AS cluster_a, coalesce(d.cluster_b, cb.cluster) AS cluster_b, d.rank_a, d.rank_b, d.weight_a, d.weight_b
-    FROM changed d JOIN examples e USING (example_id)
-    LEFT JOIN candidates ca ON ca.run_id = run_a AND ca.segment = e.segment AND ca.row = e.row
-    LEFT JOIN candidates cb ON cb.run_id = run_b AND cb.segment = e.segment AND cb.row = e.row;
+    FROM changed d JOIN examples e USING (example_id) JOIN segments g USING (segment)
+    LEFT JOIN candidates_of(run_a) ca ON ca.segment = e.segment AND ca.row = e.row
+    LEFT JOIN candidates_of(run_b) cb ON cb.segment = e.segment AND cb.row = e.row
+    LEFT JOIN clusters k ON k.cluster = coalesce(d.cluster_a, ca.cluster, d.cluster_b, cb.cluster);
 
 CREATE OR REPLACE MACRO coverage_of(run) AS TABLE
     SELECT k.cluster, k.size, k.budget, k.selected, k.selected / nullif(k.size, 0) AS share, k.residual,
-        c.inertia / nullif(c.size, 0) AS mean_squared_distance
-    FROM run_clusters k JOIN runs r USING (run_id) LEFT JOIN clusters c ON c.clustering_id = r.clustering_id AND c.cluster = k.cluster
-    WHERE k.run_id = run;
+        k.inertia / nullif(k.size, 0) AS mean_squared_distance
+    FROM run_clusters k WHERE k.run_id = run;
 
 CREATE OR REPLACE VIEW coverage AS FROM coverage_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its clusters';
@@ -165,3 +190,26 @@ CREATE OR REPLACE VIEW example_history AS
     FROM examples e LEFT JOIN occurrences o USING (example_id) LEFT JOIN run_files f ON f.file_id = o.file_id LEFT JOIN runs r ON r.run_id = f.run_id
     GROUP BY e.example_id, e.dataset, e.first_run;
 COMMENT ON VIEW example_history IS 'first and last run that had the example in its pool';
+
+CREATE OR REPLACE VIEW retired AS
+    SELECT h.example_id, h.dataset, h.first_run, h.last_run, h.runs FROM example_history h
+    WHERE h.runs > 0 AND h.example_id NOT IN (SELECT p.example_id FROM pool_of((SELECT run_id FROM latest_run)) p);
+COMMENT ON VIEW retired IS 'examples of earlier runs that are gone from the sources of the newest complete one: their features are kept, and they come back with their source';
+
+CREATE OR REPLACE VIEW drift AS
+    SELECT run_id, r.started_at, f.pool, f.added, f.returned, f.retired, f.share, f.distance_shift, f.distance_error, f.movement, f.loss_shift,
+        f.unseen, f.advice, f.why, f.refitted, f.clustering_id
+    FROM refreshes f JOIN runs r USING (run_id);
+COMMENT ON VIEW drift IS 'what changed from run to run, and whether clusters and warm-up still fit';
+
+-- Rows that left count against the earlier selection; `without_sticky` is what a choice without regard to the earlier one would have changed.
+CREATE OR REPLACE VIEW churn AS
+    WITH gone AS (
+            SELECT f.run_id, f.base_run, count(*) AS earlier, count(*) FILTER (WHERE s.example_id IS NULL) AS left_it
+            FROM refreshes f JOIN selections b ON b.run_id = f.base_run
+            LEFT JOIN selections s ON s.run_id = f.run_id AND s.example_id = b.example_id GROUP BY f.run_id, f.base_run
+        ),
+        held AS (SELECT run_id, coalesce(sum(kept), 0)::BIGINT AS kept_by_sticky FROM run_clusters GROUP BY run_id)
+    SELECT run_id, base_run, earlier, left_it, kept_by_sticky, left_it / earlier AS churn, (left_it + kept_by_sticky) / earlier AS churn_without_sticky
+    FROM gone JOIN held USING (run_id);
+COMMENT ON VIEW churn IS 'how much of the earlier selection a run left out, with the setting sticky and without';

@@ -44,3 +44,32 @@ def fold(block: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
         for start in range(0, dim, width):
             for q in range(min(width, dim - start)):
                 out[i, q] += signs[start + q] * block[i, start + q]
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _squared_distance(a: np.ndarray, b: np.ndarray) -> float:
+    total = 0.0
+    for d in range(a.shape[0]):
+        difference = np.float64(a[d]) - np.float64(b[d])
+        total += difference * difference
+    return total
+
+
+@njit(nogil=True, cache=True)
+def decide(
+    batch: np.ndarray, centroids: np.ndarray, scores: np.ndarray, slack: np.ndarray, labels: np.ndarray, squared: np.ndarray
+) -> None:
+    """The nearest centroid of every row, the lowest of equals, among those whose score is within `slack` of the best.
+
+    batch (r, D) float32, centroids (K, D) float32, scores (r, K) float32, slack (r,) float64; labels (r,) int64 and squared
+    (r,) float64, the squared distance, are filled.
+    """
+    for i in range(batch.shape[0]):
+        limit = np.float64(scores[i].min()) + slack[i]
+        best = np.inf
+        for k in range(centroids.shape[0]):
+            if scores[i, k] <= limit:
+                distance = _squared_distance(batch[i], centroids[k])
+                if distance < best:
+                    best, labels[i] = distance, k
+        squared[i] = best

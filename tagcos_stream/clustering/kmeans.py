@@ -12,12 +12,13 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from tagcos_stream.clustering.assign import Assigned, assign
 from tagcos_stream.clustering.batches import Nearest, Sums, batch_rows, batches, stream
-from tagcos_stream.clustering.final import Clustering, assign, finalise
+from tagcos_stream.clustering.final import Clustering, finalise
 from tagcos_stream.clustering.seeding import sample_rows, seed_centroids
 from tagcos_stream.types import RowBlocks, UserError
 
-__all__ = ["Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "peak_bytes"]
+__all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "peak_bytes"]
 
 MINIBATCH, PASSES, DONE = 0, 1, 2
 YIELD_BATCHES = 16  # a state is given after so many batches

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tagcos_stream.controls.methods import Choice
 from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
@@ -33,6 +34,7 @@ def peak_bytes(dim: int, n: int, block_rows: int = CHUNK) -> int:
     return rows + 4 * columns * (n + dim) + 8 * max(CHUNK, block_rows) * (dim + columns) + 96 * n + (32 << 20)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # Rows has threads of its own
 def herding(
     features: np.ndarray | RowBlocks,
     target: np.ndarray,

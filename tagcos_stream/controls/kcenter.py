@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tagcos_stream.controls.methods import Choice
 from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
@@ -31,6 +32,7 @@ def peak_bytes(dim: int, n: int, budget: int, block_rows: int = CHUNK) -> int:
     return 4 * budget * dim + (4 + 2 * 8) * batch * dim + 8 * TILE * dim + 24 * batch * TILE + 48 * n + (32 << 20)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # Rows has threads of its own
 def kcenter(
     features: np.ndarray | RowBlocks,
     budget: int,

@@ -111,7 +111,7 @@ def relative_error(estimate: np.ndarray, mean: np.ndarray) -> float:
 def fitted_weights(chosen: np.ndarray, mean: np.ndarray, ridge: float) -> np.ndarray:
     """(k,) float64: the non-negative ridge weights with which the chosen rows (k, D) float32 match the pool's mean (D,) best."""
     products = np.array([row.astype(np.float64) @ mean for row in chosen])
-    return nonnegative_ridge(gram(chosen, chosen), products, ridge)
+    return nonnegative_ridge(gram(chosen, np.inner), products, ridge)
 
 
 def fit_bytes(k: int, dim: int) -> int:

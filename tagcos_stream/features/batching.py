@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MAX_PADDING = 0.05  # of a batch's tokens
+
 
 def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_rows: int | None = None) -> list[np.ndarray]:
-    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch,
-    and at most max_rows rows.
+    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch, at most
+    max_rows rows, and at most MAX_PADDING of its tokens padding.
 
     Longest first: the batch that needs the most memory is met before any time was spent on the others. Within a batch and
     between equal lengths the order of the input is kept, so that a plan is a function of its input alone. A row longer than
@@ -21,8 +23,12 @@ def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_row
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, int(token_budget // max(1, lengths[order[start]])))
+        longest = max(1, int(lengths[order[start]]))
+        rows = max(1, token_budget // longest)
         rows = min(rows, max_rows) if max_rows is not None else rows
+        filled = np.cumsum(lengths[order[start : start + rows]]) / (longest * np.arange(1, len(order[start : start + rows]) + 1))
+        # lengths fall, and with them the share that is filled: the first row that breaks the limit ends the batch
+        rows = max(1, int(np.count_nonzero(filled >= 1 - MAX_PADDING)))
         batches.append(order[start : start + rows])
         start += rows
     return batches

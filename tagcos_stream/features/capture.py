@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tagcos_stream.features.model import saved_name
+from tagcos_stream.features.adapter import saved_name
 from tagcos_stream.types import UserError
 
 Consumer = Callable[[str, torch.Tensor], None]

@@ -1,4 +1,4 @@
-"""Peak memory of the gradient stage as a formula over integers, to be checked before work starts.
+"""Peak memory of warm-up and gradient stage as formulae over integers, to be checked before work starts.
 
 Dimension letters: n rows of a block, B rows of a batch, T tokens of a batch (padded), L layers, H hidden size, I inner size of
 the MLP, V vocabulary, P adapter parameters, D feature dimension, C checkpoints.
@@ -25,9 +25,8 @@ class ModelShape:
     vocabulary: int
     adapter_parameters: int  # P
     widest_matrix: int  # parameters of the largest lora_A or lora_B
-    adapter_tokens: (
-        int  # numbers that the adapters keep for each token: their ranks, and inputs of others than attention projections
-    )
+    adapter_tokens: int  # numbers that the adapters keep for each token: ranks, and inputs of others than attention projections
+    adapter_inputs: int  # inputs of all lora_A together
 
 
 def model_shape(model: Any) -> ModelShape:
@@ -47,29 +46,42 @@ def model_shape(model: Any) -> ModelShape:
         adapter_parameters=sum(p.numel() for _, p in adapters),
         widest_matrix=max(p.numel() for _, p in adapters),
         adapter_tokens=kept,
+        adapter_inputs=sum(p.shape[1] for name, p in adapters if ".lora_A." in name),
     )
+
+
+def pass_bytes(shape: ModelShape, tokens: int) -> int:
+    """Bytes of a forward and backward pass over `tokens`, without what becomes of the gradients.
+
+    Activations kept for the backward pass, per token and layer: 14 H + 5 I (norm inputs, queries, keys, values, attention
+    output, gate, up, their product, and what allocation rounds up; fitted to measured peaks), and what one layer's backward
+    makes and drops. Logits and three more of their size for 256 targets.
+    """
+    layer = (14 * shape.hidden + 5 * shape.inner) * shape.element_bytes
+    # adapters compute in float32 whatever the base does: their inputs are kept as such
+    kept = shape.layers * (layer + (2 * shape.hidden * 4 if shape.element_bytes < 4 else 0)) + shape.adapter_tokens * 4
+    activations = tokens * (kept + 6 * max(shape.hidden * 4, shape.inner) * shape.element_bytes)
+    return activations + 4 * HEAD_TOKENS * shape.vocabulary * 4 + 2 * tokens * shape.hidden * 4
 
 
 def working_bytes(
     shape: ModelShape, *, token_budget: int, max_length: int, block_rows: int, dim: int, variants: int, adam: bool = True
 ) -> int:
-    """Bytes beyond weights and checkpoints while a block is computed.
-
-    Activations kept for the backward pass, per token and layer: 14 H + 5 I (norm inputs, queries, keys, values, attention
-    output, gate, up, their product, and what allocation rounds up; fitted to measured peaks), and what one layer's backward
-    makes and drops. Logits and three more of their size for 256 targets. One matrix's per-sample gradients, and the scratch of
-    the variants. The features of batch and block.
-    """
+    """Bytes beyond weights and checkpoints while a block is computed: a pass, one matrix's per-sample gradients and the scratch
+    of the variants, the features of batch and block."""
     tokens = max(token_budget, max_length)
     rows = min(block_rows, MAX_BATCH_ROWS, tokens)
-    layer = (14 * shape.hidden + 5 * shape.inner) * shape.element_bytes
-    # adapters compute in float32 whatever the base does: their inputs are kept as such
-    kept = shape.layers * (layer + (2 * shape.hidden * 4 if shape.element_bytes < 4 else 0)) + shape.adapter_tokens * 4
-    activations = tokens * (kept + 6 * max(shape.hidden * 4, shape.inner) * shape.element_bytes)
-    head = 4 * HEAD_TOKENS * shape.vocabulary * 4 + 2 * tokens * shape.hidden * 4
     module = rows * shape.widest_matrix * 4 * (3 if adam else 2)
     features = variants * dim * (2 * rows * 4 + block_rows * (4 + 2))
-    return activations + head + module + features
+    return pass_bytes(shape, tokens) + module + features
+
+
+def warmup_bytes(shape: ModelShape, max_length: int, token_budget: int, *, dropout: bool, checkpoints: int = 1) -> int:
+    """Bytes beyond weights while the adapter is trained: a pass over a micro-batch (with dropout, the input of every lora_A again
+    and its mask), gradients, moments and the optimizer's scratch, and the checkpoints taken."""
+    tokens = max(token_budget, max_length)
+    dropped = tokens * shape.adapter_inputs * (4 + 1) if dropout else 0
+    return pass_bytes(shape, tokens) + dropped + (5 + 3 * checkpoints) * 4 * shape.adapter_parameters
 
 
 def peak_bytes(

@@ -10,20 +10,20 @@ Dimension letters: n examples of a block, B rows of a batch, T tokens, H hidden 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from tagcos_stream.features.adam import VARIANTS, Moments, transform
+from tagcos_stream.features.adapter import adapter_parameters, require_fit
 from tagcos_stream.features.batching import plan_batches
 from tagcos_stream.features.capture import AdapterCapture
 from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.gradient_memory import HEAD_TOKENS, MAX_BATCH_ROWS
-from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.gradient_memory import MAX_BATCH_ROWS
+from tagcos_stream.features.head import cross_entropy, find_decoder, head_losses
 from tagcos_stream.features.projection import Projection
 from tagcos_stream.features.warmup import Checkpoint
 from tagcos_stream.types import UserError
@@ -73,16 +73,15 @@ class GradientExtractor:
         self.dtype = next(iter(self.parameters.values())).dtype
         self._moments: dict[str, Moments] = {}
         self._checkpoint: Checkpoint | None = None
-        self._base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self._head = self._base.get_output_embeddings()
-        self._decoder = self._find_decoder()
+        self._decoder = find_decoder(self.model)
 
     def use(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the
         model."""
         if checkpoint is self._checkpoint:
             return
-        check_fit(checkpoint, self.parameters)
+        for part in ("weights", "exp_avg", "exp_avg_sq"):
+            require_fit(getattr(checkpoint, part), self.parameters, f"the checkpoint's {part}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.weights[name])
@@ -132,44 +131,16 @@ class GradientExtractor:
         loss = torch.zeros(len(batch), dtype=self.dtype, device=self.device)
         if self._decoder is None:
             logits = self.model(input_ids=ids, use_cache=False).logits[rows, positions]
-            each = F.cross_entropy(_at_least_float32(logits), labels, reduction="none").to(self.dtype) * weights
+            each = cross_entropy(logits, labels).to(self.dtype) * weights
             loss.index_add_(0, rows, each.detach())
             each.sum().backward()
             return loss
-        hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # (targets, H)
-        gradient = torch.empty_like(hidden)
-        for begin in range(0, len(labels), HEAD_TOKENS):
-            part = slice(begin, begin + HEAD_TOKENS)
-            leaf = hidden[part].detach().requires_grad_()
-            # (tokens, vocabulary), contiguous: the transposed layout of cross_entropy is 30 times less accurate in float32
-            each = (
-                F.cross_entropy(_at_least_float32(self._head(leaf)), labels[part], reduction="none").to(self.dtype)
-                * weights[part]
-            )
-            loss.index_add_(0, rows[part], each.detach())
-            (gradient[part],) = torch.autograd.grad(each.sum(), leaf)
+        decoder, head = self._decoder
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # (targets, H)
+        each, gradient = head_losses(head, hidden, labels, weights)
+        loss.index_add_(0, rows, each)
         hidden.backward(gradient)
         return loss
-
-    def _find_decoder(self) -> Any:
-        """The part of the model below its head, where the head is known to be nothing but a linear layer on top of it; else None.
-
-        Some models scale or cap logits after the head, so this is established by computing both, not by the model's class.
-        """
-        decoder = getattr(self._base, getattr(self._base, "base_model_prefix", "") or "model", None)
-        if decoder is None or self._head is None or any("lora_" in name for name, _ in self._head.named_modules()):
-            return None
-        with torch.no_grad():
-            ids = torch.arange(4, device=self.device)[None]
-            output = decoder(input_ids=ids, use_cache=False)
-            hidden = getattr(output, "last_hidden_state", None)
-            whole = self.model(input_ids=ids, use_cache=False).logits
-            if hidden is None:
-                return None
-            alone = self._head(hidden)
-        return (
-            decoder if alone.shape == whole.shape and torch.allclose(alone.float(), whole.float(), rtol=1e-3, atol=1e-4) else None
-        )
 
 
 def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -259,31 +230,3 @@ def _block_once(
         features, loss.astype(np.float32), norm.astype(np.float32), finite, token_budget, halvings, seconds,
         int(lengths.sum()) * len(checkpoints), padded * len(checkpoints),
     )  # fmt: skip
-
-
-def check_fit(checkpoint: Checkpoint, parameters: dict[str, torch.nn.Parameter]) -> None:
-    """UserError listing both sides unless a checkpoint has weights and moments of exactly the model's names and shapes."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    for part in ("weights", "exp_avg", "exp_avg_sq"):
-        found = {name: tuple(tensor.shape) for name, tensor in getattr(checkpoint, part).items()}
-        if found != wanted:
-            raise UserError(f"checkpoint {part} do not fit the model's adapter: {difference(found, wanted)}")
-
-
-def difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], limit: int = 5) -> str:
-    """What two sets of named shapes do not share, both sides listed."""
-
-    def listed(items: Iterable[tuple[str, tuple[int, ...]]]) -> str:
-        items = sorted(items)
-        more = f" and {len(items) - limit} more" if len(items) > limit else ""
-        return (", ".join(f"{name} {shape}" for name, shape in items[:limit]) or "nothing") + more
-
-    only_found, only_wanted = set(found.items()) - set(wanted.items()), set(wanted.items()) - set(found.items())
-    return (
-        f"{len(found)} in the checkpoint, only there: {listed(only_found)}; "
-        f"{len(wanted)} in the model, only there: {listed(only_wanted)}"
-    )
-
-
-def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,32 +1,19 @@
-"""The language model, its tokenizer and the LoRA adapter whose gradients are the features."""
+"""The language model and its tokenizer, from wherever they lie, and the fingerprint of what they compute."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from tagcos_stream.features.gguf_once import gguf_once
 from tagcos_stream.types import UserError
-
-# Attention projections by the names that architectures give them; the first set found in a model is the default target.
-ATTENTION_PROJECTIONS = (
-    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, Olmo
-    ("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo
-    ("q_proj", "k_proj", "v_proj", "dense"),  # Phi
-    ("qkv_proj", "o_proj"),  # Phi-3
-    ("query_key_value", "dense"),  # GPT-NeoX, Falcon, BLOOM
-    ("c_attn", "attn.c_proj"),  # GPT-2
-)
 
 
 @dataclass
@@ -64,9 +51,10 @@ def load_model(
     source, options = _source(ref)
     options |= {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        with gguf_once() if "gguf_file" in options else nullcontext():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -79,6 +67,9 @@ def load_model(
         model.hf_quantizer, model.is_quantized = None, False
         for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
             owner.__dict__.pop(attribute, None)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference at the
+            module.support_avx512bf16_for_cpu = False  # first pass, they would pass no gradient back, and not say so
     if quantize is None:
         model.to(device)
     model.eval().requires_grad_(False)
@@ -143,117 +134,3 @@ def _tensor_digest(tensor: torch.Tensor) -> bytes:
     for start in range(0, flat.numel(), 1 << 26):  # 64 MiB at a time: a tensor on a device is not copied whole
         digest.update(flat[start : start + (1 << 26)].cpu().contiguous().numpy().data)
     return digest.digest()
-
-
-def attach_adapter(
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.1,
-    target_modules: str | Sequence[str] = "auto",
-    seed: int,
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
-    rslora: bool = False,
-    dora: bool = False,
-) -> Any:
-    """The model with a fresh LoRA adapter in float32 (lora_A drawn from `seed` and its name, lora_B zero), as a PeftModel.
-
-    target_modules: "auto" (the attention projections), "all-linear", or module names. Patterns give single modules their own rank
-    and alpha, as in peft. The draw is made on the CPU per parameter, so it is the same on every device.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    if dora:
-        raise UserError("DoRA is not supported: its magnitude vector ties all gradients of a layer together; use LoRA (dora off)")
-    if rank < 1:
-        raise UserError(f"rank is {rank}, must be at least 1")
-    targets = _targets(model, target_modules)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number
-        lora_dropout=dropout,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-        rank_pattern=dict(rank_pattern or {}),
-        alpha_pattern=dict(alpha_pattern or {}),
-        use_rslora=rslora,
-    )
-    with torch.random.fork_rng(devices=[]), _quiet():
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise UserError(f"target_modules {target_modules!r}: {error}") from error
-    with torch.no_grad():
-        for name, parameter in adapter_parameters(adapted).items():
-            if ".lora_A." in name:
-                key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-                bound = 1 / math.sqrt(parameter.shape[1])  # peft's own kaiming_uniform(a=sqrt 5)
-                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    return adapted.eval()
-
-
-def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
-    """The model with the adapter that a PEFT or Trainer checkpoint folder describes, trainable, as a PeftModel."""
-    from peft import PeftConfig, PeftModel
-
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: no adapter_config.json: give a PEFT adapter folder or a Trainer checkpoint-N folder")
-    config = PeftConfig.from_pretrained(str(folder))
-    if getattr(config, "use_dora", False):
-        raise UserError(
-            f"{folder}: a DoRA adapter, which is not supported: its magnitude vector ties all gradients of a layer together"
-        )
-    with _quiet():
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    adapter_parameters(adapted)
-    return adapted.eval()
-
-
-def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """The trained parameters by the names under which PEFT saves them, in the model's order. UserError for a kind that is no
-    LoRA matrix."""
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:
-            found[saved_name(name)] = parameter
-        elif parameter.requires_grad or ".lora_" in name:
-            kind = "DoRA" if "magnitude" in name else "trained"
-            raise UserError(
-                f"{kind} parameter {name} is no LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only"
-            )
-    if not found:
-        raise UserError("the model has no LoRA adapter: attach one first")
-    return found
-
-
-def saved_name(name: str) -> str:
-    """'...lora_A.default.weight' as PEFT saves it: '...lora_A.weight'."""
-    stem, _, leaf = name.rpartition(".")
-    return stem.rpartition(".")[0] + "." + leaf
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """peft 0.21 reads attributes that transformers 5.23 has deprecated; neither is the user's doing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def _targets(model: nn.Module, wanted: str | Sequence[str]) -> str | list[str]:
-    if wanted == "all-linear":
-        return wanted
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"]
-    if wanted != "auto":
-        return [wanted] if isinstance(wanted, str) else list(wanted)
-    for choice in ATTENTION_PROJECTIONS:
-        if all(any(name.endswith("." + suffix) for name in names) for suffix in choice):
-            return list(choice)
-    endings = sorted({name.rpartition(".")[2] for name in names})
-    raise UserError(
-        f"no known attention projections in {type(model).__name__}: set target_modules to some of {', '.join(endings)}"
-    )

@@ -5,7 +5,7 @@ Dimension letters: n examples, P adapter parameters, D feature dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from tagcos_stream.features.adam import transform
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.features.gradients import GradientExtractor
-from tagcos_stream.features.projection import KINDS, make_projection
+from tagcos_stream.features.projection import make_projection
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Quality:
     kind: str
     dim: int
     error: float  # root mean square over pairs and seeds of the error of an inner product of unit rows (the cosine)
+    dense_error: float  # what dense signs of this dimension expect of it, in closed form
     nearest: float  # share of examples whose nearest neighbour is the exact one
     nearest_five: float  # share of the five exact nearest neighbours among the five found
 
@@ -31,28 +32,33 @@ def projection_quality(
     encoded: Sequence[Encoded],
     *,
     dims: Sequence[int],
-    seeds: Sequence[int],
-    kinds: Sequence[str] = KINDS,
+    seeds: Mapping[str, Sequence[int]],
 ) -> list[Quality]:
-    """Compare projections with the exact gradients of the extractor's first variant, under the checkpoint in use.
+    """Compare projections, each kind under its seeds, with the exact gradients of the extractor's first variant, under the
+    checkpoint in use.
 
-    Holds n x P exact gradients: for some tens of examples at a small rank. Dense projections cost n x P x D each.
+    Holds n x P exact gradients: for some tens of examples at a small rank. Dense projections cost n x P x D each; the pairs of
+    one seed err together, so that a few seeds tell little of an error: hence its closed form.
     """
     exact = exact_gradients(extractor, encoded)
     scale = np.sqrt(sum(np.square(rows, dtype=np.float64).sum(1) for rows in exact.values())).astype(np.float32)[:, None]
     exact = {name: rows / scale for name, rows in exact.items()}
-    inner = sum(rows.astype(np.float64) @ rows.T.astype(np.float64) for rows in exact.values())
+    inner = np.asarray(sum(rows.astype(np.float64) @ rows.T.astype(np.float64) for rows in exact.values()))
+    pairs = np.triu_indices(len(encoded), 1)
+    # variance of <Rx, Ry> under dense signs, D times: |x|^2 |y|^2 + <x, y>^2 - 2 sum of x_i^2 y_i^2
+    shared = np.asarray(sum(np.square(rows, dtype=np.float64) @ np.square(rows, dtype=np.float64).T for rows in exact.values()))
+    spread = float((1 + inner**2 - 2 * shared)[pairs].mean())
     results = []
     for dim in dims:
-        for kind in kinds:
+        for kind, own in seeds.items():
             figures = []
-            for seed in seeds:
+            for seed in own:
                 features = np.zeros((len(encoded), dim), np.float32)
                 for name, rows in exact.items():
                     make_projection(kind, dim=dim, seed=seed).add(name, rows, features)
-                figures.append(_compare(np.asarray(inner), features.astype(np.float64)))
+                figures.append(_compare(inner, features.astype(np.float64)))
             squares, first, five = np.array(figures).mean(axis=0)
-            results.append(Quality(kind, dim, float(np.sqrt(squares)), float(first), float(five)))
+            results.append(Quality(kind, dim, float(np.sqrt(squares)), float(np.sqrt(spread / dim)), float(first), float(five)))
     return results
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from tagcos_stream.features.adapter import adapter_parameters
 from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.head import find_decoder, head_losses
 from tagcos_stream.types import UserError
 
 _PARTS = ("weights", "exp_avg", "exp_avg_sq")
@@ -88,15 +89,16 @@ def run_warmup(
 
     Examples are drawn by the Trainer's seeded sampler, in as many epochs as it takes. The schedule runs over `schedule_steps`
     (default: `steps`), so that the published setting, the first 30 steps of a longer schedule, can be had. A batch is computed in
-    equal micro-batches of at most `micro_batch_tokens` padded tokens. No file is left, nothing is reported anywhere, and the
-    global random generators are as before.
+    equal micro-batches of at most `micro_batch_tokens` padded tokens. The loss is the Trainer's (mean over all target tokens of a
+    batch), computed at target positions only. No file is left, nothing is reported anywhere, and the global random generators
+    are as before.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     _check_plan(len(encoded), steps, batch_size, checkpoints)
     device = next(iter(adapter_parameters(model).values())).device
-    micro = _micro_batch(batch_size, max(len(e) for e in encoded), micro_batch_tokens)
+    micro = micro_batch(batch_size, max(len(e) for e in encoded), micro_batch_tokens)
     recorder = _recorder(model, set(checkpoints), steps, progress)
     with tempfile.TemporaryDirectory() as folder, _random_state_kept():
         arguments = TrainingArguments(
@@ -123,7 +125,9 @@ def run_warmup(
             dataloader_pin_memory=device.type == "cuda",
             label_names=["labels"],
         )
-        trainer = Trainer(
+        assert arguments.device is not None  # finding it counts the GPUs, and would train on all of them, in batches as many
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        trainer = _trainer(find_decoder(model))(
             model=model, args=arguments, train_dataset=_Examples(encoded), data_collator=_collate, callbacks=[recorder]
         )
         trainer.remove_callback(PrinterCallback)
@@ -148,7 +152,7 @@ def _check_plan(examples: int, steps: int, batch_size: int, checkpoints: Sequenc
         raise UserError(f"checkpoints {list(checkpoints)}: name at least one step, each from 1 to {steps} (warm-up steps)")
 
 
-def _micro_batch(batch_size: int, longest: int, token_budget: int) -> int:
+def micro_batch(batch_size: int, longest: int, token_budget: int) -> int:
     """The largest divisor of batch_size whose micro-batch keeps within the token budget, at least 1."""
     return max(d for d in range(1, batch_size + 1) if batch_size % d == 0 and (d == 1 or d * longest <= token_budget))
 
@@ -173,6 +177,29 @@ def _collate(batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         mask[row, : len(example)] = 1
         labels[row, : len(example)] = np.where(example.target, example.input_ids, -100)
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": torch.from_numpy(labels)}
+
+
+def _trainer(parts: tuple[Any, Any] | None) -> Any:
+    """transformers' Trainer with its own loss, where the model's head is a linear layer: the same mean over the target tokens of
+    a batch, but without logits at other positions, and never of more than some hundred targets at once."""
+    from transformers import Trainer
+
+    class TargetTrainer(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if parts is None:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            decoder, head = parts
+            rows, positions = torch.nonzero(inputs["labels"][:, 1:] != -100, as_tuple=True)
+            labels = inputs["labels"][rows, positions + 1]
+            # padded on the right under causal attention: no mask is needed
+            hidden = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[rows, positions]
+            count = len(labels) if num_items_in_batch is None else num_items_in_batch
+            weights = torch.ones(len(labels), device=hidden.device) / count
+            each, gradient = head_losses(head, hidden, labels, weights)
+            follows = (hidden * gradient).sum()  # its gradient by `hidden` is the loss's; its value is not
+            return follows.float() - follows.detach().float() + each.sum()
+
+    return TargetTrainer
 
 
 def _recorder(model: Any, wanted: set[int], steps: int, progress: Callable[[int, int], None] | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tagcos_stream.features.model import adapter_parameters
+from tagcos_stream.features.adapter import adapter_parameters, adapter_weights, require_fit
 from tagcos_stream.features.warmup import Checkpoint
 from tagcos_stream.types import UserError
 
@@ -26,7 +26,7 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
     """
     folder = Path(folder)
     parameters = adapter_parameters(model)
-    weights = _fitting(_adapter_weights(folder), parameters, folder / "adapter_model.safetensors")
+    weights = _fitting(adapter_weights(folder), parameters, folder / "adapter_model.safetensors")
     states = _by_name(_optimizer_state(folder), model, parameters, folder)
     parts = {
         part: _fitting({name: state[part] for name, state in states.items()}, parameters, folder / "optimizer.pt")
@@ -39,16 +39,6 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
         )
     step, rate = _progress(folder, steps.pop())
     return Checkpoint(step[0], rate, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
-
-
-def _adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
-    if (path := folder / "adapter_model.safetensors").is_file():
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if (path := folder / "adapter_model.bin").is_file():
-        return torch.load(path, map_location="cpu", weights_only=True)
-    raise UserError(f"{folder}: no adapter_model.safetensors: give a Trainer checkpoint-N folder of a PEFT training")
 
 
 def _optimizer_state(folder: Path) -> dict[str, Any]:
@@ -110,12 +100,7 @@ def _decayed_names(model: Any) -> set[str]:
 
 
 def _fitting(tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path) -> dict[str, torch.Tensor]:
-    from tagcos_stream.features.gradients import difference
-
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    if found != wanted:
-        raise UserError(f"{path} does not fit the model's adapter: {difference(found, wanted)}")
+    require_fit(tensors, parameters, f"{path}: its tensors")
     return {name: tensors[name].to("cpu", torch.float32).contiguous() for name in parameters}
 
 

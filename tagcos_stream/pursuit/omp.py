@@ -8,7 +8,6 @@ round makes progress, the order of choice is kept, and one solve over all chosen
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +76,7 @@ def omp_select(
         tol: relative residual |r|/|b| at which a round ends.
         memory_limit: bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are
             streamed: read again for every block of candidates.
-        threads: cores to use, None for all. Sets the BLAS limit of the whole process while it runs.
+        threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
         progress: called with (rows chosen so far, budget).
 
     Returns:
@@ -105,9 +104,8 @@ def omp_select(
     budget = min(budget, n)
     hold = _holds(features, n, dim, budget, memory_limit)
     cores = threads or usable_cores()
-    limits = threadpool_limits(threads, user_api="blas") if threads else nullcontext()
     # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
-    with limits, np.errstate(invalid="ignore"):
+    with threadpool_limits(1, user_api="blas"), np.errstate(invalid="ignore"):
         rows = Rows(features, hold=hold, threads=cores)
         return _select(rows, target, budget, ridge, tol, progress or (lambda done, total: None))
 
@@ -239,8 +237,7 @@ def _chosen_gram(store: GramStore, rows: Rows, indices: np.ndarray) -> np.ndarra
     slots = store.slot_of[indices]
     if (slots >= 0).all():
         return store.gram[np.ix_(slots, slots)]
-    chosen = rows.take(indices)
-    return gram(chosen, chosen)
+    return gram(rows.take(indices), rows.product)
 
 
 def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:

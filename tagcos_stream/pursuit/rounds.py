@@ -25,7 +25,7 @@ HORIZON = 32  # steps of a round's first draft; then about twice as many as the 
 CANDIDATES = 256  # rows that join the short list for each draft, by their correlation
 DRAFTED = 1024  # rows of the list that a draft considers
 CORRELATIONS_BYTES = 64 << 20  # what a proof may hold: T x n float32
-SPAN = 8192  # rows a proof multiplies at once
+SPAN = 2048  # rows a proof multiplies at once
 
 
 @dataclass
@@ -144,11 +144,14 @@ class Round:
         out = np.empty((len(weights), n), np.float32)
         parts = [slice(low, min(low + PROBES, store.size)) for low in range(0, store.size, PROBES)]
         parts = [part for part in parts if used[:, part].any()]
-        for start in range(0, n, SPAN):
+
+        def fill(start: int) -> None:
             here = slice(start, min(start + SPAN, n))
             out[:, here] = self.problem.products[here]
             for part in parts:
                 out[:, here] -= used[:, part] @ store.columns[part, here]
+
+        self.problem.rows.each(fill, range(0, n, SPAN))
         return out
 
     def _longest_stretch(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
 PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
+SKINNY = 56  # batches up to here are multiplied by our kernel, larger ones by BLAS
 
 
 def usable_cores() -> int:
@@ -23,7 +25,11 @@ def usable_cores() -> int:
 
 
 class Rows:
-    """Uniform access to (n, D) features, whether they fit or not. Every answer is float32 and the same either way."""
+    """Uniform access to (n, D) features, whether they fit or not. Every answer is float32 and the same either way.
+
+    All work is cut up for one pool of threads, BLAS's products too, whose own threads the caller turns off: they would go on
+    spinning between products, on the cores that our kernels need.
+    """
 
     def __init__(self, features: np.ndarray | RowBlocks, *, hold: bool, threads: int) -> None:
         self._features = features
@@ -43,19 +49,27 @@ class Rows:
             def fill(start: int) -> None:
                 held[start : start + CHUNK] = whole[start : start + CHUNK]
 
-            self._each(fill, range(0, self.n, CHUNK))
+            self.each(fill, range(0, self.n, CHUNK))
         else:
             for start, block in self.blocks():
                 held[start : start + len(block)] = block
         return held
 
-    def _each(self, work: Callable[[int], None], items: range) -> None:
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="tagcos-rows")  # its threads end when nobody holds it
+
+    def each(self, work: Callable[[int], None], items: range) -> None:
+        """work(item) for every item, on all threads."""
         if self._threads == 1 or len(items) <= 1:
             for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(min(self._threads, len(items))) as pool:
-            list(pool.map(work, items))
+        list(self._pool.map(work, items))
+
+    def _share(self, rows: int) -> int:
+        """Rows of a piece of these many: two pieces a thread, so that a slow thread is not waited for long."""
+        return max(kernels.TALL, -(-rows // (2 * self._threads)))
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, (r, D) float32 C-contiguous) over all rows in order."""
@@ -102,17 +116,38 @@ class Rows:
                 here = slice(start + at, start + at + len(piece))
                 kernels.scan(piece, target, keys, products[here], hashes[here])
 
-            self._each(read, range(0, len(block), PIECE))
+            self.each(read, range(0, len(block), PIECE))
             wrong = np.flatnonzero(~np.isfinite(products[start : start + len(block), 1]))
             if wrong.size:
                 raise UserError(f"features row {start + wrong[0]} holds NaN or infinity: reject such rows before selecting")
         return products, hashes
 
     def columns(self, batch: np.ndarray, out: np.ndarray) -> None:
-        """Gram columns by matrix product: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
-        batch = batch.T
+        """Gram columns: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
+        skinny = kernels.WIDE <= len(batch) <= SKINNY
         for start, block in self.blocks():
-            out[:, start : start + len(block)] = (block @ batch).T  # this orientation is up to twice as fast as the other
+            share = self._share(len(block))
+
+            def multiply(at: int, start: int = start, block: np.ndarray = block, share: int = share) -> None:
+                piece = block[at : at + share]
+                here = out[:, start + at : start + at + len(piece)]
+                if skinny and len(piece) >= kernels.TALL:
+                    kernels.columns(piece, batch, here)
+                else:
+                    here[:] = (piece @ batch.T).T  # this orientation is up to twice as fast as the other
+
+            self.each(multiply, range(0, len(block), share))
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Inner products of left (p, D) with right (q, D), both float32 or both float64: (p, q)."""
+        out = np.empty((len(left), len(right)), left.dtype)
+        share = self._share(len(left))
+
+        def multiply(at: int) -> None:
+            np.matmul(left[at : at + share], right.T, out=out[at : at + share])
+
+        self.each(multiply, range(0, len(left), share))
+        return out
 
     def correlate(self, vector: np.ndarray, out: np.ndarray) -> None:
         """out[j] = <a_j, v> in float64, each row summed alone. vector (D,) float64, out (n,) float."""
@@ -124,7 +159,7 @@ class Rows:
                 kernels.dots(piece, vector, values)
                 out[start + at : start + at + len(piece)] = values
 
-            self._each(read, range(0, len(block), PIECE))
+            self.each(read, range(0, len(block), PIECE))
 
 
 def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
@@ -135,9 +170,13 @@ def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
     return features.n_rows, features.dim
 
 
-def gram(left: np.ndarray, right: np.ndarray, step: int = 1024) -> np.ndarray:
-    """Inner products in float64 of float32 rows: left (p, D), right (B, D) -> (p, B); converts `step` dimensions at a time."""
-    total = np.zeros((len(left), len(right)))
-    for at in range(0, left.shape[1], step):
-        total += left[:, at : at + step].astype(np.float64) @ right[:, at : at + step].astype(np.float64).T
+def gram(rows: np.ndarray, product: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 1024) -> np.ndarray:
+    """(k, k) float64: inner products of rows (k, D) float32 with each other, `step` dimensions converted at a time.
+
+    product: (k, step) and (k, step) float64 -> (k, k), such as Rows.product.
+    """
+    total = np.zeros((len(rows), len(rows)))
+    for at in range(0, rows.shape[1], step):
+        part = rows[:, at : at + step].astype(np.float64)
+        total += product(part, part)
     return total

@@ -48,7 +48,7 @@ class GramStore:
         batch = self._rows.take(wanted)
         self._rows.columns(batch, self.columns[here])
         self.features[here] = batch
-        products = self.features[: here.stop] @ self.features[here].T
+        products = self._rows.product(self.features[: here.stop], self.features[here])
         self.gram[: here.stop, here] = products
         self.gram[here, : here.stop] = products.T
         self.row[here] = wanted
@@ -78,29 +78,37 @@ class GramStore:
 class Shortlist:
     """Rows that may be chosen soon, with their inner products in float32: what a draft needs to take steps among them.
 
-    Products of rows already listed are never computed again. A full list starts over: likely rows of long ago are not likely now.
+    A row that was likely once may be so again: it keeps its place and its products until the list is full of rows that were
+    wanted since.
     """
 
     def __init__(self, rows: Rows, length: int) -> None:
         self._rows = rows
         self.row = np.empty(length, np.int64)
         self.gram = np.empty((length, length), np.float32)
-        self._features = np.empty((length, rows.dim), np.float32)
-        self.listed = np.zeros(rows.n, bool)
         self.size = 0
+        self._features = np.empty((length, rows.dim), np.float32)
+        self._place = np.full(rows.n, -1, np.int64)  # of a row in the list, -1 where it is not
+        self._wanted = np.zeros(length, np.int64)  # the last call that wanted the row in this place
+        self._calls = 0
 
     def add(self, wanted: np.ndarray) -> None:
         """List these rows (m,), at most as many as the list is long."""
-        new = wanted[~self.listed[wanted]]
-        if self.size + len(new) > len(self.row):
-            self.listed[:], self.size, new = False, 0, wanted
+        self._calls += 1
+        place = self._place[wanted]
+        self._wanted[place[place >= 0]] = self._calls
+        new = wanted[place < 0]
         if not len(new):
             return
-        here = slice(self.size, self.size + len(new))
+        unused = np.arange(self.size, min(self.size + len(new), len(self.row)))
+        oldest = np.argsort(self._wanted[: self.size], kind="stable")[: len(new) - len(unused)]
+        self._place[self.row[oldest]] = -1
+        here = np.concatenate([unused, oldest])
+        self.size += len(unused)
         self._features[here] = self._rows.take(new)
-        products = self._features[: here.stop] @ self._features[here].T
-        self.gram[: here.stop, here] = products
-        self.gram[here, : here.stop] = products.T
+        products = self._rows.product(self._features[: self.size], self._features[here])
+        self.gram[: self.size, here] = products
+        self.gram[here, : self.size] = products.T
         self.row[here] = new
-        self.listed[new] = True
-        self.size = here.stop
+        self._place[new] = here
+        self._wanted[here] = self._calls

@@ -110,7 +110,7 @@ def line(name: str, taken: float, base: float) -> None:
 
 
 def inertia_of(rows: RowBlocks, centroids: np.ndarray) -> float:
-    _, distances = kmeans.assign(rows, centroids)
+    distances = kmeans.assign(rows, centroids).distances
     return float((distances.astype(np.float64) ** 2).sum())
 
 

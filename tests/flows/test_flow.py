@@ -17,9 +17,48 @@ from storage.root import open_root
 
 CODE = """
 import asyncio, json, sys
-from flows.prefect_flow import tagcos_run
+from flows import pipeline, prefect_flow
+from flows.prefect_flow import tagcos_refresh
+from flows.progress import SilentReporter
+from prefect import flow
+from tagcos_stream.config import load_settings
+from tagcos_stream.types import TransientError, UserError
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
+
+prefect_flow.RETRY_AFTER = [0.1]
+
+@flow
+def tries(values):
+    # how often each stage is begun where clustering meets a busy catalog once, and selecting a mistake
+    begun = []
+
+    def do_stage(name, stage, job):
+        def work(job):
+            begun.append(name)
+            if name == "cluster" and begun.count(name) == 1:
+                raise TransientError("the catalog is busy")
+            if name == "select":
+                raise UserError("nothing that passes")
+            return stage(job)
+
+        return prefect_flow._do_stage(name, work, job)
+
+    try:
+        pipeline.run(load_settings(values | {"fraction": 0.3}), SilentReporter(), do_stage)
+    except UserError:
+        return {name: begun.count(name) for name in begun}
+
+@flow
+def slots():
+    # taken slots of an object-store root's limit while a run has its turn, and afterwards
+    def taken():
+        with get_client(sync_client=True) as client:
+            return client.read_global_concurrency_limit_by_name("tagcos-root-s3-bucket-pool").active_slots
+
+    with prefect_flow._turn("s3://bucket/pool"):
+        during = taken()
+    return [during, taken()]
 
 async def seen():
     async with get_client() as client:
@@ -31,12 +70,14 @@ async def seen():
         return {"tasks": tasks, "artifacts": sorted(a.key for a in await client.read_artifacts() if a.key)}
 
 with prefect_test_harness(server_startup_timeout=120):
-    run_id = tagcos_run(**json.loads(sys.argv[1]))
+    run_id = tagcos_refresh(**json.loads(sys.argv[1]))
     try:
-        tagcos_run(dim="many")
+        tagcos_refresh(sources=["pool"], model="m", dim="many")
     except Exception as error:
         refused = type(error).__name__
-    print("RESULT " + json.dumps({"run_id": run_id, "refused": refused} | asyncio.run(seen())))
+    found = {"run_id": run_id, "refused": refused} | asyncio.run(seen())
+    found |= {"tries": tries(json.loads(sys.argv[1])), "slots": slots()}
+    print("RESULT " + json.dumps(found))
 """
 
 
@@ -61,13 +102,15 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
     assert result["tasks"] == sorted([name, "Completed"] for name in pipeline.STAGES)
-    assert result["artifacts"] == ["tagcos-selection-by-source", "tagcos-summary"]
+    assert result["artifacts"] == ["tagcos-gradients", "tagcos-report", "tagcos-selection-by-source", "tagcos-summary"]
     assert result["refused"] == "ParameterTypeError"
+    assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
+    assert result["slots"] == [1, 0]
 
     plain = small_settings(root=str(tmp_path / "plain"))
     outcome = pipeline.run(load_settings(plain), SilentReporter())
     catalogs = [open_root(root, create=False).catalog for root in (values["root"], plain["root"])]
-    assert runs.list_runs(catalogs[0])["status"].to_list() == ["complete"]
+    assert runs.list_runs(catalogs[0])["status"].to_list() == ["failed", "complete"]  # the newest met the mistake
     chosen = [
         selections.selection(c, run).drop("run_id") for c, run in zip(catalogs, (result["run_id"], outcome.run_id), strict=True)
     ]

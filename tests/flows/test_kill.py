@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from storage.root import Root, open_root
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
 
+NEWEST = "SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC LIMIT 1"
 CHECKOUT = Path(__file__).parents[2]
 Maker = Callable[..., dict[str, Any]]
 
@@ -43,7 +45,7 @@ def finish(values: dict[str, Any], log: Path) -> None:
 
 
 def selection(root: Root) -> pl.DataFrame:
-    (run_id,) = root.catalog.read("SELECT run_id FROM runs")["run_id"]
+    run_id = root.catalog.read(NEWEST).item()
     return selections.selection(root.catalog, run_id).drop("run_id")
 
 
@@ -63,58 +65,71 @@ def committed(root: Path) -> set[tuple[Any, ...]]:
     return set(catalog.read("SELECT segment, block, committed_at, checksum FROM blocks").rows())
 
 
-def is_complete(root: Path) -> bool:
+def is_complete(root: Path, run: int = 1) -> bool:
+    """Whether the root's `run`th run is."""
     catalog = readable(root)
-    return catalog is not None and catalog.read("SELECT status FROM runs")["status"].to_list() == ["complete"]
+    return catalog is not None and catalog.read("SELECT status FROM runs")["status"].to_list() == ["complete"] * run
 
 
-def stage_reached(root: Path) -> str:
+def stage_reached(root: Path, run: int = 1) -> str:
     """The stage that was at work when the process died."""
-    if (catalog := readable(root)) is None:
+    if (catalog := readable(root)) is None or len(catalog.read("FROM runs")) < run:
         return next(iter(STAGES))
-    done = catalog.read("SELECT stage FROM stages")["stage"].to_list()
+    done = catalog.read(f"SELECT stage FROM stages WHERE run_id = ({NEWEST})")["stage"].to_list()
     return next((stage for stage in STAGES if stage not in done), "end")
 
 
 # what a process has written to its log when a stage begins
+REFRESH_BEGINS = {"ingest": "", "gradients": "loading model", "cluster": "gradients: ", "select": "regroup:"}
 BEGINS = {"ingest": "", "warm-up": "ingest:", "gradients": "warm-up: 8/8", "cluster": "gradients: ", "select": "regroup:"}
 
 
-def await_stage(process: subprocess.Popen[bytes], stage: str, first: str, root: Path, log: Path) -> None:
-    """Wait until the process is at this stage, or has ended. `first`: the stage at which a resumed run goes on."""
-    mark = "ingest:" if stage == first != "ingest" else BEGINS[stage]
+def await_stage(process: subprocess.Popen[bytes], mark: str, root: Path, log: Path) -> None:
+    """Wait until the process has said this, or has ended."""
     while process.poll() is None and not (mark in log.read_text(encoding="utf-8") and (root / "catalog.duckdb").is_file()):
         time.sleep(0.002)
 
 
-def kill_often(values: dict[str, Any], folder: Path, kills: int, seed: int) -> Counter[str]:
-    """Run to the end in fresh roots, killing `kills` times at random moments of random stages; returns how often in which."""
+def kill_often(
+    values: dict[str, Any], folder: Path, kills: int, seed: int, begun: Path | None = None, begins: dict[str, str] = BEGINS
+) -> Counter[str]:
+    """Run to the end in fresh roots, killing `kills` times at random moments of random stages; returns how often in which.
+
+    begun: a root with a complete run, of which every root is a copy.
+    """
     rng = random.Random(seed)
-    reference_values = values | {"root": str(folder / "reference")}
+    run = 1 if begun is None else 2
+
+    def fresh(name: str) -> Path:
+        if begun is not None:
+            shutil.copytree(begun, folder / name)
+        return folder / name
+
+    reference_values = values | {"root": str(fresh("reference"))}
     finish(reference_values, folder / "log")
     opened = open_root(reference_values["root"], create=False)
     reference = selection(opened)
-    seconds = dict(opened.catalog.read("SELECT stage, seconds FROM stages").rows())
+    seconds = dict(opened.catalog.read(f"SELECT stage, seconds FROM stages WHERE run_id = ({NEWEST})").rows())
     killed: Counter[str] = Counter()
     attempt = 0
     while sum(killed.values()) < kills:
         attempt += 1
-        root = folder / f"root-{attempt}"
+        root = fresh(f"root-{attempt}")
         mine = values | {"root": str(root)}
-        while not is_complete(root):
-            before, first = committed(root), stage_reached(root)
+        while not is_complete(root, run):
+            before, first = committed(root), stage_reached(root, run)
             log = folder / f"log-{attempt}-{sum(killed.values())}"
             process = start(mine, log)
-            ahead = [stage for stage in BEGINS if list(STAGES).index(stage) >= list(STAGES).index(first)]
-            stage = min(BEGINS, key=lambda name: killed[name])  # every stage in turn; one that is past waits for a fresh root
+            ahead = [stage for stage in begins if list(STAGES).index(stage) >= list(STAGES).index(first)]
+            stage = min(begins, key=lambda name: killed[name])  # every stage in turn; one that is past waits for a fresh root
             if stage in ahead and sum(killed.values()) < kills:
-                await_stage(process, stage, first, root, log)
+                await_stage(process, "ingest:" if stage == first != "ingest" else begins[stage], root, log)
                 time.sleep(rng.uniform(0, 1) * seconds[stage])
                 process.send_signal(signal.SIGKILL)
             process.wait(timeout=300)
             assert process.returncode in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-3000:]
             if process.returncode == -signal.SIGKILL:
-                killed[stage_reached(root)] += 1
+                killed[stage_reached(root, run)] += 1
             assert before <= committed(root), "a committed block was computed again"
         opened = open_root(str(root), create=False)
         assert selection(opened).equals(reference)

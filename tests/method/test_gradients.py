@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tagcos_stream.features.adam import VARIANTS
+from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.features.gradients import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
-from tagcos_stream.features.model import attach_adapter
 from tagcos_stream.features.projection import make_projection
 from tagcos_stream.features.selfcheck import SelfCheckFailed, self_check
 from tagcos_stream.types import UserError
@@ -64,7 +64,8 @@ def test_gradients__equal_autograd_one_at_a_time(kind: str, dtype: torch.dtype, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients__features_loss_and_norm_equal_naive(kind: str) -> None:
     ex = extractor(kind, dtype=torch.float64, variants=VARIANTS)
-    batch = random_encoded(LENGTHS[:3], seed=3)
+    # attention over a single token has no gradient by mathematics, and the sign of its rounding is the machine's
+    batch = [example for example in random_encoded(LENGTHS, seed=3) if np.flatnonzero(example.target)[0] > 1][:3]
     comp = ex.features(batch)
     checkpoint = random_checkpoint(ex.model)
     for row, example in enumerate(batch):
@@ -287,7 +288,7 @@ def test_block_features__halves_the_budget_when_out_of_memory() -> None:
             return super().features(batch)
 
     ex = extractor("llama")
-    encoded, checkpoint = random_encoded(LENGTHS), random_checkpoint(ex.model)
+    encoded, checkpoint = random_encoded([13] * 7), random_checkpoint(ex.model)
     small = SmallDevice(ex.model, variants=ex.variants, projection=ex.projection)
     comp = block_features(small, [checkpoint], encoded, token_budget=200)
     assert (comp.token_budget, comp.halvings) == (50, 2)

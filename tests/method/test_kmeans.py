@@ -39,7 +39,8 @@ def test_assign__equals_naive(seed: int) -> None:
     n, dim, clusters = int(r.integers(1, 400)), int(r.choice([1, 3, 64])), int(r.integers(1, 30))
     X, C = r.standard_normal((n, dim)).astype(np.float32), r.standard_normal((clusters, dim)).astype(np.float32)
     ref_labels, ref_distances = naive.naive_assign(X, C)
-    labels, distances = kmeans.assign(ArrayRows(X, 37), C)
+    found = kmeans.assign(ArrayRows(X, 37), C)
+    labels, distances = found.labels, found.distances
     np.testing.assert_array_equal(labels, ref_labels)
     np.testing.assert_allclose(distances, ref_distances, atol=2e-3)
     assert labels.dtype == np.int32

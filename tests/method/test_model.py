@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tagcos_stream.features.model import adapter_parameters, attach_adapter, attach_from_checkpoint, load_model, model_fingerprint
+from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.gradients import GradientBatch, GradientExtractor
+from tagcos_stream.features.model import load_model, model_fingerprint
+from tagcos_stream.features.projection import make_projection
+from tagcos_stream.features.selfcheck import self_check
 from tagcos_stream.types import UserError
-from tests.models import KINDS, random_encoded, tiny_model, tiny_tokenizer
+from tests.models import KINDS, random_checkpoint, random_encoded, tiny_model, tiny_tokenizer
 
 EXPECTED = {"llama": 4, "qwen2": 4, "gpt_neox": 2}
 
@@ -120,3 +124,25 @@ def test_attach_from_checkpoint__is_the_saved_adapter(tmp_path: Path) -> None:
     assert adapter_parameters(comp).keys() == adapter_parameters(model).keys()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         attach_from_checkpoint(tiny_model(), tmp_path)
+
+
+@pytest.mark.parametrize(("quantize", "limit"), [("4bit", 1e-4), ("8bit", 0.1)])  # 8 bits quantise the inputs, too
+def test_load_model__gradients_pass_through_quantised_weights(tmp_path: Path, quantize: str, limit: float) -> None:
+    """As through the same weights, dequantised."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    encoded = random_encoded([9, 20])
+
+    def features(model: Any) -> GradientBatch:
+        adapted = attach_adapter(model, rank=4, alpha=8, dropout=0.0, seed=0)
+        ex = GradientExtractor(adapted, variants=("sgd",), projection=make_projection(dim=256, seed=0))
+        self_check(ex, random_checkpoint(adapted), encoded)
+        return ex.features(encoded)
+
+    loaded = load_model(str(tmp_path), quantize=quantize)
+    assert loaded.fingerprint != load_model(str(tmp_path)).fingerprint
+    comp = features(loaded.model)
+    ref = features(load_model(str(tmp_path), quantize=quantize).model.dequantize())
+    torch.testing.assert_close(comp.loss, ref.loss, rtol=limit, atol=0)
+    assert bool(((comp.features["sgd"] - ref.features["sgd"]).norm(dim=1) < limit).all())

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
 
-from tagcos_stream.features.model import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
 from tagcos_stream.features.warmup import Checkpoint, Warmup, _collate, run_warmup
 from tagcos_stream.features.warmup_import import import_checkpoint
 from tagcos_stream.types import UserError
-from tests.models import random_encoded, tiny_model
+from tests.models import KINDS, random_encoded, tiny_model, train_checkpoint
 
 ENCODED = random_encoded([5, 9, 20, 13, 7, 30, 11, 16])
 
@@ -64,6 +63,20 @@ def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
     assert warm(adapted(dropout=0.1), seed=1).losses != first.losses
     whole, parts = warm(adapted()), warm(adapted(), micro_batch_tokens=30)
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_warmup__loss_at_targets_trains_what_the_trainers_own_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches of unequal numbers of targets, more targets than fit one chunk of the head."""
+    monkeypatch.setattr("tagcos_stream.features.head.HEAD_TOKENS", 7)
+    comp = warm(adapted(kind), micro_batch_tokens=60)
+    monkeypatch.setattr("tagcos_stream.features.warmup.find_decoder", lambda model: None)
+    ref = warm(adapted(kind), micro_batch_tokens=60)
+    np.testing.assert_allclose(comp.losses, ref.losses, rtol=1e-5)
+    for ours, plain in zip(comp.checkpoints, ref.checkpoints, strict=True):
+        for part in ("exp_avg", "exp_avg_sq"):
+            for name, moment in getattr(plain, part).items():
+                assert float((getattr(ours, part)[name] - moment).norm()) <= 1e-4 * float(moment.norm()) + 1e-12, (part, name)
 
 
 def test_warmup__published_learning_rates() -> None:
@@ -118,23 +131,7 @@ def test_checkpoint__survives_flat_tensors() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A user's own Trainer run: its folder, and the trained model."""
     folder, model = tmp_path_factory.mktemp("trainer"), adapted()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=3,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        save_steps=3,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        use_cpu=True,
-        optim="adamw_torch",
-        label_names=["labels"],
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=list(ENCODED), data_collator=_collate)
-    trainer.train()
+    trainer = train_checkpoint(model, ENCODED, folder)
     return folder / "checkpoint-3", trainer
 
 
@@ -166,7 +163,7 @@ def test_import_checkpoint__refuses_mismatch_with_both_sides_listed(trained: tup
     order = state["param_groups"][0]["params"]
     order[0], order[1] = order[1], order[0]  # lora_A's moments on lora_B, as an integer-keyed state would have it
     torch.save(state, copy / "optimizer.pt")
-    with pytest.raises(UserError, match=r"optimizer.pt does not fit.*lora_A.weight \(32, 4\)"):
+    with pytest.raises(UserError, match=r"optimizer.pt: its tensors do not fit.*lora_A.weight \(32, 4\)"):
         import_checkpoint(copy, model)
     state["param_groups"][0]["params"] = order[:5]
     torch.save(state, copy / "optimizer.pt")

@@ -85,8 +85,8 @@ def test_pool__is_what_the_runs_files_hold_and_segments_close(root: Root) -> Non
     ]
     planned = blocks.plan_segments(catalog, second.run_id, "space", dim=4, block_rows=2)
     assert planned.select("segment", "rows").rows() == [("seg-00001", 3), ("seg-00002", 1)]
-    assert blocks.missing(catalog, "space", "seg-00001") == [0, 1]
-    assert blocks.missing(catalog, "space", "seg-00001", second.run_id) == [1]  # only what the pool needs
+    assert blocks.missing(catalog, "space") == {"seg-00001": [0, 1], "seg-00002": [0]}
+    assert blocks.missing(catalog, "space", second.run_id)["seg-00001"] == [1]  # only what the pool needs
     ingest(first.run_id, "c", [5])  # its segment is planned: new examples begin another
     assert pool.pool(catalog, first.run_id)["segment"].to_list() == ["seg-00001"] * 3 + ["seg-00003"]
 
@@ -140,7 +140,7 @@ def test_run__a_grown_pool_computes_only_what_is_new(filled: Root) -> None:
     assert second.blocks_computed == 1  # 38 new examples, a block of their own segment
     changed = root.catalog.read("FROM selection_diff(?, ?)", [first, second.run_id])
     assert set(changed["change"]) <= {"entered", "left"}
-    assert set(changed.filter(pl.col("change") == "entered")["reason"]) <= {"new in the pool", "preferred now"}
+    assert set(changed.filter(pl.col("change") == "entered")["reason"]) <= {"new example", "clustered anew"}
     assert len(changed) > 0
     history = root.catalog.read("SELECT first_run, last_run, count(*) AS n FROM example_history GROUP BY ALL ORDER BY n")
     assert history.rows() == [(second.run_id, second.run_id, 38), (first, second.run_id, 286)]
@@ -199,7 +199,7 @@ def test_forget_block__is_computed_again_to_the_same(filled: Root) -> None:
     before = open_segment(root.files, space, "seg-00001").read_block(3).copy()
     assert root.catalog.read("SELECT sealed FROM feature_segments")["sealed"].to_list() == [True]
     blocks.forget_block(root.catalog, space, "seg-00001", 3)
-    assert blocks.missing(root.catalog, space, "seg-00001") == [3]
+    assert blocks.missing(root.catalog, space) == {"seg-00001": [3]}
     assert root.catalog.read("SELECT sealed FROM feature_segments")["sealed"].to_list() == [False]
     assert len(blocks.features_pool(root.catalog, first["run_id"], space)) < 275
     second = tiny.run(root)

@@ -17,7 +17,7 @@ import polars as pl
 from storage import blocks, clusterings, diagnostics, pool, runs, selections
 from storage.clustered import open_clustering
 from storage.features import create_segment, open_features
-from storage.regroup import regroup
+from storage.regroup import regroup, write_centroids
 from storage.root import Root, open_root
 from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
 from tagcos_stream.types import IngestBlock
@@ -140,7 +140,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
             files, space_id, name, example_ids=blocks.segment_ids(catalog, name), dim=DIM, chunk_rows=segment["block_rows"]
         )
         step("segment")
-        for block in blocks.missing(catalog, space_id, name, run_id):
+        for block in blocks.missing(catalog, space_id, run_id).get(name, []):
             start, stop = writer.block_range(block)
             ids = reader.read(name, start, stop)["example_id"].to_list()
             features = np.stack([feature(identity) for identity in ids])
@@ -171,7 +171,9 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
         distances = np.linalg.norm(x - centroids[labels], axis=1).astype(np.float32)
         sizes = np.bincount(labels, minlength=CLUSTERS)
         inertia = np.bincount(labels, distances.astype(np.float64) ** 2, minlength=CLUSTERS)
-        info = regroup(files, clustering_id, stored, labels, centroids=centroids, means=centroids, sizes=sizes, inertia=inertia)
+        sums = np.stack([x[labels == k].sum(axis=0) for k in range(CLUSTERS)])
+        write_centroids(files, clustering_id, centroids)
+        info = regroup(files, clustering_id, stored, labels, distances=distances, sums=sums, squares=np.zeros(CLUSTERS, np.int64))
         step("regrouped")
         clusterings.add_clustering(
             catalog,
@@ -186,11 +188,12 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
         step("clustering")
 
     clustering = open_clustering(files, clustering_id, clusterings.parts(catalog, clustering_id))
+    sums, _, sizes = clustering.totals()
     for cluster in sorted(set(range(CLUSTERS)) - selections.clusters_done(catalog, run_id)):
         where = clustering.cluster_rows(cluster)
         rows_of = clustering.cluster(cluster)
         x = np.concatenate([rows_of.read(b) for b in range(len(rows_of.starts) - 1)]).astype(np.float64)
-        margins = x @ clustering.means[cluster].astype(np.float64)
+        margins = x @ (sums[cluster] / sizes[cluster])
         budget = max(len(x) // 10, 1)
         best = np.argsort(-margins, kind="stable")[:budget]
         chosen = (
@@ -212,6 +215,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
             residual=0.5,
             seconds=0.0,
             stats={"rounds": 1},
+            inertia=1.0,
             selection=chosen,
             candidates=pooled[where].select("segment", "row", margin=margins),
         )

@@ -1,0 +1,104 @@
+"""What a flow run shows of itself on the server: progress while gradients run, the selection by source, a summary, a link."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.pipeline import Outcome
+from flows.progress import LineReporter, Stage
+from storage.root import Root
+
+EVERY = 5.0  # seconds between updates of a progress bar on the server
+# what the summary tells of the stages, where they report it: (words, stage, its detail)
+TOLD = (
+    ("rows new", "ingest", "new"),
+    ("rows retired", "ingest", "retired"),
+    ("rows rejected", "ingest", "rejected"),
+    ("near-duplicates left out", "ingest", "near_duplicates"),
+    ("gradients computed", "gradients", "computed"),
+    ("examples without a gradient", "gradients", "rejected"),
+    ("drift", "cluster", "drift"),
+    ("clusters", "select", "clusters"),
+    ("pool", "select", "pool"),
+    ("selected", "select", "selected"),
+)
+
+
+class FlowReporter(LineReporter):
+    """Log lines every few seconds, and a progress artifact for the gradients, the stage that takes hours."""
+
+    @contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        with super().stage(title, unit) as line:
+            if title != "gradients":
+                yield line
+                return
+            bar: Any = create_progress_artifact(0.0, key="tagcos-gradients", description=f"{title}, {unit}")
+            shown, percent = time.monotonic(), 0.0
+
+            def update(done: float, total: float | None = None) -> None:
+                nonlocal shown, percent
+                line(done, total)
+                percent = 100 * done / total if total else percent
+                if time.monotonic() - shown >= EVERY:
+                    shown = time.monotonic()
+                    update_progress_artifact(bar, percent)
+
+            yield update
+            update_progress_artifact(bar, percent)
+
+
+def publish_artifacts(root: Root, outcome: Outcome) -> None:
+    """Of a complete run: tagcos-selection-by-source, tagcos-summary, tagcos-report."""
+    run_id = outcome.run_id
+    by_source = root.catalog.read("FROM by_source(?) ORDER BY dataset", [run_id])
+    create_table_artifact(key="tagcos-selection-by-source", table=by_source.to_dicts(), description=run_id)
+    create_markdown_artifact(key="tagcos-summary", markdown=summary(root, outcome), description=run_id)
+    report = f"reports/{run_id}/index.html"
+    name, link = (
+        ("report", root.files.place(report))
+        if root.files.size(report) is not None
+        else ("snapshot", outcome.stages["publish"]["snapshot"])
+    )
+    create_link_artifact(
+        link if "://" in link else f"file://{link}", link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id
+    )
+
+
+def summary(root: Root, outcome: Outcome) -> str:
+    """Markdown: what came in, what went out, how long each stage took."""
+    told = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in TOLD]
+    stages = root.catalog.read(
+        "SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = ? ORDER BY finished_at", [outcome.run_id]
+    )
+    rows: list[tuple[Any, ...]] = [
+        (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}") for row in stages.iter_rows(named=True)
+    ]
+    rows.append(("**all**", f"{stages['seconds'].sum():.1f}", ""))
+    return "\n\n".join(
+        [
+            f"# {outcome.run_id}",
+            _table(("", ""), [(words, _shown(value)) for words, value in told if value is not None]),
+            _table(("stage", "seconds", "peak GiB"), rows),
+        ]
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, ("---",) + ("--:",) * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,105 @@
+"""Which cluster a row belongs to: a function of the row, its key and the centroids, and of nothing else.
+
+N examples, D feature dimension, K clusters, r rows of a batch. Matrix products in float32 say which centroids may be the nearest;
+where rounding could have decided, the distances themselves, summed in float64, decide. So a row gets the same cluster and the
+same distance in whatever batch it comes, and rows assigned today join those of last year as if all had come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tagcos_stream.clustering.batches import batches, row_numbers, stream
+from tagcos_stream.clustering.kernels import decide, squares
+from tagcos_stream.clustering.totals import Totals
+from tagcos_stream.types import RowBlocks
+
+EPS = 2.0**-24  # of float32
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Rows with their clusters."""
+
+    labels: np.ndarray  # (N,) int32
+    distances: np.ndarray  # (N,) float32: Euclidean, to the centroid
+    totals: Totals
+
+
+class Assigner:
+    """Nearest of (K, D) centroids, the lowest of equals; equal centroids share their rows evenly, by key."""
+
+    def __init__(self, centroids: np.ndarray, device: str = "cpu") -> None:
+        self.device = device
+        groups: dict[bytes, list[int]] = {}
+        for k, centroid in enumerate(centroids):
+            groups.setdefault(centroid.tobytes(), []).append(k)
+        members = list(groups.values())
+        self._first = np.array([group[0] for group in members])
+        self._copies = np.array([len(group) for group in members])
+        self._members = np.concatenate([np.array(group) for group in members])
+        self._begin = np.concatenate([[0], np.cumsum(self._copies)])[:-1]
+        self._centroids = np.ascontiguousarray(centroids[self._first], np.float32)
+        self._device_centroids = torch.from_numpy(self._centroids).to(device)
+        self._lengths = (self._device_centroids.double() ** 2).sum(1)
+        self._squares = self._lengths.float()
+        self._longest = float(self._lengths.max())
+
+    def __call__(self, batch: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """labels (r,) int64 and squared distances (r,) float64 of rows (r, D) float32 with keys (r,) uint64."""
+        scores = torch.addmm(self._squares, torch.from_numpy(batch).to(self.device), self._device_centroids.T, alpha=-2)
+        lengths = np.empty(len(batch))
+        squares(batch, lengths)
+        # the error of |c|^2 - 2 <x, c> in float32, whatever the order of its D additions; twice, as two are compared
+        dim = batch.shape[1]
+        slack = 2 * EPS * (2 * (dim + 2) * np.sqrt(lengths * self._longest) + 3 * self._longest)
+        near, squared = np.empty(len(batch), np.int64), np.empty(len(batch))
+        decide(batch, self._centroids, scores.cpu().numpy(), slack, near, squared)
+        copy = (keys % self._copies[near].astype(np.uint64)).astype(np.int64)
+        return self._members[self._begin[near] + copy], squared
+
+
+def visit(rows: RowBlocks, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(row numbers (r,), rows (r, D) float32) of the rows marked in `which` (N,), reading only blocks that have some."""
+    starts = rows.starts
+    plan = batches(rows, [b for b in range(len(starts) - 1) if which[starts[b] : starts[b + 1]].any()])
+    for group, batch in stream(rows, plan):
+        numbers = row_numbers(rows, group)
+        mask = which[numbers]
+        yield (numbers, batch) if mask.all() else (numbers[mask], batch[mask])
+
+
+def assign(
+    rows: RowBlocks,
+    centroids: np.ndarray,
+    keys: np.ndarray | None = None,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Assigned:
+    """Assign every row in one pass. centroids (K, D) float32; keys (N,) uint64, the row numbers where not given."""
+    keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
+    labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float32)
+    totals = Totals.empty(*centroids.shape)
+    assigner = Assigner(centroids, device)
+    done = 0
+    for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
+        found, squared = assigner(batch, keys[numbers])
+        labels[numbers], distances[numbers] = found, np.sqrt(squared)
+        totals.count(batch, found, device)
+        done += len(numbers)
+        if progress:
+            progress(done, rows.n_rows)
+    return Assigned(labels, distances, totals)
+
+
+def count(rows: RowBlocks, labels: np.ndarray, n_clusters: int) -> Totals:
+    """Totals of rows whose clusters (N,) int32 are known: of what left a clustering, to be taken off."""
+    totals = Totals.empty(n_clusters, rows.dim)
+    for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
+        totals.count(batch, labels[numbers].astype(np.int64))
+    return totals

@@ -1,0 +1,200 @@
+"""The LoRA adapter whose gradients are the features: attached fresh or as a checkpoint describes it, named as PEFT saves it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tagcos_stream.types import UserError
+
+# Attention projections by the names that architectures give them; the first set found in a model is the default target.
+ATTENTION_PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, Olmo
+    ("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo
+    ("q_proj", "k_proj", "v_proj", "dense"),  # Phi
+    ("qkv_proj", "o_proj"),  # Phi-3
+    ("query_key_value", "dense"),  # GPT-NeoX, Falcon, BLOOM
+    ("c_attn", "attn.c_proj"),  # GPT-2
+)
+
+
+def attach_adapter(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.1,
+    target_modules: str | Sequence[str] = "auto",
+    seed: int,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+) -> Any:
+    """The model with a fresh LoRA adapter in float32 (lora_A drawn from `seed` and its name, lora_B zero), as a PeftModel.
+
+    target_modules: "auto" (the attention projections), "all-linear", or module names. Patterns give single modules their own rank
+    and alpha, as in peft. The draw is made on the CPU per parameter, so it is the same on every device.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if dora:
+        raise UserError("DoRA is not supported: its magnitude vector ties all gradients of a layer together; use LoRA (dora off)")
+    if rank < 1:
+        raise UserError(f"rank is {rank}, must be at least 1")
+    targets = _targets(model, target_modules)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number
+        lora_dropout=dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+        rank_pattern=dict(rank_pattern or {}),
+        alpha_pattern=dict(alpha_pattern or {}),
+        use_rslora=rslora,
+    )
+    with torch.random.fork_rng(devices=[]), _quiet():
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(f"target_modules {target_modules!r}: {error}") from error
+        except RuntimeWarning as warning:
+            raise UserError(f"ranks of single layers: {warning} Adapted are {targets}") from warning
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(adapted).items():
+            if ".lora_A." in name:
+                key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
+                bound = 1 / math.sqrt(parameter.shape[1])  # peft's own kaiming_uniform(a=sqrt 5)
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return adapted.eval()
+
+
+def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
+    """The model with the adapter that a PEFT or Trainer checkpoint folder describes, trainable, as a PeftModel."""
+    from peft import PeftConfig, get_peft_model
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter_config.json: give a PEFT adapter folder or a Trainer checkpoint-N folder")
+    config = PeftConfig.from_pretrained(str(folder))
+    if getattr(config, "use_dora", False):
+        raise UserError(
+            f"{folder}: a DoRA adapter, which is not supported: its magnitude vector ties all gradients of a layer together"
+        )
+    config.inference_mode = False
+    with torch.random.fork_rng(devices=[]), _quiet():
+        try:
+            adapted = get_peft_model(model, config)
+        except (ValueError, RuntimeWarning) as error:
+            raise UserError(f"{folder}: its adapter does not fit {type(model).__name__}: {error}") from error
+    parameters, weights = adapter_parameters(adapted), adapter_weights(folder)
+    require_fit(weights, parameters, f"{folder}: the adapter's weights")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return adapted.eval()
+
+
+def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The weights in a PEFT folder by the names that it gives them, on the CPU."""
+    if (path := Path(folder, "adapter_model.safetensors")).is_file():
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if (path := Path(folder, "adapter_model.bin")).is_file():
+        return torch.load(path, map_location="cpu", weights_only=True)
+    raise UserError(f"{folder}: no adapter_model.safetensors: give a Trainer checkpoint-N folder of a PEFT training")
+
+
+def require_fit(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], what: str) -> None:
+    """UserError listing both sides unless `tensors` have exactly the names and shapes of the model's adapter."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if found != wanted:
+        raise UserError(f"{what} do not fit the model's adapter: {_difference(found, wanted)}")
+
+
+def _difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], limit: int = 5) -> str:
+    """What two sets of named shapes do not share, both sides listed."""
+
+    def listed(items: set[tuple[str, tuple[int, ...]]]) -> str:
+        more = f" and {len(items) - limit} more" if len(items) > limit else ""
+        return (", ".join(f"{name} {shape}" for name, shape in sorted(items)[:limit]) or "nothing") + more
+
+    only_found, only_wanted = set(found.items()) - set(wanted.items()), set(wanted.items()) - set(found.items())
+    return (
+        f"{len(found)} in the checkpoint, only there: {listed(only_found)}; "
+        f"{len(wanted)} in the model, only there: {listed(only_wanted)}"
+    )
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """What an adapter is, beside its weights: its layers' names, how many have which rank and scale, and its size."""
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    ranks = [module.r["default"] for _, module in layers]
+    scales = [round(float(module.scaling["default"]), 12) for _, module in layers]
+    return {
+        "targets": sorted({name.rpartition(".")[2] for name, _ in layers}),
+        "ranks": dict(sorted(Counter(map(str, ranks)).items())),  # rank: how many layers have it
+        "scales": dict(sorted(Counter(map(str, scales)).items())),
+        "parameters": sum(parameter.numel() for parameter in adapter_parameters(model).values()),
+    }
+
+
+def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """The trained parameters by the names under which PEFT saves them, in the model's order. UserError for a kind that is no
+    LoRA matrix."""
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            found[saved_name(name)] = parameter
+        elif parameter.requires_grad or ".lora_" in name:
+            kind = "DoRA" if "magnitude" in name else "trained"
+            raise UserError(
+                f"{kind} parameter {name} is no LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only"
+            )
+    if not found:
+        raise UserError("the model has no LoRA adapter: attach one first")
+    return found
+
+
+def saved_name(name: str) -> str:
+    """'...lora_A.default.weight' as PEFT saves it: '...lora_A.weight'."""
+    stem, _, leaf = name.rpartition(".")
+    return stem.rpartition(".")[0] + "." + leaf
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft 0.21 reads attributes that transformers 5.23 has deprecated; that is not the user's doing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings(
+            "error", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning
+        )  # a misspelt name
+        yield
+
+
+def _targets(model: nn.Module, wanted: str | Sequence[str]) -> str | list[str]:
+    if wanted == "all-linear":
+        return wanted
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"]
+    if wanted != "auto":
+        return [wanted] if isinstance(wanted, str) else list(wanted)
+    for choice in ATTENTION_PROJECTIONS:
+        if all(any(name.endswith("." + suffix) for name in names) for suffix in choice):
+            return list(choice)
+    endings = sorted({name.rpartition(".")[2] for name in names})
+    raise UserError(
+        f"no known attention projections in {type(model).__name__}: set target_modules to some of {', '.join(endings)}"
+    )

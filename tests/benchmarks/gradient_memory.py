@@ -1,0 +1,123 @@
+"""Peak memory of warm-up and gradient stage on the CPU against their formulae, each measured in a process of its own.
+
+    python -m tests.benchmarks.gradient_memory LAYERS HIDDEN HEADS INNER VOCABULARY STAGE RANK LENGTH BUDGET DIM
+
+measures one case of a model of random weights and prints measured and formula, in bytes beyond weights and checkpoints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STAGES = ("warm-up", "gradients")
+
+
+def measure(
+    model: str, *, ranks: Sequence[int], shapes: Sequence[tuple[int, int]], dim: int
+) -> list[tuple[str, int, int, int, int]]:
+    """(stage, rank, length, measured bytes, formula's bytes) for every stage, rank and (length, token budget)."""
+    measured = []
+    for stage, rank, (length, budget) in itertools.product(STAGES, ranks, shapes):
+        case = [*model.split(), stage, *map(str, (rank, length, budget, dim))]
+        command = [sys.executable, "-m", "tests.benchmarks.gradient_memory", *case]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        found, formula = map(int, done.stdout.split()[-2:])
+        measured.append((stage, rank, length, found, formula))
+    return measured
+
+
+def report(_: Any = None) -> None:
+    """A model of SmolLM2-135M's shape at two ranks and two lengths."""
+    print("\nmemory beyond weights and checkpoints, SmolLM2-135M's shape, float32, D=8,192; measured / formula, GiB", flush=True)
+    for stage, rank, length, found, formula in measure(
+        "30 576 9 1536 49152", ranks=(8, 128), shapes=((256, 1024), (1024, 1024)), dim=8192
+    ):
+        print(f"  {stage:<10} r={rank:<4} length {length:>5}: {found / 2**30:.2f} / {formula / 2**30:.2f}", flush=True)
+
+
+def main() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from tagcos_stream.features.adapter import attach_adapter
+
+    layers, hidden, heads, inner, vocabulary = map(int, sys.argv[1:6])
+    stage, (rank, length, budget, dim) = sys.argv[6], map(int, sys.argv[7:11])
+    torch.set_num_threads(1)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=next(k for k in (heads // 3, heads // 2, 1) if k and heads % k == 0),
+        intermediate_size=inner,
+        tie_word_embeddings=True,
+    )
+    base = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model = attach_adapter(base, rank=rank, alpha=8, dropout=0.0, seed=0)
+    found, formula = {"warm-up": warm_up, "gradients": gradients}[stage](model, length, budget, dim)
+    print(found, formula)
+
+
+def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
+    from tagcos_stream.features.gradient_memory import model_shape, warmup_bytes
+    from tagcos_stream.features.warmup import run_warmup
+    from tests.models import random_encoded
+
+    def train(examples: int, length: int) -> None:
+        run_warmup(
+            model,
+            random_encoded([length] * examples, vocabulary=model.config.vocab_size),
+            steps=1,
+            batch_size=examples,
+            learning_rate=1e-4,
+            checkpoints=[1],
+            seed=0,
+            micro_batch_tokens=budget,
+        )
+
+    train(1, 3)  # what libraries hold once and for all
+    before = _rested()
+    train(2 * (budget // length), length)
+    return _status("VmHWM") - before, warmup_bytes(model_shape(model), length, budget, dropout=False)
+
+
+def gradients(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
+    from tagcos_stream.features.gradient_memory import model_shape, working_bytes
+    from tagcos_stream.features.gradients import GradientExtractor, block_features
+    from tagcos_stream.features.projection import make_projection
+    from tests.models import random_checkpoint, random_encoded
+
+    ex = GradientExtractor(model, variants=("adam",), projection=make_projection(dim=dim, seed=0))
+    checkpoint, rows = random_checkpoint(model), budget // length
+    ex.use(checkpoint)
+    ex.features(random_encoded([3]))  # kernels compiled, libraries' own buffers made
+    before = _rested()
+    block_features(ex, [checkpoint], random_encoded([length] * rows, vocabulary=model.config.vocab_size), token_budget=budget)
+    shape = model_shape(model)
+    options = {"token_budget": budget, "max_length": length, "block_rows": rows, "dim": dim, "variants": 1}
+    return _status("VmHWM") - before, working_bytes(shape, **options)
+
+
+def _rested() -> int:
+    """Resident bytes now, from where the peak is measured anew; what was freed is given back first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Threads, processes and a Ray cluster select the same; what a lost worker had in hand is done again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flows import pipeline
+from flows.partitions import Progress, Seat, partitioned
+from flows.progress import SilentReporter
+from storage import selections
+from storage.root import open_root
+from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.types import UserError
+
+Maker = Callable[..., dict[str, Any]]
+HAVE_RAY = True
+try:
+    import ray
+except ImportError:
+    HAVE_RAY = False
+needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="ray is not installed: pip install 'tagcos-stream[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: str) -> Iterator[None]:
+    """A local Ray cluster of two processors; its workers inherit the way to the S3 server."""
+    from flows import ray_cluster
+
+    assert ray_cluster.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def select(values: dict[str, Any]) -> pl.DataFrame:
+    run_id = pipeline.run(load_settings(values), SilentReporter()).run_id
+    catalog = open_root(values["root"], create=False).catalog
+    return selections.selection(catalog, run_id).drop("run_id").sort("cluster", "rank")
+
+
+def squares(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[tuple[int, int]]:
+    """Some work: task, its square times spec."""
+    for task in tasks:
+        if task < 0:
+            raise UserError(f"task {task} is below 0")
+        yield task, spec * task * task
+
+
+def echo(spec: None, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    yield from tasks
+
+
+def deadly(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    """Dies at task 3: once, where `spec` names a file that it can make, else each time."""
+    for task in tasks:
+        if task == 3 and (not spec or not os.path.exists(spec)):
+            if spec:
+                Path(spec).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        yield task
+
+
+@pytest.mark.parametrize("settings", [{"run_on": "threads"}, {"run_on": "processes"}, {"workers": 3}])
+def test_partitioned__every_task_once(settings: dict[str, Any]) -> None:
+    found = sorted(partitioned(squares, 3, list(range(20)), Settings(**settings)))
+    assert found == [(task, 3 * task * task) for task in range(20)]
+
+
+def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
+    for place in ("threads", "processes"):
+        with pytest.raises(UserError, match="task -1 is below 0"):
+            list(partitioned(squares, 3, [1, -1, 2], Settings(run_on=place)))  # type: ignore[arg-type]
+
+
+def test_partitioned__a_killed_process_is_named() -> None:
+    with pytest.raises(UserError, match="exit code -9"):
+        list(partitioned(deadly, "", [1, 2, 3], Settings(run_on="processes")))
+
+
+def test_settings__refuse_places_that_contradict() -> None:
+    for wrong, words in (({"run_on": "threads", "workers": 2}, "one worker"), ({"gpus_per_worker": 1}, "run_on to ray")):
+        with pytest.raises(UserError, match=words):
+            load_settings(wrong)
+
+
+def test_run__processes_select_the_same_as_threads(small_settings: Maker, tmp_path: Path) -> None:
+    """Gradient blocks and pursuits; a process of its own for the single worker, too."""
+    one = select(small_settings(root=str(tmp_path / "one"), threads=1))
+    for workers in (1, 2):
+        root = str(tmp_path / f"processes-{workers}")
+        assert select(small_settings(root=root, threads=1, run_on="processes", workers=workers)).equals(one)
+
+
+@needs_ray
+def test_run__ray_with_its_root_in_an_object_store_selects_the_same_as_threads(
+    small_settings: Maker, cluster: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "XDG_DATA_HOME", str(tmp_path / "data")
+    )  # where the catalog of such a root lies: workers do not look there
+    there = select(small_settings(root=bucket, threads=1, run_on="ray", workers=2))
+    assert there.equals(select(small_settings(threads=1)))
+
+
+@needs_ray
+def test_ray__every_task_once_and_mistakes_reach_the_driver(cluster: None) -> None:
+    settings = Settings(run_on="ray", workers=2)
+    for ahead in (1, 3):
+        found = sorted(partitioned(squares, 3, list(range(50)), settings, ahead=ahead))
+        assert found == [(task, 3 * task * task) for task in range(50)]
+    assert sorted(partitioned(echo, None, [1, 2, 3], settings)) == [1, 2, 3]
+    with pytest.raises(UserError, match="task -1 is below 0"):
+        list(partitioned(squares, 3, [1, -1, 2], settings))
+
+
+@needs_ray
+def test_ray__what_a_lost_worker_had_in_hand_is_done_again(cluster: None, tmp_path: Path) -> None:
+    settings = Settings(run_on="ray", workers=2)
+    assert sorted(partitioned(deadly, str(tmp_path / "died"), list(range(12)), settings, ahead=3)) == list(range(12))
+    with pytest.raises(UserError, match="3 Ray workers were lost"):
+        list(partitioned(deadly, "", [3], settings))
+
+
+@needs_ray
+def test_ray__a_request_that_no_node_meets_is_refused(cluster: None) -> None:
+    with pytest.raises(UserError, match=r"asks for 1 CPUs and 4 GPUs, but the cluster's nodes have 2 CPUs and 0 GPUs"):
+        list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=4)))

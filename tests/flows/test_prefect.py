@@ -1,0 +1,234 @@
+"""A real Prefect server and worker: every command of docs/prefect.md, and what the page promises of runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage import runs
+from storage.catalog import Catalog
+from storage.root import open_root
+from tagcos_stream.config import SELECT_FIELDS, Settings
+from tagcos_stream.types import UserError
+from tests.flows.conftest import TOPICS, conversation
+from tests.flows.server import CHECKOUT, Prefect, documented
+
+SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, LIST, RESUME, PAUSE = documented()
+
+
+def write_pool(folder: Path, per_topic: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(per_topic)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def add_rows(folder: Path, count: int) -> None:
+    rows = [{"messages": conversation("sums", 1000 + n)} for n in range(count)]
+    with (folder / "sums.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Prefect]:
+    """Server, pool, deployments and worker, by the page's own commands; `pool` holds 120 conversations."""
+    here = Prefect(tmp_path_factory.mktemp("prefect"), model_folder)
+    write_pool(here.folder / "pool", 40)
+    here.start(SERVER)
+    try:
+        here.await_answer("/health")
+        assert here.adapted(EXPORT) == f"export PREFECT_API_URL={here.environment['PREFECT_API_URL']}"
+        here.start(WORKER)
+        here.await_answer("/work_pools/process")
+        here.run(DEPLOY)
+        yield here
+    finally:
+        for command in reversed(list(here.running)):
+            here.stop(command)
+
+
+def catalog(prefect: Prefect, root: str = "tagcos-data") -> Catalog:
+    return open_root(str(prefect.folder / root), create=False).catalog
+
+
+def stages(prefect: Prefect, run_id: str, root: str = "tagcos-data") -> dict[str, dict[str, Any]]:
+    found = runs.run_status(catalog(prefect, root), run_id).stages
+    return {row["stage"]: json.loads(row["detail"]) for row in found.iter_rows(named=True)}
+
+
+def statuses(prefect: Prefect, root: str) -> list[str]:
+    try:
+        return runs.list_runs(catalog(prefect, root))["status"].to_list()
+    except UserError:  # not begun
+        return []
+
+
+def blocks(prefect: Prefect, root: str) -> set[tuple[Any, ...]]:
+    if not statuses(prefect, root):
+        return set()
+    return set(catalog(prefect, root).read("SELECT segment, block, committed_at, checksum FROM blocks").rows())
+
+
+def deployment(prefect: Prefect, name: str) -> dict[str, Any]:
+    return dict(prefect.read(f"/deployments/name/{name}"))
+
+
+def begin(prefect: Prefect, name: str, **parameters: Any) -> str:
+    """Ask for a run; its id."""
+    return str(prefect.ask(f"/deployments/{deployment(prefect, name)['id']}/create_flow_run", parameters=parameters)["id"])
+
+
+def slow_settings(prefect: Prefect, root: str) -> dict[str, Any]:
+    """A run long enough to be stopped in the middle of its gradients."""
+    write_pool(prefect.folder / "longer", 150)
+    own = {"sources": ["longer"], "root": root, "model": str(prefect.model), "block_rows": 8, "dim": 256, "warmup_examples": 16}
+    return own | {"max_length": 96, "batch_tokens": 256, "wait": 60}
+
+
+def await_blocks(prefect: Prefect, root: str) -> set[tuple[Any, ...]]:
+    deadline = time.monotonic() + 120
+    while not (found := blocks(prefect, root)):
+        assert time.monotonic() < deadline, prefect.log()[-4000:]
+        time.sleep(0.2)
+    return found
+
+
+def test_page__each_command_as_it_stands(prefect: Prefect) -> None:
+    prefect.run(RUN)
+    (first,) = prefect.runs()
+    assert first["state_type"] == "COMPLETED"
+    assert re.fullmatch(r"refresh-\d{4}-\d\d-\d\d-model\d*-0\.1", first["name"])
+    assert sorted(first["tags"]) == ["refresh", "tagcos"]
+    made = runs.list_runs(catalog(prefect))
+    assert made["selected"].to_list() == [12]
+    assert stages(prefect, made["run_id"][0])["gradients"]["computed"] == 120
+
+    # three new rows: only they are computed
+    add_rows(prefect.folder / "pool", 3)
+    prefect.run(RUN)
+    again = runs.list_runs(catalog(prefect))["run_id"][0]
+    found = stages(prefect, again)
+    assert (found["ingest"]["new"], found["gradients"]["computed"], found["select"]["pool"]) == (3, 3, 123)
+
+    # another share: none
+    prefect.run(SELECT)
+    chosen = runs.list_runs(catalog(prefect))
+    assert chosen["selected"].to_list()[0] == 25
+    assert stages(prefect, chosen["run_id"][0]).get("gradients", {"computed": 0})["computed"] == 0
+    assert re.fullmatch(r"select-\d{4}-\d\d-\d\d-0\.2", prefect.runs()[-1]["name"])
+
+    assert all(run["name"][:20] in prefect.run(RUNS) for run in prefect.runs())
+    assert "tagcos-summary" in prefect.run(ARTIFACTS)
+    assert again in prefect.run(STATUS)
+
+
+def test_artifacts__tell_what_was_selected(prefect: Prefect) -> None:
+    """Of the runs above."""
+    run_id = runs.list_runs(catalog(prefect))["run_id"][1]
+    found: dict[str, dict[str, Any]] = {}
+    for artifact in prefect.ask("/artifacts/filter", limit=100):
+        if artifact["description"] == run_id or artifact["type"] == "progress":
+            found[artifact["key"]] = artifact
+    table = json.loads(found["tagcos-selection-by-source"]["data"])
+    assert {row["dataset"]: row["pool"] for row in table} == {"sums": 43, "colours": 40, "cities": 40}
+    assert sum(row["selected"] for row in table) == 12
+    text = found["tagcos-summary"]["data"]
+    assert "| rows new | 3 |" in text
+    assert "| selected | 12 |" in text
+    assert all(re.search(rf"\| {stage} \| \d", text) for stage in ("ingest", "gradients", "select", r"\*\*all\*\*"))
+    assert float(found["tagcos-gradients"]["data"]) == 100.0
+    assert f"snapshots/{run_id}" in found["tagcos-report"]["data"]
+
+
+def test_schedule__is_paused_until_resumed(prefect: Prefect) -> None:
+    (schedule,) = deployment(prefect, "tagcos-refresh/nightly")["schedules"]
+    assert not schedule["active"]
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+    listed = prefect.run(LIST)
+    assert "nightly" in listed or "0 2 * * *" in listed
+    for command, active in ((RESUME, True), (PAUSE, False)):
+        prefect.run(command.removesuffix("ID") + schedule["id"])
+        assert deployment(prefect, "tagcos-refresh/nightly")["schedules"][0]["active"] is active
+
+
+def test_parameters__are_readable_and_checked(prefect: Prefect) -> None:
+    schema = deployment(prefect, "tagcos-refresh/on-demand")["parameter_openapi_schema"]
+    assert set(schema["properties"]) == set(Settings.model_fields)
+    assert schema["required"] == ["sources", "model"]
+    for name, shown in schema["properties"].items():
+        field = Settings.model_fields[name]
+        assert shown["description"] == field.description
+        assert "_" not in shown["title"], "a title for people"
+        if name not in schema["required"]:
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert shown["default"] == default
+    changes = deployment(prefect, "tagcos-select/reselect")["parameter_openapi_schema"]
+    assert set(changes["properties"]) == {"root", "run", *SELECT_FIELDS}
+
+    before = len(prefect.runs())
+    good = {"sources": ["pool"], "model": "m"}
+    for wrong in ({"dim": "many"}, {"dim": 3}, {"fraction": 2}, {"gradient": "steepest"}, {"sources": []}, {"run_on": "moon"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            begin(prefect, "tagcos-refresh/on-demand", **(good | wrong))
+        assert 400 <= refused.value.code < 500, wrong
+    with pytest.raises(urllib.error.HTTPError):
+        begin(prefect, "tagcos-refresh/on-demand", model="m")
+    assert "dim" in prefect.run(RUN.replace("fraction=0.1", "dim=many"), fails=True)
+    assert len(prefect.runs()) == before, "nothing was started"
+
+
+def test_root__two_deployments_wait_for_their_turn(prefect: Prefect) -> None:
+    values = {"sources": ["pool"], "model": str(prefect.model), "root": "turns", "dim": 256, "warmup_examples": 16}
+    asked = [
+        begin(prefect, f"tagcos-refresh/{name}", **values, fraction=fraction)
+        for name, fraction in (("on-demand", 0.1), ("nightly", 0.2))
+    ]
+    assert [prefect.await_run(flow_run)["state_type"] for flow_run in asked] == ["COMPLETED"] * 2
+    assert statuses(prefect, "turns") == ["complete"] * 2
+
+
+def test_cancel__keeps_what_was_committed(prefect: Prefect) -> None:
+    values = slow_settings(prefect, "cancelled")
+    asked = begin(prefect, "tagcos-refresh/on-demand", **values)
+    before = await_blocks(prefect, "cancelled")
+    prefect.ask(f"/flow_runs/{asked}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})  # as the page does
+    assert prefect.await_run(asked)["state_type"] == "CANCELLED"
+    assert statuses(prefect, "cancelled") == ["interrupted"]
+    assert len(blocks(prefect, "cancelled")) < 57, "it was to be stopped in the middle"
+
+    assert prefect.await_run(begin(prefect, "tagcos-refresh/on-demand", **values))["state_type"] == "COMPLETED"
+    assert statuses(prefect, "cancelled") == ["complete"]
+    assert before <= blocks(prefect, "cancelled"), "a committed block was computed again"
+
+
+def test_worker__killed_in_the_middle__the_next_run_finishes_the_work(prefect: Prefect) -> None:
+    values = slow_settings(prefect, "killed")
+    begin(prefect, "tagcos-refresh/on-demand", **values)
+    before = await_blocks(prefect, "killed")
+    prefect.stop(WORKER, signal.SIGKILL)
+    assert statuses(prefect, "killed") == ["running"]  # nobody was left to say otherwise
+    prefect.start(WORKER)
+    assert prefect.await_run(begin(prefect, "tagcos-refresh/on-demand", **values))["state_type"] == "COMPLETED"
+    assert statuses(prefect, "killed") == ["complete"]
+    assert before <= blocks(prefect, "killed"), "a committed block was computed again"
+
+
+def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:
+    """Last: of everything above, with neither DO_NOT_TRACK nor CI set."""
+    assert prefect.outside.asked == []
+
+
+def test_yaml__deploys_what_the_page_tells(prefect: Prefect) -> None:
+    page = (CHECKOUT / "docs" / "prefect.md").read_text(encoding="utf-8")
+    flows = {"tagcos_refresh": "tagcos-refresh", "tagcos_select": "tagcos-select"}
+    for made in yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
+        assert f"`{flows[made['entrypoint'].split(':')[1]]}/{made['name']}`" in page

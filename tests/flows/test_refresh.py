@@ -1,0 +1,303 @@
+"""A pool that grows, shrinks and comes back: what is computed, what is equal to a run from scratch, what is recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flows import pipeline
+from flows.clustering import clustering_recipe
+from flows.progress import SilentReporter
+from storage import clustered, clusterings, regroup, runs, selections
+from storage.root import Root, open_root
+from tagcos_stream import drift
+from tagcos_stream.config import load_settings
+from tests.flows.conftest import TOPICS, conversation
+from tests.flows.test_kill import REFRESH_BEGINS, kill_often
+
+Maker = Callable[..., dict[str, Any]]
+CHOICE = ["example_id", "rank", "round", "correlation", "residual_after", "weight", "cluster"]
+
+
+def run(values: dict[str, Any]) -> pipeline.Outcome:
+    return pipeline.run(load_settings(values), SilentReporter())
+
+
+def opened(values: dict[str, Any]) -> Root:
+    return open_root(values["root"], create=False)
+
+
+def chosen(values: dict[str, Any], run_id: str) -> pl.DataFrame:
+    return selections.selection(opened(values).catalog, run_id)[CHOICE].sort("example_id")
+
+
+def record(values: dict[str, Any], run_id: str) -> dict[str, Any]:
+    return opened(values).catalog.read("FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()[0]
+
+
+def write(path: Path, topic: str, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"messages": conversation(topic, n)}) + "\n" for n in numbers), encoding="utf-8")
+
+
+def blocks_of(values: dict[str, Any]) -> set[tuple[Any, ...]]:
+    return set(opened(values).catalog.read("SELECT segment, block, committed_at FROM blocks").rows())
+
+
+def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> str:
+    """A clustering with another's centroids and no rows, which a run with these settings finds: a run from scratch."""
+    catalog = root.catalog
+    space, first = catalog.read("SELECT space_id, run_id FROM clusterings WHERE clustering_id = ?", [centroids_of]).row(0)
+    reader = clustered.open_clustering(root.files, centroids_of)
+    name = f"scratch-{values.get('seed', 0)}"
+    regroup.write_centroids(root.files, name, reader.centroids)
+    noted = runs.run_status(catalog, first).run["clustering_id"]
+    clusterings.add_clustering(
+        catalog,
+        first,
+        name,
+        space,
+        clusters=pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64}),
+        rows=pl.DataFrame(),
+        part=None,
+        config={},
+        recipe=clustering_recipe(load_settings(values), space),
+    )
+    runs.set_run(catalog, first, clustering_id=noted)
+    return name
+
+
+def test_refresh__equals_a_run_from_scratch_whatever_came_before(small_settings: Maker, pool_folder: Path) -> None:
+    """Growth, a part that left, growth again, and its return: bit for bit what the same centroids give at once."""
+    values = small_settings(refit="never", fraction=0.2)
+    first = run(values)
+    clustering = first.stages["cluster"]["clustering_id"]
+    write(pool_folder / "more.jsonl", "sums", range(100, 117))
+    run(values)
+    (pool_folder / "cities.jsonl").rename(pool_folder.parent / "cities.jsonl")
+    write(pool_folder / "again.jsonl", "colours", range(200, 219))
+    less = run(values)
+    (pool_folder.parent / "cities.jsonl").rename(pool_folder / "cities.jsonl")
+    full = run(values)
+    assert [outcome.stages["cluster"]["clustering_id"] for outcome in (less, full)] == [clustering] * 2
+    assert [full.stages["cluster"][name] for name in ("joined", "rows")] == [0, 156]
+    root = opened(values)
+    for seed, outcome, sources in (
+        (1, full, values["sources"]),
+        (2, less, tuple(str(path) for path in sorted(pool_folder.iterdir()) if path.name != "cities.jsonl")),
+    ):
+        scratch = values | {"seed": seed, "sources": sources}
+        name = begin_clustering(root, scratch, clustering)
+        fresh = run(scratch)
+        assert fresh.stages["cluster"]["clustering_id"] == name
+        assert fresh.stages["cluster"]["joined"] == outcome.stages["select"]["pool"]
+        assert fresh.stages["select"]["copied"] == 0
+        assert chosen(values, fresh.run_id).equals(chosen(values, outcome.run_id))
+        columns = "SELECT cluster, size, budget, residual, inertia FROM run_clusters WHERE run_id = ? ORDER BY cluster"
+        assert root.catalog.read(columns, [fresh.run_id]).equals(root.catalog.read(columns, [outcome.run_id]))
+        margins = "SELECT cluster, segment, row, margin FROM candidates_of(?) ORDER BY segment, row"
+        assert root.catalog.read(margins, [fresh.run_id]).equals(root.catalog.read(margins, [outcome.run_id]))
+    # what earlier runs said of themselves is still true
+    sizes = root.catalog.read("SELECT sum(size) AS n FROM coverage_of(?)", [first.run_id]).item()
+    assert sizes == 120
+
+
+def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path
+) -> None:
+    """Gradients, too: new rows in whole blocks are computed in the same batches there."""
+    values = small_settings(refit="never")
+    write(pool_folder / "cities.jsonl", "cities", range(16))  # 96 examples: three blocks of 32
+    first = run(values)
+    root = opened(values)
+    other = Root(
+        *[
+            getattr(open_root(str(tmp_path / "fresh")), name)
+            for name in ("files", "catalog_path", "store_id", "wait_seconds", "on_wait")
+        ]
+    )
+    # the adapter and the centroids, and nothing else
+    for table in ("feature_spaces", "checkpoints"):
+        rows = root.catalog.read(f"FROM {table}")
+        with other.catalog.transaction() as connection:
+            connection.register("incoming", rows.to_arrow())
+            connection.execute(f"INSERT INTO {table} BY NAME FROM incoming")
+    space = first.stages["warm-up"]["space_id"]
+    shutil.copytree(tmp_path / "root" / "spaces", tmp_path / "fresh" / "spaces", ignore=shutil.ignore_patterns("segments"))
+    name = first.stages["cluster"]["clustering_id"]
+    centroids = clustered.open_clustering(root.files, name).centroids
+    regroup.write_centroids(other.files, name, centroids)
+    nothing = pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64})
+    clusterings.add_clustering(
+        other.catalog, "none", name, space, clusters=nothing, rows=pl.DataFrame(), part=None, config={},
+        recipe=clustering_recipe(load_settings(values), space),
+    )  # fmt: skip
+    write(pool_folder / "zebra.jsonl", "colours", range(100, 132))
+    refreshed = run(values)
+    assert refreshed.stages["gradients"]["computed"] == 32
+    scratch = values | {"root": str(tmp_path / "fresh")}
+    fresh = run(scratch)
+    assert fresh.stages["gradients"]["computed"] == 128
+    assert chosen(scratch, fresh.run_id).equals(chosen(values, refreshed.run_id))
+
+
+def test_refresh__moved_renamed_reordered_and_duplicated_rows_cost_nothing(small_settings: Maker, pool_folder: Path) -> None:
+    values = small_settings()
+    first = run(values)
+    before = blocks_of(values)
+    sums = (pool_folder / "sums.jsonl").read_text(encoding="utf-8").splitlines()
+    (pool_folder / "sums.jsonl").unlink()
+    (pool_folder / "inside").mkdir()
+    (pool_folder / "inside" / "renamed.jsonl").write_text("\n".join([*reversed(sums), *sums[:7]]), encoding="utf-8")
+    (pool_folder / "cities.jsonl").rename(pool_folder / "places.jsonl")
+    second = run(values)
+    assert blocks_of(values) == before
+    assert second.stages["ingest"]["new"] == 0
+    assert second.stages["gradients"]["computed"] == 0
+    assert second.stages["select"]["copied"] == second.stages["select"]["clusters"]
+    assert chosen(values, second.run_id).equals(chosen(values, first.run_id))
+    told = record(values, second.run_id)
+    assert [told[name] for name in ("base_run", "added", "returned", "retired", "advice", "refitted")] == [
+        first.run_id, 0, 0, 0, "keep", False,
+    ]  # fmt: skip
+    assert opened(values).catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id]).is_empty()
+
+
+def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small_settings: Maker, pool_folder: Path) -> None:
+    values = small_settings(fraction=0.2)
+    first = run(values)
+    before = blocks_of(values)
+    write(pool_folder / "more.jsonl", "sums", range(100, 103))
+    second = run(values)
+    assert second.stages["gradients"]["computed"] == 3
+    assert before < blocks_of(values)
+    assert second.stages["cluster"]["joined"] == 3
+    assert 0 < second.stages["select"]["copied"] < second.stages["select"]["clusters"]
+    catalog = opened(values).catalog
+    parts = catalog.read("SELECT part, rows FROM cluster_parts ORDER BY part").rows()
+    assert parts == [(0, 120), (1, 3)]
+    # a copied cluster answers like one that was computed
+    copied = catalog.read(
+        "SELECT cluster, size FROM run_clusters WHERE run_id = ? AND copied_from = ?", [second.run_id, first.run_id]
+    )
+    assert len(copied) == second.stages["select"]["copied"]
+    mine = catalog.read("SELECT cluster, count(*) AS size FROM candidates_of(?) GROUP BY cluster", [second.run_id])
+    assert set(copied.rows()) < set(mine.rows())
+    assert mine["size"].sum() == 123
+    left = catalog.read(
+        "SELECT e.example_id FROM examples e ANTI JOIN latest_selection USING (example_id) "
+        "JOIN candidates_of(?) c USING (segment, row) "
+        "WHERE c.cluster = ? LIMIT 1",
+        [second.run_id, copied["cluster"][0]],
+    ).item()
+    assert catalog.read("FROM why(?)", [left]).row(0, named=True)["places_to_cut"] >= 1
+    told = catalog.read("FROM drift WHERE run_id = ?", [second.run_id]).row(0, named=True)
+    assert (told["added"], told["retired"], told["pool"]) == (3, 0, 123)
+    assert told["share"] == pytest.approx(3 / 123)
+    reasons = set(catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])["reason"])
+    assert reasons <= {
+        "new example", "budget of its cluster grew", "budget of its cluster shrank", "displaced by a new example",
+        "displaced: its cluster changed", "its cluster changed",
+    }  # fmt: skip
+
+
+def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_folder: Path) -> None:
+    values = small_settings(refit="never", fraction=0.3)
+    first = run(values)
+    (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
+    second = run(values)
+    catalog = opened(values).catalog
+    told = record(values, second.run_id)
+    assert (told["added"], told["returned"], told["retired"], told["pool"]) == (0, 0, 40, 80)
+    retired = catalog.read("SELECT dataset, first_run, last_run, count(*) AS n FROM retired GROUP BY ALL")
+    assert retired.rows() == [("cities", first.run_id, first.run_id, 40)]
+    gone = catalog.read("SELECT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [first.run_id, second.run_id])
+    assert set(gone["reason"]) == {"retired: gone from the sources"}
+    page = (Path(__file__).parents[2] / "docs" / "refresh.md").read_text(encoding="utf-8")
+    for query in re.findall(r"```sql\n(.*?)```", page, flags=re.DOTALL):
+        assert len(catalog.read(query.replace("RUN_A", first.run_id).replace("RUN_B", second.run_id))) > 0, query
+    for name, limit in drift.THRESHOLDS.items():
+        assert re.search(rf"\| `{name}` \|.*\| {limit:g} \|", page)
+    assert catalog.read("SELECT sum(size) AS n FROM coverage").item() == 80
+    assert catalog.read("FROM latest_selection WHERE dataset = 'cities'").is_empty()
+    (pool_folder.parent / "away.jsonl").rename(pool_folder / "cities.jsonl")
+    third = run(values)
+    assert third.stages["gradients"]["computed"] == 0
+    told = record(values, third.run_id)
+    assert (told["added"], told["returned"], told["retired"]) == (0, 40, 0)
+    assert chosen(values, third.run_id).equals(chosen(values, first.run_id))
+    assert catalog.read("FROM retired").is_empty()
+    back = catalog.read(
+        "SELECT DISTINCT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [second.run_id, third.run_id]
+    )
+    assert back["reason"].to_list() == ["back in the sources"]
+
+
+@pytest.mark.parametrize("refit", ["auto", "never", "always"])
+def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, pool_folder: Path, refit: str) -> None:
+    values = small_settings(refit=refit)
+    first = run(values)
+    for topic in TOPICS:
+        write(pool_folder / f"more-{topic}.jsonl", topic, range(100, 115))
+    second = run(values)
+    told = record(values, second.run_id)
+    same = second.stages["cluster"]["clustering_id"] == first.stages["cluster"]["clustering_id"]
+    assert same == (refit == "never") == (not told["refitted"])
+    if refit != "always":
+        assert "27% of the pool joined since the clusters were made" in told["why"]
+        assert "cluster anew" in told["advice"]
+    catalog = opened(values).catalog
+    diff = catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])
+    assert ("clustered anew" in set(diff["reason"])) == (refit != "never" and bool((diff["change"] == "left").any()))
+    assert catalog.read("SELECT sum(size) AS n FROM coverage_of(?)", [first.run_id]).item() == 120
+    # the same pool again finds the clustering that it chose from
+    third = run(values)
+    assert third.stages["cluster"]["clustering_id"] == second.stages["cluster"]["clustering_id"]
+    assert chosen(values, third.run_id).equals(chosen(values, second.run_id))
+    small = second.stages["cluster"]
+    assert catalog.read("SELECT count(*) AS n FROM cluster_parts WHERE clustering_id = ?", [small["clustering_id"]]).item() == (
+        2 if refit == "never" else 1
+    )
+
+
+def test_refresh__sticky_churns_less_and_reports_both(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
+    churn = {}
+    for name, changes in (("plain", {}), ("sticky", {"sticky": 1000.0})):
+        values = small_settings(refit="never", count=30, fraction=None, root=str(tmp_path / name), **changes)
+        for path in pool_folder.glob("more-*"):
+            path.unlink()
+        first = run(values)
+        for topic in TOPICS:
+            write(pool_folder / f"more-{topic}.jsonl", topic, range(100, 115))
+        second = run(values)
+        catalog = opened(values).catalog
+        churn[name] = catalog.read("FROM churn WHERE run_id = ?", [second.run_id]).row(0, named=True)
+        assert len(chosen(values, second.run_id)) == 30
+        diff = catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])
+        assert (diff["change"] == "left").sum() == churn[name]["left_it"]
+        # once more: nothing changed, all is copied
+        assert run(values).stages["select"]["copied"] == second.stages["select"]["clusters"]
+    assert churn["plain"]["kept_by_sticky"] == 0
+    assert churn["sticky"]["kept_by_sticky"] > 0
+    assert churn["sticky"]["churn"] < churn["plain"]["churn"]
+    assert churn["sticky"]["churn_without_sticky"] == pytest.approx(churn["plain"]["churn"])
+
+
+def test_refresh__killed_and_resumed_equals_uninterrupted(small_settings: Maker, tmp_path: Path) -> None:
+    folder = tmp_path / "longer"
+    folder.mkdir()
+    for topic in TOPICS:
+        write(folder / f"{topic}.jsonl", topic, range(150))
+    values = small_settings(sources=(str(folder),), block_rows=16, clusters=8, warmup_examples=16, refit="never")
+    run(values)
+    for topic in TOPICS:
+        write(folder / f"more-{topic}.jsonl", topic, range(200, 240))
+    (tmp_path / "kills").mkdir()
+    killed = kill_often(values, tmp_path / "kills", kills=3, seed=5, begun=Path(values["root"]), begins=REFRESH_BEGINS)
+    assert sum(killed.values()) == 3
