@@ -120,3 +120,22 @@ def test_attach_from_checkpoint__is_the_saved_adapter(tmp_path: Path) -> None:
     assert adapter_parameters(comp).keys() == adapter_parameters(model).keys()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         attach_from_checkpoint(tiny_model(), tmp_path)
+
+
+def test_gguf_once__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    from tagcos_stream.features.gguf_once import gguf_once
+
+    made: list[str] = []
+
+    def reader(path: str) -> object:
+        made.append(path)
+        return object()
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    with gguf_once():
+        assert gguf.GGUFReader("a") is gguf.GGUFReader("a")
+        gguf.GGUFReader("b")
+    assert made == ["a", "b"]
+    assert gguf.GGUFReader is reader
