@@ -110,7 +110,8 @@ def first_run(settings: Settings) -> str:
     return job.run_id
 
 
-def known(folder: Path, examples: int) -> None:
+def known(folder: Path, examples: int) -> list[float]:
+    """Seconds of two runs that find nothing new."""
     settings = known_settings(folder, examples)
     (folder / "pool").mkdir()
     conversations(folder / "pool" / "made.jsonl", 0, examples)
@@ -120,6 +121,7 @@ def known(folder: Path, examples: int) -> None:
     command = [sys.executable, "-m", "flows.cli", "run", *settings.sources]
     for name in ("root", "model", "dim", "block_rows", "count"):
         command += [f"--{name.replace('_', '-')}={getattr(settings, name)}"]
+    seconds = []
     for turn in (1, 2):
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
@@ -134,6 +136,8 @@ def known(folder: Path, examples: int) -> None:
         )
         size = (folder / "root" / "catalog.duckdb").stat().st_size
         print(f"catalog {size / 1e6:.0f} MB", flush=True)
+        seconds.append(whole)
+    return seconds
 
 
 def take_rows(data: Path, count: int) -> pl.DataFrame:

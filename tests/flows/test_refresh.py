@@ -19,6 +19,7 @@ from storage import clustered, clusterings, regroup, runs, selections
 from storage.root import Root, open_root
 from tagcos_stream import drift
 from tagcos_stream.config import load_settings
+from tests.benchmarks import bench_refresh
 from tests.flows.conftest import TOPICS, conversation
 from tests.flows.test_kill import REFRESH_BEGINS, kill_often
 
@@ -301,3 +302,8 @@ def test_refresh__killed_and_resumed_equals_uninterrupted(small_settings: Maker,
     (tmp_path / "kills").mkdir()
     killed = kill_often(values, tmp_path / "kills", kills=3, seed=5, begun=Path(values["root"]), begins=REFRESH_BEGINS)
     assert sum(killed.values()) == 3
+
+
+def test_refresh__that_finds_nothing_new_is_quick(tmp_path: Path) -> None:
+    """The small version of `bench_refresh known`: real commands, no model; it also asks that the selections are equal."""
+    assert max(bench_refresh.known(tmp_path, 2000)) < 15

@@ -146,3 +146,22 @@ def test_load_model__gradients_pass_through_quantised_weights(tmp_path: Path, qu
     ref = features(load_model(str(tmp_path), quantize=quantize).model.dequantize())
     torch.testing.assert_close(comp.loss, ref.loss, rtol=limit, atol=0)
     assert bool(((comp.features["sgd"] - ref.features["sgd"]).norm(dim=1) < limit).all())
+
+
+def test_gguf_once__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    from tagcos_stream.features.gguf_once import gguf_once
+
+    made: list[str] = []
+
+    def reader(path: str) -> object:
+        made.append(path)
+        return object()
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    with gguf_once():
+        assert gguf.GGUFReader("a") is gguf.GGUFReader("a")
+        gguf.GGUFReader("b")
+    assert made == ["a", "b"]
+    assert gguf.GGUFReader is reader
