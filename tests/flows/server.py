@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,14 @@ class Outside:
                 return
             with connection:
                 self.asked.append(connection.recv(200).decode(errors="replace").split("\r\n")[0])
+
+
+class Refused(Exception):
+    """The API's answer to a request that it did not carry out."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status = status
 
 
 @dataclass
@@ -128,15 +137,28 @@ class Prefect:
 
     def ask(self, path: str, **body: Any) -> Any:
         """POST to the API."""
-        request = urllib.request.Request(
-            f"{self.api}{path}", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+        return self._send(
+            urllib.request.Request(
+                f"{self.api}{path}", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+            )
         )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
 
     def read(self, path: str) -> Any:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.api}{path}", timeout=30) as answer:
-            return json.loads(answer.read())
+        return self._send(urllib.request.Request(f"{self.api}{path}"))
+
+    def _send(self, request: urllib.request.Request, seconds: float = 60) -> Any:
+        """What the API answers, or Refused. A server whose database is busy says 503: asked again, as Prefect's client does."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with opener.open(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code != 503 or time.monotonic() > deadline:
+                        raise Refused(error.code, error.read().decode(errors="replace")) from None
+            time.sleep(0.5)
 
     def await_answer(self, path: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -144,7 +166,7 @@ class Prefect:
             try:
                 self.read(path)
                 return
-            except OSError:
+            except (OSError, Refused):
                 assert time.monotonic() < deadline, self.log()[-3000:]
                 time.sleep(0.2)
 
@@ -154,7 +176,7 @@ class Prefect:
         assert isinstance(found, list)
         return found
 
-    def await_run(self, flow_run_id: str, seconds: float = 120) -> dict[str, Any]:
+    def await_run(self, flow_run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Until it is in a final state."""
         deadline = time.monotonic() + seconds
         while True:
