@@ -42,9 +42,10 @@ def setting(options: argparse.Namespace) -> tuple[Any, list[Encoded]]:
 
     files = sorted(options.data.glob("*.parquet"))
     each = -(-2 * options.examples // len(files))
-    rows = [pl.read_parquet(file, columns=["messages"]).sample(each, seed=1)["messages"].to_list() for file in files]
+    frames = [pl.read_parquet(file, columns=["messages"]) for file in files]
+    rows = [frame.sample(min(each, len(frame)), seed=1)["messages"].to_list() for frame in frames]
     encoded: list[Encoded] = []
-    for messages in (row[i] for i in range(each) for row in rows):  # the sources in turn
+    for messages in (row[i] for i in range(each) for row in rows if i < len(row)):  # the sources in turn
         try:
             encoded.append(encode(tokenizer, messages, max_length=options.max_length))
         except NoTargets:
