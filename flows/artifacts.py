@@ -22,6 +22,7 @@ from storage.root import Root
 EVERY = 5.0  # seconds between updates of a progress bar on the server
 # what the summary tells of the stages, where they report it: (words, stage, its detail)
 TOLD = (
+    ("selects again from", "pool", "of"),
     ("rows new", "ingest", "new"),
     ("rows retired", "ingest", "retired"),
     ("rows rejected", "ingest", "rejected"),

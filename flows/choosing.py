@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from flows.job import selection_memory
+from flows.job import memory_bytes
 from tagcos_stream.config import Settings
 from tagcos_stream.controls import ranking
 from tagcos_stream.controls.matching import group_means
 from tagcos_stream.controls.methods import METHODS, Choice
 from tagcos_stream.types import RowBlocks, UserError
+
+if TYPE_CHECKING:
+    from tagcos_stream.pursuit.omp import Pursuit
+    from tagcos_stream.pursuit.sticky import Kept
 
 SLOW = 1e13  # multiplications that are worth a word: minutes on a few cores
 
@@ -26,6 +31,7 @@ class Groups:
     members: Callable[[int], np.ndarray]  # positions in the pool (n,), in the order of rows
     rows: Callable[[int], np.ndarray | RowBlocks]  # (n, D)
     target: Callable[[int], np.ndarray]  # (D,)
+    inertia: np.ndarray | None = None  # (G,) float64, of clusters: squared distances of their rows to their mean
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,20 @@ def whole_pool(rows: RowBlocks) -> Groups:
 
 
 def labelled(
-    labels: np.ndarray, n_groups: int, rows: Callable[[np.ndarray], np.ndarray] | None = None, means: np.ndarray | None = None
+    labels: np.ndarray,
+    n_groups: int,
+    rows: Callable[[np.ndarray], np.ndarray | RowBlocks] | None = None,
+    means: np.ndarray | None = None,
+    inertia: np.ndarray | None = None,
 ) -> Groups:
     """Groups given by labels (N,); `rows` gathers members, for methods that read features, which aim at `means` (G, D)."""
+    order = np.argsort(labels, kind="stable")
+    edges = np.searchsorted(labels[order], np.arange(n_groups + 1))
 
     def members(g: int) -> np.ndarray:
-        return np.flatnonzero(labels == g)
+        return order[edges[g] : edges[g + 1]]
 
-    def members_rows(g: int) -> np.ndarray:
+    def members_rows(g: int) -> np.ndarray | RowBlocks:
         assert rows is not None
         return rows(members(g))
 
@@ -67,7 +79,7 @@ def labelled(
         assert means is not None
         return means[g]
 
-    return Groups(np.bincount(labels, minlength=n_groups), members, members_rows, target)
+    return Groups(np.diff(edges), members, members_rows, target, inertia)
 
 
 def strata(pool: pl.DataFrame) -> Groups:
@@ -91,7 +103,7 @@ def choose(
     Raises:
         UserError: the choice does not fit in memory_limit; says what to change.
     """
-    method, limit = settings.method, selection_memory(settings)
+    method, limit = settings.method, memory_bytes(settings)
     members = groups.members(group)
     if known.scores is not None:
         return ranking.best(known.scores[members], known.draws[members], budget)
@@ -119,7 +131,16 @@ def _pursue(
     from tagcos_stream.pursuit.omp import omp_select
 
     try:
-        pursuit = omp_select(rows, target, budget, ridge=settings.ridge, tol=settings.tol, memory_limit=limit, progress=progress)
+        pursuit = omp_select(
+            rows,
+            target,
+            budget,
+            ridge=settings.ridge,
+            tol=settings.tol,
+            memory_limit=limit,
+            threads=settings.threads,
+            progress=progress,
+        )
     except UserError as error:
         if settings.method != "omp" or "raise memory_limit" not in str(error):
             raise
@@ -127,13 +148,30 @@ def _pursue(
         raise UserError(
             f"{said}: raise memory_limit, select fewer, or use --method tagcos, which does the same in clusters"
         ) from error
+    return pursued(pursuit)
+
+
+def pursued(pursuit: Pursuit, held: Kept | None = None) -> Choice:
+    """A pursuit's choice; where it held on to earlier choices, these come last and were chosen in no round."""
+    if held is None:
+        return Choice(
+            pursuit.indices,
+            pursuit.correlations,
+            pursuit.margins,
+            weights=pursuit.weights,
+            rounds=pursuit.rounds,
+            residuals=pursuit.residuals,
+            residual=pursuit.residual,
+            stats=asdict(pursuit.stats),
+        )
+    place = np.array([np.flatnonzero(pursuit.indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
     return Choice(
-        pursuit.indices,
-        pursuit.correlations,
-        pursuit.margins,
-        weights=pursuit.weights,
-        rounds=pursuit.rounds,
-        residuals=pursuit.residuals,
-        residual=pursuit.residual,
+        held.indices,
+        pursuit.correlations[place],
+        held.margins,
+        weights=held.weights,
+        rounds=pursuit.rounds[place],
+        residuals=pursuit.residuals[place],
+        residual=held.residual,
         stats=asdict(pursuit.stats),
     )

@@ -78,12 +78,13 @@ def cluster(job: Job) -> dict[str, Any]:
     """Find the pool's clustering, or make one; rows that it lacks join it.
 
     A clustering of just this pool is used as it is. Otherwise the one that knows most of the pool is kept, as long as it fits
-    (`refit`), and only rows that it does not know are read.
+    (`refit`), and only rows that it does not know are read. A method that needs no clusters gets none.
     """
     settings = job.settings
-    if METHODS[settings.method].within != "clusters":
-        return {"clustering_id": None, "reused": True, "clusters": 0, "rows": 0}
     space_id, pool = features_pool(job)
+    if METHODS[settings.method].within != "clusters":
+        _record(job, space_id, pool, None, None, refitted=False)
+        return {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)}
     exact = clustering_id(settings, space_id, pool)
     known: str | None = exact
     if not clusterings.exists(job.catalog, exact):
@@ -113,7 +114,7 @@ def cluster(job: Job) -> dict[str, Any]:
     return detail | {"joined": len(fresh), "advice": measured.advice}
 
 
-def _keys(pool: pl.DataFrame) -> np.ndarray:
+def keys(pool: pl.DataFrame) -> np.ndarray:
     """(n,) uint64: the first half of the example ids."""
     return pool["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
 
@@ -125,7 +126,7 @@ def _assign(job: Job, space_id: str, view: View, fresh: pl.DataFrame) -> Assigne
 
     with job.reporter.stage("assign", "rows") as progress:
         rows = features.open_features(job.root.files, space_id, fresh)
-        return assign(rows, view.reader.centroids, _keys(fresh), progress=progress)
+        return assign(rows, view.reader.centroids, keys(fresh), progress=progress)
 
 
 def _measure(
@@ -197,7 +198,7 @@ def _fit_anew(job: Job, space_id: str, pool: pl.DataFrame, name: str, parent: st
     settings = job.settings
     n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
     rows = features.open_features(job.root.files, space_id, pool)
-    made = _fit(job, name, rows, n_clusters, _keys(pool))
+    made = _fit(job, name, rows, n_clusters, keys(pool))
     regroup.write_centroids(job.root.files, name, made.centroids)
     part = _regroup(job, name, rows, made, 0)
     clusterings.add_clustering(

@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 
 from flows.choosing import Groups, choose, labelled, scalars, strata, warning, whole_pool
-from flows.job import selection_memory
-from flows.measuring import assigned, coverage, measured_rows
+from flows.clustering import keys
+from flows.job import memory_bytes
+from flows.measuring import coverage, measured_rows
 from flows.pipeline import changed_settings
 from flows.progress import Reporter, default_reporter
-from storage import blocks, diagnostics, features, runs
+from storage import blocks, clusterings, diagnostics, features, runs
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.controls.matching import (
@@ -120,12 +121,14 @@ class _Bench:
     def __init__(self, root: Root, base: dict[str, object], settings: Settings, reporter: Reporter) -> None:
         self.root, self.settings, self.reporter = root, settings, reporter
         self.run_id, space = str(base["run_id"]), str(base["space_id"])
-        self.limit = selection_memory(settings)
+        self.limit = memory_bytes(settings)
         self.pool = blocks.features_pool(root.catalog, self.run_id, space)
         self.rows = features.open_features(root.files, space, self.pool)
         self.held = held_out_dimensions(self.rows.dim)
         self.seen = Dimensions(self.rows, ~self.held)
-        self.labels = assigned(root.catalog, str(base["clustering_id"]), self.pool)["cluster"].to_numpy().astype(np.int64)
+        assigned = clusterings.assignments(root.catalog, str(base["clustering_id"]))
+        found = self.pool.select("segment", "row").join(assigned, on=["segment", "row"], how="left", maintain_order="left")
+        self.labels = found["cluster"].to_numpy().astype(np.int64)
         self.sizes = np.bincount(self.labels)
         needed = match_bytes(len(self.sizes), self.rows.dim)
         if needed > self.limit:
@@ -212,11 +215,12 @@ class _Bench:
             made = kmeans.finalise(
                 self.seen,
                 state,
+                keys(self.pool),
                 min_cluster_rows=settings.min_cluster_rows,
                 max_cluster_rows=settings.max_cluster_rows,
                 seed=settings.seed,
             )
-            self._clusters = settings.seed, Clusters(made.labels, made.distances, made.means)
+            self._clusters = settings.seed, Clusters(made.labels, made.distances, made.totals.means())
         return self._clusters[1]
 
     def _fitted(self, chosen: np.ndarray) -> float | None:

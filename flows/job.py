@@ -37,11 +37,10 @@ class Job:
 
     @property
     def memory_limit(self) -> int:
-        """Bytes that clustering and selection may take."""
-        return selection_memory(self.settings)
+        return memory_bytes(self.settings)
 
 
-def selection_memory(settings: Settings) -> int:
+def memory_bytes(settings: Settings) -> int:
     """Bytes that clustering and selection may take."""
     return int((settings.memory_limit or DEFAULT_MEMORY) * GIB)
 

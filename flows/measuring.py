@@ -8,36 +8,32 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.clustering import open_view
+from flows.clustering import View, open_view
 from flows.job import Job
-from storage import clusterings, diagnostics, features, runs
-from storage.catalog import Catalog
+from storage import clusterings, diagnostics, features
 from tagcos_stream.controls.matching import Match, group_means, match, match_bytes, reached
 
 
-def assigned(catalog: Catalog, clustering: str, pool: pl.DataFrame) -> pl.DataFrame:
-    """cluster and distance of every row of the pool, in its order."""
-    rows = clusterings.assignments(catalog, clustering)
-    return pool.select("segment", "row").join(rows, on=["segment", "row"], how="left", maintain_order="left")
-
-
-def measure(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
+def measure(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> dict[str, Any]:
     """Record how well the selection matches the pool's mean feature, over all dimensions (those that it was made by), as a whole
-    and by cluster: of the run's clustering, else of the newest that has every example of the pool."""
+    and by cluster: of `view`, the run's clustering, else of the newest that has every example of the pool.
+
+    The chosen rows are read, and no others where there is a clustering, whose totals are exact.
+    """
     start = time.perf_counter()
-    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
-    name = name or clusterings.find_covering(job.catalog, job.run_id, space_id)
-    view = None if name is None else open_view(job, name, pool)
-    if view is not None and match_bytes(len(view.totals.sizes), view.reader.dim) > job.memory_limit:
-        view = None
-        job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
+    if view is None and (name := clusterings.find_covering(job.catalog, job.run_id, space_id)):
+        view = open_view(job, name, pool)
     rows = features.open_features(job.root.files, space_id, pool)
-    if view is not None:
-        labels, sizes = view.labels.astype(np.int64), view.totals.sizes
-        means = view.totals.sums / np.maximum(sizes, 1)[:, None]
-    else:
-        labels, sizes = np.zeros(len(pool), np.int64), np.array([len(pool)])
+    by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= job.memory_limit
+    labels = np.zeros(len(pool), np.int64)
+    if view is None:
         means = group_means(rows, labels, 1)
+    elif by_cluster:
+        labels, means = view.labels.astype(np.int64), view.totals.means()
+    else:
+        means = view.totals.sums.sum(axis=0)[None] / len(pool)
+        job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
+    sizes = np.bincount(labels, minlength=len(means))
     shares = job.catalog.read("SELECT segment, row, share FROM selection_of(?)", [job.run_id])
     chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
     at = chosen["at"].to_numpy().astype(np.int64)
@@ -49,7 +45,7 @@ def measure(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
         fraction=len(at) / len(pool),
         seed=job.settings.seed,
         dimensions="seen",
-        rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=view is not None),
+        rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=by_cluster),
         seconds=time.perf_counter() - start,
     )
     return {"error_plain": round(found.plain, 4), "error_weighted": round(found.weighted, 4)}
@@ -64,7 +60,7 @@ def measured_rows(
     fitted: float | None = None,
     chosen: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """The rows of `diagnostics` that say what one selection was measured to be."""
+    """The rows of `diagnostics` that say what one selection was measured to be: the pool's, and one a cluster that has rows."""
     k = len(sizes) if by_cluster else 0
     frame = pl.DataFrame(
         {
@@ -79,7 +75,7 @@ def measured_rows(
             "chosen": pl.Series([None if chosen is None else chosen.tolist(), *[None] * k], dtype=pl.List(pl.UInt32)),
         }
     )
-    return frame.with_columns(pl.col("error_plain", "error_weighted", "error_fitted").fill_nan(None))
+    return frame.filter(pl.col("size") > 0).with_columns(pl.col("error_plain", "error_weighted", "error_fitted").fill_nan(None))
 
 
 def coverage(pool: pl.DataFrame, chosen: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -1,209 +1,199 @@
-"""Stages 5 and 6: the coreset chosen in each cluster, and its publication."""
+"""Stages 5 and 6: the coreset chosen group by group, by the method asked for, and its publication."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from flows.choosing import Groups, Scalars, choose, scalars, strata, warning, whole_pool
-from flows.clustering import features_pool, open_view
+from flows.choosing import Groups, choose, labelled, pursued, scalars, strata, warning, whole_pool
+from flows.clustering import View, features_pool, open_view
 from flows.job import Job
 from flows.measuring import measure
 from flows.partitions import partitioned, sharing
 from storage import clusterings, features, refreshes, runs, selections, snapshot
 from tagcos_stream.config import Settings, digest
-from tagcos_stream.controls.methods import METHODS
+from tagcos_stream.controls.methods import METHODS, Choice
 from tagcos_stream.coreset import allocate
-
-if TYPE_CHECKING:
-    from flows.pursuing import Pursued
 
 CHOICE = 1  # raise it when the same inputs choose otherwise than before
 
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a cluster's choice depends on. n rows."""
-
-    number: int
-    rows: pl.DataFrame  # the pool's rows in it, in order of segment and row
-    positions: np.ndarray  # (n,) int64: where they lie in the clustering
-    mean: np.ndarray  # (D,) float32
-    inertia: float
-    budget: int
-    earlier: np.ndarray  # rows of it that the run before chose, where they are to keep their place
-
-    def inputs(self, clustering_id: str, settings: Settings) -> str:
-        """Equal inputs, equal choice: members (the mean follows from them), budget, settings, and earlier choices if sticky."""
-        members = hashlib.blake2b(digest_size=16)
-        for (segment,), part in self.rows.select("segment", "row").group_by("segment", maintain_order=True):
-            members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
-        sticky = None if settings.sticky is None else [settings.sticky, self.rows["example_id"].gather(self.earlier).to_list()]
-        named = [CHOICE, clustering_id, self.number, members.hexdigest(), self.budget, settings.ridge, settings.tol, sticky]
-        return digest(named, 32)
+Chosen = Iterator[tuple[int, Choice, float]]  # group, what was chosen from it, seconds
 
 
 def select(job: Job) -> dict[str, Any]:
-    """Choose by the method asked for, and measure how well the choice stands for its pool."""
-    space_id, pool = features_pool(job)
-    chosen = _pursue(job, space_id, pool) if job.settings.method == "tagcos" else _control(job, space_id, pool)
-    return {"pool": len(pool), **chosen, **measure(job, space_id, pool)}
+    """Choose each group's share of the budget by the method asked for; a finished group is committed, so a kill costs one.
 
-
-def _pursue(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
-    """Choose each cluster's share of the budget by matching pursuit; a finished cluster is committed, so a kill costs one.
-
-    A cluster whose inputs an earlier run had takes over that run's choice.
+    A group whose inputs an earlier run had takes over that run's choice.
     """
-    from flows.pursuing import ClusterTask, PursuitSpec, pursue
-
     settings = job.settings
-    pool = pool.select("example_id", "segment", "row")
-    name = runs.run_status(job.catalog, job.run_id).run["clustering_id"]
-    view = open_view(job, name, pool)
-    budgets = allocate(view.totals.sizes, settings.budget(len(pool)))
-    base = refreshes.base_run(job.catalog, job.run_id, space_id) if settings.sticky is not None else None
-    earlier = selections.chosen_by(job.catalog, base) if base is not None else set()
-    was_chosen = pool["example_id"].is_in(list(earlier)).to_numpy()
-    means, inertia = view.totals.means(), view.totals.inertia()
-    order = np.argsort(view.labels, kind="stable")
-    edges = np.searchsorted(view.labels[order], np.arange(len(budgets) + 1))
-
-    def cluster(k: int) -> Cluster:
-        mine = order[edges[k] : edges[k + 1]]
-        chosen = np.flatnonzero(was_chosen[mine])
-        return Cluster(k, pool[mine], view.positions[mine], means[k], float(inertia[k]), int(budgets[k]), chosen)
-
-    inputs = {k: cluster(k).inputs(name, settings) for k in np.flatnonzero(view.totals.sizes).tolist()}
+    space_id, pool = features_pool(job)
+    view = None
+    if METHODS[settings.method].within == "clusters":
+        view = open_view(job, runs.run_status(job.catalog, job.run_id).run["clustering_id"], pool)
+    groups = _groups(job, space_id, pool, view)
+    budgets = allocate(groups.sizes, settings.budget(len(pool)))
+    if said := warning(settings.method, len(pool), int(budgets.sum()), settings.dim):
+        job.reporter.say(said)
+    earlier = _earlier(job, space_id, pool)
+    place = space_id if view is None else view.reader.clustering_id
+    inputs = {
+        g: _inputs(settings, place, g, pool[members], int(budgets[g]), None if earlier is None else earlier[members])
+        for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
+    }
     copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
     done = selections.clusters_done(job.catalog, job.run_id)
-    left = (cluster(k) for k in inputs if k not in done)
-    tasks = [ClusterTask(one.number, one.positions, one.mean, one.budget, one.earlier) for one in left]
-    parts = tuple(clusterings.parts(job.catalog, name))
+    left = [g for g in inputs if g not in done]
+    with job.reporter.stage("select", "chosen") as progress:
+        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
+        progress(ready, int(budgets.sum()))
+
+        def chosen(count: float) -> None:
+            progress(resumed + count)
+
+        if view is not None and settings.method == "tagcos":
+            found = _pursue(job, view, groups, budgets, left, earlier, chosen)
+        else:
+            found = _choose(job, pool, view, groups, budgets, left, chosen)
+        for g, choice, seconds in found:
+            _commit(job, g, pool[groups.members(g)], choice, int(budgets[g]), groups.inertia, inputs[g], seconds)
+            ready += int(budgets[g])
+            progress(ready)
+    counts = {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
+    return counts | measure(job, space_id, pool, view)
+
+
+def _groups(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> Groups:
+    """What shares the budget. Of a clustering, which may know more rows, the pool's."""
+    if view is not None:
+        reader, positions, totals = view.reader, view.positions, view.totals
+        return labelled(
+            view.labels, reader.n_clusters, lambda mine: reader.rows(positions[mine]), totals.means(), totals.inertia()
+        )
+    if METHODS[job.settings.method].within == "strata":
+        return strata(pool)
+    return whole_pool(features.open_features(job.root.files, space_id, pool))
+
+
+def _earlier(job: Job, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
+    """(N,) bool: rows that the run before chose; None where they are not to keep their place, which is the pursuit's to offer."""
+    if job.settings.sticky is None or job.settings.method != "tagcos":
+        return None
+    base = refreshes.base_run(job.catalog, job.run_id, space_id)
+    chosen = set() if base is None else selections.chosen_by(job.catalog, base)
+    return pool["example_id"].is_in(list(chosen)).to_numpy()
+
+
+def _inputs(settings: Settings, place: str, group: int, rows: pl.DataFrame, budget: int, earlier: np.ndarray | None) -> str:
+    """Equal inputs, equal choice: members (their mean and scores follow from them and `place`, the clustering or the space),
+    budget, settings, and earlier choices if sticky."""
+    members = hashlib.blake2b(digest_size=16)
+    for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
+        members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
+    sticky = None if earlier is None else [settings.sticky, rows["example_id"].filter(pl.Series(earlier)).to_list()]
+    named = [CHOICE, place, group, members.hexdigest(), budget, settings.ridge, settings.tol, sticky]
+    if settings.method != "tagcos":  # whose seed is the clustering's
+        named += [settings.method, settings.seed]
+    return digest(named, 32)
+
+
+def _pursue(
+    job: Job,
+    view: View,
+    groups: Groups,
+    budgets: np.ndarray,
+    left: Sequence[int],
+    earlier: np.ndarray | None,
+    progress: Callable[[float], None],
+) -> Chosen:
+    """The pursuit in clusters, wherever partitions run; in the order in which they finish."""
+    from flows.pursuing import ClusterTask, PursuitSpec, pursue
+
+    settings, name = job.settings, view.reader.clustering_id
+    tasks = []
+    for g in left:
+        mine = groups.members(g)
+        kept = np.flatnonzero(earlier[mine]) if earlier is not None else np.zeros(0, np.int64)
+        tasks.append(ClusterTask(g, view.positions[mine], groups.target(g), int(budgets[g]), kept))
     spec = PursuitSpec(
         job.root.files,
         name,
-        parts,
+        tuple(clusterings.parts(job.catalog, name)),
         settings.ridge,
         settings.tol,
         settings.sticky,
         job.memory_limit // sharing(settings, len(tasks)),
     )
-    with job.reporter.stage("select", "chosen") as progress:
-        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
-        progress(ready, int(budgets.sum()))
-        for found in partitioned(pursue, spec, tasks, settings, progress=lambda chosen: progress(resumed + chosen)):
-            _commit(job, cluster(found.cluster), inputs[found.cluster], found)
-            ready += int(budgets[found.cluster])
-            progress(ready)
-    return {"selected": int(budgets.sum()), "clusters": len(inputs), "copied": len(copied)}
+    for found in partitioned(pursue, spec, tasks, settings, progress=progress):
+        yield found.cluster, pursued(found.pursuit, found.held), found.seconds
 
 
-def _commit(job: Job, one: Cluster, inputs: str, found: Pursued) -> None:
-    pursuit, held = found.pursuit, found.held
-    columns: dict[str, Any] = {
-        "round": pl.Series(pursuit.rounds),
-        "correlation": pl.Series(pursuit.correlations),
-        "residual_after": pl.Series(pursuit.residuals),
-    }
-    choice = pursuit if held is None else held
-    kept = None if job.settings.sticky is None else 0
-    if held is not None:
-        # those that only keep their place were not chosen in any round
-        place = np.array([np.flatnonzero(pursuit.indices == row)[0] for row in held.indices[: held.fresh]], np.int64)
-        kept = len(held.indices) - held.fresh
-        nothing = pl.Series([None] * kept, dtype=pl.Float64)
-        columns = {k: v.gather(place).extend(nothing.cast(v.dtype)) for k, v in columns.items()}
+def _choose(
+    job: Job,
+    pool: pl.DataFrame,
+    view: View | None,
+    groups: Groups,
+    budgets: np.ndarray,
+    left: Sequence[int],
+    progress: Callable[[float], None],
+) -> Chosen:
+    """The other methods, group by group, in this process."""
+    settings = job.settings
+    distances = None if view is None else view.reader.distances[view.positions]
+    known = scalars(settings.method, pool, settings.seed, distances)
+    before = 0
+    for g in left:
+        start = time.perf_counter()
+        told = lambda chosen, of, before=before: progress(before + chosen)  # noqa: E731
+        choice = choose(settings, groups, known, g, int(budgets[g]), progress=told)
+        yield g, choice, time.perf_counter() - start
+        before += int(budgets[g])
+
+
+def _commit(
+    job: Job,
+    group: int,
+    rows: pl.DataFrame,
+    choice: Choice,
+    budget: int,
+    inertia: np.ndarray | None,
+    inputs: str,
+    seconds: float,
+) -> None:
+    kept = len(choice.indices) - len(choice.scores)  # in no round
+
+    def column(values: np.ndarray | None, kind: type[pl.DataType]) -> pl.Series:
+        if values is None:
+            return pl.Series([None] * len(choice.indices), dtype=kind)
+        return pl.Series(values, dtype=kind, nan_to_null=True).extend_constant(None, len(choice.indices) - len(values))
+
     selections.commit_cluster(
         job.catalog,
         job.run_id,
-        one.number,
-        budget=one.budget,
+        group,
+        budget=budget,
         residual=choice.residual,
-        seconds=found.seconds,
-        stats=asdict(pursuit.stats),
-        inertia=one.inertia,
+        seconds=seconds,
+        stats=choice.stats,
+        inertia=None if inertia is None else float(inertia[group]),
         inputs=inputs,
-        kept=kept,
+        kept=None if job.settings.sticky is None or job.settings.method != "tagcos" else kept,
         selection=pl.DataFrame(
             {
-                "example_id": one.rows["example_id"].gather(choice.indices),
+                "example_id": rows["example_id"].gather(choice.indices),
                 "rank": np.arange(len(choice.indices)),
-                **columns,
-                "weight": choice.weights,
+                "round": column(choice.rounds, pl.Int32),
+                "correlation": column(choice.scores, pl.Float64),
+                "residual_after": column(choice.residuals, pl.Float64),
+                "weight": column(choice.weights, pl.Float64),
             }
         ),
-        candidates=one.rows.select("segment", "row", margin=pl.Series(choice.margins)),
+        candidates=rows.select("segment", "row", margin=pl.Series(choice.margins)),
     )
-
-
-def _control(job: Job, space_id: str, pool: pl.DataFrame) -> dict[str, Any]:
-    """Choose each group's share of the budget by one of the other methods; a finished group is committed."""
-    settings = job.settings
-    groups, known = _groups(job, space_id, pool)
-    budgets = allocate(groups.sizes, settings.budget(len(pool)))
-    done = selections.clusters_done(job.catalog, job.run_id)
-    said = warning(settings.method, len(pool), int(budgets.sum()), settings.dim)
-    if said:
-        job.reporter.say(said)
-    with job.reporter.stage("select", "chosen") as progress:
-        ready = int(budgets[sorted(done)].sum()) if done else 0
-        progress(ready, int(budgets.sum()))
-        for k in np.flatnonzero(groups.sizes).tolist():
-            if k in done:
-                continue
-            start = time.perf_counter()
-
-            def told(chosen: int, of: int, ready: int = ready) -> None:
-                progress(ready + chosen)
-
-            choice = choose(settings, groups, known, k, int(budgets[k]), progress=told)
-            mine = pool[groups.members(k)]
-            selections.commit_cluster(
-                job.catalog,
-                job.run_id,
-                k,
-                budget=int(budgets[k]),
-                residual=choice.residual,
-                seconds=time.perf_counter() - start,
-                stats=choice.stats,
-                selection=pl.DataFrame(
-                    {
-                        "example_id": mine["example_id"].gather(choice.indices),
-                        "rank": np.arange(len(choice.indices)),
-                        "round": choice.rounds,
-                        "correlation": choice.scores,
-                        "residual_after": choice.residuals,
-                        "weight": choice.weights,
-                    }
-                ).with_columns(pl.col("correlation").fill_nan(None)),
-                candidates=mine.select("segment", "row", margin=pl.Series(choice.margins)),
-            )
-            ready += int(budgets[k])
-            progress(ready)
-    return {"selected": int(budgets.sum()), "clusters": len(budgets)}
-
-
-def _groups(job: Job, space_id: str, pool: pl.DataFrame) -> tuple[Groups, Scalars]:
-    method, seed = job.settings.method, job.settings.seed
-    if METHODS[method].within == "strata":
-        return strata(pool), scalars(method, pool, seed)
-    if METHODS[method].within == "pool":
-        return whole_pool(features.open_features(job.root.files, space_id, pool)), scalars(method, pool, seed)
-    view = open_view(job, runs.run_status(job.catalog, job.run_id).run["clustering_id"], pool)
-    means = view.totals.means()
-    groups = Groups(
-        view.totals.sizes,
-        lambda k: np.flatnonzero(view.labels == k),
-        lambda k: view.reader.rows(view.positions[view.labels == k]),
-        lambda k: means[k],
-    )
-    return groups, scalars(method, pool, seed, view.reader.distances[view.positions])
 
 
 def publish(job: Job) -> dict[str, Any]:

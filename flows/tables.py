@@ -39,16 +39,16 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     match = catalog.read("SELECT error_plain, error_weighted FROM match_of(?) WHERE cluster IS NULL", [run_id])
     for plain, weighted in match.iter_rows():
         print(f"\nerror of the pool's mean feature, on dimensions seen: {plain:.3f} counted alike, {weighted:.3f} weighted")
-    _print_changes(catalog, run_id)
+    _tell_changes(catalog, run_id)
 
 
-def _print_changes(catalog: Catalog, run_id: str) -> None:
+def _tell_changes(catalog: Catalog, run_id: str) -> None:
     """What changed since the run before, where there was one."""
     for row in catalog.read(
         "SELECT d.*, c.* EXCLUDE (run_id) FROM drift d LEFT JOIN churn c USING (run_id) WHERE run_id = ?", [run_id]
     ).to_dicts():
-        clusters = "clusters made anew" if row["refitted"] else "clusters kept"
-        print(f"\nsince {row['base_run']}: {row['added']} new, {row['returned']} back, {row['retired']} retired; {clusters}")
+        clusters = "; clusters made anew" if row["refitted"] else "; clusters kept" if row["clustering_id"] else ""
+        print(f"\nsince {row['base_run']}: {row['added']} new, {row['returned']} back, {row['retired']} retired{clusters}")
         if row["churn"] is not None:
             sticky = f" ({row['churn_without_sticky']:.1%} without sticky)" if row["kept_by_sticky"] else ""
             print(f"{row['left_it']} of the {row['earlier']} chosen before left, {row['churn']:.1%}{sticky}")

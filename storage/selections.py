@@ -34,8 +34,8 @@ def commit_cluster(
 ) -> None:
     """A finished cluster (or other group that shares the budget), in one transaction. selection: example_id, rank, round,
     correlation, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
-    margin (may be null) of every row it could choose from, chosen ones too. inputs: hash of all that the choice depends on, by
-    which a later run copies it. kept: choices that only `sticky` kept."""
+    margin (may be null) of every row it could choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
+    choice depends on, by which a later run copies it. kept: choices that only `sticky` kept."""
     run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
     with catalog.transaction() as connection:
         insert_row(

@@ -91,8 +91,9 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
         AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
 
--- Reasons, the first that holds: the example came or went; its clusters were made anew; its cluster's budget changed; what is in the
--- cluster changed (a new example took its place, or the mean moved); nothing of that: other settings.
+-- Reasons, the first that holds: the example came or went; another method chose; its clusters were made anew; its cluster's budget
+-- changed; what is in the cluster changed (a new example took its place, or the mean moved); nothing of that: other settings. What holds
+-- of clusters holds of strata, and of the whole pool as one.
 CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
     WITH a AS (SELECT * FROM selections WHERE run_id = run_a), b AS (SELECT * FROM selections WHERE run_id = run_b),
         changed AS (
@@ -103,7 +104,8 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
         pool_a AS (SELECT example_id FROM pool_of(run_a)), pool_b AS (SELECT example_id FROM pool_of(run_b)),
         began AS (SELECT started_at FROM runs WHERE run_id = run_a),
         same AS (
-            SELECT count(DISTINCT clustering_id) = 1 AND count(clustering_id) = 2 AS clustering FROM runs WHERE run_id IN (run_a, run_b)
+            SELECT count(DISTINCT coalesce(config->>'method', 'tagcos')) = 1 AS method,
+                count(DISTINCT clustering_id) <= 1 AND count(clustering_id) <> 1 AS clustering FROM runs WHERE run_id IN (run_a, run_b)
         ),
         clusters AS (
             SELECT cluster, ka.budget AS budget_a, kb.budget AS budget_b,
@@ -116,6 +118,7 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
             WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) AND g.added_at > (FROM began) THEN 'new example'
             WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) THEN 'back in the sources'
             WHEN d.change = 'left' AND d.example_id NOT IN (FROM pool_b) THEN 'retired: gone from the sources'
+            WHEN NOT (SELECT method FROM same) THEN 'another method'
             WHEN NOT (SELECT clustering FROM same) THEN 'clustered anew'
             WHEN d.change = 'entered' AND coalesce(k.budget_b, 0) > coalesce(k.budget_a, 0) THEN 'budget of its cluster grew'
             WHEN d.change = 'left' AND coalesce(k.budget_b, 0) < coalesce(k.budget_a, 0) THEN 'budget of its cluster shrank'

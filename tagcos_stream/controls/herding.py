@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from tagcos_stream.controls.methods import Choice
-from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
+from tagcos_stream.pursuit.rows import CHUNK, Rows, open_rows, shape
 from tagcos_stream.types import RowBlocks, UserError
 
 COLUMNS = 256  # fixed, so that the machine's memory does not touch what is chosen
@@ -34,7 +33,6 @@ def peak_bytes(dim: int, n: int, block_rows: int = CHUNK) -> int:
     return rows + 4 * columns * (n + dim) + 8 * max(CHUNK, block_rows) * (dim + columns) + 96 * n + (32 << 20)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # Rows has threads of its own
 def herding(
     features: np.ndarray | RowBlocks,
     target: np.ndarray,
@@ -59,21 +57,24 @@ def herding(
             f"herding among {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, limit {memory_limit / 2**30:.1f} GiB: "
             "raise memory_limit, or choose herding-clusters"
         )
-    rows = Rows(features, hold=holds(n, dim), threads=usable_cores())
-    target = np.asarray(target, np.float64)
+    with open_rows(features, hold=holds(n, dim)) as rows:
+        return _herd(rows, np.asarray(target, np.float64), budget, progress)
+
+
+def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, int], None] | None) -> Choice:
     scanned = rows.scan(target, seed=0)[0]
     products, tie = scanned[:, 0], TIE * float(scanned[:, 1].max(initial=0.0))
     value = products - scanned[:, 1] / 2  # <a_j, t b - s> - |a_j|^2 / 2 of every row
-    open_rows = np.ones(n, bool)
+    left_rows = np.ones(rows.n, bool)
     columns = _Columns(rows)
     indices, scores = np.empty(budget, np.int64), np.empty(budget)
     for t in range(budget):
-        left = np.where(open_rows, value, -np.inf)
+        left = np.where(left_rows, value, -np.inf)
         row = int(np.argmax(left >= left.max() - tie))
         if columns.slot[row] < 0:
             columns.refill(left, row)
         indices[t], scores[t] = row, value[row]
-        open_rows[row] = False
+        left_rows[row] = False
         value += products
         value -= columns.of(row)
         if progress and (t + 1) % 64 == 0:

@@ -14,12 +14,12 @@ what was left: N k D multiplications, more than an hour for a million rows, 50,0
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from tagcos_stream.controls.methods import Choice
-from tagcos_stream.pursuit.rows import CHUNK, Rows, shape, usable_cores
+from tagcos_stream.pursuit.rows import CHUNK, Rows, shape
 from tagcos_stream.types import RowBlocks, UserError
 
 CANDIDATES = 2048  # fixed, so that the machine's memory does not touch what is chosen
@@ -32,7 +32,6 @@ def peak_bytes(dim: int, n: int, budget: int, block_rows: int = CHUNK) -> int:
     return 4 * budget * dim + (4 + 2 * 8) * batch * dim + 8 * TILE * dim + 24 * batch * TILE + 48 * n + (32 << 20)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # Rows has threads of its own
 def kcenter(
     features: np.ndarray | RowBlocks,
     budget: int,
@@ -58,7 +57,12 @@ def kcenter(
             f"k-center of {budget} among {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, limit "
             f"{memory_limit / 2**30:.1f} GiB: raise memory_limit, select fewer, or choose another method"
         )
-    search = _Search(Rows(features, hold=False, threads=usable_cores()), budget)
+    with ThreadPoolExecutor(1) as pool:  # nothing here is cut up for threads but BLAS's products, which have their own
+        return _kcenter(Rows(features, pool, hold=False, threads=1), budget, first, progress)
+
+
+def _kcenter(rows: Rows, budget: int, first: int, progress: Callable[[int, int], None] | None) -> Choice:
+    search = _Search(rows, budget)
     if budget:
         search.choose(first, np.nan)
         search.measure_all(np.float64)

@@ -38,13 +38,16 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen from a group of n rows, in order of choice, and how near every row came to it."""
+    """What was chosen from a group of n rows, in order of choice, and how near every row came to it.
+
+    Scores, rounds and residuals may be those of the first j chosen only: the others keep their place from an earlier choice.
+    """
 
     indices: np.ndarray  # (k,) int64
-    scores: np.ndarray  # (k,) float64: what decided, at the moment of choice; NaN where nothing but a draw did
+    scores: np.ndarray  # (j,) float64: what decided, at the moment of choice; NaN where nothing but a draw did
     margins: np.ndarray  # (n,) float: the same of every row in the end; of those left, the largest would be chosen next
     weights: np.ndarray | None = None  # (k,) float64, not negative; None where the method has none
-    rounds: np.ndarray | None = None  # (k,) int32: of the pursuit
-    residuals: np.ndarray | None = None  # (k,) float64: of the pursuit
+    rounds: np.ndarray | None = None  # (j,) int32: of the pursuit
+    residuals: np.ndarray | None = None  # (j,) float64: of the pursuit
     residual: float | None = None  # of the pursuit
     stats: dict[str, Any] = field(default_factory=dict)  # what it cost

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from tagcos_stream.pursuit import kernels, rounds
 from tagcos_stream.pursuit.ridge import nonnegative_ridge
 from tagcos_stream.pursuit.rounds import Counts, Problem, Round
-from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, shape, usable_cores
+from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, open_rows, shape
 from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
@@ -103,10 +102,7 @@ def omp_select(
         raise UserError(f"ridge {ridge} must be above 0: use a small one, such as 1e-6, for next to none")
     budget = min(budget, n)
     hold = _holds(features, n, dim, budget, memory_limit)
-    cores = threads or usable_cores()
-    # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
-    with threadpool_limits(1, user_api="blas"), np.errstate(invalid="ignore"):
-        rows = Rows(features, hold=hold, threads=cores)
+    with open_rows(features, hold=hold, threads=threads) as rows:
         return _select(rows, target, budget, ridge, tol, progress or (lambda done, total: None))
 
 

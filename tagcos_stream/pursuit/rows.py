@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import contextmanager
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tagcos_stream.pursuit import kernels
 from tagcos_stream.types import RowBlocks, UserError
@@ -31,8 +32,9 @@ class Rows:
     spinning between products, on the cores that our kernels need.
     """
 
-    def __init__(self, features: np.ndarray | RowBlocks, *, hold: bool, threads: int) -> None:
+    def __init__(self, features: np.ndarray | RowBlocks, pool: ThreadPoolExecutor, *, hold: bool, threads: int) -> None:
         self._features = features
+        self._pool = pool
         self._threads = threads
         self.n, self.dim = shape(features)
         self.held: np.ndarray | None = None
@@ -54,10 +56,6 @@ class Rows:
             for start, block in self.blocks():
                 held[start : start + len(block)] = block
         return held
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="tagcos-rows")  # its threads end when nobody holds it
 
     def each(self, work: Callable[[int], None], items: range) -> None:
         """work(item) for every item, on all threads."""
@@ -168,6 +166,15 @@ def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
             raise UserError(f"features must be two-dimensional (rows, dimensions), got shape {features.shape}")
         return features.shape[0], features.shape[1]
     return features.n_rows, features.dim
+
+
+@contextmanager
+def open_rows(features: np.ndarray | RowBlocks, *, hold: bool, threads: int | None = None) -> Iterator[Rows]:
+    """Rows with their threads, default all cores; BLAS is limited to one thread in the whole process as long as they are open."""
+    cores = threads or usable_cores()
+    # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
+    with threadpool_limits(1, user_api="blas"), np.errstate(invalid="ignore"), ThreadPoolExecutor(cores) as pool:
+        yield Rows(features, pool, hold=hold, threads=cores)
 
 
 def gram(rows: np.ndarray, product: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 1024) -> np.ndarray:

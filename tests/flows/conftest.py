@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 
+from storage import blocks, features, runs
+from storage.root import Root
 from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, s3_server  # noqa: F401
 
@@ -49,6 +53,14 @@ def pool_folder(tmp_path: Path) -> Path:
         lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
         (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def features_of(root: Root, run_id: str) -> tuple[pl.DataFrame, np.ndarray]:
+    """The pool's examples that have features, and these (N, D) float64."""
+    space = runs.run_status(root.catalog, run_id).run["space_id"]
+    pool = blocks.features_pool(root.catalog, run_id, space)
+    rows = features.open_features(root.files, space, pool)
+    return pool, np.concatenate([rows.read(b) for b in range(len(rows.starts) - 1)]).astype(np.float64)
 
 
 @pytest.fixture

@@ -9,18 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from flows import pipeline
 from flows.clustering import clustering_recipe
 from flows.progress import SilentReporter
-from storage import clustered, clusterings, regroup, runs, selections
+from storage import check, clustered, clusterings, regroup, runs, selections
 from storage.root import Root, open_root
 from tagcos_stream import drift
 from tagcos_stream.config import load_settings
+from tests import naive
 from tests.benchmarks import bench_refresh
-from tests.flows.conftest import TOPICS, conversation
+from tests.flows.conftest import TOPICS, conversation, features_of
 from tests.flows.test_kill import REFRESH_BEGINS, kill_often
 
 Maker = Callable[..., dict[str, Any]]
@@ -238,6 +240,67 @@ def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_fold
         "SELECT DISTINCT reason FROM selection_diff(?, ?) WHERE dataset = 'cities'", [second.run_id, third.run_id]
     )
     assert back["reason"].to_list() == ["back in the sources"]
+
+
+@pytest.mark.parametrize("method", ["centroid", "herding-clusters", "random", "stratified"])
+def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
+    small_settings: Maker, pool_folder: Path, method: str
+) -> None:
+    first = run(small_settings(refit="never", fraction=0.3))
+    values = small_settings(refit="never", fraction=0.3, method=method)
+    whole = run(values)
+    (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
+    less = run(values)
+    catalog = opened(values).catalog
+    taken = chosen(values, less.run_id)
+    assert len(taken) == less.stages["select"]["selected"] == 24
+    assert catalog.read("SELECT sum(size) AS n FROM coverage_of(?)", [less.run_id]).item() == 80
+    # what is chosen follows from the features, labels and centroids of the rows that are left
+    pool, rows = features_of(opened(values), less.run_id)
+    assert set(taken["example_id"]) <= set(pool["example_id"])
+    groups = catalog.read("SELECT cluster, budget, inertia FROM run_clusters WHERE run_id = ? ORDER BY cluster", [less.run_id])
+    clustering = runs.run_status(catalog, less.run_id).run["clustering_id"]
+    if method in ("centroid", "herding-clusters"):
+        assert clustering == first.stages["cluster"]["clustering_id"]
+        members = pool.join(clusterings.assignments(catalog, clustering), on=["segment", "row"], maintain_order="left")
+        for group in groups.iter_rows(named=True):
+            at = np.flatnonzero(members["cluster"].to_numpy() == group["cluster"])
+            mean = rows[at].mean(axis=0)
+            assert group["inertia"] == pytest.approx(((rows[at] - mean) ** 2).sum(), rel=1e-5)
+            if method == "centroid":
+                near = naive.naive_best((-members["distance"].to_numpy()[at]).tolist(), [0.0] * len(at), group["budget"])
+            else:
+                near = naive.naive_herding(rows[at], mean, group["budget"])
+            mine = taken.filter(cluster=group["cluster"]).sort("rank")["example_id"].to_list()
+            assert mine == [members["example_id"][int(at[i])] for i in near]
+    else:
+        assert clustering is None
+        assert groups["inertia"].null_count() == len(groups)
+    # how it matches is measured of these rows, too
+    at = pool.with_row_index("at").join(taken, on="example_id")["at"].to_numpy()
+    plain, _ = naive.naive_match_errors(rows, np.zeros(len(rows)), at, np.full(24, 1 / 24))
+    found = catalog.read("FROM match_of(?)", [less.run_id])
+    assert found.filter(pl.col("cluster").is_null())["error_plain"].item() == pytest.approx(plain, abs=1e-6)
+    assert found.filter(pl.col("cluster").is_not_null())["size"].sum() == 80
+    # compared with the run of the same method before, and in words
+    told = record(values, less.run_id)
+    assert (told["base_run"], told["retired"], told["pool"]) == (whole.run_id, 40, 80)
+    churn = catalog.read("FROM churn WHERE run_id = ?", [less.run_id]).to_dicts()[0]
+    assert (churn["earlier"], churn["kept_by_sticky"]) == (36, 0)
+    reasons = {
+        run_a: set(catalog.read("FROM selection_diff(?, ?)", [run_a, less.run_id])["reason"])
+        for run_a in (whole.run_id, first.run_id)
+    }
+    assert not reasons[whole.run_id] & {"another method", "clustered anew"}
+    assert reasons[first.run_id] == {"retired: gone from the sources", "another method"}
+    assert check.check(opened(values)) == []
+    # the same again takes over every choice
+    again = run(values)
+    assert again.stages["select"]["copied"] == again.stages["select"]["clusters"] == len(groups)
+    assert chosen(values, again.run_id).equals(taken)
+    someone = taken["example_id"][0]
+    why = catalog.read("SELECT reason, chosen FROM why(?, run := ?)", [someone, again.run_id]).row(0)
+    assert (why[0].split(":")[0], why[1]) == (f"chosen by {method}", True)
 
 
 @pytest.mark.parametrize("refit", ["auto", "never", "always"])

@@ -15,13 +15,14 @@ import pytest
 
 from flows import diagnosing, pipeline
 from flows.progress import SilentReporter
-from storage import check, diagnostics, exports, features, runs, selections
+from storage import check, diagnostics, exports, runs, selections
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, load_settings
 from tagcos_stream.controls import ranking
 from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
+from tests.flows.conftest import TOPICS, conversation, features_of
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -33,7 +34,6 @@ def reselect(root: Root, run: str | None = None, **changes: Any) -> pipeline.Out
 @pytest.fixture(scope="module")
 def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A root with one complete run of 120 examples in three files, whose sources and model are gone."""
-    from tests.flows.conftest import TOPICS, conversation
 
     folder = tmp_path_factory.mktemp("select")
     for topic in TOPICS:
@@ -65,16 +65,6 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
 def root(pattern: Path, tmp_path: Path) -> Root:
     shutil.copytree(pattern, tmp_path / "root")
     return open_root(str(tmp_path / "root"), create=False)
-
-
-def pool_of(root: Root, run_id: str) -> tuple[pl.DataFrame, np.ndarray]:
-    """The pool's examples that have features, and these (N, D) float64."""
-    from storage import blocks
-
-    space = runs.run_status(root.catalog, run_id).run["space_id"]
-    pool = blocks.features_pool(root.catalog, run_id, space)
-    rows = features.open_features(root.files, space, pool)
-    return pool, np.concatenate([rows.read(b) for b in range(len(rows.starts) - 1)]).astype(np.float64)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +105,7 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
     match = root.catalog.read("FROM match_of(?) ORDER BY cluster NULLS FIRST", [outcome.run_id])
     assert match["cluster"].to_list() == [None, *range(expected["clusters"])]
     assert match["selected"][0] == match["selected"][1:].sum() == 18
-    pool, rows = pool_of(root, outcome.run_id)
+    pool, rows = features_of(root, outcome.run_id)
     at = pool.with_row_index("at").join(chosen.select("example_id", "share"), on="example_id")
     errors = naive.naive_match_errors(rows, np.zeros(120), at["at"].to_numpy(), at["share"].to_numpy())
     assert (match["error_plain"][0], match["error_weighted"][0]) == pytest.approx(errors, abs=1e-6)
@@ -124,7 +114,7 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
 
 def test_select__methods_choose_what_their_definitions_choose(root: Root) -> None:
     base = runs.complete_run(root.catalog)["run_id"]
-    pool, rows = pool_of(root, base)
+    pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
     draws = [naive.naive_draw(name, 0) for name in names]
 
@@ -244,7 +234,7 @@ def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root
     # a unit by hand: random chooses by id, so that its errors follow from the held-out dimensions alone
     from tagcos_stream.controls.matching import held_out_dimensions
 
-    pool, rows = pool_of(root, base)
+    pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
     draws = [naive.naive_draw(name, 1) for name in names]
     chosen = np.array(naive.naive_best(draws, draws, 12))
