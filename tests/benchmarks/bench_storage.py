@@ -31,7 +31,7 @@ from storage.catalog import Catalog
 from storage.clustered import ClusteringReader, open_clustering
 from storage.features import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
 from storage.files import LocalFiles, open_files
-from storage.regroup import clustering_group, regroup
+from storage.regroup import clustering_group, regroup, write_centroids
 from tagcos_stream.types import RowBlocks
 
 BLOCK_BYTES = 4 << 20
@@ -146,12 +146,12 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
     bench_gather(folder, files, plain, n, dim, rounds)
 
     labels = generator.integers(0, 100, n)
-    zeros = np.zeros((100, dim), np.float32)
+    totals = {"distances": np.zeros(n, np.float32), "sums": np.zeros((100, dim)), "squares": np.zeros(100, np.int64)}
     ours, theirs = [], []
     for _ in range(rounds):
         shutil.rmtree(folder / "clusterings", ignore_errors=True)
-        arguments: dict[str, Any] = {"centroids": zeros, "means": zeros, "sizes": np.bincount(labels), "inertia": np.zeros(100)}
-        ours.append(timed(partial(regroup, files, "c", rows, labels, **arguments)))
+        write_centroids(files, "c", np.zeros((100, dim), np.float32))
+        ours.append(timed(partial(regroup, files, "c", rows, labels, **totals)))
         copy.unlink(missing_ok=True)
         theirs.append(timed(lambda: plain_copy(plain, copy)))
     report("regroup into 100 clusters, verified; plain: copy the bytes, fsync", "0.5", ours, theirs)
