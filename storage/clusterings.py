@@ -117,7 +117,7 @@ def exists(catalog: Catalog, clustering_id: str) -> bool:
 
 
 def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:
-    """The newest clustering that has a cluster for every example of the run's pool that has a feature."""
+    """The newest clustering with files that has a cluster for every example of the run's pool that has a feature."""
     found = catalog.read(
         """WITH wanted AS (
             SELECT p.segment, p.row FROM pool_of($run) p JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
@@ -125,7 +125,8 @@ def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:
         )
         SELECT c.clustering_id FROM clusterings c JOIN assignments a USING (clustering_id)
         JOIN wanted w ON w.segment = a.segment AND w.row = a.row
-        WHERE c.space_id = $space GROUP BY c.clustering_id, c.added_at HAVING count(*) = (SELECT count(*) FROM wanted)
+        WHERE c.space_id = $space AND c.clustering_id IN (SELECT p.clustering_id FROM cluster_parts p)
+        GROUP BY c.clustering_id, c.added_at HAVING count(*) = (SELECT count(*) FROM wanted)
         ORDER BY c.added_at DESC, c.clustering_id DESC LIMIT 1""",
         {"run": run_id, "space": space_id},
     )

@@ -65,7 +65,9 @@ class _Known:
                 f"{segment_group(str(space), str(segment))}/features/c.{block}.0"
                 for space, segment, block in rows("SELECT space_id, segment, block FROM blocks")
             }
-            self.clusterings = {clustering_group(str(row[0])) for row in rows("SELECT clustering_id FROM clusterings")}
+            # centroids may wait for their first part; without a recipe they were of an older format, and nothing reads them
+            query = "SELECT clustering_id FROM clusterings WHERE recipe IS NOT NULL UNION SELECT clustering_id FROM cluster_parts"
+            self.clusterings = {clustering_group(str(row[0])) for row in rows(query)}
             self.parts = {
                 part_group(str(clustering), int(str(part)))
                 for clustering, part in rows("SELECT clustering_id, part FROM cluster_parts")

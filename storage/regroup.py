@@ -219,23 +219,25 @@ def _scatter(
     """Fill and write the chunks; returns the checksum of each."""
     checksums = np.zeros(spec.n_chunks, np.uint32)
     buffers: dict[int, np.ndarray] = {}
+    spare: list[np.ndarray] = []  # written: fresh memory would have to be cleared page by page
     filled = np.zeros(len(next_chunk), np.int64)
     next_chunk = next_chunk.copy()
-    writing: list[tuple[int, Future[int]]] = []
+    writing: list[tuple[int, np.ndarray, Future[int]]] = []
 
     with ThreadPoolExecutor(2, thread_name_prefix="tagcos-regroup") as pool:
 
         def collect(most: int) -> None:
             while len(writing) > most:
-                chunk, future = writing.pop(0)
+                chunk, buffer, future = writing.pop(0)
                 checksums[chunk] = future.result()
+                spare.append(buffer)
 
         def flush(cluster: int) -> None:
             buffer = buffers.pop(cluster)
             buffer[filled[cluster] :] = np.nan
             chunk = int(next_chunk[cluster])
             collect(3)
-            writing.append((chunk, pool.submit(write_chunk, files, group, spec, chunk, buffer, durable=False)))
+            writing.append((chunk, buffer, pool.submit(write_chunk, files, group, spec, chunk, buffer, durable=False)))
             next_chunk[cluster] += 1
             filled[cluster] = 0
 
@@ -247,7 +249,7 @@ def _scatter(
                 cluster = int(mine[run[0]])
                 while len(run):
                     if cluster not in buffers:
-                        buffers[cluster] = np.empty((spec.chunk_rows, *spec.shape[1:]), spec.dtype)
+                        buffers[cluster] = spare.pop() if spare else np.empty((spec.chunk_rows, *spec.shape[1:]), spec.dtype)
                     take, run = np.split(run, [spec.chunk_rows - filled[cluster]])
                     np.take(
                         features, take, axis=0, out=buffers[cluster][filled[cluster] : filled[cluster] + len(take)], mode="clip"

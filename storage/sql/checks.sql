@@ -36,7 +36,8 @@ GROUP BY r.space_id, r.segment;
 SELECT 'clustering ' || clustering_id, 'has ' || coalesce(p.n, 0) || ' rows regrouped, but ' || coalesce(a.n, 0) || ' assigned'
 FROM (SELECT clustering_id, sum(rows) AS n FROM cluster_parts GROUP BY clustering_id) p
 FULL JOIN (SELECT clustering_id, count(*) AS n FROM assignments GROUP BY clustering_id) a USING (clustering_id)
-WHERE p.n IS DISTINCT FROM a.n;
+JOIN clusterings c USING (clustering_id)
+WHERE p.n IS DISTINCT FROM a.n AND (p.n IS NOT NULL OR c.recipe IS NOT NULL);
 
 SELECT 'cluster ' || c.cluster || ' of run ' || c.run_id, 'has ' || c.selected || ' selected, but ' || coalesce(s.n, 0) || ' selections'
 FROM run_clusters c LEFT JOIN (SELECT run_id, cluster, count(*) AS n FROM selections GROUP BY run_id, cluster) s USING (run_id, cluster)

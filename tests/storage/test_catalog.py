@@ -17,6 +17,8 @@ import pytest
 
 from storage import pool, runs
 from storage.catalog import SCHEMA_VERSION, SQL, Catalog, migrations
+from storage.check import check
+from storage.gc import orphans
 from storage.root import Root, open_root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -93,6 +95,22 @@ def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions
     assert catalog.read("SELECT rows_done FROM files")["rows_done"].to_list() == [5]
     assert catalog.read("FROM why('00')").is_empty()
     assert runs.run_status(catalog, opened.run_id).selected == 0
+
+
+def test_migrate__clusters_of_an_older_format_are_made_anew(filled: Root) -> None:
+    """As schema 5 left them: no recipe, parts of format 1. Nothing is damaged, and the files are litter."""
+    with filled.catalog.transaction() as connection:
+        known = connection.execute("SELECT count(*) FROM assignments").fetchall()
+        connection.execute("UPDATE clusterings SET recipe = NULL")
+        connection.execute("DELETE FROM migrations WHERE version > 5")
+    files = sum(path.is_file() for path in Path(filled.files.place("clusterings")).rglob("*"))
+    assert files
+    Catalog(filled.catalog_path).upgrade()
+    upgraded = open_root(str(filled.files.url))
+    assert upgraded.catalog.read("FROM cluster_parts").is_empty()
+    assert upgraded.catalog.read("SELECT count(*) AS n FROM assignments")["n"].to_list() == [known[0][0]]
+    assert [finding.damage for finding in check(upgraded)] == [False]  # the orphans
+    assert len([orphan for orphan in orphans(upgraded) if orphan.key.startswith("clusterings/")]) == files
 
 
 def test_migrate__a_future_step_is_applied_once_and_keeps_rows(filled: Root, tmp_path: Path) -> None:
