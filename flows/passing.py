@@ -65,11 +65,11 @@ def spread(
 ) -> tuple[Passes, Assigning] | tuple[None, None]:
     """Who computes the passes of a fit, and the one that ends it: workers, or (None, None) where this process does better.
 
-    That is on threads, with few stretches for each worker, and where memory_limit has no room for what is on its way.
+    That is with one worker, with few stretches for each, and where memory_limit has no room for what is on its way.
     """
     settings = job.settings
     cut = len(stretches(rows))
-    if place_of(settings) == "threads" or cut < STRETCHES_A_WORKER * settings.workers:
+    if settings.workers == 1 or cut < STRETCHES_A_WORKER * settings.workers:
         return None, None
     block = int(np.diff(rows.starts).max())
     needed = peak_bytes(rows.n_rows, rows.dim, n_clusters, block_rows=block)
