@@ -104,7 +104,7 @@ def test_fit__resumed_equals_uninterrupted_bit_for_bit(stop: int) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize(("n", "block"), [(9, 4), (255, 37), (257, 256), (2305, 100), (9001, 64)])
+@pytest.mark.parametrize(("n", "block"), [(9, 4), (257, 256), (1301, 37), (3001, 64)])
 def test_kmeans__stretches_computed_in_any_order_and_grouping_give_the_same_bits(
     n: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,12 +130,12 @@ def test_kmeans__stretches_computed_in_any_order_and_grouping_give_the_same_bits
         for i in r.permutation(len(tasks)).tolist():
             yield i, assign_stretch(rows, Assigner(centroids), *tasks[i])
 
-    whole = list(kmeans.fit(rows, 5, seed=1))
+    whole = list(kmeans.fit(rows, 5, seed=1, max_passes=3))
     smallest, largest = 2, max(4, n // 3)
     ref = kmeans.finalise(rows, whole[-1], min_cluster_rows=smallest, max_cluster_rows=largest)
     under_way = [state for state in whole if state.phase == kmeans.PASSES and state.position]
     for start in (None, under_way[0]):
-        *_, state = kmeans.fit(rows, 5, seed=1, state=start, passes=passes)
+        *_, state = kmeans.fit(rows, 5, seed=1, max_passes=3, state=start, passes=passes)
         for name, value in whole[-1].to_arrays().items():
             np.testing.assert_array_equal(state.to_arrays()[name], value, err_msg=name)
     assert max(computed) == len(kmeans_batches.stretches(rows))
