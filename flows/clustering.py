@@ -17,7 +17,9 @@ from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
+    from tagcos_stream.clustering.assign import Assigning
     from tagcos_stream.clustering.kmeans import Assigned, Clustering
+    from tagcos_stream.clustering.passes import Passes
     from tagcos_stream.clustering.totals import Totals
 
 STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
@@ -193,12 +195,13 @@ def _record(
 
 def _fit_anew(job: Job, space_id: str, pool: pl.DataFrame, name: str, parent: str | None) -> dict[str, Any]:
     """Cluster the whole pool: every feature is read, no gradient is computed."""
+    from flows.passing import spread
     from tagcos_stream.clustering import kmeans
 
     settings = job.settings
     n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
     rows = features.open_features(job.root.files, space_id, pool)
-    made = _fit(job, name, rows, n_clusters, keys(pool))
+    made = _fit(job, name, rows, n_clusters, keys(pool), spread(job, space_id, pool, rows, n_clusters))
     regroup.write_centroids(job.root.files, name, made.centroids)
     part = _regroup(job, name, rows, made, 0)
     clusterings.add_clustering(
@@ -221,18 +224,34 @@ def _fit_anew(job: Job, space_id: str, pool: pl.DataFrame, name: str, parent: st
     return {"clustering_id": name, "reused": False, "clusters": len(made.sizes), "rows": len(pool)}
 
 
-def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int, keys: np.ndarray) -> Clustering:
+def _fit(
+    job: Job,
+    name: str,
+    rows: features.FeatureRows,
+    n_clusters: int,
+    keys: np.ndarray,
+    workers: tuple[Passes, Assigning] | tuple[None, None],
+) -> Clustering:
     """Fit and finish a k-means; its state is saved every few seconds, so that a killed fit goes on."""
     from tagcos_stream.clustering import kmeans
 
     settings, files = job.settings, job.root.files
-    key = gc.work_key(job.run_id, f"kmeans-{name}.safetensors")
+    passes, assigning = workers
+    key = gc.work_key(job.run_id, f"kmeans-stretches-{name}.safetensors")  # before schema 6 positions counted batches: "kmeans-"
     state = None
     if files.size(key) is not None:
         state = kmeans.KMeansState.from_arrays(arrays.load_arrays(files, key)[0])
     with job.reporter.stage("k-means", "rows") as progress:
         saved = time.monotonic()
-        states = kmeans.fit(rows, n_clusters, seed=settings.seed, state=state, memory_limit=job.memory_limit, progress=progress)
+        states = kmeans.fit(
+            rows,
+            n_clusters,
+            seed=settings.seed,
+            state=state,
+            memory_limit=job.memory_limit,
+            passes=passes,
+            progress=progress,
+        )
         for state in states:
             if time.monotonic() - saved >= STATE_EVERY:
                 arrays.save_arrays(files, key, state.to_arrays())
@@ -246,6 +265,7 @@ def _fit(job: Job, name: str, rows: features.FeatureRows, n_clusters: int, keys:
             min_cluster_rows=settings.min_cluster_rows,
             max_cluster_rows=settings.max_cluster_rows,
             seed=settings.seed,
+            assigning=assigning,
             progress=progress,
         )
 

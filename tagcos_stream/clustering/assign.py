@@ -7,13 +7,13 @@ same distance in whatever batch it comes, and rows assigned today join those of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.batches import batches, row_numbers, stream
+from tagcos_stream.clustering.batches import Stretch, batches, row_numbers, span, stream, stretches
 from tagcos_stream.clustering.kernels import decide, squares
 from tagcos_stream.clustering.totals import Totals
 from tagcos_stream.types import RowBlocks
@@ -35,6 +35,7 @@ class Assigner:
 
     def __init__(self, centroids: np.ndarray, device: str = "cpu") -> None:
         self.device = device
+        self.shape = centroids.shape
         groups: dict[bytes, list[int]] = {}
         for k, centroid in enumerate(centroids):
             groups.setdefault(centroid.tobytes(), []).append(k)
@@ -73,25 +74,59 @@ def visit(rows: RowBlocks, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.n
         yield (numbers, batch) if mask.all() else (numbers[mask], batch[mask])
 
 
+# (centroids (K, D) float32, (stretch, keys (r,) uint64 of its rows) each) -> (number of the stretch, its r rows), in any order
+Assigning = Callable[[np.ndarray, Sequence[tuple[Stretch, np.ndarray]]], Iterator[tuple[int, Assigned]]]
+
+
+def assign_stretch(rows: RowBlocks, assigner: Assigner, stretch: Stretch, keys: np.ndarray) -> Assigned:
+    """The r rows of a stretch, with keys (r,) uint64."""
+    labels, distances = np.empty(len(keys), np.int32), np.empty(len(keys), np.float32)
+    totals = Totals.empty(*assigner.shape)
+    done = 0
+    for _, batch in stream(rows, stretch):
+        these = slice(done, done + len(batch))
+        found, squared = assigner(batch, keys[these])
+        labels[these], distances[these] = found, np.sqrt(squared)
+        totals.count(batch, found, assigner.device)
+        done += len(batch)
+    return Assigned(labels, distances, totals)
+
+
+def assigning_here(rows: RowBlocks, device: str = "cpu") -> Assigning:
+    """In this process, one stretch after the other."""
+
+    def assigning(centroids: np.ndarray, tasks: Sequence[tuple[Stretch, np.ndarray]]) -> Iterator[tuple[int, Assigned]]:
+        assigner = Assigner(centroids, device)
+        for number, (stretch, keys) in enumerate(tasks):
+            yield number, assign_stretch(rows, assigner, stretch, keys)
+
+    return assigning
+
+
 def assign(
     rows: RowBlocks,
     centroids: np.ndarray,
     keys: np.ndarray | None = None,
     *,
     device: str = "cpu",
+    assigning: Assigning | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Assigned:
-    """Assign every row in one pass. centroids (K, D) float32; keys (N,) uint64, the row numbers where not given."""
+    """Assign every row in one pass. centroids (K, D) float32; keys (N,) uint64, the row numbers where not given.
+
+    `assigning` computes the stretches, this process where not given. They come in any order: sums are exact (see totals).
+    """
     keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float32)
     totals = Totals.empty(*centroids.shape)
-    assigner = Assigner(centroids, device)
+    cut = stretches(rows)
+    tasks = [(stretch, keys[span(rows, stretch)]) for stretch in cut]
     done = 0
-    for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
-        found, squared = assigner(batch, keys[numbers])
-        labels[numbers], distances[numbers] = found, np.sqrt(squared)
-        totals.count(batch, found, device)
-        done += len(numbers)
+    for number, part in (assigning or assigning_here(rows, device))(centroids, tasks):
+        these = span(rows, cut[number])
+        labels[these], distances[these] = part.labels, part.distances
+        totals += part.totals
+        done += len(part.labels)
         if progress:
             progress(done, rows.n_rows)
     return Assigned(labels, distances, totals)

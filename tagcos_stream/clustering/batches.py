@@ -16,6 +16,9 @@ from tagcos_stream.clustering.kernels import add_rows, squares
 from tagcos_stream.types import RowBlocks
 
 BATCH_BYTES = 64 << 20  # of float32 rows
+STRETCH_BATCHES = 16  # 1 GiB of float32 rows: a pass is cut into such stretches, the unit that is saved, and handed to workers
+
+Stretch = list[list[int]]  # batches of blocks, in order; the rows of a stretch lie one after the other
 
 
 def batch_rows(dim: int) -> int:
@@ -38,6 +41,17 @@ def batches(rows: RowBlocks, order: Sequence[int] | np.ndarray) -> list[list[int
     if count:
         plan.append(group)
     return plan
+
+
+def stretches(rows: RowBlocks) -> list[Stretch]:
+    """A pass over all rows in order: a function of N, D and the blocks alone, so that who computes what changes no bit."""
+    plan = batches(rows, range(len(rows.starts) - 1))
+    return [plan[i : i + STRETCH_BATCHES] for i in range(0, len(plan), STRETCH_BATCHES)]
+
+
+def span(rows: RowBlocks, stretch: Stretch) -> slice:
+    """Its rows."""
+    return slice(int(rows.starts[stretch[0][0]]), int(rows.starts[stretch[-1][-1] + 1]))
 
 
 def read(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
@@ -71,6 +85,7 @@ class Nearest:
 
     def __init__(self, centroids: np.ndarray, device: str) -> None:
         self.device = device
+        self.shape = centroids.shape
         self._centroids = torch.tensor(centroids, dtype=torch.float32, device=device)
         self._squares = (self._centroids.double() ** 2).sum(1).float()
 

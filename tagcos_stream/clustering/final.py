@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tagcos_stream.clustering.assign import Assigner, visit
+from tagcos_stream.clustering.assign import Assigner, Assigning, assign, assigning_here, visit
 from tagcos_stream.clustering.seeding import seed_centroids
 from tagcos_stream.clustering.totals import Totals
 from tagcos_stream.types import ArrayRows, RowBlocks, UserError
@@ -58,6 +58,7 @@ def finalise(
     max_cluster_rows: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    assigning: Assigning | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Clustering:
     """Assign every row, split clusters above `max_cluster_rows`, dissolve those below `min_cluster_rows`, compute exact means.
@@ -69,6 +70,7 @@ def finalise(
 
     Args:
         keys: (N,) uint64, any fixed number a row (its id); the row numbers where not given.
+        assigning: who computes the stretches where every row is assigned; this process where not given.
 
     Raises:
         UserError: min_cluster_rows above half of max_cluster_rows, which not every pool could meet.
@@ -79,8 +81,9 @@ def finalise(
             f"min_cluster_rows {min_cluster_rows} and max_cluster_rows {max_cluster_rows}: "
             "the first must be 1 or more and at most half of the second"
         )
-    draft = _Draft(rows, state.centroids, np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys, device)
-    draft.assign(progress or (lambda done, total: None))
+    keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
+    draft = _Draft(rows, state.centroids, keys, device, assigning or assigning_here(rows, device))
+    draft.assign(progress)
     for attempt in range(SPLIT_ROUNDS):
         if not draft.split(largest, [seed, attempt]):
             break
@@ -92,29 +95,29 @@ def finalise(
 class _Draft:
     """Centroids and what they come to. `labels` are always those that the centroids still in use give."""
 
-    def __init__(self, rows: RowBlocks, centroids: np.ndarray, keys: np.ndarray, device: str) -> None:
-        self.rows, self.keys, self.device = rows, keys, device
+    def __init__(self, rows: RowBlocks, centroids: np.ndarray, keys: np.ndarray, device: str, assigning: Assigning) -> None:
+        self.rows, self.keys, self.device, self._assigning = rows, keys, device, assigning
         self.centroids = np.ascontiguousarray(centroids, np.float32)
-        self.labels = np.zeros(rows.n_rows, np.int32)
-        self.distances = np.zeros(rows.n_rows, np.float32)
-        self.totals = Totals.empty(*self.centroids.shape)
+        self._forget_all()
 
-    def assign(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def assign(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Every row anew: one pass."""
-        self.totals = Totals.empty(*self.centroids.shape)
-        self._move(np.ones(self.rows.n_rows, bool), np.arange(len(self.centroids)), progress)
+        self._forget_all()  # not twice in memory
+        found = assign(self.rows, self.centroids, self.keys, assigning=self._assigning, progress=progress)
+        self.labels, self.distances, self.totals = found.labels, found.distances, found.totals
 
-    def _move(self, which: np.ndarray, to: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def _forget_all(self) -> None:
+        self.labels, self.distances = np.empty(0, np.int32), np.empty(0, np.float32)
+        self.totals = Totals.empty(0, self.rows.dim)
+
+    def _move(self, which: np.ndarray, to: np.ndarray) -> None:
         """Give the marked rows to the nearest of the centroids `to`, and count them there."""
         assigner = Assigner(self.centroids[to], self.device)
-        done = 0
         for numbers, batch in visit(self.rows, which):
             found, squared = assigner(batch, self.keys[numbers])
             found = to[found]
             self.labels[numbers], self.distances[numbers] = found, np.sqrt(squared)
             self.totals.count(batch, found, self.device)
-            done += len(numbers)
-            progress(done, self.rows.n_rows)
 
     def _forget(self, clusters: np.ndarray) -> None:
         self.totals.sums[clusters], self.totals.squares[clusters], self.totals.sizes[clusters] = 0.0, 0, 0

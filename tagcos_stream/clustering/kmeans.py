@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import add
 
 import numpy as np
 
 from tagcos_stream.clustering.assign import Assigned, assign
-from tagcos_stream.clustering.batches import Nearest, Sums, batch_rows, batches, stream
+from tagcos_stream.clustering.batches import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
 from tagcos_stream.clustering.final import Clustering, finalise
+from tagcos_stream.clustering.passes import Passes, passes_here
 from tagcos_stream.clustering.seeding import sample_rows, seed_centroids
 from tagcos_stream.types import RowBlocks, UserError
 
-__all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "peak_bytes"]
+__all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "pass_bytes", "peak_bytes"]
 
 MINIBATCH, PASSES, DONE = 0, 1, 2
-YIELD_BATCHES = 16  # a state is given after so many batches
 SMOOTHING = 10  # batches that the smoothed inertia remembers
 REASSIGN_EVERY = 10  # batches
 REASSIGN_BELOW = 0.01  # of the largest count: such a centre is moved to a far row (as scikit-learn's reassignment_ratio)
@@ -41,7 +43,7 @@ class KMeansState:
     stale: int  # mini-batches since then
     phase: int  # MINIBATCH, PASSES or DONE
     epoch: int  # of the phase
-    position: int  # batches of the epoch that are done
+    position: int  # of the epoch, done: batches (MINIBATCH) or stretches (PASSES)
     history: np.ndarray  # (passes,) float64: inertia of each finished pass, against the centroids it began with
 
     @property
@@ -82,9 +84,10 @@ def fit(
     max_epochs: int = 1,
     max_passes: int = 20,
     pass_tol: float = 2e-4,
+    passes: Passes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[KMeansState]:
-    """Fit centroids; yields the state after every few batches, the last one with `done` set.
+    """Fit centroids; yields the state after every stretch of batches, the last one with `done` set.
 
     Seeds by k-means++ on a sample (of `sample_rows` rows), shuffles blocks into mini-batches until the smoothed inertia stops
     falling or `max_epochs` are over, then makes full passes until one lowers the inertia by less than `pass_tol` of it.
@@ -94,6 +97,7 @@ def fit(
         state: where an earlier, interrupted fit of the same rows and arguments stopped.
         device: torch device of the matrix products. memory_limit: bytes; checked before anything is read.
         max_epochs, max_passes, pass_tol: when to stop.
+        passes: who computes the stretches of a full pass; this process where not given. The bits are the same.
         progress: called with (rows worked on, rows at most).
 
     Raises:
@@ -110,13 +114,14 @@ def fit(
         )
     report = progress or (lambda done, total: None)
     total = n * (max_epochs + max_passes)
+    passes = passes or passes_here(rows, device)
     if state is None:
         state = _start(rows, n_clusters, seed, device)
         yield state
     while not state.done:
-        epoch = _minibatches if state.phase == MINIBATCH else _full_pass
-        for reached in epoch(rows, state, seed, device):
-            state = reached
+        exact = state.phase == PASSES
+        epoch = _full_pass(rows, state, passes) if exact else _minibatches(rows, state, seed, device)
+        for state in epoch:
             yield state
         state = _next_epoch(rows, state, seed, max_epochs, max_passes, pass_tol)
         report(total if state.done else n * (max_epochs * (state.phase > MINIBATCH) + state.epoch), total)
@@ -127,9 +132,16 @@ def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024
     """Most memory that `fit` and `finalise` take, in bytes: not a function of N but for 13 bytes a row (labels, distances)."""
     batch = 4 * dim * (batch_rows(dim) + block_rows)
     scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
-    centres = n_clusters * dim * (4 * 3 + 8 * 4)
+    centres = n_clusters * dim * (4 * 3 + 8 * 5)
     sample = 4 * dim * sample_rows(n_rows, n_clusters, dim)
     return 13 * n_rows + centres + max(3 * batch + 2 * scores, 2 * sample + scores) + (64 << 20)
+
+
+def pass_bytes(dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
+    """Most memory that a process takes for stretches of a pass, in bytes, beside its imports."""
+    batch = 4 * dim * (batch_rows(dim) + block_rows)
+    scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
+    return n_clusters * dim * (4 * 3 + 8 * 3) + 3 * batch + 2 * scores + (64 << 20)
 
 
 def _start(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> KMeansState:
@@ -159,7 +171,7 @@ def _minibatches(rows: RowBlocks, state: KMeansState, seed: int, device: str) ->
         state = minibatch_step(state, batch, seed, device)
         if state.stale >= SMOOTHING:
             break
-        if state.position % YIELD_BATCHES == 0:
+        if state.position % STRETCH_BATCHES == 0:
             yield state
     yield state
 
@@ -205,21 +217,17 @@ def _reassign(
         counts[poor] = counts[np.setdiff1d(np.arange(len(counts)), poor)].min(initial=1.0)  # not moved again at once
 
 
-def _full_pass(rows: RowBlocks, state: KMeansState, seed: int, device: str) -> Iterator[KMeansState]:
+def _full_pass(rows: RowBlocks, state: KMeansState, passes: Passes) -> Iterator[KMeansState]:
     """Assign every row to the centroids the pass began with; sums, sizes and inertia so far go into the state."""
-    plan = batches(rows, range(len(rows.starts) - 1))
-    nearest = Nearest(state.centroids, device)
-    sums = Sums(state.sums.copy(), device)
-    sizes, inertia, position = state.sizes.copy(), state.inertia, state.position
-    for _, batch in stream(rows, plan[position:]):
-        labels, squared = nearest(batch)
-        sums.add(batch, labels)
-        sizes += np.bincount(labels, minlength=len(sizes))
-        inertia += float(squared.sum())
-        position += 1
-        if position % YIELD_BATCHES == 0:
-            yield replace(state, sums=sums.sums.copy(), sizes=sizes.copy(), inertia=inertia, position=position)
-    yield replace(state, sums=sums.sums, sizes=sizes, inertia=inertia, position=position)
+    for part in passes(state.centroids, stretches(rows)[state.position :]):
+        state = replace(
+            state,
+            sums=state.sums + part.sums,
+            sizes=state.sizes + part.sizes,
+            inertia=reduce(add, part.inertia, state.inertia),
+            position=state.position + len(part.inertia),
+        )
+        yield state
 
 
 def _next_epoch(rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int, max_passes: int, pass_tol: float) -> KMeansState:

@@ -16,7 +16,7 @@ UNIT = 2.0**-32  # of the squared lengths, which are summed as whole numbers: N 
 
 @dataclass
 class Totals:
-    """Of the members of K clusters. Mutable: `count` adds rows in place."""
+    """Of the members of K clusters. Mutable: `count` and += add in place."""
 
     sums: np.ndarray  # (K, D) float64
     squares: np.ndarray  # (K,) int64, in UNITs: squared lengths
@@ -40,6 +40,12 @@ class Totals:
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(self.sums + other.sums, self.squares + other.squares, self.sizes + other.sizes)
+
+    def __iadd__(self, other: Totals) -> Totals:
+        self.sums += other.sums
+        self.squares += other.squares
+        self.sizes += other.sizes
+        return self
 
     def __sub__(self, other: Totals) -> Totals:
         return Totals(self.sums - other.sums, self.squares - other.squares, self.sizes - other.sizes)

@@ -6,17 +6,25 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from flows import pipeline
+from flows import passing, pipeline
+from flows.clustering import features_pool
+from flows.job import Job
 from flows.partitions import Progress, Seat, partitioned
+from flows.passing import spread
 from flows.progress import SilentReporter
-from storage import selections
+from storage import clusterings, runs, selections
+from storage.features import open_features
 from storage.root import open_root
+from tagcos_stream.clustering import assign, batches, kmeans, passes
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
 
@@ -40,10 +48,31 @@ def cluster(s3_server: str) -> Iterator[None]:
     ray.shutdown()
 
 
-def select(values: dict[str, Any]) -> pl.DataFrame:
+def select(values: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The clusters of all rows, and the selection."""
     run_id = pipeline.run(load_settings(values), SilentReporter()).run_id
     catalog = open_root(values["root"], create=False).catalog
-    return selections.selection(catalog, run_id).drop("run_id").sort("cluster", "rank")
+    clustering = clusterings.assignments(catalog, runs.run_status(catalog, run_id).run["clustering_id"])
+    return clustering, selections.selection(catalog, run_id).drop("run_id").sort("cluster", "rank")
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over 120 rows is then cut into as many stretches as there are blocks, and workers pay; one pass is enough."""
+    monkeypatch.setattr(batches, "batch_rows", lambda dim: 1)
+    monkeypatch.setattr(batches, "STRETCH_BATCHES", 1)
+    monkeypatch.setattr(kmeans, "fit", partial(kmeans.fit, max_passes=1))
+    monkeypatch.setattr(passing, "STRETCHES_A_WORKER", 2)
+
+
+def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stretch that this process computes is then an error; workers import the code anew."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a stretch was computed on the driver")
+
+    monkeypatch.setattr(passes, "pass_sums", refuse)
+    monkeypatch.setattr(assign, "assign_stretch", refuse)
 
 
 def squares(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[tuple[int, int]]:
@@ -92,23 +121,59 @@ def test_settings__refuse_places_that_contradict() -> None:
             load_settings(wrong)
 
 
-def test_run__processes_select_the_same_as_threads(small_settings: Maker, tmp_path: Path) -> None:
-    """Gradient blocks and pursuits; a process of its own for the single worker, too."""
-    one = select(small_settings(root=str(tmp_path / "one"), threads=1))
+def test_in_order__joins_what_waits() -> None:
+    r = np.random.default_rng(0)
+    for n in (1, 2, 3, 10, 50):
+        parts = [passes.PassSums(r.integers(0, 9, (3, 2)).astype(float), r.integers(0, 9, 3), (float(i),)) for i in range(n)]
+        for _ in range(20):
+            found = list(passing.in_order((int(i), parts[i]) for i in r.permutation(n)))
+            whole, ref = reduce(add, found), reduce(add, parts)
+            assert whole.inertia == ref.inertia
+            np.testing.assert_array_equal(whole.sums, ref.sums)
+            np.testing.assert_array_equal(whole.sizes, ref.sizes)
+    late = [(1, parts[1]), (3, parts[3]), (2, parts[2]), (0, parts[0])]
+    assert [part.inertia for part in passing.in_order(iter(late))] == [(0.0, 1.0, 2.0, 3.0)]
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_run__processes_select_the_same_as_threads(
+    small_settings: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradient blocks and pursuits, with a process of its own for the single worker, too; with two, passes of k-means."""
+    settings = small_settings(root=str(tmp_path / "one"), threads=1)
+    one = select(settings)
+    root = open_root(settings["root"], create=False)
+    run_id = root.catalog.read("SELECT run_id FROM runs").item()
+
+    def leaves_to_workers(**changes: Any) -> bool:
+        job = Job(settings=load_settings(settings | changes), run_id=run_id, root=root, reporter=SilentReporter())
+        space_id, pool = features_pool(job)
+        return spread(job, space_id, pool, open_features(root.files, space_id, pool), 4) != (None, None)
+
+    assert not leaves_to_workers(run_on="processes", workers=1)
+    assert not leaves_to_workers(run_on="ray", workers=3)  # four stretches: too few for each
+    assert not leaves_to_workers(workers=2, memory_limit=0.1)
+    assert leaves_to_workers(run_on="ray", workers=2)
     for workers in (1, 2):
-        root = str(tmp_path / f"processes-{workers}")
-        assert select(small_settings(root=root, threads=1, run_on="processes", workers=workers)).equals(one)
+        if workers == 2:
+            leave_passes_to_workers(monkeypatch)
+        root_of = str(tmp_path / f"processes-{workers}")
+        found = select(small_settings(root=root_of, threads=1, run_on="processes", workers=workers))
+        assert all(a.equals(b) for a, b in zip(found, one, strict=True))
 
 
 @needs_ray
+@pytest.mark.usefixtures("short_stretches")
 def test_run__ray_with_its_root_in_an_object_store_selects_the_same_as_threads(
     small_settings: Maker, cluster: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(
         "XDG_DATA_HOME", str(tmp_path / "data")
     )  # where the catalog of such a root lies: workers do not look there
+    one = select(small_settings(threads=1))
+    leave_passes_to_workers(monkeypatch)
     there = select(small_settings(root=bucket, threads=1, run_on="ray", workers=2))
-    assert there.equals(select(small_settings(threads=1)))
+    assert all(a.equals(b) for a, b in zip(there, one, strict=True))
 
 
 @needs_ray

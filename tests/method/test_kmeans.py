@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from tagcos_stream.clustering import batches as kmeans_batches
 from tagcos_stream.clustering import kmeans
+from tagcos_stream.clustering.assign import Assigned, Assigner, assign_stretch
+from tagcos_stream.clustering.passes import PassSums, pass_sums
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.benchmarks.features import Shape
@@ -98,6 +101,47 @@ def test_fit__resumed_equals_uninterrupted_bit_for_bit(stop: int) -> None:
     *_, resumed = kmeans.fit(rows, 10, seed=4, max_epochs=2, state=saved)
     for name, value in whole[-1].to_arrays().items():
         np.testing.assert_array_equal(resumed.to_arrays()[name], value, err_msg=name)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize(("n", "block"), [(9, 4), (257, 256), (1301, 37), (3001, 64)])
+def test_kmeans__stretches_computed_in_any_order_and_grouping_give_the_same_bits(
+    n: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kmeans_batches, "STRETCH_BATCHES", 2)
+    rows = ArrayRows(Shape(24, 5, 3).array(n, np.float16), block)
+    r = np.random.default_rng(n)
+    computed: list[int] = []
+
+    def passes(centroids: np.ndarray, cut: Sequence[kmeans_batches.Stretch]) -> Iterator[PassSums]:
+        nearest = kmeans_batches.Nearest(centroids, "cpu")
+        parts = {i: pass_sums(rows, nearest, cut[i]) for i in r.permutation(len(cut)).tolist()}
+        computed.append(len(cut))
+        while parts:
+            first = min(parts)
+            run = parts.pop(first)
+            if first + 2 in parts and r.random() < 0.5:
+                run = run + (parts.pop(first + 1) + parts.pop(first + 2))
+            yield run
+
+    def assigning(
+        centroids: np.ndarray, tasks: Sequence[tuple[kmeans_batches.Stretch, np.ndarray]]
+    ) -> Iterator[tuple[int, Assigned]]:
+        for i in r.permutation(len(tasks)).tolist():
+            yield i, assign_stretch(rows, Assigner(centroids), *tasks[i])
+
+    whole = list(kmeans.fit(rows, 5, seed=1, max_passes=3))
+    smallest, largest = 2, max(4, n // 3)
+    ref = kmeans.finalise(rows, whole[-1], min_cluster_rows=smallest, max_cluster_rows=largest)
+    under_way = [state for state in whole if state.phase == kmeans.PASSES and state.position]
+    for start in (None, under_way[0]):
+        *_, state = kmeans.fit(rows, 5, seed=1, max_passes=3, state=start, passes=passes)
+        for name, value in whole[-1].to_arrays().items():
+            np.testing.assert_array_equal(state.to_arrays()[name], value, err_msg=name)
+    assert max(computed) == len(kmeans_batches.stretches(rows))
+    comp = kmeans.finalise(rows, state, min_cluster_rows=smallest, max_cluster_rows=largest, assigning=assigning)
+    for name in ("centroids", "labels", "distances", "means", "sizes", "inertia"):
+        np.testing.assert_array_equal(getattr(comp, name), getattr(ref, name), err_msg=name)
 
 
 @pytest.mark.usefixtures("small_batches")
