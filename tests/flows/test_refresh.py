@@ -353,7 +353,12 @@ def test_refresh__sticky_churns_less_and_reports_both(small_settings: Maker, poo
     assert churn["sticky"]["churn_without_sticky"] == pytest.approx(churn["plain"]["churn"])
 
 
-def test_refresh__killed_and_resumed_equals_uninterrupted(small_settings: Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "stages"), [(2, ["gradients", "cluster"]), pytest.param(12, [*REFRESH_BEGINS], marks=pytest.mark.slow)]
+)
+def test_refresh__killed_and_resumed_equals_uninterrupted(
+    small_settings: Maker, tmp_path: Path, kills: int, stages: list[str]
+) -> None:
     folder = tmp_path / "longer"
     folder.mkdir()
     for topic in TOPICS:
@@ -363,8 +368,9 @@ def test_refresh__killed_and_resumed_equals_uninterrupted(small_settings: Maker,
     for topic in TOPICS:
         write(folder / f"more-{topic}.jsonl", topic, range(200, 240))
     (tmp_path / "kills").mkdir()
-    killed = kill_often(values, tmp_path / "kills", kills=3, seed=5, begun=Path(values["root"]), begins=REFRESH_BEGINS)
-    assert sum(killed.values()) == 3
+    begins = {stage: REFRESH_BEGINS[stage] for stage in stages}
+    killed = kill_often(values, tmp_path / "kills", kills=kills, seed=5, begun=Path(values["root"]), begins=begins)
+    assert sum(killed.values()) == kills
 
 
 def test_refresh__that_finds_nothing_new_is_quick(tmp_path: Path) -> None:
