@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.control_commands import diagnose, select, tell_run
+from flows.machine_commands import doctor, estimate
 from flows.options import JsonOption, takes_settings
 from flows.root_commands import check, export, gc, open_reader, sql, status
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
@@ -51,7 +52,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
-for command in (status, sql, export, check, gc):
+for command in (takes_settings(estimate), doctor, status, sql, export, check, gc):
     app.command()(command)
 
 
@@ -114,11 +115,11 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # typer turns Ctrl-C into this
-            print(f"\ntagcos: interrupted; {_how_to_go_on(sys.argv[1:])}", file=sys.stderr)
+            print(f"\ntagcos: interrupted; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
         raise
 
 
-def _how_to_go_on(arguments: list[str]) -> str:
+def how_to_go_on(arguments: list[str]) -> str:
     line = shlex.join(["tagcos", *arguments])
     if arguments[:1] and arguments[0] in RESUMED:
         return f"what was committed is kept. Go on with the same command:\n  {line}"
