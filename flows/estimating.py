@@ -89,6 +89,10 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         UserError: a source or model that cannot be read, no usable example, or a model whose passes do not fit in memory.
     """
     reporter = reporter or SilentReporter()
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
     started = time.perf_counter()
     with reporter.stage("read sources", "bytes") as progress:
         pool = look(resolve_sources(settings.sources), progress)
@@ -231,8 +235,11 @@ class Probe:
         return (ends[1] - ends[0]) / (sum(map(len, sample)) / len(sample) * size)
 
     def gradients(self, seconds: float, progress: Any) -> tuple[float, float]:
-        """(tokens a second and checkpoint, seconds measured): passes until the time is over; a first one is not counted."""
-        from tagcos_stream.features.gradients import GradientExtractor, block_features
+        """(tokens a second and checkpoint, seconds measured): passes of blocks planned as the run would, in random order, until
+        the time is over; a first one, which compiles and allocates, is not counted."""
+        from tagcos_stream.features.batching import plan_batches
+        from tagcos_stream.features.gradient_memory import MAX_BATCH_ROWS
+        from tagcos_stream.features.gradients import GradientExtractor
         from tagcos_stream.features.projection import make_projection
 
         settings = self.settings
@@ -241,19 +248,27 @@ class Probe:
             variants=variants(settings),
             projection=make_projection(settings.projection, dim=settings.dim, seed=settings.feature_seed),
         )
-        mean = sum(map(len, self.encoded)) / len(self.encoded)
-        size = min(settings.block_rows, max(4, round(4 * self.tokens_a_pass / mean)), len(self.encoded))
-        turns = [self.encoded[i : i + size] for i in range(0, len(self.encoded) - size + 1, size)]
-        # compiles kernels and allocates
-        block_features(extractor, [self.checkpoint], self.encoded[: min(4, size)], token_budget=self.tokens_a_pass)
-        tokens, begun, turn = 0, time.perf_counter(), 0
+        extractor.use(self.checkpoint)
+        passes: list[list[Encoded]] = []
+        for start in range(0, len(self.encoded), settings.block_rows):
+            block = self.encoded[start : start + settings.block_rows]
+            plan = plan_batches([len(e) for e in block], self.tokens_a_pass, MAX_BATCH_ROWS)
+            passes += [[block[i] for i in batch] for batch in plan]
+        order = np.random.default_rng(0).permutation(len(passes))
+        self._pass(extractor, min(passes, key=lambda batch: sum(map(len, batch))))
+        tokens, turn, begun = 0, 0, time.perf_counter()
         while not turn or time.perf_counter() - begun < seconds:
-            block = turns[turn % len(turns)]
-            block_features(extractor, [self.checkpoint], block, token_budget=self.tokens_a_pass)
-            tokens, turn = tokens + sum(map(len, block)), turn + 1
+            batch = passes[order[turn % len(order)]]
+            self._pass(extractor, batch)
+            tokens, turn = tokens + sum(map(len, batch)), turn + 1
             progress(min(time.perf_counter() - begun, seconds), seconds)
         spent = time.perf_counter() - begun
         return tokens / spent, spent
+
+    @staticmethod
+    def _pass(extractor: Any, batch: list[Encoded]) -> None:
+        for rows in extractor.features(batch).features.values():
+            rows.cpu()  # waits for a device to be done
 
 
 def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list[Encoded], int, np.ndarray]:
