@@ -148,7 +148,9 @@ def _root(settings: Settings) -> Iterator[Finding]:
         enough = free >= LEAST_DISK
         remedy = "" if enough else "free some, or choose a --root on another disk; `tagcos estimate` says how much a run takes"
         yield Finding("disk", "ok" if enough else "problem", f"{free / 1e9:.1f} GB free at {place}", remedy)
-    if root is not None:
+    if root is not None and not root.catalog_path.exists():
+        yield Finding("catalog", "note", f"no run yet: there is none at {root.catalog_path}")
+    elif root is not None:
         try:
             listed = runs.list_runs(root.catalog)
             unfinished = len(listed.filter(listed["status"] != "complete"))

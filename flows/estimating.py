@@ -106,7 +106,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     loading = time.perf_counter() - started
     try:
         encoded, rejected, lengths = _encode(settings, loaded, pool.sample)
-        with reporter.stage("probe", "seconds") as progress:
+        with reporter.stage("probe", "tokens") as progress:
             probe = Probe(settings, loaded, encoded)
             warm_up = probe.warm_up()
             rate, spent = probe.gradients(seconds, progress)
@@ -261,7 +261,7 @@ class Probe:
             batch = passes[order[turn % len(order)]]
             self._pass(extractor, batch)
             tokens, turn = tokens + sum(map(len, batch)), turn + 1
-            progress(min(time.perf_counter() - begun, seconds), seconds)
+            progress(tokens)
         spent = time.perf_counter() - begun
         return tokens / spent, spent
 

@@ -58,15 +58,19 @@ def _print_estimate(found: Estimate) -> None:
     ]
     if found.known_examples:
         rows.insert(2, ("known examples", f"{found.known_examples:,}", "whose features the root has: not computed again"))
-    left = "" if found.free_bytes is None else f"{found.free_bytes / 1e9:,.1f} GB are free"
-    rows.append(("disk", f"{found.disk_bytes / 1e9:,.2f} GB", left))
-    rows += [(f"  {name}", f"{n / 1e9:,.2f} GB", "") for name, n in found.disk.items()]
+    rows.append(("disk", size(found.disk_bytes), "" if found.free_bytes is None else f"{size(found.free_bytes)} are free"))
+    rows += [(f"  {name}", size(n), "") for name, n in found.disk.items()]
     rows.append(("time", duration(found.seconds), ""))
     arithmetic = {"cluster": "arithmetic: matrix products", "select": "arithmetic: matrix products"}
     rows += [(f"  {name}", duration(n), arithmetic.get(name, "")) for name, n in found.stages.items()]
     print_frame(pl.DataFrame(rows, schema=["what", "value", "how"], orient="row"))
     if found.free_bytes is not None and found.disk_bytes > found.free_bytes:
         print("\nthe disk is too small: choose a --root elsewhere (an object store will do), or lower --dim")
+
+
+def size(count: int) -> str:
+    """In the unit that suits: 54 MB, 1.6 GB."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -33,28 +33,23 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
         return
     lines: list[dict[str, Any]] = []
     for row in listed:
-        started = f"{row['started_at']:%Y-%m-%d %H:%M}"
-        head = {"run": row["run_id"], "status": row["status"], "started (UTC)": started}
-        head |= {"pool": row["pool"], "selected": row["selected"], "stage": "all", "seconds": _tenths(row["seconds"])}
-        lines.append(head)
+        head = {"run, stage": row["run_id"], "status": row["status"], "UTC": f"{row['started_at']:%m-%d %H:%M}"}
+        lines.append(head | {name: row[name] for name in ("pool", "selected", "seconds")})
         for stage in _stages(catalog, row["run_id"]):
-            peak = f"{(stage['peak_bytes'] or 0) / 2**30:.2f}"
-            lines.append({"stage": stage["stage"], "seconds": _tenths(stage["seconds"]), "peak GiB": peak})
-        if row["error"]:
-            lines.append({"run": row["error"]})
-    names = ["run", "status", "started (UTC)", "pool", "selected", "stage", "seconds", "peak GiB"]
-    kinds = {name: pl.Int64 if name in ("pool", "selected") else pl.String for name in names}
+            peak = (stage["peak_bytes"] or 0) / 2**30
+            lines.append({"run, stage": f"  {stage['stage']}", "seconds": stage["seconds"], "peak GiB": peak})
+    kinds: dict[str, Any] = dict.fromkeys(("run, stage", "status", "UTC"), pl.String)
+    kinds |= {"pool": pl.Int64, "selected": pl.Int64, "seconds": pl.Float64, "peak GiB": pl.Float64}
     print_frame(pl.DataFrame(lines, schema=kinds))
+    for row in listed:
+        if row["error"]:
+            print(f"\n{row['run_id']}: {row['error']}")
 
 
 def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
     from storage import runs
 
     return runs.run_status(catalog, run_id).stages.to_dicts()
-
-
-def _tenths(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:

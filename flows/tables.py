@@ -87,7 +87,8 @@ def print_json(value: Any) -> None:
 
 
 def print_frame(frame: pl.DataFrame) -> None:
-    """A table that fits the terminal: long texts are folded, and where even so its columns do not fit, a line a field.
+    """A table that fits the terminal: long texts are folded, and where even so its columns do not fit, a line a
+    field that is not empty.
 
     Where output is no terminal, a line a row, whatever its length, and all rows.
     """
@@ -97,7 +98,7 @@ def print_frame(frame: pl.DataFrame) -> None:
     numeric = [kind.is_numeric() for kind in frame.dtypes]
     widest = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(frame.columns)]
     least = [width if number else min(width, NARROWEST) for width, number in zip(widest, numeric, strict=True)]
-    if sum(least) + 2 * len(least) <= screen.width or not cells:
+    if sum(least) + 2 * (len(least) - 1) <= screen.width or not cells:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name, width, number in zip(frame.columns, least, numeric, strict=True):
             table.add_column(
@@ -111,7 +112,8 @@ def print_frame(frame: pl.DataFrame) -> None:
         for i, row in enumerate(cells, start=1):
             screen.print(f"-- {i} " + "-" * 20)
             for name, cell in zip(frame.columns, row, strict=True):
-                screen.print(f"{name:<{name_width}}  {cell}", soft_wrap=False)
+                if cell:
+                    screen.print(f"{name:<{name_width}}  {cell}")
     if len(shown) < len(frame):
         screen.print(f"{len(frame) - len(shown)} more rows: add a LIMIT to see others, or --json for all")
 

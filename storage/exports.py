@@ -21,6 +21,7 @@ import pyarrow as pa
 from storage import export_shapes as shapes
 from storage import selections
 from storage.export_files import BESIDE, MARK, open_writer
+from storage.files import sync_path
 from storage.root import Root
 from tagcos_stream.types import UserError
 
@@ -180,7 +181,13 @@ def _beside(path: Path, folder: bool) -> Iterator[Path]:
         yield partial
         if folder and path.exists():
             path.rename(old)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        sync_path(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
     finally:

@@ -78,9 +78,11 @@ def test_doctor__a_machine_that_is_ready(tmp_path: Path, contacted: list[Any]) -
 
 
 def test_doctor__a_root_that_is_there(tmp_path: Path) -> None:
-    open_root(str(tmp_path / "root"))
+    root = open_root(str(tmp_path / "root"))
     (tmp_path / "file").write_text("")
-    assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "problem"  # no run ever
+    assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "note"  # no run ever
+    root.catalog_path.write_text("no catalog")
+    assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "problem"
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "file" / "root")})))["root"] == "problem"
 
 

@@ -250,7 +250,7 @@ def test_export__trl_trains_on_it_by_weight(
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     import datasets
     import torch
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     from tagcos_stream.weighted_sft import weighted_sft_trainer
 
@@ -266,16 +266,21 @@ def test_export__trl_trains_on_it_by_weight(
         assert row["input_ids"] == found.input_ids.tolist()
         assert [label != -100 for label in row["labels"]] == found.target.tolist()
 
-    def step(batch: int, accumulate: int) -> Any:
-        """The model after one step of plain descent over the first four examples."""
-        arguments = SFTConfig(
+    def settings(batch: int, accumulate: int) -> Any:
+        return SFTConfig(
             output_dir=str(tmp_path / "out"), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
             max_steps=1, learning_rate=1.0, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, report_to=[],
             use_cpu=True, bf16=False, activation_checkpointing=False, max_length=None, train_sampling_strategy="sequential",
             disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
+
+    plain = SFTTrainer(tiny_model("llama"), args=settings(2, 1), train_dataset=data, processing_class=tokenizer)
+    assert plain.train_dataset["labels"] == data["labels"]  # taken as they are, without weights
+
+    def step(batch: int, accumulate: int) -> Any:
+        """The model after one step of plain descent over the first four examples."""
         model = tiny_model("llama")
-        trainer = weighted_sft_trainer(model, data.select(range(4)), arguments, processing_class=tokenizer)
+        trainer = weighted_sft_trainer(model, data.select(range(4)), settings(batch, accumulate), processing_class=tokenizer)
         trainer.train()
         return {name: p.detach().clone() for name, p in model.named_parameters()}
 
