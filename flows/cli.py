@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from flows.control_commands import diagnose, select
-from flows.options import takes_settings
-from flows.tables import console, print_frame, print_summary
+from flows.control_commands import diagnose, select, tell_run
+from flows.machine_commands import doctor, estimate
+from flows.options import JsonOption, takes_settings
+from flows.root_commands import check, export, gc, open_reader, sql, status
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
 
-if TYPE_CHECKING:
-    from storage.catalog import Catalog
-    from storage.root import Root
+EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
+RESUMED = ("run", "demo", "select", "diagnose")  # the same command goes on where it stopped
 
 app = typer.Typer(
     name="tagcos",
     help="Choose the few percent of an instruction-tuning pool that are worth training on, and see why.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DEFAULT_ROOT = Settings.model_fields["root"].default
 
 
 @app.command()
@@ -45,22 +41,26 @@ def run(
         bool, typer.Option("--prefect", help="Run as a Prefect flow (does so by itself where PREFECT_API_URL is set).")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
     if sources:
         settings["sources"] = tuple(sources)
-    _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out)
+    _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out, as_json=as_json)
 
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
+for command in (takes_settings(estimate), doctor, status, sql, export, check, gc):
+    app.command()(command)
 
 
 @app.command()
 def demo(
-    root: RootOption = "tagcos-demo",
+    root: Annotated[str, typer.Option(help="Folder that holds everything durable.")] = "tagcos-demo",
     fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.05,
+    as_json: JsonOption = False,
 ) -> None:
     """The whole job on a small real model and 400 examples made from the Python standard library; under five minutes."""
     from flows.demo_data import write_demo_data
@@ -78,7 +78,9 @@ def demo(
             "clusters": 8,
         }
     )
-    run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl")
+    run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl", as_json=as_json)
+    if as_json:
+        return
     print(
         "\nGo on with:\n"
         f"  tagcos status --root {root}\n"
@@ -88,145 +90,19 @@ def demo(
     )
 
 
-@app.command()
-def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Runs of a root: what is done, what is not, and what it took."""
-    from storage import runs
-
-    catalog = _open_root(root).catalog
-    listed = runs.list_runs(catalog)
-    if as_json:
-        print(json.dumps([{**row, "stages": _stages(catalog, row["run_id"])} for row in listed.to_dicts()], default=str))
-        return
-    table = Table(
-        "run", "status", "started (UTC)", "pool", "selected", "stage", "seconds", "peak GiB", box=None, header_style="bold"
-    )
-    for row in listed.iter_rows(named=True):
-        pool, selected = (str(row[name]) if row[name] is not None else "" for name in ("pool", "selected"))
-        table.add_row(
-            row["run_id"],
-            row["status"],
-            f"{row['started_at']:%Y-%m-%d %H:%M}",
-            pool,
-            selected,
-            "all",
-            _seconds(row["seconds"]),
-            "",
-        )
-        for stage in _stages(catalog, row["run_id"]):
-            table.add_row(*[""] * 5, stage["stage"], _seconds(stage["seconds"]), f"{(stage['peak_bytes'] or 0) / 2**30:.2f}")
-        if row["error"]:
-            table.add_row("", row["error"])
-    console().print(table)
-
-
-def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
-    from storage import runs
-
-    return runs.run_status(catalog, run_id).stages.to_dicts()
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-@app.command()
-def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Ask the catalog, read-only: tables, views and macros are described in docs/store.md."""
-    import duckdb
-
-    try:
-        frame = _open_root(root).catalog.read(query)
-    except duckdb.Error as error:
-        raise UserError(f"query failed: {error}") from error
-    if as_json:
-        print(json.dumps(frame.to_dicts(), default=str, ensure_ascii=False))
-    else:
-        print_frame(frame)
-
-
-@app.command()
-def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or latest.")],
-    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .parquet.")],
-    root: RootOption = DEFAULT_ROOT,
-) -> None:
-    """Write a selection for a trainer: messages with weight, cluster and rank."""
-    from storage import exports
-
-    opened = _open_root(root)
-    if run_id == "latest":
-        latest = opened.catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
-        if not latest:
-            raise UserError(f"no run of {root} is complete yet: `tagcos status --root {root}` shows how far they are")
-        run_id = latest[0]
-    written = exports.export(opened, run_id, out)
-    print(f"{written} examples of {run_id} written to {out}")
-
-
-@app.command()
-def check(
-    root: RootOption = DEFAULT_ROOT,
-    fast: Annotated[bool, typer.Option("--fast", help="Look at presence, sizes and counts only, not at every byte.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended from what is left.")] = False,
-) -> None:
-    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something stays damaged."""
-    from flows.progress import default_reporter
-    from storage import check as checking
-
-    opened = _open_root(root)
-    with default_reporter().stage("check", "files") as progress:
-        findings = checking.check(opened, deep=not fast, progress=lambda _, done, total: progress(done, total))
-    mended = []
-    if repair:
-        with opened.writer():
-            mended = checking.repair(opened, findings)
-    for finding in findings:
-        print(f"{finding.place}: {finding.problem}\n    {'mended' if finding in mended else finding.remedy}")
-    left = [finding for finding in findings if finding not in mended]
-    print(f"{len(findings)} findings, {len(mended)} mended" if findings else "everything is as it was written")
-    if any(finding.damage for finding in left):
-        raise typer.Exit(1)
-
-
-@app.command()
-def gc(root: RootOption = DEFAULT_ROOT, yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False) -> None:
-    """List files that nothing refers to, left by interrupted work; with --yes, remove them."""
-    from storage.gc import orphans, sweep
-
-    opened = _open_root(root)
-    with opened.writer():
-        found = orphans(opened)
-        for orphan in found:
-            print(f"{orphan.key}  {orphan.bytes} bytes  {orphan.reason}")
-        removed = sweep(opened, found) if yes else 0
-    total = sum(orphan.bytes for orphan in found)
-    print(
-        f"{len(found)} files, {total} bytes" + (f"; {removed} bytes removed" if yes else "; --yes removes them" if found else "")
-    )
-
-
-def _run(settings: Settings, *, prefect: bool, out: Path | None) -> str:
+def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) -> str:
     from flows import pipeline
     from storage import exports
 
-    exports.check_suffix(out)
+    exports.check_target(out)
     if prefect or os.environ.get("PREFECT_API_URL"):
         from flows.prefect_flow import run_flow
 
         run_id = run_flow(settings)
     else:
         run_id = pipeline.run(settings).run_id
-    print_summary(_open_root(settings.root).catalog, run_id)
-    if out is not None:
-        print(f"{exports.export(_open_root(settings.root), run_id, out)} examples written to {out}")
+    tell_run(open_reader(settings.root), run_id, out, as_json)
     return run_id
-
-
-def _open_root(root: str) -> Root:
-    from storage.root import open_root
-
-    return open_root(root, create=False)
 
 
 def main() -> None:
@@ -239,8 +115,15 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == 130:  # typer turns Ctrl-C into this
-            print("\ntagcos: interrupted; what was committed is kept. Run the same command again to go on.", file=sys.stderr)
+            print(f"\ntagcos: interrupted; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
         raise
+
+
+def how_to_go_on(arguments: list[str]) -> str:
+    line = shlex.join(["tagcos", *arguments])
+    if arguments[:1] and arguments[0] in RESUMED:
+        return f"what was committed is kept. Go on with the same command:\n  {line}"
+    return f"nothing was changed. To do it again:\n  {line}"
 
 
 if __name__ == "__main__":

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.tables import print_frame, print_summary
-from tagcos_stream.config import Settings
+from flows.options import DEFAULT_ROOT, JsonOption, RootOption, RunOption
+from flows.root_commands import print_exported
+from flows.tables import print_frame, print_json, print_summary, summary
 
-RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.")]
-RunOption = Annotated[str | None, typer.Option("--run", help="A complete run's id; default the newest.")]
-DEFAULT_ROOT = Settings.model_fields["root"].default
+if TYPE_CHECKING:
+    from storage.root import Root
 
 
 def select(
     root: RootOption = DEFAULT_ROOT,
     run: RunOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select again from a run's stored features, with these settings changed: reads no source, computes no gradient."""
@@ -27,12 +28,22 @@ def select(
     from storage import exports
     from storage.root import open_root
 
-    exports.check_suffix(out)
+    exports.check_target(out)
     run_id = reselect(root, run, **settings).run_id
-    opened = open_root(root, create=False)
-    print_summary(opened.catalog, run_id)
-    if out is not None:
-        print(f"{exports.export(opened, run_id, out)} examples written to {out}")
+    tell_run(open_root(root, create=False), run_id, out, as_json)
+
+
+def tell_run(root: Root, run_id: str, out: Path | None, as_json: bool) -> None:
+    """What a finished run selected, and its export where one was asked for."""
+    from flows import exporting
+
+    if not as_json:
+        print_summary(root.catalog, run_id)
+    done = exporting.export(root, run_id, out) if out is not None else None
+    if as_json:
+        print_json({**summary(root.catalog, run_id), "exported": None if done is None else asdict(done)})
+    elif done is not None:
+        print_exported(done)
 
 
 def diagnose(
@@ -44,7 +55,7 @@ def diagnose(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of draws and clusterings: 0, 1 and on.")] = 3,
     memory_limit: Annotated[float | None, typer.Option(help="GiB; default the run's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare methods on a run's stored features: each selects by seven eighths of the dimensions, measured on the rest."""
     from flows import diagnosing
@@ -59,6 +70,6 @@ def diagnose(
     )
     frame = diagnosing.table(root, run_id)
     if as_json:
-        print(json.dumps(frame.to_dicts()))
+        print_json(frame.to_dicts())
     else:
         print_frame(frame)

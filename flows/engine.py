@@ -96,7 +96,6 @@ class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
     def __init__(self, spec: EngineSpec, device: str) -> None:
-        from tagcos_stream.features.gradient_memory import model_shape, peak_bytes
         from tagcos_stream.features.gradients import GradientExtractor
         from tagcos_stream.features.projection import make_projection
 
@@ -119,14 +118,7 @@ class Engine:
             variants=[space.variant for space in spec.spaces],
             projection=make_projection(spec.settings.projection, dim=first.dim, seed=spec.settings.feature_seed),
         )
-        shape = model_shape(loaded.model)
-        held = {"variants": len(spec.spaces), "checkpoints": len(self.checkpoints), "block_rows": spec.settings.block_rows}
-
-        def need(tokens: int) -> int:
-            peak = peak_bytes(shape, token_budget=tokens, max_length=self.max_length, dim=first.dim, **held)
-            return peak - shape.weight_bytes
-
-        self.token_budget = tokens_per_pass(spec.settings, loaded, "the gradient stage", need, spec.processes)
+        self.token_budget = gradient_tokens(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
         self._checked = False
         self._writers: dict[tuple[str, str], features.SegmentWriter] = {}
 
@@ -237,6 +229,19 @@ def encode_row(tokenizer: Any, row: dict[str, Any], longest: int, reject_long: b
     if encoded.truncated and reject_long:
         return Rejected(TOO_LONG, f"more than {longest} tokens")
     return encoded
+
+
+def gradient_tokens(settings: Settings, loaded: Any, variants: int, checkpoints: int, processes: int = 1) -> int:
+    """Tokens of a pass of the gradient stage; UserError where the memory is too little even so."""
+    from tagcos_stream.features.gradient_memory import model_shape, peak_bytes
+
+    shape = model_shape(loaded.model)
+    held = {"variants": variants, "checkpoints": checkpoints, "block_rows": settings.block_rows, "dim": settings.dim}
+
+    def need(tokens: int) -> int:
+        return peak_bytes(shape, token_budget=tokens, max_length=max_length(settings, loaded), **held) - shape.weight_bytes
+
+    return tokens_per_pass(settings, loaded, "the gradient stage", need, processes)
 
 
 def max_length(settings: Settings, loaded: Any) -> int:

@@ -11,6 +11,9 @@ from pydantic.fields import FieldInfo
 
 from tagcos_stream.config import Settings
 
+ROOT_VARIABLE = "TAGCOS_ROOT"
+DEFAULT_ROOT = Settings.model_fields["root"].default
+
 # where each panel of `tagcos run --help` begins; the order is that of the model's fields
 PANELS = {
     "sources": "Pool",
@@ -48,7 +51,13 @@ def settings_parameters(names: Collection[str] = ALL) -> list[inspect.Parameter]
         if name not in names:
             continue
         kind = _option_type(field.annotation)
-        option = typer.Option("--" + name.replace("_", "-"), help=_help(field), rich_help_panel=panel, show_default=False)
+        option = typer.Option(
+            "--" + name.replace("_", "-"),
+            help=_help(field),
+            rich_help_panel=panel,
+            show_default=False,
+            envvar=ROOT_VARIABLE if name == "root" else None,
+        )
         annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
@@ -73,6 +82,31 @@ def takes_settings(command: Callable[..., Any], names: Collection[str] = ALL) ->
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__
     return wrapper
+
+
+def run_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete runs of the root that the line names, for the shell: from the published copy, so that nobody waits."""
+    try:
+        import duckdb
+
+        from storage.root import open_root
+        from storage.snapshot import snapshot_path
+
+        copy = snapshot_path(open_root(context.params.get("root") or DEFAULT_ROOT, create=False))
+        with duckdb.connect(str(copy), read_only=True) as connection:
+            found = connection.execute(
+                "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [incomplete]
+            ).fetchall()
+    except Exception:  # there is nobody to tell while a line is typed
+        return []
+    return [row[0] for row in found] + [name for name in ("latest",) if name.startswith(incomplete)]
+
+
+RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.", envvar=ROOT_VARIABLE)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="A complete run's id, or latest; default the newest.", autocompletion=run_ids)
+]
 
 
 def settings_table() -> str:

@@ -81,12 +81,12 @@ def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
 
 
 def complete_run(catalog: Catalog, run_id: str | None = None) -> dict[str, Any]:
-    """A complete run's row of `runs`, by default that of the newest.
+    """A complete run's row of `runs`, by default (or as "latest") that of the newest.
 
     Raises:
         UserError: there is none, or the run named is unknown or not complete.
     """
-    if run_id is None:
+    if run_id in (None, "latest"):
         latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
         if not latest:
             raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")

@@ -58,11 +58,7 @@ def load_model(
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "
-            "a private hub model needs `hf auth login`)"
-        ) from error
+        raise _not_loaded(ref, error) from error
     if "gguf_file" in options:  # dequantised on loading, and yet still said to be quantised, which bars training and saving it
         model.hf_quantizer, model.is_quantized = None, False
         for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
@@ -76,6 +72,25 @@ def load_model(
     model.config.use_cache = False
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     return LoadedModel(model, tokenizer, ref, model_fingerprint(model, tokenizer), int(positions), device, dtype)
+
+
+def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone of what `load_model` loads, without the weights. UserError where there is none under that name."""
+    from transformers import AutoTokenizer
+
+    source, options = _source(ref)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(ref, error) from error
+
+
+def _not_loaded(ref: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "
+        "a private hub model needs `hf auth login`)"
+    )
 
 
 def _source(ref: str) -> tuple[str, dict[str, Any]]:

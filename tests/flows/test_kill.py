@@ -172,7 +172,7 @@ def test_run__interrupted_by_ctrl_c_says_how_to_go_on(longer_settings: dict[str,
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert "Run the same command again to go on" in log.read_text(encoding="utf-8")
+    assert "Go on with the same command:\n  tagcos run" in log.read_text(encoding="utf-8")
     before = committed(root)
     assert open_root(str(root), create=False).catalog.read("SELECT status FROM runs")["status"].to_list() == ["interrupted"]
     finish(longer_settings, log)

@@ -110,7 +110,7 @@ def test_export__holds_messages_weight_cluster_and_rank(small_settings: Maker, t
     values = small_settings()
     outcome = run(values)
     path = tmp_path / name
-    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path) == 12
+    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path).rows == 12
     frame = pl.read_ndjson(path) if name.endswith("jsonl") else pl.read_parquet(path)
     assert len(frame) == 12
     assert frame["weight"].mean() == pytest.approx(1)
@@ -224,7 +224,7 @@ def test_export__read_again_gives_the_same_ids(small_settings: Maker, tmp_path: 
     values = small_settings(sources=(str(tmp_path / "rich.jsonl"),), fraction=1.0, clusters=1, max_length=400)
     outcome = run(values)
     path = tmp_path / name
-    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path) == 3
+    assert exports.export(open_root(values["root"], create=False), outcome.run_id, path).rows == 3
     (file,) = resolve_sources([str(path)])
     again = [example_id for block in read_file(file) for example_id in block.occurrences["example_id"]]
     assert sorted(again) == sorted(selected(values["root"], outcome.run_id)["example_id"])
@@ -237,4 +237,4 @@ def test_run__with_its_root_in_an_object_store_selects_the_same(
     local, remote = run(small_settings()), run(small_settings(root=bucket))
     assert selected(str(tmp_path / "root"), local.run_id).equals(selected(bucket, remote.run_id))
     assert run(small_settings(root=bucket)).stages["gradients"]["computed"] == 0
-    assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl") == 12
+    assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl").rows == 12

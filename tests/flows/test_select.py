@@ -95,7 +95,7 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
         assert any(digit in why["reason"] for digit in "0123456789") or "by draw" in why["reason"]
         assert why["chosen"] == (why["places_to_cut"] is None)
     path = tmp_path / "out.jsonl"
-    assert exports.export(root, outcome.run_id, path) == 18
+    assert exports.export(root, outcome.run_id, path).rows == 18
     weights = pl.read_ndjson(path)["weight"]
     assert weights.mean() == pytest.approx(1)
     if not METHODS[method].weights:

@@ -1,0 +1,97 @@
+"""One grammar for all commands, tables that fit, completion, and what Ctrl-C says."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import polars as pl
+import pytest
+import typer
+from rich.console import Console
+
+from flows import cli, pipeline, tables
+from flows.pipeline import load_settings
+from flows.progress import SilentReporter
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_commands__one_grammar(name: str) -> None:
+    """--root, --json and -h everywhere; a run is RUN or --run; every option is told in a sentence."""
+    command: click.Command = COMMANDS[name]
+    options = {option: p for p in command.params for option in p.opts}
+    assert {"--root", "--json"} <= set(options)
+    assert command.help
+    assert command.help.split("\n")[0].endswith(".")
+    for option in command.params:
+        told = getattr(option, "help", None)
+        assert told is None or told.endswith("."), (name, option.name)
+        assert "_" not in "".join(option.opts) or option.param_type_name == "argument", (name, option.opts)
+    assert all(p.name == "root" or p.envvar is None for p in command.params)
+    assert options["--root"].envvar == (None if name == "demo" else "TAGCOS_ROOT")
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, width: int) -> list[str]:
+    out = io.StringIO()
+    monkeypatch.setattr(tables, "console", lambda: Console(width=width, file=out, markup=False, highlight=False))
+    tables.print_frame(frame)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 72, 200])
+def test_print_frame__fits(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Long texts are folded, numbers stay whole, and columns that do not fit become a line each."""
+    wide = pl.DataFrame({f"column_{i}": [123456.75 + i, None] for i in range(9)} | {"text": ["many words " * 9, "[b]x"]})
+    lines = printed(monkeypatch, wide, width)
+    assert max(map(len, lines)) <= width
+    whole = "\n".join(lines)
+    assert "1.235e+05" in whole
+    assert "[b]x" in whole
+    assert ("-- 2 ---" in whole) == (width < 200)
+    narrow = printed(monkeypatch, pl.DataFrame({"n": [1, 20], "text": ["a " * 60, "b"]}), width)
+    assert max(map(len, narrow)) <= width
+    assert narrow[1].startswith(" 1  a a")
+    assert sum(line.count("a") for line in narrow[1:]) == 60
+    assert printed(monkeypatch, pl.DataFrame({"a": [], "b": []}), width)[0].split() == ["a", "b"]
+
+
+def test_completion__runs_and_formats(small_settings: Callable[..., dict[str, Any]]) -> None:
+    settings = load_settings(small_settings(method="random"))
+    run_id = pipeline.run(settings, SilentReporter()).run_id
+
+    def complete(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_TAGCOS_COMPLETE": "complete_bash"}
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("tagcos"))], env=os.environ | words, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert set(complete("tagcos ")) == set(COMMANDS)
+    assert complete(f"tagcos export --root {settings.root} ") == [run_id, "latest"]
+    assert complete(f"tagcos select --root {settings.root} --run {run_id[:3]}") == [run_id]
+    assert "llama-factory" in complete("tagcos export --format ")
+    assert "herding" in complete("tagcos run --method h")
+    assert complete("tagcos export --root /nowhere/at/all r") == []
+
+
+def test_how_to_go_on__says_the_command() -> None:
+    """tests/flows/test_kill.py sends the signal."""
+    said = cli.how_to_go_on(["run", "my data.jsonl", "--fraction", "0.1"])
+    assert said == "what was committed is kept. Go on with the same command:\n  tagcos run 'my data.jsonl' --fraction 0.1"
+    assert cli.how_to_go_on(["sql", "FROM runs"]) == "nothing was changed. To do it again:\n  tagcos sql 'FROM runs'"
+
+
+def test_root__from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TAGCOS_ROOT", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("sys.argv", ["tagcos", "status"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "elsewhere" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""`tagcos doctor`: finds what is wrong, and contacts nothing that was not configured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import doctor
+from flows.pipeline import load_settings
+from storage.root import open_root
+
+
+@pytest.fixture(autouse=True)
+def _nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_API_URL", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def contacted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Addresses that anything in this process connects to, or asks the name of."""
+    seen: list[Any] = []
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def noted(self: socket.socket, address: Any) -> None:
+        seen.append(address)
+        connect(self, address)
+
+    def asked(host: Any, *more: Any, **options: Any) -> Any:
+        assert host in ("127.0.0.1", "localhost"), f"asked for {host}"
+        return lookup(host, *more, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    return seen
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback that knows one model and its own health; its URL and the paths it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if self.path in ("/api/models/owner/name", "/api/health") else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    running = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_port}", asked
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def states(found: list[doctor.Finding]) -> dict[str, str]:
+    return {finding.what: finding.state for finding in found}
+
+
+def test_doctor__a_machine_that_is_ready(tmp_path: Path, contacted: list[Any]) -> None:
+    found = doctor.examine(load_settings({"root": str(tmp_path / "new"), "memory_limit": 0.1}))
+    assert not [finding for finding in found if finding.state == "problem"]
+    assert {"python", "packages", "memory", "root", "disk"} <= set(states(found))
+    assert not contacted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor__a_root_that_is_there(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path / "root"))
+    (tmp_path / "file").write_text("")
+    assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "note"  # no run ever
+    root.catalog_path.write_text("no catalog")
+    assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "problem"
+    assert states(doctor.examine(load_settings({"root": str(tmp_path / "file" / "root")})))["root"] == "problem"
+
+
+def test_doctor__asks_only_what_is_configured(
+    tmp_path: Path, server: tuple[str, list[str]], contacted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = server
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
+    settings = {"root": str(tmp_path), "model": "owner/name"}
+    found = states(doctor.examine(load_settings(settings)))
+    assert (found["hub"], found["prefect"]) == ("ok", "ok")
+    assert asked == ["/api/models/owner/name", "/api/health"]
+    assert {address[1] for address in contacted} == {int(url.rsplit(":", 1)[1])}
+
+    (hub,) = (f for f in doctor.examine(load_settings(settings | {"model": "owner/other"})) if f.what == "hub")
+    assert (hub.state, hub.remedy) == ("problem", "check the model's name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert states(doctor.examine(load_settings(settings)))["hub"] == "note"
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    (prefect,) = (f for f in doctor.examine(load_settings(settings)) if f.what == "prefect")
+    assert prefect.state == "problem"
+    assert "unset PREFECT_API_URL" in prefect.remedy
+
+
+def test_doctor__versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range in the constraints is a limit with a reason, `==` is what was tested, and a lower bound of ours is a limit."""
+    version = importlib.metadata.version
+    wrong = {"fastapi": "0.155.0", "rich": "15.1.0", "polars": "1.0.0"}
+
+    def changed(name: str) -> str:
+        if name == "xxhash":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return wrong.get(name) or version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", changed)
+    problem, note = (finding for finding in doctor.examine(load_settings({"root": str(tmp_path)})) if finding.what == "packages")
+    assert (problem.state, note.state) == ("problem", "note")
+    assert "polars 1.0.0 (needs <3,>=2.1)" in problem.found
+    assert "fastapi 0.155.0 (needs <0.151,>=0.139: from 0.155 no Prefect 3.8 flow runs" in problem.found
+    assert "xxhash is not installed" in problem.found
+    assert "rich 15.1.0 (tested: 15.0.0)" in note.found
+    assert "constraints.txt" in problem.remedy

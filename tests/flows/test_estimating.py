@@ -1,0 +1,75 @@
+"""What `tagcos estimate` says, and what the run then takes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import estimating, pipeline
+from flows.pipeline import load_settings
+from flows.progress import SilentReporter
+from storage.root import open_root
+from tagcos_stream.reading.ingest import resolve_sources
+from tagcos_stream.types import UserError
+from tests.flows.conftest import conversation
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
+    (pool_folder / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
+    settings = load_settings(small_settings(max_rejects=0.9))
+    found = estimating.estimate(settings, seconds=0.2)
+    assert not (tmp_path / "root").exists()  # it writes nothing
+    outcome = pipeline.run(settings, SilentReporter())
+    root = open_root(settings.root, create=False)
+    tokens = root.catalog.read("SELECT sum(tokens)::BIGINT AS n FROM feature_rows WHERE status = 'ok'")["n"][0]
+    assert (found.rows, found.rows_read, found.rejected_rows) == (121, 121, 1)
+    assert (found.examples, found.known_examples) == (120, 0)
+    assert (found.selected, found.clusters) == (12, 4)
+    assert (found.tokens, found.without_gradient) == (tokens, 120 - outcome.stages["gradients"]["rows"])
+    assert found.tokens_an_example == pytest.approx(tokens / 120)
+    assert found.probe_seconds >= 0.2
+    assert found.stages["gradients"] == pytest.approx(tokens / found.tokens_a_second)
+    assert found.seconds == pytest.approx(sum(found.stages.values()))
+
+    on_disk = {name: size_of(Path(settings.root) / name) for name in ("spaces", "clusterings")}
+    assert found.disk["features"] + found.disk["checkpoints"] == pytest.approx(on_disk["spaces"], rel=0.15)
+    catalog = size_of(Path(settings.root), "catalog*") + size_of(Path(settings.root) / "snapshots")
+    assert found.disk["catalog"] == pytest.approx(catalog, rel=0.5)
+
+    again = estimating.estimate(settings, seconds=0)
+    assert (again.known_examples, again.tokens, again.stages["warm-up"]) == (120, 0, 0)
+    assert again.disk["features"] == 0
+
+
+def size_of(folder: Path, pattern: str = "**/*") -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
+    """By bytes on disk, packed files too; the sample is in proportion to the files' rows."""
+    lines = [json.dumps({"messages": conversation("sums", n)}) for n in range(30_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines[:10_000]))
+    files = resolve_sources([str(tmp_path)])
+    whole = estimating.look(files)
+    assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
+    assert len(whole.sample) <= estimating.SAMPLE
+    part = estimating.look(files, seconds=0)  # one look at each file's first blocks
+    assert part.rows_read <= 40_000
+    assert part.rows == pytest.approx(40_000, rel=0.1)
+
+
+def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="no usable example"):
+        estimating.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
+    with pytest.raises(UserError, match="max_length 8"):
+        estimating.estimate(load_settings(small_settings(max_length=8)), seconds=0)

@@ -1,0 +1,335 @@
+"""Exports hold what was chosen: read back they are the same examples, trained on at the same tokens, or they are counted."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from flows import exporting, pipeline
+from flows.progress import SilentReporter
+from flows.root_commands import FormatName
+from storage import exports
+from storage.export_files import MARK
+from storage.root import Root, open_root
+from storage.selections import selection
+from tagcos_stream.features.chat import encode
+from tagcos_stream.features.model import load_tokenizer
+from tagcos_stream.reading.ingest import read_file, resolve_sources
+from tagcos_stream.types import UserError
+from tests.models import tiny_model
+
+U, A, S, T = "user", "assistant", "system", "tool"
+TOOL = {"type": "function", "function": {"name": "f", "description": "adds", "parameters": {"type": "object", "x": [1, 2.5]}}}
+
+
+def turns(*given: Any) -> list[dict[str, Any]]:
+    """(role, content[, more keys]) each."""
+    return [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in given]
+
+
+# what a conversation may hold; the key says what some format cannot
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"messages": turns((U, "Hé {n}?\n"), (A, "Oui.\t𝄞"))},
+    "system, several turns": {"messages": turns((S, "Be kind."), (U, "Hi {n}"), (A, "Ho"), (U, "Well?"), (A, "So."))},
+    "tool calls": {
+        "messages": turns((U, "Sum {n}"), (A, '<tool_call>\n{{"name": "f"}}\n</tool_call>'), (T, "3"), (A, "It is 3.")),
+        "tools": [TOOL],
+    },
+    "other tools": {"messages": turns((U, "Tool {n}"), (A, "No.")), "tools": [{"name": "g"}]},
+    "first answer untrained": {"messages": turns((U, "One {n}"), (A, "uno", {"weight": 0}), (U, "Two"), (A, "dos"))},
+    "parts of a turn": {
+        "messages": turns((U, "Say {n}"), (A, "Yes. No. Yes.", {"train": [{"begin": 0, "end": 4}, {"begin": 9, "end": 13}]}))
+    },
+    "part before the end": {"messages": turns((U, "Half {n}"), (A, "All of it", {"train": [{"begin": 0, "end": 3}]}))},
+    "trained question": {"messages": turns((U, "Ask {n}", {"train": True}), (A, "Told."))},
+    "names": {"messages": turns((U, "I am {n}", {"name": "Ann"}), (A, "Hello Ann."))},
+    "question at the end": {"messages": turns((U, "Hi {n}"), (A, "Ho"), (U, "And?"))},
+    "two tools' turns": {"messages": turns((U, "Both {n}"), (A, "f g"), (T, "1"), (T, "2"), (A, "1 and 2"))},
+}
+
+
+def fill(value: Any, n: int) -> Any:
+    if isinstance(value, str):
+        return value.format(n=n)
+    if isinstance(value, list):
+        return [fill(v, n) for v in value]
+    return {k: v if k == "tools" else fill(v, n) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.fixture(scope="module")
+def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Root, str]:
+    """A root whose selection is its whole pool: five conversations of each kind."""
+    folder = tmp_path_factory.mktemp("exports")
+    lines = [json.dumps({"id": kind, **fill(row, n)}) for n in range(5) for kind, row in KINDS.items()]
+    (folder / "all.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    settings = {
+        "sources": (str(folder / "all.jsonl"),),
+        "root": str(folder / "root"),
+        "model": str(model_folder),
+        "fraction": 1.0,
+    }
+    settings |= {"max_length": 96, "warmup_examples": 8, "dim": 64, "clusters": 3, "min_cluster_rows": 2, "batch_tokens": 512}
+    outcome = pipeline.run(pipeline.load_settings(settings), SilentReporter())
+    root = open_root(str(folder / "root"), create=False)
+    assert len(selection(root.catalog, outcome.run_id)) == 5 * len(KINDS)
+    return root, outcome.run_id
+
+
+def kinds_of(root: Root) -> dict[str, str]:
+    found = root.catalog.read("SELECT example_id, source_id FROM occurrences")
+    return dict(found.iter_rows())
+
+
+def read_back(source: str) -> pl.DataFrame:
+    (file,) = resolve_sources([source])
+    blocks = list(read_file(file))
+    assert pl.concat([block.rejects for block in blocks]).to_dicts() == []
+    return pl.concat([block.occurrences for block in blocks])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("messages", "m.jsonl"), ("messages", "m.parquet"), ("sharegpt", "s.jsonl"), ("sharegpt", "s.parquet"), ("datasets", "d")],
+)
+def test_export__holds_everything(exported: tuple[Root, str], tmp_path: Path, format: str, name: str) -> None:
+    root, run_id = exported
+    done = exports.export(root, run_id, tmp_path / name, format=format)
+    assert (done.rows, done.examples, done.left_out) == (55, 55, {})
+    data = tmp_path / name / "tagcos.parquet" if format == "datasets" else tmp_path / name
+    assert sorted(read_back(str(data))["example_id"]) == sorted(kinds_of(root))
+    rows = rows_of(data)
+    assert np.mean([row["weight"] for row in rows]) == pytest.approx(1)
+    chosen = selection(root.catalog, run_id)
+    told = {row["example_id"]: (row["cluster"], row["rank"]) for row in rows}
+    assert told == {row["example_id"]: (row["cluster"], row["rank"]) for row in chosen.iter_rows(named=True)}
+
+
+UNFIT = {
+    "alpaca": [
+        "tool calls", "other tools", "first answer untrained", "parts of a turn", "part before the end", "trained question",
+        "names", "question at the end", "two tools' turns",
+    ],
+    "llama-factory": [
+        "first answer untrained", "parts of a turn", "part before the end", "trained question", "names", "question at the end",
+        "two tools' turns",
+    ],
+    "axolotl": ["other tools"],
+    "prompt-completion": ["parts of a turn", "part before the end", "trained question"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", list(UNFIT))
+def test_export__what_does_not_fit_is_refused_or_counted(exported: tuple[Root, str], tmp_path: Path, format: str) -> None:
+    root, run_id = exported
+    out = tmp_path / ("x.jsonl" if not exports.FORMATS[format].folder else "x")
+    with pytest.raises(UserError, match=rf"^{5 * len(UNFIT[format])} of 55 examples do not fit {format}: \d+ with .*--leave-out"):
+        exports.export(root, run_id, out, format=format)
+    assert list(tmp_path.iterdir()) == []
+
+    done = exports.export(root, run_id, out, format=format, leave_out=True)
+    assert sum(done.left_out.values()) == 5 * len(UNFIT[format])
+    data = out / "tagcos.parquet" if out.is_dir() else out
+    rows = rows_of(data)
+    kind = kinds_of(root)
+    assert {kind[row["example_id"]] for row in rows} == set(KINDS) - set(UNFIT[format])
+    assert len(rows) == done.rows
+
+
+def test_export__alpaca_and_llama_factory_and_axolotl_read_back(exported: tuple[Root, str], tmp_path: Path) -> None:
+    """Our readers know the three forms; dataset_info.json and axolotl.yaml are read as their trainers read them."""
+    root, run_id = exported
+    kind = kinds_of(root)
+    for format, source in (
+        ("alpaca", "a.jsonl"), ("llama-factory", "lf/dataset_info.json"), ("axolotl", "ax/axolotl.yaml"),
+    ):  # fmt: skip
+        out = tmp_path / source.split("/")[0]
+        exports.export(root, run_id, out, format=format, leave_out=True)
+        found = read_back(str(tmp_path / source))
+        mine = {identity for identity in kind if kind[identity] not in UNFIT[format]}
+        if format == "axolotl":  # there the parameters of tools are JSON text
+            mine = {identity for identity in mine if kind[identity] != "tool calls"}
+            assert set(found["example_id"]) > mine
+            continue
+        assert set(found["example_id"]) == mine
+
+
+def test_export__a_row_for_each_trained_turn_trains_the_same_tokens(
+    exported: tuple[Root, str], model_folder: Path, tmp_path: Path
+) -> None:
+    root, run_id = exported
+    out = tmp_path / "pc.parquet"
+    done = exports.export(root, run_id, out, format="prompt-completion", leave_out=True)
+    assert done.notes == {
+        "conversations became a row for each of their trained turns": 15,
+        "turns after the last trained one, on which nothing depends, are not in the rows": 5,
+    }
+    exports.export(root, run_id, tmp_path / "m.parquet")
+    whole = {row["example_id"]: row for row in pq.read_table(tmp_path / "m.parquet").to_pylist()}
+    tokenizer = load_tokenizer(str(model_folder))
+    got: dict[str, set[int]] = {}
+    weights: dict[str, float] = {}
+    for row in pq.read_table(out).to_pylist():
+        told = [{**m, "train": []} for m in row["prompt"]] + [{**m, "train": None} for m in row["completion"]]
+        found = encode(tokenizer, told, max_length=10_000, tools=row["tools"])
+        got.setdefault(row["example_id"], set()).update(np.flatnonzero(found.target).tolist())
+        weights[row["example_id"]] = weights.get(row["example_id"], 0) + row["weight"]
+    for identity, positions in got.items():
+        found = encode(tokenizer, whole[identity]["messages"], max_length=10_000, tools=whole[identity]["tools"])
+        assert positions == set(np.flatnonzero(found.target).tolist())
+        assert weights[identity] == pytest.approx(whole[identity]["weight"])
+
+
+def test_export__datasets_opens_it(exported: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    root, run_id = exported
+    opened = {}
+    for format in ("datasets", "llama-factory", "axolotl"):
+        exports.export(root, run_id, tmp_path / format, format=format, leave_out=True)
+        options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
+        if format == "datasets":
+            opened[format] = datasets.load_dataset(str(tmp_path / format), **options)
+        else:
+            opened[format] = datasets.load_dataset("parquet", data_files=str(tmp_path / format / "tagcos.parquet"), **options)
+    assert len(opened["datasets"]) == 55
+    kind = kinds_of(root)
+    first = {kind[row["example_id"]]: row for row in opened["datasets"]}
+    assert first["first answer untrained"]["messages"][1] == {"role": A, "content": "uno", "name": None, "train": []}
+    assert first["plain"]["messages"][1]["train"] is None
+    assert first["parts of a turn"]["messages"][1]["train"] == [{"begin": 0, "end": 4}, {"begin": 9, "end": 13}]
+    flags = {kind[row["example_id"]]: [m["train"] for m in row["messages"]] for row in opened["axolotl"]}
+    assert flags["first answer untrained"] == [None, False, None, None]
+    assert flags["trained question"] == [True, None]
+    assert set(opened["llama-factory"].column_names) >= {"conversations", "tools", "weight"}
+
+
+def test_export__llama_factory_and_axolotl_keep_to_what_they_document(exported: tuple[Root, str], tmp_path: Path) -> None:
+    """The keys are those of LLaMA-Factory's data/README.md and of axolotl's configuration reference."""
+    root, run_id = exported
+    exports.export(root, run_id, tmp_path / "lf", format="llama-factory", leave_out=True)
+    ((name, entry),) = json.loads((tmp_path / "lf" / "dataset_info.json").read_text()).items()
+    assert name == "tagcos"
+    assert (tmp_path / "lf" / entry["file_name"]).is_file()
+    assert entry["formatting"] == "sharegpt"
+    rows = pq.read_table(tmp_path / "lf" / entry["file_name"]).to_pylist()
+    for row in rows:
+        told = [turn[entry["tags"]["role_tag"]] for turn in row[entry["columns"]["messages"]]]
+        told = told[1:] if told[0] == entry["tags"]["system_tag"] else told
+        assert len(told) % 2 == 0
+        assert set(told[::2]) <= {entry["tags"]["user_tag"], entry["tags"]["observation_tag"]}
+        assert set(told[1::2]) == {entry["tags"]["assistant_tag"]}
+        assert isinstance(row[entry["columns"]["tools"]], str)
+
+    exports.export(root, run_id, tmp_path / "ax", format="axolotl", leave_out=True)
+    (stanza,) = yaml.safe_load((tmp_path / "ax" / "axolotl.yaml").read_text())["datasets"]
+    assert Path(stanza["path"]) == tmp_path / "ax" / "tagcos.parquet"
+    assert stanza["ds_type"] == "parquet"
+    assert (stanza["message_field_training"], stanza["message_field_training_detail"]) == ("train", "train_detail")
+    for row in pq.read_table(stanza["path"]).to_pylist():
+        for tool in row[stanza["field_tools"]] or []:
+            assert json.loads(tool["function"]["parameters"]) == TOOL["function"]["parameters"]
+
+
+def test_export__trl_trains_on_it_by_weight(
+    exported: tuple[Root, str], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    import datasets
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    from tagcos_stream.weighted_sft import weighted_sft_trainer
+
+    root, run_id = exported
+    done = exporting.export(root, "latest", tmp_path / "trl", format="trl")
+    assert (done.rows, done.left_out) == (55, {})
+    data = datasets.load_dataset(str(tmp_path / "trl"), split="train", cache_dir=str(tmp_path / "cache"))
+    tokenizer = load_tokenizer(str(model_folder))
+    exports.export(root, run_id, tmp_path / "m.parquet")
+    whole = {row["example_id"]: row for row in pq.read_table(tmp_path / "m.parquet").to_pylist()}
+    for row in data:
+        found = encode(tokenizer, whole[row["example_id"]]["messages"], max_length=96, tools=whole[row["example_id"]]["tools"])
+        assert row["input_ids"] == found.input_ids.tolist()
+        assert [label != -100 for label in row["labels"]] == found.target.tolist()
+
+    def settings(batch: int, accumulate: int) -> Any:
+        return SFTConfig(
+            output_dir=str(tmp_path / "out"), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+            max_steps=1, learning_rate=1.0, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, report_to=[],
+            use_cpu=True, bf16=False, activation_checkpointing=False, max_length=None, train_sampling_strategy="sequential",
+            disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+
+    plain = SFTTrainer(tiny_model("llama"), args=settings(2, 1), train_dataset=data, processing_class=tokenizer)
+    assert plain.train_dataset["labels"] == data["labels"]  # taken as they are, without weights
+
+    def step(batch: int, accumulate: int) -> Any:
+        """The model after one step of plain descent over the first four examples."""
+        model = tiny_model("llama")
+        trainer = weighted_sft_trainer(model, data.select(range(4)), settings(batch, accumulate), processing_class=tokenizer)
+        trainer.train()
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    model = tiny_model("llama")
+    total = torch.zeros(())
+    for row in data.select(range(4)):
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        total = total + row["weight"] / 4 * torch.nn.functional.cross_entropy(logits, torch.tensor(row["labels"][1:]))
+    total.backward()
+    for batch, accumulate in ((4, 1), (2, 2)):
+        after = step(batch, accumulate)
+        for name, parameter in model.named_parameters():
+            expected = parameter.detach() - parameter.grad
+            assert torch.allclose(after[name], expected, atol=2e-5), (name, batch)
+
+
+def test_export__a_folder_that_is_not_ours_stays(exported: tuple[Root, str], tmp_path: Path) -> None:
+    root, run_id = exported
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is no earlier export"):
+        exports.export(root, run_id, tmp_path / "mine", format="datasets")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for _ in range(2):  # its own earlier one is replaced
+        exports.export(root, run_id, tmp_path / "new", format="datasets")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "new"]
+    assert json.loads((tmp_path / "new" / MARK).read_text())["rows"] == 55
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("x.csv", {}, r"\.jsonl or \.parquet"),
+        ("x.jsonl", {"format": "datasets"}, "is a folder"),
+        ("x.jsonl", {"format": "best"}, "prompt-completion"),
+        ("x.jsonl", {"tokenizer": "a/b"}, "--tokenizer is for format trl"),
+    ],
+)
+def test_export__mistakes(exported: tuple[Root, str], tmp_path: Path, name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        exporting.export(exported[0], None, tmp_path / name, **options)
+
+
+def test_export__leaves_nothing_when_the_disk_is_full(exported: tuple[Root, str]) -> None:
+    if not Path("/dev/full").exists() or os.geteuid() != 0:
+        pytest.skip("needs /dev/full and a folder that takes no file")
+    with pytest.raises(UserError, match="cannot write"):
+        exports.export(*exported, Path("/proc/nothing/x.jsonl"))
+
+
+def test_export__format_names_are_those_of_the_command() -> None:
+    assert list(get_args(FormatName)) == list(exports.FORMATS)

@@ -1,0 +1,64 @@
+"""The documentation hangs together: pages, links, and messages that the code really says."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_docs__every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"- (\w+\.md)", yaml.safe_dump(yaml.safe_load(text)["nav"]))
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_docs__links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def messages() -> set[str]:
+    """Every text in the code, with … for what is filled in."""
+    found = set()
+    for folder in ("flows", "storage", "tagcos_stream"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                    found.add("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+    return found
+
+
+def test_troubleshooting__quotes_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [cell for cell in re.findall(r"^\| `([^`]+)` \|.*$", page, re.MULTILINE)]
+    ours = [q for q in quoted if "Not ours" not in next(line for line in page.splitlines() if q in line)]
+    assert len(ours) >= 25
+    said = messages()
+    for message in ours:
+        pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), re.DOTALL)
+        assert any(pattern.fullmatch(text) for text in said), message
+
+
+@pytest.mark.slow
+def test_docs__build_strictly_and_ask_no_other_host(tmp_path: Path) -> None:
+    """The command of CONTRIBUTING.md."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]+', page.read_text(encoding="utf-8")), (
+            page
+        )
