@@ -26,6 +26,7 @@ TOLD = (
     ("rows new", "ingest", "new"),
     ("rows retired", "ingest", "retired"),
     ("rows rejected", "ingest", "rejected"),
+    ("examples held out", "ingest", "heldout"),
     ("near-duplicates left out", "ingest", "near_duplicates"),
     ("gradients computed", "gradients", "computed"),
     ("examples without a gradient", "gradients", "rejected"),

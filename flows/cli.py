@@ -12,9 +12,12 @@ import typer
 from rich.table import Table
 
 from flows.control_commands import diagnose, select
+from flows.evaluate_command import PANELS as EVALUATION_PANELS
+from flows.evaluate_command import evaluate
 from flows.options import takes_settings
 from flows.tables import console, print_frame, print_summary
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.evaluation.settings import Evaluation
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
+app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation, EVALUATION_PANELS))
 
 
 @app.command()
@@ -98,23 +102,21 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     if as_json:
         print(json.dumps([{**row, "stages": _stages(catalog, row["run_id"])} for row in listed.to_dicts()], default=str))
         return
-    table = Table(
-        "run", "status", "started (UTC)", "pool", "selected", "stage", "seconds", "peak GiB", box=None, header_style="bold"
-    )
+    columns = ("run", "status", "started (UTC)", "pool", "held out", "selected", "stage", "seconds", "peak GiB")
+    table = Table(*columns, box=None, header_style="bold")
     for row in listed.iter_rows(named=True):
-        pool, selected = (str(row[name]) if row[name] is not None else "" for name in ("pool", "selected"))
+        counts = [str(row[name]) if row[name] is not None else "" for name in ("pool", "heldout", "selected")]
         table.add_row(
             row["run_id"],
             row["status"],
             f"{row['started_at']:%Y-%m-%d %H:%M}",
-            pool,
-            selected,
+            *counts,
             "all",
             _seconds(row["seconds"]),
             "",
         )
         for stage in _stages(catalog, row["run_id"]):
-            table.add_row(*[""] * 5, stage["stage"], _seconds(stage["seconds"]), f"{(stage['peak_bytes'] or 0) / 2**30:.2f}")
+            table.add_row(*[""] * 6, stage["stage"], _seconds(stage["seconds"]), f"{(stage['peak_bytes'] or 0) / 2**30:.2f}")
         if row["error"]:
             table.add_row("", row["error"])
     console().print(table)

@@ -32,7 +32,9 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
     usable, chosen, found = int(by_cluster["size"].sum()), int(by_cluster["selected"].sum()), int(by_dataset["pool"].sum())
     unusable = f"; {found - usable} more have no gradient (see rejects_by_reason)" if found > usable else ""
-    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}\n")
+    aside = catalog.read("SELECT count(*) AS n FROM heldout_of(?)", [run_id])["n"][0]
+    heldout = f"; {aside} more are held out" if aside else ""
+    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}{heldout}\n")
     print_frame(by_dataset)
     print()
     print_frame(by_cluster)
