@@ -13,6 +13,9 @@ from tagcos_stream.config import Settings
 
 RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="A complete run's id; default the newest.")]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="Also draw the table to this .png or .svg file (needs matplotlib).")
+]
 DEFAULT_ROOT = Settings.model_fields["root"].default
 
 
@@ -45,10 +48,12 @@ def diagnose(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of draws and clusterings: 0, 1 and on.")] = 3,
     memory_limit: Annotated[float | None, typer.Option(help="GiB; default the run's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: PlotOption = None,
 ) -> None:
     """Compare methods on a run's stored features: each selects by seven eighths of the dimensions, measured on the rest."""
-    from flows import diagnosing
+    from flows import diagnosing, plotting
 
+    draw = plotting.drawer(plot)
     run_id = diagnosing.diagnose(
         root,
         run,
@@ -62,3 +67,4 @@ def diagnose(
         print(json.dumps(frame.to_dicts()))
     else:
         print_frame(frame)
+    draw(lambda path: plotting.plot_diagnosis(frame, path))

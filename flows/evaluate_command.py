@@ -7,23 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.control_commands import PlotOption
+
 PANELS = {"root": "What is compared", "model": "How it is trained", "heldout_rows": "What it is measured on", "device": "Machine"}
 
 
 def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plot: PlotOption = None,
     **settings: Any,
 ) -> None:
     """Train one model on each selection and measure it on held-out rows: which method teaches most. Resumable."""
-    from flows import evaluating
+    from flows import evaluating, plotting
     from flows.evaluation_tables import print_results, report
     from storage.root import open_root
     from tagcos_stream.evaluation.settings import load_evaluation
 
     asked = load_evaluation(settings)
+    draw = plotting.drawer(plot)
     evaluation_id = evaluating.evaluate(asked)
     catalog = open_root(asked.root, create=False).catalog
     if as_json:
         print(json.dumps(report(catalog, evaluation_id), default=str))
     else:
         print_results(catalog, evaluation_id)
+    draw(lambda path: plotting.plot_evaluation(catalog, evaluation_id, path))

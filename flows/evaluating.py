@@ -15,6 +15,7 @@ import polars as pl
 
 from flows.engine import load_adapted
 from flows.evaluation_data import held_out, texts
+from flows.evaluation_measures import measures, said
 from flows.evaluation_units import Unit, plan_units, run_settings
 from flows.job import versions
 from flows.memory import tokens_per_pass
@@ -26,8 +27,6 @@ from tagcos_stream.config import Settings, digest
 from tagcos_stream.evaluation.settings import BASE, FIXED_FIELDS, Evaluation
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.types import UserError
-
-FORWARD = 1 / 3  # of the time that training on a token takes, measuring on it takes about this share
 
 
 def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
@@ -48,8 +47,10 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
         torch.set_num_threads(asked.threads)
     reporter.say(f"loading model {settings.model}")
     try:
-        bench = _Bench(root, base, asked, settings, load_adapted(settings, settings.device), reporter)
-        bench.run(units)
+        loaded = load_adapted(settings, settings.device)
+        with root.writer():  # for as long as it takes: an hour's training is not to be lost to another who holds the root by then
+            bench = _Bench(root, base, asked, settings, loaded, reporter)
+            bench.run(units)
     finally:
         load_adapted.cache_clear()
     return bench.evaluation_id
@@ -91,34 +92,35 @@ class _Bench:
 
         self.root, self.asked, self.reporter, self.model = root, asked, reporter, loaded.model
         self.texts = texts(root, loaded, settings)
-        self.heldout = held_out(root, base["run_id"], self.texts, asked.heldout_files, asked.heldout_rows, reporter)
-        if not self.heldout.encoded:
+        heldout = held_out(root, base["run_id"], self.texts, asked.heldout_files, asked.heldout_rows, reporter)
+        if not heldout.encoded and not asked.tasks:
             raise UserError(
                 f"nothing to measure on: run {base['run_id']} holds no example out. Start a root with `tagcos run --heldout "
-                "0.05`, or give --heldout-files with examples that are not in the pool"
+                "0.05`, or give --heldout-files with examples that are not in the pool, or --tasks"
             )
         shape, longest = model_shape(self.model), self.texts.longest
         need = partial(warmup_bytes, shape, longest, dropout=asked.lora_dropout > 0, checkpoints=0)
-        self.token_budget = self.measuring = tokens_per_pass(settings, loaded, "training", need)
+        self.token_budget = tokens_per_pass(settings, loaded, "training", need)
+        self.measures = measures(asked, heldout, loaded.tokenizer, loaded.max_positions, self.token_budget, reporter)
         self.plan = Plan(asked.batch_size, asked.learning_rate, asked.schedule, asked.rise)
         self.pool = blocks.features_pool(root.catalog, base["run_id"], base["space_id"]).select("example_id", "segment", "row")
         largest = max(run_settings(base, asked, fraction=fraction).budget(len(self.pool)) for fraction in asked.fraction)
         self.steps = asked.steps or self._passes(largest)
         config = {name: value for name, value in asked.model_dump(mode="json").items() if name in FIXED_FIELDS}
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
-        self.evaluation_id = digest([base["run_id"], loaded.fingerprint, config, self.heldout.digest], 12)
-        with root.writer():
-            evaluations.begin(
-                root.catalog,
-                self.evaluation_id,
-                run_id=base["run_id"],
-                model=settings.model,
-                model_fingerprint=loaded.fingerprint,
-                heldout_examples=len(self.heldout.encoded),
-                heldout_digest=self.heldout.digest,
-                config=config,
-                versions=versions(),
-            )
+        config |= {"tasks": self.measures.digests}
+        self.evaluation_id = digest([base["run_id"], loaded.fingerprint, config, heldout.digest], 12)
+        evaluations.begin(
+            root.catalog,
+            self.evaluation_id,
+            run_id=base["run_id"],
+            model=settings.model,
+            model_fingerprint=loaded.fingerprint,
+            heldout_examples=len(heldout.encoded),
+            heldout_digest=heldout.digest,
+            config=config,
+            versions=versions(),
+        )
 
     def run(self, units: Sequence[Unit]) -> None:
         done = evaluations.units(self.root.catalog, self.evaluation_id)
@@ -126,7 +128,7 @@ class _Bench:
         self.reporter.say(
             f"evaluation {self.evaluation_id}: {len(units)} units, {len(units) - len(left)} of them done; regime steps trains "
             f"{self.steps} steps of {self.plan.batch_size}, regime epochs {self.asked.epochs:g} passes; measured on "
-            f"{len(self.heldout.encoded)} held-out examples of {len(set(self.heldout.datasets))} datasets"
+            f"{len(self.measures.heldout.encoded)} held-out examples of {len(set(self.measures.heldout.datasets))} datasets"
         )
         costs = [self._cost(unit) for unit in left]
         before = 0.0
@@ -145,12 +147,11 @@ class _Bench:
     def _cost(self, unit: Unit) -> float:
         """Tokens to train on, about, and those to measure on as far as they count."""
         trained = self._steps(unit.key, unit.rows) * self.plan.batch_size * unit.mean_tokens
-        return trained + FORWARD * self.heldout.tokens
+        return trained + self.measures.cost
 
     def _do(self, unit: Unit, progress: Callable[[float], None]) -> str:
         """Train, measure and commit a unit; what it came to, in words."""
         from tagcos_stream.evaluation.finetune import finetune
-        from tagcos_stream.evaluation.losses import losses_of
         from tagcos_stream.features.adapter import draw_adapter
 
         key, start = unit.key, time.perf_counter()
@@ -160,8 +161,7 @@ class _Bench:
         if key.method == BASE:
             draw_adapter(self.model, key.seed)  # lora_B is zero: the model as it is
         elif other := self._same_training(key, steps, len(encoded)):
-            with self.root.writer():
-                evaluations.copy(self.root.catalog, self.evaluation_id, other, key.regime)
+            evaluations.copy(self.root.catalog, self.evaluation_id, other, key.regime)
             return f"the same training as in regime {other.regime}"
         else:
             trained = finetune(
@@ -178,31 +178,24 @@ class _Bench:
             self.token_budget, tokens = trained.token_budget, trained.tokens
             train_loss = float(trained.losses[-max(1, steps // 10) :].mean())
         trained_at = time.perf_counter()
-        losses = losses_of(
-            self.model,
-            self.heldout.encoded,
-            token_budget=self.measuring,
-            progress=lambda done: progress(tokens + FORWARD * done),
-        )
+        scores = self.measures.of(self.model, lambda done: progress(tokens + done))
         measured_at = time.perf_counter()
-        with self.root.writer():
-            evaluations.commit(
-                self.root.catalog,
-                self.evaluation_id,
-                key,
-                selection_run=unit.selection,
-                examples=len(encoded),
-                steps=steps,
-                passes=steps * self.plan.batch_size / max(1, len(encoded)),
-                tokens=tokens,
-                train_loss=train_loss,
-                train_seconds=trained_at - start,
-                measure_seconds=measured_at - trained_at,
-                scores=self.heldout.scores(losses),
-            )
+        evaluations.commit(
+            self.root.catalog,
+            self.evaluation_id,
+            key,
+            selection_run=unit.selection,
+            examples=len(encoded),
+            steps=steps,
+            passes=steps * self.plan.batch_size / max(1, len(encoded)),
+            tokens=tokens,
+            train_loss=train_loss,
+            train_seconds=trained_at - start,
+            measure_seconds=measured_at - trained_at,
+            scores=scores,
+        )
         return (
-            f"held-out loss {losses.mean():.4f}; {tokens} tokens trained in {trained_at - start:.0f} s, measured in "
-            f"{measured_at - trained_at:.0f} s"
+            f"{said(scores)}; {tokens} tokens trained in {trained_at - start:.0f} s, measured in {measured_at - trained_at:.0f} s"
         )
 
     def _same_training(self, key: UnitKey, steps: int, examples: int) -> UnitKey | None:

@@ -75,29 +75,13 @@ class Heldout:
             whole.update(f"{dataset}\0{len(one)}\0".encode() + one.input_ids.astype("<i4").tobytes() + one.target.tobytes())
         return whole.hexdigest()
 
-    def scores(self, losses: np.ndarray) -> pl.DataFrame:
-        """The rows of evaluation_scores that losses (n,) come to: by dataset, over all, and over datasets."""
-        frame = pl.DataFrame({"part": self.datasets.tolist(), "value": losses})
-        summed = [pl.col("value").mean(), pl.col("value").std().alias("sd"), pl.len().cast(pl.Int64).alias("items")]
-        parts = frame.group_by("part", maintain_order=True).agg(summed)
-        whole = pl.lit(None, pl.String).alias("part")
-        return pl.concat(
-            [
-                frame.select(pl.lit("loss").alias("measure"), whole, *summed),
-                parts.select(pl.lit("source_loss").alias("measure"), whole, *summed),
-                parts.select(pl.lit("loss").alias("measure"), "part", "value", "sd", "items"),
-            ]
-        )
 
-
-def held_out(
-    root: Root, run_id: str, read: Texts, files: Sequence[str], rows_per_dataset: int | None, reporter: Reporter
-) -> Heldout:
+def held_out(root: Root, run_id: str, read: Texts, files: Sequence[str], rows_per_dataset: int, reporter: Reporter) -> Heldout:
     """The run's held-out examples, or those of the user's own files: of every dataset those with the lowest ids, at most
-    `rows_per_dataset`; those without a target token for this model are left out."""
+    `rows_per_dataset` (0: all); those without a target token for this model are left out."""
     frame = _from_files(root.catalog, run_id, files, reporter) if files else heldout.heldout(root.catalog, run_id)
     frame = frame.with_columns(pl.col("dataset").fill_null("")).sort("dataset", "example_id")
-    if rows_per_dataset is not None:
+    if rows_per_dataset:
         frame = frame.group_by("dataset", maintain_order=True).head(rows_per_dataset)
     encoded = [read.encode_row(row) for row in frame.iter_rows(named=True)] if files else read.encode(frame)
     good = [i for i, one in enumerate(encoded) if one is not None]

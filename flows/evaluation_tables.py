@@ -39,8 +39,18 @@ def print_results(catalog: Catalog, evaluation_id: str) -> None:
         "examples; mean over seeds ± its standard error; vs random: mean of the differences of equal seeds"
     )
     for (regime,), mine in results.group_by("regime", maintain_order=True):
-        print(f"\n{TITLES[str(regime)].format(**found['config'])}\n")
+        print(f"\n{title(str(regime), found['config'])}\n")
         print_frame(compact(mine))
+
+
+def title(regime: str, config: dict[str, Any]) -> str:
+    """What the regime holds equal, in words."""
+    return TITLES[regime].format(**config)
+
+
+def named(row: dict[str, Any]) -> str:
+    """A unit's method, with variant and weights where there are any."""
+    return " ".join(str(word) for word in (row["method"], row["gradient"], "weighted" if row["weighted"] else "") if word)
 
 
 def compact(results: pl.DataFrame) -> pl.DataFrame:
@@ -49,11 +59,11 @@ def compact(results: pl.DataFrame) -> pl.DataFrame:
     first = "loss" if "loss" in measures else measures[0]
     by_unit = results.group_by("fraction", "method", "gradient", "weighted", maintain_order=True)
     rows = []
-    for (fraction, method, gradient, weighted), mine in by_unit:
+    for (fraction, *_), mine in by_unit:
         scores = {row["measure"]: row for row in mine.iter_rows(named=True)}
         row: dict[str, Any] = {
             "fraction": fraction,
-            "method": " ".join(str(word) for word in (method, gradient, "weighted" if weighted else "") if word),
+            "method": named(mine.row(0, named=True)),
             "seeds": mine["seeds"][0],
             "examples": mine["examples"][0],
             "steps": mine["steps"][0],

@@ -39,7 +39,7 @@ def choose(connection: duckdb.DuckDBPyConnection, new: pl.DataFrame, share: floa
     """Which of the new examples (example_id, dataset; not in the catalog yet) are held out: (n,) Boolean.
 
     With them every dataset has round(share * examples) held out, as near as new examples allow. Those with the lowest ids are
-    taken: ids are hashes of the content, so that is a draw, and the same one wherever the same examples are met.
+    taken: ids are hashes of the content, so that is a draw, and the same one wherever the same examples are met together.
     """
     if not share or new.is_empty():
         return pl.Series(np.zeros(len(new), bool))

@@ -14,6 +14,7 @@ FULL, BASE = "full", "base"  # the whole pool; the model as it is
 RANDOM = "random"  # what all others are held against
 Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
+TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
 
 
 def _of_run(name: str) -> str:
@@ -63,12 +64,15 @@ class Evaluation(BaseModel):
     lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
 
     # what it is measured on
-    heldout_rows: int | None = Field(
-        64, ge=1, description="Held-out examples of each dataset that the loss is measured on, at most."
+    heldout_rows: int = Field(
+        64, ge=0, description="Held-out examples of each dataset that the loss is measured on, at most; 0 for all."
     )
     heldout_files: tuple[str, ...] = Field(
         (), description="Files of your own to measure the loss on, instead of the rows that the root holds out."
     )
+    tasks: str | None = Field(None, description="Folder with task data (docs/evaluation.md); default no tasks.")
+    task: tuple[TaskName, ...] = Field((), description="Tasks to measure; default all whose data is in the folder.")
+    task_items: int | None = Field(None, ge=1, description="Questions of each part of a task, at most; default all.")
 
     # machine
     device: str | None = Field(None, description=_of_run("device"))
@@ -77,7 +81,7 @@ class Evaluation(BaseModel):
     threads: int | None = Field(None, ge=1, description="Processor threads; default all of the machine.")
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
-    @field_validator("method", "fraction", "gradient", "regime", "lora_targets", "heldout_files", mode="before")
+    @field_validator("method", "fraction", "gradient", "regime", "lora_targets", "heldout_files", "task", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         values = (value,) if isinstance(value, str | int | float) else value
@@ -103,6 +107,8 @@ class Evaluation(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
+        if self.task and not self.tasks:
+            raise ValueError("task names what to measure, tasks the folder with its data: give both")
         for name in ("method", "fraction", "regime"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")

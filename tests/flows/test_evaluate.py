@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows import cli, evaluating, pipeline
+from flows import cli, evaluating, pipeline, plotting
 from flows.engine import encode_row
 from flows.evaluation_tables import compact, report
 from flows.progress import SilentReporter
@@ -28,6 +29,7 @@ from tagcos_stream.features.chat import Encoded
 from tagcos_stream.features.model import load_model
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
+from tests.method.test_tasks import write_tasks
 from tests.models import tiny_model, tiny_tokenizer
 
 METHODS = ("random", "longest", "tagcos", "full")
@@ -79,7 +81,7 @@ class Stopped(SilentReporter):
         self.left = after
 
     def say(self, text: str) -> None:
-        self.left -= "held-out loss" in text
+        self.left -= "source_loss" in text
         if self.left == 0:
             raise KeyboardInterrupt
 
@@ -222,6 +224,64 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
     base = evaluating.evaluate(asked(root, method="random", seeds=1, regime="steps"), SilentReporter())
     assert base != name
     assert evaluations.described(root.catalog, base)["model_fingerprint"] != found["model_fingerprint"]
+
+
+def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    one = asked(root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=1, task=("mmlu", "tydiqa"))
+    name = evaluating.evaluate(one, SilentReporter())
+    found = scores(root, name).filter(method="random")
+    items = {(row["measure"], row["part"]): row["items"] for row in found.iter_rows(named=True)}
+    assert items.pop(("loss", None)) == 24
+    assert items.pop(("source_loss", None)) == 3
+    assert {key: n for key, n in items.items() if key[0] != "loss"} == {
+        ("mmlu", None): 2, ("mmlu", "law"): 1, ("mmlu", "high_school_maths"): 1,
+        ("tydiqa", None): 2, ("tydiqa", "english"): 1, ("tydiqa", "finnish"): 1,
+    }  # fmt: skip
+    assert found.filter(pl.col("measure").is_in(["mmlu", "tydiqa"]))["value"].is_between(0, 1).all()
+    digests = evaluations.described(root.catalog, name)["config"]["tasks"]
+    assert set(digests) == {"mmlu", "tydiqa"}
+    assert {"mmlu", "tydiqa vs random"} <= set(
+        compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null())).columns
+    )
+    # the picture: the same numbers, the same file
+    for path in (tmp_path / "a.svg", tmp_path / "b.svg", tmp_path / "c.png"):
+        plotting.plot_evaluation(root.catalog, name, path)
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert drawn == (tmp_path / "b.svg").read_text(encoding="utf-8")
+    assert "random" in drawn or drawn.count("<use") > 5  # letters are drawn as paths
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot__without_matplotlib_it_is_said_and_a_wrong_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"the name must end in \.png or \.svg"):
+        plotting.drawer(tmp_path / "x.pdf")
+    drawn: list[Path] = []
+    plotting.drawer(None)(drawn.append)
+    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    assert drawn == [tmp_path / "x.png"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    assert drawn == [tmp_path / "x.png"]
+    assert "pip install 'tagcos-stream[plot]'" in capsys.readouterr().err
+
+
+def test_plot__a_diagnosis_is_a_curve(tmp_path: Path) -> None:
+    rows = [
+        {
+            "method": m,
+            "fraction": f,
+            "error_plain": 1 - f,
+            "error_weighted": 0.9 - f,
+            "error_fitted": None if m == "b" else 0.8 - f,
+        }
+        for m in "ab"
+        for f in (0.01, 0.1)
+    ]
+    plotting.plot_diagnosis(pl.DataFrame(rows), tmp_path / "made" / "x.png")
+    assert (tmp_path / "made" / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
