@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import polars as pl
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -15,10 +16,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.evaluation_tables import compact
 from flows.pipeline import Outcome
 from flows.progress import LineReporter, Stage
+from storage import evaluations
 from storage.root import Root
 
+LONG = ("gradients", "evaluate")
 EVERY = 5.0  # seconds between updates of a progress bar on the server
 # what the summary tells of the stages, where they report it: (words, stage, its detail)
 TOLD = (
@@ -26,6 +30,7 @@ TOLD = (
     ("rows new", "ingest", "new"),
     ("rows retired", "ingest", "retired"),
     ("rows rejected", "ingest", "rejected"),
+    ("examples held out", "ingest", "heldout"),
     ("near-duplicates left out", "ingest", "near_duplicates"),
     ("gradients computed", "gradients", "computed"),
     ("examples without a gradient", "gradients", "rejected"),
@@ -37,15 +42,15 @@ TOLD = (
 
 
 class FlowReporter(LineReporter):
-    """Log lines every few seconds, and a progress artifact for the gradients, the stage that takes hours."""
+    """Log lines every few seconds, and a progress artifact for what takes hours."""
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Stage]:
         with super().stage(title, unit) as line:
-            if title != "gradients":
+            if title not in LONG:
                 yield line
                 return
-            bar: Any = create_progress_artifact(0.0, key="tagcos-gradients", description=f"{title}, {unit}")
+            bar: Any = create_progress_artifact(0.0, key=f"tagcos-{title}", description=f"{title}, {unit}")
             shown, percent = time.monotonic(), 0.0
 
             def update(done: float, total: float | None = None) -> None:
@@ -75,6 +80,17 @@ def publish_artifacts(root: Root, outcome: Outcome) -> None:
     create_link_artifact(
         link if "://" in link else f"file://{link}", link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id
     )
+
+
+def publish_evaluation(root: Root, evaluation_id: str) -> None:
+    """tagcos-evaluation: the table that the command prints."""
+    results = evaluations.results(root.catalog, evaluation_id).filter(pl.col("part").is_null())
+    rows = [row for (regime,), mine in results.group_by("regime", maintain_order=True) for row in _of_regime(regime, mine)]
+    create_table_artifact(key="tagcos-evaluation", table=rows, description=evaluation_id)
+
+
+def _of_regime(regime: Any, results: pl.DataFrame) -> list[dict[str, Any]]:
+    return [{"regime": regime, **row} for row in compact(results).to_dicts()]
 
 
 def summary(root: Root, outcome: Outcome) -> str:

@@ -11,14 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from flows.control_commands import diagnose, select, tell_run
+from flows.evaluate_command import PANELS as EVALUATION_PANELS
+from flows.evaluate_command import evaluate
 from flows.machine_commands import doctor, estimate
 from flows.options import JsonOption, takes_settings
 from flows.root_commands import check, export, gc, open_reader, sql, status
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.evaluation.settings import Evaluation
 from tagcos_stream.types import UserError
 
 EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
-RESUMED = ("run", "demo", "select", "diagnose")  # the same command goes on where it stopped
+RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
 
 app = typer.Typer(
     name="tagcos",
@@ -54,6 +57,7 @@ app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
 for command in (takes_settings(estimate), doctor, status, sql, export, check, gc):
     app.command()(command)
+app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation, EVALUATION_PANELS))
 
 
 @app.command()

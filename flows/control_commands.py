@@ -15,6 +15,10 @@ from flows.tables import print_frame, print_json, print_summary, summary
 if TYPE_CHECKING:
     from storage.root import Root
 
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", help="Also draw the table to this .png or .svg file (needs matplotlib).")
+]
+
 
 def select(
     root: RootOption = DEFAULT_ROOT,
@@ -56,10 +60,12 @@ def diagnose(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of draws and clusterings: 0, 1 and on.")] = 3,
     memory_limit: Annotated[float | None, typer.Option(help="GiB; default the run's.")] = None,
     as_json: JsonOption = False,
+    plot: PlotOption = None,
 ) -> None:
     """Compare methods on a run's stored features: each selects by seven eighths of the dimensions, measured on the rest."""
-    from flows import diagnosing
+    from flows import diagnosing, plotting
 
+    draw = plotting.drawer(plot)
     run_id = diagnosing.diagnose(
         root,
         run,
@@ -73,3 +79,4 @@ def diagnose(
         print_json(frame.to_dicts())
     else:
         print_frame(frame)
+    draw(lambda path: plotting.plot_diagnosis(frame, path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import polars as pl
 
+from flows.features import recipe
 from flows.job import Job
-from storage import gc, pool, runs
+from storage import blocks, gc, heldout, pool, runs
 from tagcos_stream.reading.ingest import read_file
 from tagcos_stream.reading.rejects import check_rejects
 from tagcos_stream.reading.sources import resolve_sources
@@ -27,6 +29,7 @@ def ingest(job: Job) -> dict[str, Any]:
     """
     gc.sweep(job.root, gc.orphans(job.root))
     settings = job.settings
+    aside = heldout.share(job.catalog, settings.heldout)
     files = resolve_sources(settings.sources)
     cleaner, rules = _decontamination(job)
     listed = [
@@ -39,7 +42,7 @@ def ingest(job: Job) -> dict[str, Any]:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
                 for block in read_file(file, start_row=row["rows_done"]):
-                    counts = pool.commit_ingest(job.root, job.run_id, row["file_id"], cleaner(block))
+                    counts = pool.commit_ingest(job.root, job.run_id, row["file_id"], cleaner(block), aside)
                     rows, rejected, new = rows + counts.rows, rejected + counts.rejected, new + counts.new
                     check_rejects(settings.max_rejects, rows, rejected, done=False, where=file.url)
                     progress(before + block.bytes_read, total)
@@ -55,7 +58,14 @@ def ingest(job: Job) -> dict[str, Any]:
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
     if status.rejects:
         job.reporter.say(f"{status.rejects} rejects{_reasons(job)}")
-    return {"files": len(files), "examples": status.examples, "new": new, "rejected": rejected, "near_duplicates": near}
+    return {
+        "files": len(files),
+        "examples": status.examples,
+        "heldout": status.heldout,
+        "new": new,
+        "rejected": rejected,
+        "near_duplicates": near,
+    }
 
 
 def adopt(job: Job) -> dict[str, Any]:
@@ -63,7 +73,24 @@ def adopt(job: Job) -> dict[str, Any]:
     assert job.reselects is not None
     gc.sweep(job.root, gc.orphans(job.root))
     pool.adopt_pool(job.catalog, job.run_id, job.reselects)
+    _adopt_variant(job)
     return {"of": job.reselects, "examples": runs.run_status(job.catalog, job.run_id).examples}
+
+
+def _adopt_variant(job: Job) -> None:
+    """Of the feature spaces computed in one pass (`also_gradients`), the one that is selected by."""
+    base = runs.run_status(job.catalog, job.reselects).run
+    variant = job.settings.gradient
+    if variant == json.loads(base["config"])["gradient"]:
+        return
+    space = blocks.find_space(job.catalog, recipe(job.settings, variant))
+    computed = 0 if space is None else len(blocks.features_pool(job.catalog, job.run_id, space.space_id))
+    if space is None or computed < len(blocks.features_pool(job.catalog, job.run_id, base["space_id"])):
+        raise UserError(
+            f"gradient {variant}: {computed} examples of the pool of {base['run_id']} have features of this variant; compute "
+            f"them with `tagcos run`, the same settings and --also-gradients {variant}"
+        )
+    runs.set_run(job.catalog, job.run_id, space_id=space.space_id)
 
 
 def _decontamination(job: Job) -> tuple[Filter, str]:
@@ -86,18 +113,22 @@ def _leave_out_near_duplicates(job: Job) -> int:
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     everything = pool.pool(job.catalog, job.run_id).select("segment", "row", "example_id")
+    # what is held out comes first, so that no example like it stays in the pool
+    aside = heldout.heldout(job.catalog, job.run_id).select("segment", "row", "example_id")
+    total = len(everything) + len(aside)
     with tempfile.TemporaryDirectory(dir=scratch) as folder, job.reporter.stage("near-duplicates", "examples") as progress:
         done = 0
 
         def frames() -> Any:
             nonlocal done
-            for frame in pool.example_reader(job.root).iterate(everything):
-                yield frame.select("example_id", "messages")
-                done += len(frame)
-                progress(done, len(everything))
+            for rows in (aside, everything):
+                for frame in pool.example_reader(job.root).iterate(rows):
+                    yield frame.select("example_id", "messages")
+                    done += len(frame)
+                    progress(done, total)
 
-        found = near_duplicates(frames(), Path(folder), threshold=job.settings.near_duplicates)
-    pool.exclude_near_duplicates(job.catalog, job.run_id, found.join(everything, on="example_id"))
+        found = near_duplicates(frames(), Path(folder), threshold=job.settings.near_duplicates).join(everything, on="example_id")
+    pool.exclude_near_duplicates(job.catalog, job.run_id, found)
     return len(found)
 
 

@@ -54,13 +54,10 @@ def open_settings_root(settings: Settings, reporter: Reporter) -> Root:
 
 def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str | None = None) -> Job:
     """The unfinished run with these settings, or a new one. The caller holds the root as its writer."""
-    identity = {**settings.identity(), "sources": absolute_sources(settings.sources)}
-    if reselects is not None:  # its pool is that run's, whatever the sources hold by now
-        identity["reselects"] = reselects
     run = runs.open_run(
         root.catalog,
         config=settings.model_dump(mode="json"),
-        config_hash=digest(identity),
+        config_hash=config_hash(settings, reselects),
         versions=versions(),
         seeds={"seed": settings.seed, "feature_seed": settings.feature_seed},
         label="run" if reselects is None else "select",
@@ -69,6 +66,14 @@ def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str 
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")
     return Job(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
+
+
+def config_hash(settings: Settings, reselects: str | None = None) -> str:
+    """Name of what tells one run from another; `reselects`: the run whose pool it selects from again."""
+    identity = {**settings.identity(), "sources": absolute_sources(settings.sources)}
+    if reselects is not None:  # its pool is that run's, whatever the sources hold by now
+        identity["reselects"] = reselects
+    return digest(identity)
 
 
 def absolute_sources(sources: tuple[str, ...]) -> list[str]:

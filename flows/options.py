@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tagcos_stream.config import Settings
@@ -39,15 +40,18 @@ def _help(field: FieldInfo) -> str:
     text = field.description or ""
     if field.default in (None, (), "", False):
         return text
-    return f"{text.removesuffix('.')}; default {field.default}."
+    default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    return f"{text.removesuffix('.')}; default {default}."
 
 
-def settings_parameters(names: Collection[str] = ALL) -> list[inspect.Parameter]:
+def settings_parameters(
+    names: Collection[str] = ALL, of: type[BaseModel] = Settings, panels: Mapping[str, str] = PANELS
+) -> list[inspect.Parameter]:
     """One keyword parameter per setting named, all optional: None leaves file, preset and default in force."""
     parameters = []
     panel = "Pool"
-    for name, field in Settings.model_fields.items():
-        panel = PANELS.get(name, panel)
+    for name, field in of.model_fields.items():
+        panel = panels.get(name, panel)
         if name not in names:
             continue
         kind = _option_type(field.annotation)
@@ -63,12 +67,17 @@ def settings_parameters(names: Collection[str] = ALL) -> list[inspect.Parameter]
     return parameters
 
 
-def takes_settings(command: Callable[..., Any], names: Collection[str] = ALL) -> Callable[..., Any]:
+def takes_settings(
+    command: Callable[..., Any],
+    names: Collection[str] = ALL,
+    of: type[BaseModel] = Settings,
+    panels: Mapping[str, str] = PANELS,
+) -> Callable[..., Any]:
     """Replace a command's `**settings` by one option per setting (of `names`); the command gets those that were given."""
     own = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    extra = settings_parameters(names)
+    extra = settings_parameters(names, of, panels)
 
     def wrapper(**given: Any) -> Any:
         settings = {

@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from tagcos_stream.config import SELECT_FIELDS, Settings
+from tagcos_stream.evaluation.settings import Evaluation
 
 ACRONYMS = {"Lora": "LoRA", "Rslora": "rsLoRA", "Gpus": "GPUs"}
 REQUIRED = ("sources", "model")  # of a refresh: nothing can be done without them
@@ -50,6 +51,11 @@ def select_parameters() -> list[inspect.Parameter]:
         _parameter(name, Settings.model_fields[name], default=None, description=_or_as_before(Settings.model_fields[name]))
         for name in SELECT_FIELDS
     ]
+
+
+def evaluate_parameters() -> list[inspect.Parameter]:
+    """Every setting of an evaluation."""
+    return [_parameter(name, field, default=field.default) for name, field in Evaluation.model_fields.items()]
 
 
 def _or_as_before(field: FieldInfo) -> str:

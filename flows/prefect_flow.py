@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -20,12 +20,14 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
-from flows.artifacts import FlowReporter, publish_artifacts
+from flows.artifacts import FlowReporter, publish_artifacts, publish_evaluation
+from flows.evaluating import evaluate
 from flows.job import Job, Stage, run_stage
-from flows.parameters import REQUIRED, refresh_parameters, select_parameters, takes
+from flows.parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
 from flows.pipeline import Outcome, reselect, run
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.evaluation.settings import load_evaluation
 from tagcos_stream.types import TransientError, UserError
 
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
@@ -46,8 +48,8 @@ def _retries(task: Any, task_run: Any, state: Any) -> bool:
     return False
 
 
-def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
-    # resume is the catalog's, so Prefect's caching is off. No arguments: Prefect would walk through the job's open handles
+def _as_task(name: str, work: Callable[[], Any]) -> Any:
+    # resume is the catalog's, so Prefect's caching is off. No arguments: Prefect would walk through a job's open handles
     @task(
         name=name,
         task_run_name=name,
@@ -57,10 +59,14 @@ def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
         retry_delay_seconds=RETRY_AFTER,
         retry_condition_fn=_retries,
     )
-    def work() -> dict[str, Any]:
-        return run_stage(name, stage, job)
+    def do() -> Any:
+        return work()
 
-    return work()
+    return do()
+
+
+def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
+    return dict(_as_task(name, lambda: run_stage(name, stage, job)))
 
 
 @contextmanager
@@ -101,6 +107,12 @@ def select_name() -> str:
     return _name("select")
 
 
+def evaluate_name() -> str:
+    """evaluate-2026-11-23-random-tagcos-full."""
+    given = flow_run.parameters
+    return "-".join(["evaluate", f"{flow_run.scheduled_start_time:%Y-%m-%d}", *given["method"]])
+
+
 @flow(name="tagcos-refresh", flow_run_name=refresh_name, persist_result=False)
 @takes(refresh_parameters())
 def tagcos_refresh(**settings: Any) -> str:
@@ -120,6 +132,18 @@ def tagcos_select(root: str, run: str, **changes: Any) -> str:
         reporter = FlowReporter(get_run_logger().info)
         outcome = reselect(root, None if run == "latest" else run, reporter, _do_stage, **given)
     return _finish(outcome, root)
+
+
+@flow(name="tagcos-evaluate", flow_run_name=evaluate_name, persist_result=False)
+@takes(evaluate_parameters())
+def tagcos_evaluate(**settings: Any) -> str:
+    """Train one model on each selection and on the whole pool, and measure what it learned. Returns the evaluation's id."""
+    asked = load_evaluation(settings)
+
+    with _turn(asked.root):
+        evaluation_id = _as_task("evaluate", lambda: evaluate(asked, FlowReporter(get_run_logger().info)))
+    publish_evaluation(open_root(asked.root, create=False), evaluation_id)
+    return str(evaluation_id)
 
 
 def run_flow(settings: Settings) -> str:

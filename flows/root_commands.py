@@ -34,12 +34,12 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     lines: list[dict[str, Any]] = []
     for row in listed:
         head = {"run, stage": row["run_id"], "status": row["status"], "UTC": f"{row['started_at']:%m-%d %H:%M}"}
-        lines.append(head | {name: row[name] for name in ("pool", "selected", "seconds")})
+        lines.append(head | {name: row[name] for name in ("pool", "heldout", "selected", "seconds")})
         for stage in _stages(catalog, row["run_id"]):
             peak = (stage["peak_bytes"] or 0) / 2**30
             lines.append({"run, stage": f"  {stage['stage']}", "seconds": stage["seconds"], "peak GiB": peak})
     kinds: dict[str, Any] = dict.fromkeys(("run, stage", "status", "UTC"), pl.String)
-    kinds |= {"pool": pl.Int64, "selected": pl.Int64, "seconds": pl.Float64, "peak GiB": pl.Float64}
+    kinds |= {"pool": pl.Int64, "heldout": pl.Int64, "selected": pl.Int64, "seconds": pl.Float64, "peak GiB": pl.Float64}
     print_frame(pl.DataFrame(lines, schema=kinds))
     for row in listed:
         if row["error"]:

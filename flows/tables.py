@@ -40,6 +40,7 @@ def summary(catalog: Catalog, run_id: str) -> dict[str, Any]:
         "selected": int(by_cluster["selected"].sum()),
         "usable": usable,
         "without_gradient": max(0, int(by_dataset["pool"].sum()) - usable),
+        "heldout": int(catalog.read("SELECT count(*) AS n FROM heldout_of(?)", [run_id])["n"][0]),
         "by_dataset": by_dataset.to_dicts(),
         "by_cluster": by_cluster.to_dicts(),
         "match": catalog.read("SELECT error_plain, error_weighted FROM match_of(?) WHERE cluster IS NULL", [run_id]).to_dicts(),
@@ -54,7 +55,8 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     found = summary(catalog, run_id)
     chosen, usable, lacking = found["selected"], found["usable"], found["without_gradient"]
     unusable = f"; {lacking} more have no gradient (see rejects_by_reason)" if lacking else ""
-    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}\n")
+    heldout = f"; {found['heldout']} more are held out" if found["heldout"] else ""
+    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}{heldout}\n")
     print_frame(pl.DataFrame(found["by_dataset"]))
     print()
     print_frame(pl.DataFrame(found["by_cluster"]))

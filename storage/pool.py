@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import duckdb
 import polars as pl
 
+from storage import heldout
 from storage.arrays import content_digest
 from storage.catalog import Catalog, insert, insert_row, require, utc_now
 from storage.chunks import DamagedStore
@@ -70,52 +71,86 @@ def _unknown(connection: duckdb.DuckDBPyConnection, ids: pl.Series) -> pl.Series
     return found.sort("position")["example_id"]
 
 
-def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock) -> IngestCounts:
-    """Make one block of one file true: its new examples' part is written and flushed, then one transaction names it all."""
-    seen = block.occurrences
-    with root.catalog.reading() as connection:
-        new_ids = _unknown(connection, seen["example_id"])
-        segment, is_new, first_row, part = _open_segment(connection, run_id)
-    new = seen.unique("example_id", keep="first", maintain_order=True).filter(pl.col("example_id").is_in(new_ids.implode()))
-    path = f"examples/{segment}/part-{part:05d}.parquet"
-    body = b""
-    if len(new):
+@dataclass(frozen=True)
+class _Part:
+    """New examples of a block as the next part of the segment that takes them."""
+
+    rows: pl.DataFrame
+    segment: str
+    heldout: bool
+    is_new: bool
+    first_row: int
+    part: int
+
+    @property
+    def path(self) -> str:
+        return f"examples/{self.segment}/part-{self.part:05d}.parquet"
+
+    def write(self, files: Files) -> bytes:
         buffer = io.BytesIO()
-        new.select("example_id", "dataset", "messages", "tools").write_parquet(
+        self.rows.select("example_id", "dataset", "messages", "tools").write_parquet(
             buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS
         )
         body = buffer.getvalue()
-        root.files.write(path, body)
-    contents = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
-    with root.catalog.transaction() as connection:
-        if len(new):
-            if is_new:
-                insert_row(connection, "segments", segment=segment, run_id=run_id, closed=False, added_at=utc_now())
+        files.write(self.path, body)
+        return body
+
+    def insert(self, connection: duckdb.DuckDBPyConnection, run_id: str, body: bytes) -> None:
+        if self.is_new:
             insert_row(
                 connection,
-                "parts",
-                segment=segment,
-                part=part,
-                first_row=first_row,
-                rows=len(new),
-                path=path,
-                bytes=len(body),
-                digest=content_digest(body),
+                "segments",
+                segment=self.segment,
+                run_id=run_id,
+                closed=False,
+                added_at=utc_now(),
+                heldout=self.heldout,
             )
-            rows = pl.int_range(first_row, first_row + len(new), dtype=pl.Int64)
-            insert(
-                connection,
-                "examples",
-                new.select(
-                    "example_id",
-                    "dataset",
-                    segment=pl.lit(segment),
-                    row=rows,
-                    turns=pl.col("messages").list.len(),
-                    chars=contents,
-                    first_run=pl.lit(run_id),
-                ),
-            )
+        insert_row(
+            connection,
+            "parts",
+            segment=self.segment,
+            part=self.part,
+            first_row=self.first_row,
+            rows=len(self.rows),
+            path=self.path,
+            bytes=len(body),
+            digest=content_digest(body),
+        )
+        contents = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+        insert(
+            connection,
+            "examples",
+            self.rows.select(
+                "example_id",
+                "dataset",
+                segment=pl.lit(self.segment),
+                row=pl.int_range(self.first_row, self.first_row + len(self.rows), dtype=pl.Int64),
+                turns=pl.col("messages").list.len(),
+                chars=contents,
+                first_run=pl.lit(run_id),
+            ),
+        )
+
+
+def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, heldout_share: float = 0.0) -> IngestCounts:
+    """Make one block of one file true: its new examples' parts are written and flushed, then one transaction names it all.
+
+    heldout_share: of every dataset's examples, how much goes to a segment that no pool sees (storage.heldout).
+    """
+    seen = block.occurrences
+    with root.catalog.reading() as connection:
+        new_ids = _unknown(connection, seen["example_id"])
+        new = seen.unique("example_id", keep="first", maintain_order=True).filter(pl.col("example_id").is_in(new_ids.implode()))
+        aside = heldout.choose(connection, new, heldout_share)
+        parts: list[_Part] = []
+        for rows, held in ((new.filter(~aside), False), (new.filter(aside), True)):
+            if len(rows):
+                parts.append(_Part(rows, *_open_segment(connection, run_id, held, sum(part.is_new for part in parts))))
+    bodies = [part.write(root.files) for part in parts]
+    with root.catalog.transaction() as connection:
+        for part, body in zip(parts, bodies, strict=True):
+            part.insert(connection, run_id, body)
         insert(connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", file_id=pl.lit(file_id)))
         if len(block.rejects):
             rejects = require(block.rejects, ["row", "reason", "detail", "snippet"])
@@ -130,16 +165,18 @@ def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock) -> 
     return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
 
 
-def _open_segment(connection: duckdb.DuckDBPyConnection, run_id: str) -> tuple[str, bool, int, int]:
-    """(segment, is it new, its next row, its next part) that takes the run's new examples."""
-    found = connection.execute("SELECT segment FROM segments WHERE run_id = ? AND NOT closed", [run_id]).fetchall()
+def _open_segment(connection: duckdb.DuckDBPyConnection, run_id: str, held: bool, begun: int) -> tuple[str, bool, bool, int, int]:
+    """(segment, are its rows held out, is it new, its next row, its next part) that takes the run's new examples; `begun` new
+    segments are not in the catalog yet."""
+    query = "SELECT segment FROM segments WHERE run_id = ? AND NOT closed AND heldout = ?"
+    found = connection.execute(query, [run_id, held]).fetchall()
     if not found:
         count = connection.execute("SELECT count(*) FROM segments").fetchall()[0][0]
-        return f"seg-{count + 1:05d}", True, 0, 0
+        return f"seg-{count + begun + 1:05d}", held, True, 0, 0
     rows, parts = connection.execute(
         "SELECT coalesce(sum(rows), 0)::BIGINT, count(*) FROM parts WHERE segment = ?", [found[0][0]]
     ).fetchall()[0]
-    return found[0][0], False, rows, parts
+    return found[0][0], held, False, rows, parts
 
 
 def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:

@@ -97,6 +97,25 @@ def complete_run(catalog: Catalog, run_id: str | None = None) -> dict[str, Any]:
     return run
 
 
+def newest_of_sources(catalog: Catalog) -> dict[str, Any]:
+    """The row of the newest complete run that read sources, whatever was selected again from its pool since. UserError where
+    there is none."""
+    found = catalog.read(
+        """SELECT run_id FROM runs WHERE status = 'complete' AND reselects IS NULL
+        ORDER BY finished_at DESC, run_id DESC LIMIT 1"""
+    )
+    return complete_run(catalog, None if found.is_empty() else str(found["run_id"][0]))
+
+
+def find_complete(catalog: Catalog, config_hash: str) -> str | None:
+    """The newest complete run with this configuration hash."""
+    found = catalog.read(
+        "SELECT run_id FROM runs WHERE config_hash = ? AND status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1",
+        [config_hash],
+    )
+    return None if found.is_empty() else str(found["run_id"][0])
+
+
 def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clustering_id: str | None = None) -> None:
     """Note what the run works with; None leaves it as it is."""
     with catalog.transaction() as connection:
@@ -146,15 +165,20 @@ def finish_run(catalog: Catalog, run_id: str) -> None:
 
 
 def list_runs(catalog: Catalog) -> pl.DataFrame:
-    """Newest first: run_id, status, started_at, finished_at, attempts, pool, selected, seconds, error."""
+    """Newest first: run_id, status, started_at, finished_at, attempts, pool, heldout, selected, seconds, error."""
     return catalog.read("""
-        SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, c.selected, s.seconds, r.space_id,
+        SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
             r.clustering_id, r.error
         FROM runs r
         LEFT JOIN (
             SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_clusters GROUP BY run_id
         ) c USING (run_id)
         LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
+        LEFT JOIN (
+            SELECT f.run_id, count(DISTINCT e.example_id) AS heldout
+            FROM segments g JOIN examples e USING (segment) JOIN occurrences o USING (example_id) JOIN run_files f USING (file_id)
+            WHERE g.heldout GROUP BY f.run_id
+        ) h USING (run_id)
         ORDER BY r.started_at DESC, r.run_id DESC""")
 
 
@@ -163,6 +187,7 @@ class RunStatus:
     run: dict[str, Any]
     stages: pl.DataFrame
     examples: int
+    heldout: int
     rejects: int
     blocks_done: int
     blocks: int
@@ -202,6 +227,7 @@ def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
             run=run,
             stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
             examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
+            heldout=one("SELECT count(*) AS n FROM heldout_of(?)", name)["n"],
             rejects=one("SELECT count(*) AS n FROM rejects WHERE run_id = ?", name)["n"],
             blocks_done=blocks["done"],
             blocks=blocks["total"],

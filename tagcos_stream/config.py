@@ -66,6 +66,12 @@ class Settings(BaseModel):
         le=1,
         description="Leave out examples at least this alike to an earlier one (Jaccard, 3-word runs); off by default.",
     )
+    heldout: float | None = Field(
+        None,
+        ge=0,
+        le=0.5,
+        description="Share of every dataset kept out of the pool, to evaluate on; default as in the root's first run, or 0.",
+    )
     decontaminate: tuple[str, ...] = Field(
         (), description="Evaluation files: reject rows that share a run of 13 words with them."
     )
@@ -211,8 +217,8 @@ MACHINE_FIELDS = frozenset(
 )
 # what selecting again may change: everything that comes after the gradients
 SELECT_FIELDS = (
-    "clusters", "min_cluster_rows", "max_cluster_rows", "refit", "method", "fraction", "count", "ridge", "tol", "sticky", "seed",
-    "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait",
+    "gradient", "clusters", "min_cluster_rows", "max_cluster_rows", "refit", "method", "fraction", "count", "ridge", "tol",
+    "sticky", "seed", "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait",
 )  # fmt: skip
 WARMUP_FIELDS = (
     "warmup_examples", "warmup_batch_size", "learning_rate", "rise_steps", "schedule_steps", "lora_rank", "lora_alpha",

@@ -50,4 +50,7 @@ SELECT 'run ' || run_id, 'is unknown, but has ' || count(*) || ' selections' FRO
 SELECT 'run ' || run_id, 'chose ' || count(*) - count(DISTINCT example_id) || ' examples twice'
 FROM selections GROUP BY run_id HAVING count(*) <> count(DISTINCT example_id);
 
-SELECT 'run ' || run_id, 'works in unknown space ' || space_id FROM runs WHERE space_id NOT IN (SELECT space_id FROM feature_spaces);
+SELECT 'run ' || run_id, 'works in unknown space ' || space_id FROM runs WHERE space_id IS NOT NULL AND space_id NOT IN (SELECT space_id FROM feature_spaces);
+
+SELECT 'run ' || c.run_id, 'chose ' || count(*) || ' examples that are held out'
+FROM selections c JOIN examples USING (example_id) JOIN segments g USING (segment) WHERE g.heldout GROUP BY c.run_id;

@@ -8,7 +8,12 @@ COMMENT ON VIEW latest_run IS 'the run that became complete last';
 CREATE OR REPLACE MACRO pool_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e
     WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
+        AND e.segment NOT IN (SELECT h.segment FROM segments h WHERE h.heldout)
         AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates');
+
+CREATE OR REPLACE MACRO heldout_of(run) AS TABLE
+    SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e JOIN segments s USING (segment)
+    WHERE s.heldout AND e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run));
 
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, coalesce(s.weight, 1) AS weight,
@@ -77,6 +82,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
             WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.correlation))
             WHEN m.example_id IS NOT NULL THEN concat_ws(': ', 'left by ' || a.method, score_in_words(a.method, false, m.margin))
             WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
+            WHEN w.segment IN (SELECT segment FROM segments WHERE heldout) THEN 'held out: in no pool, kept to evaluate on'
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
             ELSE 'no feature'
         END AS reason,
@@ -170,6 +176,40 @@ CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
     (SELECT run_id FROM diagnostics WHERE dimensions = 'held out' ORDER BY measured_at DESC, run_id DESC LIMIT 1));
 COMMENT ON VIEW comparison IS 'methods side by side on held-out dimensions, by fraction, of the run diagnosed last';
 
+-- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) stand
+-- beside every fraction; base, which is measured once, beside every seed.
+CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
+    WITH scored AS (
+            SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
+            JOIN evaluation_units u USING (evaluation_id, method, gradient, fraction, seed, regime, weighted) WHERE s.evaluation_id = evaluation
+        ),
+        places AS (SELECT DISTINCT regime AS place, fraction AS beside FROM scored WHERE method NOT IN ('base', 'full')),
+        placed AS (
+            SELECT p.place, p.beside, s.* FROM scored s JOIN places p ON s.method = 'base'
+                OR (p.place = s.regime AND (s.method = 'full' OR p.beside = s.fraction))
+        ),
+        means AS (
+            SELECT place, beside, method, gradient, weighted, measure, part, count(*) AS seeds, avg(value) AS value,
+                stddev_samp(value) / sqrt(count(*)) AS se, avg(examples)::BIGINT AS examples, avg(steps)::BIGINT AS steps,
+                avg(passes) AS passes, avg(train_seconds) AS train_seconds
+            FROM placed GROUP BY ALL
+        ),
+        pairs AS (
+            SELECT p.place, p.beside, p.method, p.gradient, p.weighted, p.measure, p.part, count(*) AS pairs, avg(p.value - r.value) AS vs_random,
+                stddev_samp(p.value - r.value) / sqrt(count(*)) AS vs_random_se
+            FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.beside = p.beside AND r.measure = p.measure
+                AND r.part IS NOT DISTINCT FROM p.part AND (p.method = 'base' OR r.seed = p.seed)
+            WHERE p.method <> 'random' GROUP BY ALL
+        )
+    SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.weighted, m.measure, m.part, m.seeds, m.value, m.se, d.vs_random,
+        d.vs_random_se, coalesce(d.pairs, 0) AS pairs, m.examples, m.steps, m.passes, m.train_seconds
+    FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.beside = m.beside AND d.method = m.method AND d.gradient = m.gradient
+        AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part;
+
+CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(
+    (SELECT evaluation_id FROM evaluation_units ORDER BY finished_at DESC LIMIT 1)) WHERE part IS NULL;
+COMMENT ON VIEW evaluated IS 'methods side by side by what training on their selections gave, of the evaluation at work last';
+
 CREATE OR REPLACE VIEW duplicates AS
     SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,
         list_sort(list(DISTINCT o.dataset)) AS datasets
@@ -191,6 +231,7 @@ COMMENT ON VIEW sources IS 'every source ever read';
 CREATE OR REPLACE VIEW example_history AS
     SELECT e.example_id, e.dataset, e.first_run, max_by(r.run_id, r.started_at) AS last_run, count(DISTINCT r.run_id) AS runs
     FROM examples e LEFT JOIN occurrences o USING (example_id) LEFT JOIN run_files f ON f.file_id = o.file_id LEFT JOIN runs r ON r.run_id = f.run_id
+    WHERE e.segment NOT IN (SELECT segment FROM segments WHERE heldout)
     GROUP BY e.example_id, e.dataset, e.first_run;
 COMMENT ON VIEW example_history IS 'first and last run that had the example in its pool';
 

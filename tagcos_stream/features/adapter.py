@@ -70,14 +70,21 @@ def attach_adapter(
             raise UserError(f"target_modules {target_modules!r}: {error}") from error
         except RuntimeWarning as warning:
             raise UserError(f"ranks of single layers: {warning} Adapted are {targets}") from warning
+    draw_adapter(adapted, seed)
+    return adapted.eval()
+
+
+def draw_adapter(model: Any, seed: int) -> None:
+    """A fresh adapter in place of the model's own: lora_A drawn on the CPU from `seed` and its name, lora_B zero."""
     with torch.no_grad():
-        for name, parameter in adapter_parameters(adapted).items():
+        for name, parameter in adapter_parameters(model).items():
             if ".lora_A." in name:
                 key = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
                 bound = 1 / math.sqrt(parameter.shape[1])  # peft's own kaiming_uniform(a=sqrt 5)
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-    return adapted.eval()
+            else:
+                parameter.zero_()
 
 
 def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:

@@ -124,6 +124,14 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: list | str | None
     return text, turns
 
 
+def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The templated text of a conversation up to where the assistant's next turn begins."""
+    plain = [_template_message(message) for message in messages]
+    return str(
+        tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, chat_template=_template(tokenizer))
+    )
+
+
 def _by_scaffolding(text: str, messages: Sequence[dict], skeleton: str) -> list[tuple[int, int]] | None:
     """Content spans from one rendering with every content replaced; None where contents and scaffolding do not add up."""
     pieces = _SENTINEL_PATTERN.split(skeleton)

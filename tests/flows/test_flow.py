@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from storage import runs, selections
+from storage import evaluations, runs, selections
 from storage.root import open_root
 
 CODE = """
 import asyncio, json, sys
 from flows import pipeline, prefect_flow
-from flows.prefect_flow import tagcos_refresh
+from flows.prefect_flow import tagcos_evaluate, tagcos_refresh
 from flows.progress import SilentReporter
 from prefect import flow
 from tagcos_stream.config import load_settings
@@ -71,11 +71,13 @@ async def seen():
 
 with prefect_test_harness(server_startup_timeout=120):
     run_id = tagcos_refresh(**json.loads(sys.argv[1]))
+    root = json.loads(sys.argv[1])["root"]
+    evaluated = tagcos_evaluate(root=root, method=["random"], seeds=1, regime=["steps"], epochs=1, threads=1)
     try:
         tagcos_refresh(sources=["pool"], model="m", dim="many")
     except Exception as error:
         refused = type(error).__name__
-    found = {"run_id": run_id, "refused": refused} | asyncio.run(seen())
+    found = {"run_id": run_id, "refused": refused, "evaluated": evaluated} | asyncio.run(seen())
     found |= {"tries": tries(json.loads(sys.argv[1])), "slots": slots()}
     print("RESULT " + json.dumps(found))
 """
@@ -87,7 +89,7 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     from flows.progress import SilentReporter
     from tagcos_stream.config import load_settings
 
-    values = small_settings(root=str(tmp_path / "flow"))
+    values = small_settings(root=str(tmp_path / "flow"), heldout=0.2)
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(values)],
@@ -101,16 +103,20 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
-    assert result["tasks"] == sorted([name, "Completed"] for name in pipeline.STAGES)
-    assert result["artifacts"] == ["tagcos-gradients", "tagcos-report", "tagcos-selection-by-source", "tagcos-summary"]
+    assert result["tasks"] == sorted([name, "Completed"] for name in (*pipeline.STAGES, "evaluate"))
+    shown = ["evaluate", "evaluation", "gradients", "report", "selection-by-source", "summary"]
+    assert result["artifacts"] == [f"tagcos-{name}" for name in shown]
     assert result["refused"] == "ParameterTypeError"
     assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
     assert result["slots"] == [1, 0]
 
-    plain = small_settings(root=str(tmp_path / "plain"))
+    plain = small_settings(root=str(tmp_path / "plain"), heldout=0.2)
     outcome = pipeline.run(load_settings(plain), SilentReporter())
     catalogs = [open_root(root, create=False).catalog for root in (values["root"], plain["root"])]
-    assert runs.list_runs(catalogs[0])["status"].to_list() == ["failed", "complete"]  # the newest met the mistake
+    # the newest met the mistake, the one before it was selected for the evaluation
+    assert runs.list_runs(catalogs[0])["status"].to_list() == ["failed", "complete", "complete"]
+    units = evaluations.units(catalogs[0], result["evaluated"])
+    assert sorted(key.method for key in units) == ["base", "random"]
     chosen = [
         selections.selection(c, run).drop("run_id") for c, run in zip(catalogs, (result["run_id"], outcome.run_id), strict=True)
     ]

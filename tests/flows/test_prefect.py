@@ -228,6 +228,6 @@ def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:
 
 def test_yaml__deploys_what_the_page_tells(prefect: Prefect) -> None:
     page = (CHECKOUT / "docs" / "prefect.md").read_text(encoding="utf-8")
-    flows = {"tagcos_refresh": "tagcos-refresh", "tagcos_select": "tagcos-select"}
+    flows = {"tagcos_refresh": "tagcos-refresh", "tagcos_select": "tagcos-select", "tagcos_evaluate": "tagcos-evaluate"}
     for made in yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         assert f"`{flows[made['entrypoint'].split(':')[1]]}/{made['name']}`" in page

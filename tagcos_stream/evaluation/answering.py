@@ -1,0 +1,173 @@
+"""Asking a model: which option it holds for likeliest, or what it writes. Greedy, so that one model gives one answer.
+
+Dimension letters: n questions, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tagcos_stream.evaluation.losses import losses_of
+from tagcos_stream.evaluation.tasks import Question, Task
+from tagcos_stream.features.batching import plan_batches
+from tagcos_stream.features.chat import Encoded, encode, render_prompt
+from tagcos_stream.features.head import find_decoder
+from tagcos_stream.types import Message, UserError
+
+LONGEST = 2048  # tokens of a question with its shots and reply, where the model takes as many
+# keys and values of a token are 2 H a layer, what a training pass keeps 14 H + 5 I: this many times as many fit in its memory
+CACHED = 4
+
+Progress = Callable[[int], None]
+
+
+def answer(
+    model: Any, tokenizer: Any, task: Task, *, max_positions: int, token_budget: int, progress: Progress = lambda tokens: None
+) -> np.ndarray:
+    """(n,) float64 from 0 to 1: what the model's answers are worth. `progress` gets the tokens done, as cost() counts them."""
+    model.eval()
+    longest = min(LONGEST, max_positions)
+    if task.options:
+        chosen = _choose(model, tokenizer, task, longest, token_budget, progress)
+        return np.array([float(task.options[i] in q.answers) for i, q in zip(chosen, task.questions, strict=True)])
+    prompts = [prompt_ids(tokenizer, question, longest - task.new_tokens) for question in task.questions]
+    replies = write(model, tokenizer, prompts, new_tokens=task.new_tokens, token_budget=token_budget, progress=progress)
+    return np.array([task.score(reply, q.answers) for reply, q in zip(replies, task.questions, strict=True)])
+
+
+def cost(tokenizer: Any, task: Task, max_positions: int) -> int:
+    """Tokens that answering takes: those read, and those that may be written."""
+    longest = min(LONGEST, max_positions) - task.new_tokens
+    return sum(len(prompt_ids(tokenizer, question, longest)) + task.new_tokens for question in task.questions)
+
+
+def prompt_text(tokenizer: Any, question: Question, longest: int) -> str:
+    """The question in the model's chat template, up to where the reply begins. Shots are left out, the first ones first, until no
+    more than `longest` tokens are left, or no shots."""
+    for skip in range(len(question.shots) + 1):
+        turns: list[Message] = []
+        for asked, answered in question.shots[skip:]:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        turns.append({"role": "user", "content": question.prompt})
+        if question.head:
+            turns[0]["content"] = f"{question.head}\n\n{turns[0]['content']}"
+        text = render_prompt(tokenizer, turns)
+        if len(_ids(tokenizer, text)) <= longest:
+            break
+    return text
+
+
+def prompt_ids(tokenizer: Any, question: Question, longest: int) -> np.ndarray:
+    """(T,) int32, at most `longest`: the end of prompt_text."""
+    return _ids(tokenizer, prompt_text(tokenizer, question, longest))[-longest:]
+
+
+def _ids(tokenizer: Any, text: str) -> np.ndarray:
+    return np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
+
+
+def _choose(model: Any, tokenizer: Any, task: Task, longest: int, token_budget: int, progress: Progress) -> np.ndarray:
+    """(n,) int64: the option with the largest log-likelihood, the first of equal ones."""
+    found = np.full((len(task.questions), len(task.options)), -np.inf)
+    prompts, following, at = [], [], []  # questions whose options are one token each: one pass tells all
+    spelled: list[Encoded] = []
+    place: list[tuple[int, int]] = []
+    for i, question in enumerate(task.questions):
+        text = prompt_text(tokenizer, question, longest - 1)
+        whole = [_ids(tokenizer, text + option) for option in task.options]
+        shared = next(t for t in range(min(map(len, whole)) + 1) if len({tuple(ids[: t + 1]) for ids in whole}) > 1)
+        if {len(ids) - shared for ids in whole} == {1}:
+            prompts.append(whole[0][:shared][-longest:])
+            following.append([int(ids[-1]) for ids in whole])
+            at.append(i)
+            continue
+        for option, ids in enumerate(whole):
+            target = np.arange(len(ids)) >= shared
+            spelled.append(Encoded(ids[-longest:], target[-longest:], False))
+            place.append((i, option))
+    if prompts:
+        found[at] = next_logits(model, prompts, np.array(following), token_budget=token_budget, progress=progress)
+    if spelled:
+        before = sum(map(len, prompts))
+        means = losses_of(model, spelled, token_budget=token_budget, progress=lambda done: progress(before + done))
+        for (i, option), mean, one in zip(place, means, spelled, strict=True):
+            found[i, option] = -mean * one.n_target
+    return found.argmax(axis=1)
+
+
+def next_logits(
+    model: Any, prompts: Sequence[np.ndarray], following: np.ndarray, *, token_budget: int, progress: Progress
+) -> np.ndarray:
+    """(n, O) float32: the logits of the tokens following (n, O) right after each prompt; their order is that of likelihoods."""
+    found, done = np.empty(following.shape, np.float32), 0
+    device, parts = next(model.parameters()).device, find_decoder(model)
+    for batch in plan_batches([len(prompt) for prompt in prompts], token_budget):
+        ids = np.zeros((len(batch), max(len(prompts[i]) for i in batch)), np.int64)
+        for row, i in enumerate(batch):
+            ids[row, : len(prompts[i])] = prompts[i]  # padded on the right: under causal attention it reaches nothing
+        rows, last = torch.arange(len(batch), device=device), torch.tensor([len(prompts[i]) - 1 for i in batch], device=device)
+        with torch.no_grad():
+            given = torch.from_numpy(ids).to(device)
+            if parts is None:
+                logits = model(input_ids=given, use_cache=False).logits[rows, last]
+            else:
+                decoder, head = parts
+                logits = head(decoder(input_ids=given, use_cache=False).last_hidden_state[rows, last])
+        wanted = torch.from_numpy(following[batch]).to(device)
+        found[batch] = logits.gather(1, wanted).float().cpu().numpy()
+        done += sum(len(prompts[i]) for i in batch)
+        progress(done)
+    return found
+
+
+def write(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    new_tokens: int,
+    token_budget: int,
+    progress: Progress = lambda tokens: None,
+) -> list[str]:
+    """The model's replies, greedy, each up to its end of turn or new_tokens."""
+    from transformers import GenerationConfig
+
+    device = next(model.parameters()).device
+    ends = end_tokens(tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=ends, pad_token_id=ends[0]
+    )
+    replies, done = [""] * len(prompts), 0
+    for batch in plan_batches([len(prompt) + new_tokens for prompt in prompts], CACHED * token_budget):
+        width = max(len(prompts[i]) for i in batch)
+        ids, mask = np.full((len(batch), width), ends[0], np.int64), np.zeros((len(batch), width), np.int64)
+        for row, i in enumerate(batch):
+            ids[row, width - len(prompts[i]) :] = prompts[i]  # padded on the left: replies begin side by side
+            mask[row, width - len(prompts[i]) :] = 1
+        with torch.no_grad():
+            written = model.generate(
+                input_ids=torch.from_numpy(ids).to(device),
+                attention_mask=torch.from_numpy(mask).to(device),
+                generation_config=config,
+            )
+        for row, i in enumerate(batch):
+            replies[i] = tokenizer.decode(written[row, width:], skip_special_tokens=True).strip()
+        done += sum(len(prompts[i]) + new_tokens for i in batch)
+        progress(done)
+    return replies
+
+
+def end_tokens(tokenizer: Any) -> list[int]:
+    """Ids that end a reply: the tokenizer's end of sequence, and the special token that its template closes a turn with."""
+    turn = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], max_length=1 << 20)
+    closing = [int(i) for i in turn.input_ids[turn.target] if int(i) in tokenizer.all_special_ids]
+    found = [*closing[-1:], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
+    if not found:
+        raise UserError(
+            f"tokenizer {type(tokenizer).__name__} has no token that ends a reply: tasks with written replies need one"
+        )
+    return list(dict.fromkeys(found))

@@ -1,0 +1,362 @@
+"""Selections compared by training on them: complete, resumable, on rows that no selection has seen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows import cli, evaluating, pipeline, plotting
+from flows.engine import encode_row
+from flows.evaluation_tables import compact, report
+from flows.progress import SilentReporter
+from storage import check, evaluations, heldout, pool, runs, selections
+from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
+from tagcos_stream.evaluation import finetune as training
+from tagcos_stream.evaluation.losses import losses_of
+from tagcos_stream.evaluation.settings import Evaluation, load_evaluation
+from tagcos_stream.features.adapter import attach_adapter
+from tagcos_stream.features.chat import Encoded
+from tagcos_stream.features.model import load_model
+from tagcos_stream.types import UserError
+from tests.flows.conftest import TOPICS, conversation
+from tests.method.test_tasks import write_tasks
+from tests.models import tiny_model, tiny_tokenizer
+
+METHODS = ("random", "longest", "tagcos", "full")
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A root with one run of 120 examples in three files, a fifth of them held out, two variants of the feature, and an
+    evaluation of two seeds, so that the tests find their selections made."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    values = {
+        "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
+        "root": str(folder / "root"),
+        "model": str(model_folder),
+        "heldout": 0.2,
+        "fraction": 0.1,
+        "max_length": 96,
+        "warmup_examples": 16,
+        "dim": 256,
+        "block_rows": 32,
+        "clusters": 4,
+        "min_cluster_rows": 2,
+        "batch_tokens": 512,
+        "also_gradients": ("adam",),
+        "wait": 1,
+    }
+    pipeline.run(load_settings(values), SilentReporter())
+    evaluating.evaluate(asked(open_root(values["root"], create=False), weights=True), SilentReporter())
+    return folder / "root"
+
+
+@pytest.fixture
+def root(pattern: Path, tmp_path: Path) -> Root:
+    shutil.copytree(pattern, tmp_path / "root")
+    return open_root(str(tmp_path / "root"), create=False)
+
+
+def asked(root: Root, **changes: Any) -> Evaluation:
+    small = {"method": METHODS, "fraction": 0.1, "seeds": 2, "epochs": 2, "learning_rate": 5e-3, "threads": 1, "wait": 1}
+    return load_evaluation({"root": root.url, **small, **changes})
+
+
+class Stopped(SilentReporter):
+    """Presses Ctrl-C when so many units are done."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def say(self, text: str) -> None:
+        self.left -= "source_loss" in text
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def scores(root: Root, name: str) -> pl.DataFrame:
+    frame = root.catalog.read("SELECT * EXCLUDE (evaluation_id) FROM evaluation_scores WHERE evaluation_id = ?", [name])
+    return frame.sort(frame.columns[:8])
+
+
+def test_heldout__nothing_is_computed_of_it_and_nothing_chooses_it(root: Root) -> None:
+    run = runs.complete_run(root.catalog)
+    aside = heldout.heldout(root.catalog, run["run_id"])
+    assert aside.group_by("dataset").len()["len"].to_list() == [8, 8, 8]
+    ids = set(aside["example_id"])
+    assert len(ids) == 24
+    assert not ids & set(pool.pool(root.catalog, run["run_id"])["example_id"])
+    assert not ids & set(pool.pool_sample(root.catalog, run["run_id"], 1000, 0)["example_id"]), "the warm-up's sample"
+    seen = root.catalog.read("SELECT DISTINCT segment FROM feature_rows")["segment"].to_list()
+    assert not set(seen) & set(aside["segment"])
+    assert root.catalog.read("SELECT count(*) AS n FROM feature_rows")["n"][0] == 2 * 96
+    assert check.check(root) == []
+    assert root.catalog.read("FROM match_of(?)", [run["run_id"]])["size"].max() == 96
+
+
+def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_folder: Path) -> None:
+    name = root.catalog.read("SELECT evaluation_id FROM evaluations").item()
+    base = runs.newest_of_sources(root.catalog)["run_id"]
+    done = evaluations.units(root.catalog, name)
+    per_seed = {("random", False), ("longest", False), ("tagcos", False), ("tagcos", True), ("full", False)}
+    assert {(key.method, key.weighted, key.seed, key.regime) for key in done} == {("base", False, 0, "none")} | {
+        (*unit, seed, regime) for unit in per_seed for seed in (0, 1) for regime in ("steps", "epochs")
+    }
+    assert {key.gradient for key in done} == {"", "adam-delta"}
+    for key, row in done.items():
+        assert row["examples"] == {"base": 0, "full": 96 if key.regime == "epochs" else 16}.get(key.method, 10)
+        assert row["steps"] == {"base": 0, "full": 24 if key.regime == "epochs" else 2}.get(key.method, 2)
+        assert row["copied"] == (key.regime == "epochs" and key.method not in ("base", "full"))
+    # a unit computed by hand: the selection of its run, trained and measured with the parts that have tests of their own
+    key = next(key for key in done if key.method == "tagcos" and key.weighted and (key.seed, key.regime) == (1, "steps"))
+    chosen = selections.selection(root.catalog, done[key]["selection_run"])
+    assert json.loads(runs.run_status(root.catalog, done[key]["selection_run"]).run["config"])["seed"] == 1
+    loaded = load_model(str(model_folder), device="cpu")
+    model = attach_adapter(loaded.model, rank=8, alpha=32, dropout=0.0, seed=9)
+
+    def encoded(rows: pl.DataFrame) -> list[Encoded]:
+        frames = pool.example_reader(root).iterate(rows.select("segment", "row", "example_id"))
+        found = {row["example_id"]: row for frame in frames for row in frame.iter_rows(named=True)}
+        return [encode_row(loaded.tokenizer, found[i], 96, False) for i in rows["example_id"]]  # type: ignore[misc]
+
+    plan = training.Plan(batch_size=8, learning_rate=5e-3, schedule="cosine", rise=0.03)
+    weights = chosen["share"].to_numpy() / chosen["share"].mean()  # type: ignore[operator]
+    ids = chosen["example_id"].to_list()
+    training.finetune(model, encoded(chosen), ids, plan, steps=2, seed=1, weights=weights, token_budget=4096)
+    aside = heldout.heldout(root.catalog, base)
+    losses = losses_of(model, encoded(aside), token_budget=4096)
+    mine = scores(root, name).filter(method="tagcos", weighted=True, seed=1, regime="steps", measure="loss")
+    whole = mine.filter(pl.col("part").is_null()).row(0, named=True)
+    assert (whole["items"], whole["value"]) == (24, pytest.approx(losses.mean(), abs=2e-5))
+    assert whole["sd"] == pytest.approx(losses.std(ddof=1), abs=2e-5)
+    for topic in TOPICS:
+        part = mine.filter(part=topic)
+        assert part["value"][0] == pytest.approx(losses[(aside["dataset"] == topic).to_numpy()].mean(), abs=2e-5)
+    # training taught something, and the table is the arithmetic of the units
+    results = evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), measure="loss")
+    values = {(r["regime"], r["method"], r["weighted"]): r for r in results.to_dicts()}
+    assert all(
+        values[regime, m, False]["value"] < values[regime, "base", False]["value"]
+        for m in METHODS
+        for regime in ("steps", "epochs")
+    )
+    units = scores(root, name).filter(pl.col("part").is_null(), measure="loss", regime="steps")
+    ours, random = (units.filter(method=m, weighted=False).sort("seed")["value"].to_numpy() for m in ("tagcos", "random"))
+    row = values["steps", "tagcos", False]
+    assert (row["seeds"], row["pairs"]) == (2, 2)
+    assert row["value"] == pytest.approx(ours.mean())
+    assert row["se"] == pytest.approx(ours.std(ddof=1) / np.sqrt(2))
+    assert row["vs_random"] == pytest.approx((ours - random).mean())
+    assert row["vs_random_se"] == pytest.approx((ours - random).std(ddof=1) / np.sqrt(2))
+    table = compact(results)
+    assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos adam-delta", "tagcos adam-delta weighted"}
+    for query in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
+        assert len(root.catalog.read(query)) > 0, query
+    assert len(report(root.catalog, name)["units"]) == 21
+    assert check.check(root) == []
+
+
+def test_evaluate__interrupted_it_goes_on_and_comes_to_the_same(root: Root, tmp_path: Path) -> None:
+    other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
+    changes: dict[str, Any] = {"regime": "steps", "learning_rate": 2e-3, "method": ("random", "tagcos", "full")}
+    whole = evaluating.evaluate(asked(other, **changes), SilentReporter())
+
+    def done() -> pl.DataFrame:
+        return root.catalog.read("FROM evaluation_units WHERE evaluation_id = ?", [whole])
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.evaluate(asked(root, **changes), Stopped(3))
+    before = done()
+    assert len(before) == 3
+    assert evaluating.evaluate(asked(root, **changes), SilentReporter()) == whole
+    assert scores(root, whole).equals(scores(other, whole)), "bit for bit"
+    assert len(done()) == 7
+    kept = before.join(done(), on=before.columns, how="semi", nulls_equal=True)
+    assert len(kept) == 3, "what was done is not done again"
+    # nor with more asked for: only what lacks is done
+    assert evaluating.evaluate(asked(root, **{**changes, "method": "longest", "seeds": 1}), SilentReporter()) == whole
+    assert len(done()) == 8
+
+
+def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Path) -> None:
+    """Selected by one model, trained in another; by two variants of the feature; measured on files of the user's own."""
+    other = tmp_path / "other-model"
+    tiny_model("qwen2", seed=5).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    own = tmp_path / "own.jsonl"
+    rows = [conversation("sums", n) for n in range(38, 45)]  # two of them met before
+    own.write_text("\n".join(json.dumps({"messages": row}) for row in rows) + "\n", encoding="utf-8")
+    said: list[str] = []
+
+    class Listening(SilentReporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    one = asked(
+        root, model=str(other), method=("random", "tagcos"), gradient=("adam", "adam-delta"), seeds=1, regime="steps",
+        heldout_files=str(own),
+    )  # fmt: skip
+    name = evaluating.evaluate(one, Listening())
+    found = evaluations.described(root.catalog, name)
+    assert (found["model"], found["config"]["steps"]) == (str(other), 2)
+    pooled = set(pool.pool(root.catalog, found["run_id"])["example_id"])
+    assert found["heldout_examples"] == 7 - sum(text.count("are in the pool itself") and int(text.split()[0]) for text in said)
+    assert found["heldout_examples"] in (5, 6, 7)
+    assert len(pooled) == 96
+    done = evaluations.units(root.catalog, name)
+    assert {(key.method, key.gradient) for key in done} == {
+        ("base", ""),
+        ("random", ""),
+        ("tagcos", "adam"),
+        ("tagcos", "adam-delta"),
+    }
+    runs_of = {key.gradient: row["selection_run"] for key, row in done.items() if key.method == "tagcos"}
+    spaces = {gradient: runs.run_status(root.catalog, run).run["space_id"] for gradient, run in runs_of.items()}
+    assert len(set(spaces.values())) == 2, "each variant selects in its own space"
+    base = evaluating.evaluate(asked(root, method="random", seeds=1, regime="steps"), SilentReporter())
+    assert base != name
+    assert evaluations.described(root.catalog, base)["model_fingerprint"] != found["model_fingerprint"]
+
+
+def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    one = asked(root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=1, task=("mmlu", "tydiqa"))
+    name = evaluating.evaluate(one, SilentReporter())
+    found = scores(root, name).filter(method="random")
+    items = {(row["measure"], row["part"]): row["items"] for row in found.iter_rows(named=True)}
+    assert items.pop(("loss", None)) == 24
+    assert items.pop(("source_loss", None)) == 3
+    assert {key: n for key, n in items.items() if key[0] != "loss"} == {
+        ("mmlu", None): 2, ("mmlu", "law"): 1, ("mmlu", "high_school_maths"): 1,
+        ("tydiqa", None): 2, ("tydiqa", "english"): 1, ("tydiqa", "finnish"): 1,
+    }  # fmt: skip
+    assert found.filter(pl.col("measure").is_in(["mmlu", "tydiqa"]))["value"].is_between(0, 1).all()
+    digests = evaluations.described(root.catalog, name)["config"]["tasks"]
+    assert set(digests) == {"mmlu", "tydiqa"}
+    assert {"mmlu", "tydiqa vs random"} <= set(
+        compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null())).columns
+    )
+    # the picture: the same numbers, the same file
+    for path in (tmp_path / "a.svg", tmp_path / "b.svg", tmp_path / "c.png"):
+        plotting.plot_evaluation(root.catalog, name, path)
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert drawn == (tmp_path / "b.svg").read_text(encoding="utf-8")
+    assert "random" in drawn or drawn.count("<use") > 5  # letters are drawn as paths
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot__without_matplotlib_it_is_said_and_a_wrong_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"the name must end in \.png or \.svg"):
+        plotting.drawer(tmp_path / "x.pdf")
+    drawn: list[Path] = []
+    plotting.drawer(None)(drawn.append)
+    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    assert drawn == [tmp_path / "x.png"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    assert drawn == [tmp_path / "x.png"]
+    assert "pip install 'tagcos-stream[plot]'" in capsys.readouterr().err
+
+
+def test_plot__a_diagnosis_is_a_curve(tmp_path: Path) -> None:
+    rows = [
+        {
+            "method": m,
+            "fraction": f,
+            "error_plain": 1 - f,
+            "error_weighted": 0.9 - f,
+            "error_fitted": None if m == "b" else 0.8 - f,
+        }
+        for m in "ab"
+        for f in (0.01, 0.1)
+    ]
+    plotting.plot_diagnosis(pl.DataFrame(rows), tmp_path / "made" / "x.png")
+    assert (tmp_path / "made" / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
+    with pytest.raises(UserError, match=r"gradient sgd: 0 examples of the pool .* --also-gradients sgd"):
+        pipeline.reselect(root.url, None, SilentReporter(), gradient="sgd")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": ("random", "best")}, "method: 'best' is unknown; choose from tagcos, .*, full"),
+        ({"method": "full"}, "method: name a method beside full"),
+        ({"fraction": (0.1, 2.0)}, "fraction: 2.0 must lie above 0 and be at most 1"),
+        ({"regime": "hours"}, r"regime\.0: .*'steps' or 'epochs'.*given: 'hours'"),
+        ({"learning_rate": -1}, "learning_rate: .*greater than 0"),
+        ({"seed": 3}, "seed: .*not permitted"),
+    ],
+)
+def test_settings__wrong_values_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_evaluation(changes)
+
+
+def test_command__nothing_held_out_is_a_mistake_that_one_line_explains(
+    small_settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = small_settings()
+    pipeline.run(load_settings(settings), SilentReporter())
+    command = ["tagcos", "evaluate", "--root", settings["root"], "--method", "random", "--seeds", "1", "--threads", "1"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "holds no example out. Start a root with `tagcos run --heldout 0.05`" in capsys.readouterr().err
+
+
+def test_command__prints_a_table_and_json(
+    root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "tagcos",
+        "evaluate",
+        "--root",
+        root.url,
+        "--method",
+        "random",
+        "--method",
+        "longest",
+        "--seeds",
+        "2",
+        "--threads",
+        "1",
+    ]
+    command += ["--fraction", "0.1", "--epochs", "1"]
+    for extra in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", command + extra)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        out = capsys.readouterr().out
+        if extra:
+            told = json.loads(out)
+            assert {row["method"] for row in told["results"]} == {"base", "random", "longest"}
+            assert {row["part"] for row in told["results"]} == {None, *TOPICS}
+        else:
+            assert "same number of steps for all (1 of 8 examples)" in out
+            assert "same number of passes for all (1 over" in out
+            assert re.search(r"longest +2 +10 +1 +\d\.\d{4} ± 0\.\d{4} +[+-]\d\.\d{4} ± 0\.\d{4}", out)
+    monkeypatch.setattr("sys.argv", ["tagcos", "status", "--root", root.url])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert re.search(r"run-\S+ +complete +\S+ \S+ +96 +24 +10", capsys.readouterr().out)

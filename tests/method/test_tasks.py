@@ -1,0 +1,259 @@
+"""Tasks: files read as they are published, scorers against known answers, and a model asked in whichever way costs least."""
+
+from __future__ import annotations
+
+import csv
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tagcos_stream.evaluation import answering, scorers
+from tagcos_stream.evaluation.tasks import Question, Task, read_tasks
+from tagcos_stream.features.adapter import attach_adapter
+from tagcos_stream.types import UserError
+from tests.models import tiny_model, tiny_tokenizer
+
+
+def write_tasks(folder: Path) -> Path:
+    """A small folder of every task, in the shapes that docs/evaluation.md describes."""
+
+    def table(path: Path, rows: list[list[str]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    def text(path: Path, content: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+    for subject in ("high_school_maths", "law"):
+        table(folder / f"mmlu/dev/{subject}_dev.csv", [[f"Shot {n}, {subject}?", "w", "x", "y", "z", "C"] for n in range(2)])
+        rows = [[f'Question {n}, "{subject}"?', "one", "two, three", "four", "five", "ABCD"[n % 4]] for n in range(6)]
+        table(folder / f"mmlu/test/{subject}_test.csv", rows)
+    text(
+        folder / "bbh/bbh-three-shot.json",
+        {"sums": "Add.\n\nQ: 1 + 1\nA: It is 2. So the answer is 2.\n\nQ: 2 + 1\nA: The answer is 3."},
+    )
+    text(folder / "bbh/cot-prompts/words.txt", "canary\n-----\nSort.\n\nQ: b a\nA: Let's see.\nSo the answer is a b.")
+    text(folder / "bbh/test/sums.json", {"examples": [{"input": f"{n} + 1", "target": str(n + 1)} for n in range(4)]})
+    text(folder / "bbh/test/words.json", {"examples": [{"input": "d c", "target": "c d"}]})
+    text(folder / "gsm8k/test.jsonl", json.dumps({"question": "How many?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}) + "\n")
+    shot = {
+        "id": "finnish-1",
+        "context": "Kigali on iso.",
+        "question": "Mikä?",
+        "answers": [{"text": "Kigali", "answer_start": 0}],
+    }
+    text(folder / "tydiqa/dev/tydiqa-one-shot.json", {"finnish": [shot]})
+    asked = [
+        {"id": f"finnish-{n}", "question": f"Missä {n}?", "answers": [{"text": "Oslo"}, {"text": "Oslo"}, {"text": "in Oslo"}]}
+        for n in (1, 2)
+    ]
+    asked.append({"id": "english-7", "question": "Where?", "answers": [{"text": "Oslo"}]})
+    squad = {"data": [{"title": "t", "paragraphs": [{"context": "Oslo.", "qas": asked}]}]}
+    text(folder / "tydiqa/dev/dev.json", squad)
+    text(folder / "tydiqa/dev/again.json", squad)
+    return folder
+
+
+def test_tasks__read_what_is_published(tmp_path: Path) -> None:
+    tasks = {task.name: task for task in read_tasks(str(write_tasks(tmp_path)), (), None)}
+    assert list(tasks) == ["mmlu", "bbh", "gsm8k", "tydiqa"]
+    mmlu = tasks["mmlu"].questions
+    assert [q.part for q in mmlu] == ["high_school_maths"] * 6 + ["law"] * 6
+    assert mmlu[1].prompt == 'Question 1, "high_school_maths"?\nA. one\nB. two, three\nC. four\nD. five\nAnswer:'
+    assert (mmlu[1].answers, mmlu[1].head) == (("B",), "The following are multiple choice questions about high school maths.")
+    assert mmlu[7].shots[1] == ("Shot 1, law?\nA. w\nB. x\nC. y\nD. z\nAnswer:", "C")
+    sums, words = tasks["bbh"].questions[1], tasks["bbh"].questions[-1]
+    assert (sums.head, sums.prompt, sums.answers) == ("Add.", "Q: 1 + 1", ("2",))
+    assert sums.shots == (("Q: 1 + 1", "It is 2. So the answer is 2."), ("Q: 2 + 1", "The answer is 3."))
+    assert (words.part, words.head, words.shots) == ("words", "Sort.", (("Q: b a", "Let's see.\nSo the answer is a b."),))
+    (gsm8k,) = tasks["gsm8k"].questions
+    assert scorers.number_match("So it is 1018.00 dollars", gsm8k.answers) == 1
+    tydiqa = tasks["tydiqa"].questions
+    assert [(q.part, q.answers) for q in tydiqa] == [("finnish", ("Oslo", "in Oslo")), ("english", ("Oslo",))], (
+        "no shot, none twice"
+    )
+    assert tydiqa[0].shots == (("Passage: Kigali on iso.\n\nQuestion: Mikä?\nAnswer:", "Kigali"),)
+    assert tydiqa[1].shots == ()
+
+
+def test_tasks__a_few_of_every_part_the_same_always(tmp_path: Path) -> None:
+    folder = str(write_tasks(tmp_path))
+    (few,) = read_tasks(folder, ("mmlu",), 2)
+    assert [q.part for q in few.questions] == ["high_school_maths"] * 2 + ["law"] * 2
+    assert few == read_tasks(folder, ("mmlu",), 2)[0]
+    (more,) = read_tasks(folder, ("mmlu",), 4)
+    assert {q.prompt for q in few.questions} < {q.prompt for q in more.questions}
+    assert few.digest != more.digest
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("mmlu/test/law_test.csv", "Who?,a,b,c,d,E\n", r"law_test\.csv row 1: must be a question, four options and a letter"),
+        ("bbh/test/sums.json", "{", r"bbh: JSONDecodeError"),
+        ("bbh/cot-prompts/words.txt", "Q: what", "a shot without an answer"),
+        ("gsm8k/test.jsonl", '{"question": "x"}', r"gsm8k: KeyError 'answer'; docs/evaluation\.md says"),
+        ("tydiqa/dev/dev.json", '{"data": [{}]}', r"tydiqa: KeyError 'paragraphs'"),
+    ],
+)  # fmt: skip
+def test_tasks__a_broken_file_is_named(tmp_path: Path, path: str, content: str, message: str) -> None:
+    write_tasks(tmp_path)
+    (tmp_path / path).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_tasks(str(tmp_path), (), None)
+
+
+def test_tasks__what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_tasks(str(tmp_path / "nowhere"), (), None)
+    with pytest.raises(UserError, match="no data of mmlu, bbh, gsm8k, tydiqa"):
+        read_tasks(str(tmp_path), (), None)
+    with pytest.raises(UserError, match="no data of bbh in"):
+        read_tasks(str(tmp_path), ("bbh",), None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "worth"),
+    [
+        ("She has 16 - 3 = 13 eggs, so $18.", ["#### 18"], 1),
+        ("The total is 1,018", ["#### 1018"], 1),
+        ("It is 18.50", ["#### 18.5"], 1),
+        ("-3", ["#### -3"], 1),
+        ("3", ["#### -3"], 0),
+        ("18 eggs of 20", ["#### 18"], 0),
+        ("none", ["#### 0"], 0),
+    ],
+)
+def test_scorers__number(reply: str, answers: list[str], worth: float) -> None:
+    assert scorers.number_match(reply, answers) == worth
+
+
+def test_scorers__last_number() -> None:
+    assert scorers.last_number("a 1,234,567.80 b") == Decimal("1234567.80")
+    assert scorers.last_number("16-3") == Decimal(3)
+    assert scorers.last_number("no number") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "worth"),
+    [
+        ("Let's think. So the answer is (B).", "(B)", 1),
+        ("So the answer is (B). Q: next? The answer is (C).", "(B)", 1),
+        ("the answer is: True", "True", 1),
+        ("So the answer is } ] >.", "} ] >", 1),
+        ("So the answer is } ].", "} ] >", 0),
+        ("So the answer is 3.5.", "3.5", 1),
+        ("no", "No", 1),
+        ("  (A)\n", "(A)", 1),
+        ("(A) because", "(A)", 0),
+        ("", "(A)", 0),
+        ("The Answer is syndrome  therefrom\nQ:", "syndrome therefrom", 1),
+    ],
+)
+def test_scorers__exact(reply: str, answer: str, worth: float) -> None:
+    assert scorers.exact_match(reply, [answer]) == worth
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "worth"),
+    [
+        ("The Wound-care!", ["wound care", "woundcare"], 1),  # punctuation goes without leaving a space, as in SQuAD
+        ("Amos and Wilfrid Ayre", ["Amos and Wilfrid Ayre"], 1),
+        ("Amos Ayre", ["Amos and Wilfrid Ayre"], 2 * 2 / 6),
+        ("in Oslo, in Norway", ["Oslo", "Oslo Norway"], 2 * 2 / 6),
+        ("Oslo Oslo", ["Oslo"], 2 / 3),
+        ("\nKigali\nQuestion: and then?", ["Kigali"], 1),
+        ("الإسكندر الثالث", ["الإسكندر"], 2 / 3),
+        ("", ["Oslo"], 0),
+        ("the", ["a"], 1),
+    ],
+)
+def test_scorers__squad_f1(reply: str, answers: list[str], worth: float) -> None:
+    assert scorers.squad_f1(reply, answers) == pytest.approx(worth)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return attach_adapter(tiny_model("llama"), rank=2, alpha=4, dropout=0.0, seed=0)
+
+
+QUESTIONS = tuple(
+    Question("p", f"Which of {n}?", ("B",), (("Which?", "A"), ("What then?", "B")), "Choose.") for n in (1, 22, 333, 4)
+)
+
+
+def naive_likelihood(model: Any, tokenizer: Any, text: str, option: str) -> float:
+    """Log-likelihood of the option's tokens after the text, token by token from the model's own logits."""
+    ids, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, text + option))
+    with torch.no_grad():
+        table = torch.log_softmax(model(input_ids=torch.tensor([whole])).logits[0].double(), dim=-1)
+    return float(sum(table[t - 1, whole[t]] for t in range(len(ids), len(whole))))
+
+
+@pytest.mark.parametrize("options", ["ABCD", "AÄÖÜ"])  # one token each, and some of two bytes: spelled out
+@pytest.mark.parametrize("budget", [1, 1000])
+def test_choice__is_the_likeliest_option(model: Any, options: str, budget: int) -> None:
+    tokenizer = tiny_tokenizer()
+    wanted = []
+    for question in QUESTIONS:
+        text = answering.prompt_text(tokenizer, question, 400)
+        likelihoods = [naive_likelihood(model, tokenizer, text, option) for option in options]
+        wanted.append(options[int(np.argmax(likelihoods))])
+    told: list[int] = []
+    right = Task(
+        "mmlu", tuple(Question("p", q.prompt, (w,), q.shots, q.head) for q, w in zip(QUESTIONS, wanted, strict=True)), options
+    )
+    got = answering.answer(model, tokenizer, right, max_positions=512, token_budget=budget, progress=told.append)
+    assert got.tolist() == [1.0] * 4
+    assert told == sorted(told)
+    wrong = Task("mmlu", tuple(Question("p", q.prompt, ("-",), q.shots, q.head) for q in QUESTIONS), options)
+    assert answering.answer(model, tokenizer, wrong, max_positions=512, token_budget=budget).tolist() == [0.0] * 4
+
+
+def test_prompt__shots_are_turns_and_give_way_to_the_question() -> None:
+    tokenizer = tiny_tokenizer()
+    whole = answering.prompt_text(tokenizer, QUESTIONS[0], 10_000)
+    assert whole == (
+        "<|im_start|>user\nChoose.\n\nWhich?<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+        "<|im_start|>user\nWhat then?<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
+        "<|im_start|>user\nWhich of 1?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    fewer = answering.prompt_text(tokenizer, QUESTIONS[0], len(answering.prompt_ids(tokenizer, QUESTIONS[0], 10_000)) - 1)
+    assert fewer.startswith("<|im_start|>user\nChoose.\n\nWhat then?<|im_end|>")
+    assert answering.prompt_text(tokenizer, QUESTIONS[0], 5).startswith("<|im_start|>user\nChoose.\n\nWhich of 1?")
+    assert len(answering.prompt_ids(tokenizer, QUESTIONS[0], 5)) == 5
+
+
+def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    prompts = [answering.prompt_ids(tokenizer, question, 400) for question in QUESTIONS]
+    ends = answering.end_tokens(tokenizer)
+    assert ends == [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+    wanted = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(9):
+            with torch.no_grad():
+                following = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if following in ends:
+                break
+            ids.append(following)
+        wanted.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip())
+    for budget in (1, 10_000):
+        assert answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=budget) == wanted
+    task = Task("gsm8k", QUESTIONS, new_tokens=9, score=lambda reply, answers: float(reply == wanted[2]))
+    assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=64)[2] == 1
+
+
+def test_tasks__the_published_files(shared_data: Path) -> None:
+    counted = {
+        t.name: (len(t.questions), len({q.part for q in t.questions})) for t in read_tasks(str(shared_data / "eval"), (), None)
+    }
+    assert counted == {"mmlu": (14042, 57), "bbh": (6511, 27), "gsm8k": (1319, 1), "tydiqa": (5077, 9)}
