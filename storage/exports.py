@@ -172,24 +172,25 @@ def _beside(path: Path, folder: bool) -> Iterator[Path]:
     """A place beside `path` that takes its place at the end. A folder is replaced only where an earlier export made it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
     try:
-        if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if folder:
-            partial.mkdir()
-        yield partial
-        if folder and path.exists():
-            path.rename(old)
         try:
-            os.replace(partial, path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        sync_path(path.parent)
+            if folder:
+                partial.mkdir()
+            yield partial
+            if folder and path.exists():
+                path.rename(old)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            sync_path(path.parent)
+        finally:
+            for left in (partial, old):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error

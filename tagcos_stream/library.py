@@ -46,7 +46,7 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
     for file in resolve_sources(sources):
         for block in read_file(file):
             found.append(block.occurrences.select("example_id", "dataset", "messages", "tools"))
-            rejects.append(block.rejects.insert_column(0, pl.lit(file.url).alias("url")))
+            rejects.append(block.rejects.select(pl.lit(file.url).alias("url"), pl.all()))
             rows += len(block.occurrences) + len(block.rejects)
             if limit is not None and rows >= limit:
                 break

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -63,7 +65,12 @@ def test_print_frame__fits(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     assert printed(monkeypatch, pl.DataFrame({"a": [], "b": []}), width)[0].split() == ["a", "b"]
 
 
-def test_completion__runs_and_formats(small_settings: Callable[..., dict[str, Any]]) -> None:
+def test_commands__complete_and_print_json(
+    small_settings: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     settings = load_settings(small_settings(method="random"))
     run_id = pipeline.run(settings, SilentReporter()).run_id
 
@@ -80,6 +87,23 @@ def test_completion__runs_and_formats(small_settings: Callable[..., dict[str, An
     assert "llama-factory" in complete("tagcos export --format ")
     assert "herding" in complete("tagcos run --method h")
     assert complete("tagcos export --root /nowhere/at/all r") == []
+
+    def printed_json(*arguments: str) -> Any:
+        """All of standard output is one JSON value."""
+        monkeypatch.setattr("sys.argv", ["tagcos", *arguments, "--root", settings.root, "--json"])
+        capsys.readouterr()
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        return json.loads(capsys.readouterr().out)
+
+    out = tmp_path / "selected.jsonl"
+    chosen = printed_json("select", "--method", "longest", "--count", "5", "--out", str(out))
+    assert (chosen["selected"], chosen["usable"], chosen["exported"]["rows"]) == (5, 120, 5)
+    assert sum(row["selected"] for row in chosen["by_dataset"]) == 5
+    assert printed_json("export", run_id, "--out", str(out))["examples"] == 12
+    assert [row["run_id"] for row in printed_json("status")] == [chosen["run_id"], run_id]
+    assert (printed_json("check"), printed_json("gc")) == ([], [])
+    assert {row["what"] for row in printed_json("doctor")} >= {"packages", "catalog"}
 
 
 def test_how_to_go_on__says_the_command() -> None:
