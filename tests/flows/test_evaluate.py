@@ -17,6 +17,8 @@ import pytest
 from flows import cli, evaluating, pipeline, plotting
 from flows.engine import encode_row
 from flows.evaluation_tables import compact, report
+from flows.ingesting import ingest
+from flows.job import open_job, run_stage
 from flows.progress import SilentReporter
 from storage import check, evaluations, heldout, pool, runs, selections
 from storage.root import Root, open_root
@@ -106,6 +108,37 @@ def test_heldout__nothing_is_computed_of_it_and_nothing_chooses_it(root: Root) -
     assert root.catalog.read("SELECT count(*) AS n FROM feature_rows")["n"][0] == 2 * 96
     assert check.check(root) == []
     assert root.catalog.read("FROM match_of(?)", [run["run_id"]])["size"].max() == 96
+
+
+def test_heldout__nothing_like_it_stays_in_the_pool(tmp_path: Path) -> None:
+    """Of two examples that differ in a word, one held out, the other is left out where near-duplicates are."""
+    stem = "Name the river on which the city lies, and tell me of its bridges, its boats and its mills, in order of age"
+    rows = [
+        [
+            {"role": "user", "content": f"{stem}, please, number {n // 2}{'.' if n % 2 else ' now.'}"},
+            {"role": "assistant", "content": "No."},
+        ]
+        for n in range(40)
+    ]
+    others = [" ".join(f"word{n}x{i}" for i in range(20)) for n in range(8)]
+    rows += [[{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}] for text in others]
+    source = tmp_path / "twins.jsonl"
+    source.write_text("\n".join(json.dumps({"messages": row}) for row in rows) + "\n", encoding="utf-8")
+    values = {"sources": (str(source),), "root": str(tmp_path / "root"), "heldout": 0.25, "near_duplicates": 0.7}
+    settings = load_settings(values)
+    root = open_root(settings.root)
+    with root.writer():
+        job = open_job(settings, root, SilentReporter())
+        run_stage("ingest", ingest, job)
+    aside = set(heldout.heldout(root.catalog, job.run_id)["example_id"])
+    assert len(aside) == 12
+    left_out = root.catalog.read("SELECT example_id, detail FROM rejects WHERE stage = 'near-duplicates'")
+    pooled = pool.pool(root.catalog, job.run_id)
+    assert len(pooled) + len(left_out) == 36
+    assert not aside & set(left_out["example_id"])
+    texts = pl.concat(list(pool.example_reader(root).iterate(pooled.select("segment", "row"))))["messages"]
+    assert not any(text[0]["content"].startswith(stem) for text in texts), "all of them are like one that is held out"
+    assert all(any(name in detail for name in aside) for detail in left_out["detail"])
 
 
 def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_folder: Path) -> None:
