@@ -6,6 +6,9 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +226,30 @@ def test_evaluate__interrupted_it_goes_on_and_comes_to_the_same(root: Root, tmp_
     # nor with more asked for: only what lacks is done
     assert evaluating.evaluate(asked(root, **{**changes, "method": "longest", "seeds": 1}), SilentReporter()) == whole
     assert len(done()) == 8
+
+
+@pytest.mark.slow
+def test_evaluate__killed_hard_it_goes_on_and_comes_to_the_same(root: Root, tmp_path: Path) -> None:
+    """The same with a process that gets no chance to say good-bye, three times."""
+    other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
+    changes: dict[str, Any] = {"regime": "steps", "learning_rate": 1e-3, "steps": 60, "method": ("random", "longest", "tagcos")}
+    whole = evaluating.evaluate(asked(other, **changes), SilentReporter())
+    values = asked(root, **changes).model_dump(mode="json", exclude_unset=True)
+    code = "import json, sys; from flows.evaluating import evaluate; from tagcos_stream.evaluation.settings import Evaluation; "
+    code += "evaluate(Evaluation(**json.loads(sys.argv[1])))"
+    for wanted in (1, 3, 6):
+        process = subprocess.Popen([sys.executable, "-c", code, json.dumps(values)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(evaluations.units(root.catalog, whole)) < wanted:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    assert len(evaluations.units(root.catalog, whole)) < 7
+    assert evaluating.evaluate(asked(root, **changes), SilentReporter()) == whole
+    assert scores(root, whole).equals(scores(other, whole)), "bit for bit"
+    assert check.check(root) == []
 
 
 def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Path) -> None:
