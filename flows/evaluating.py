@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from flows.engine import load_adapted
 from flows.evaluation_data import held_out, texts
@@ -20,11 +19,12 @@ from flows.evaluation_units import Unit, plan_units, run_settings
 from flows.job import versions
 from flows.memory import tokens_per_pass
 from flows.progress import Reporter, default_reporter
-from storage import blocks, evaluations, runs, selections
+from storage import blocks, evaluations, heldout, runs, selections
 from storage.evaluations import UnitKey
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, digest
 from tagcos_stream.evaluation.settings import BASE, FIXED_FIELDS, Evaluation
+from tagcos_stream.evaluation.tasks import Task, read_tasks
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.types import UserError
 
@@ -39,6 +39,12 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     root = open_root(asked.root, create=False, wait_seconds=asked.wait, on_wait=reporter.say)
     root.catalog.upgrade()
     base = runs.newest_of_sources(root.catalog) if asked.run == "latest" else runs.complete_run(root.catalog, asked.run)
+    tasks = read_tasks(asked.tasks, asked.task, asked.task_items) if asked.tasks else []
+    if not tasks and not asked.heldout_files and heldout.heldout(root.catalog, base["run_id"]).is_empty():
+        raise UserError(
+            f"nothing to measure on: run {base['run_id']} holds no example out. Start a root with `tagcos run --heldout 0.05`, "
+            "or give --heldout-files with examples that are not in the pool, or --tasks"
+        )
     settings = model_settings(run_settings(base, asked), asked)
     units = list(plan_units(asked, base, root, reporter))
     if asked.threads:
@@ -49,7 +55,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     try:
         loaded = load_adapted(settings, settings.device)
         with root.writer():  # for as long as it takes: an hour's training is not to be lost to another who holds the root by then
-            bench = _Bench(root, base, asked, settings, loaded, reporter)
+            bench = _Bench(root, base, asked, settings, loaded, tasks, reporter)
             bench.run(units)
     finally:
         load_adapted.cache_clear()
@@ -85,23 +91,27 @@ class _Bench:
     """What all units share: the model, the rows measured on, the plan of training."""
 
     def __init__(
-        self, root: Root, base: dict[str, Any], asked: Evaluation, settings: Settings, loaded: Any, reporter: Reporter
+        self,
+        root: Root,
+        base: dict[str, Any],
+        asked: Evaluation,
+        settings: Settings,
+        loaded: Any,
+        tasks: Sequence[Task],
+        reporter: Reporter,
     ) -> None:
         from tagcos_stream.evaluation.finetune import Plan
         from tagcos_stream.features.gradient_memory import model_shape, warmup_bytes
 
         self.root, self.asked, self.reporter, self.model = root, asked, reporter, loaded.model
         self.texts = texts(root, loaded, settings)
-        heldout = held_out(root, base["run_id"], self.texts, asked.heldout_files, asked.heldout_rows, reporter)
-        if not heldout.encoded and not asked.tasks:
-            raise UserError(
-                f"nothing to measure on: run {base['run_id']} holds no example out. Start a root with `tagcos run --heldout "
-                "0.05`, or give --heldout-files with examples that are not in the pool, or --tasks"
-            )
+        rows = held_out(root, base["run_id"], self.texts, asked.heldout_files, asked.heldout_rows, reporter)
+        if not rows.encoded and not tasks:
+            raise UserError(f"no held-out example has a target token within {self.texts.longest} tokens: raise --max-length")
         shape, longest = model_shape(self.model), self.texts.longest
         need = partial(warmup_bytes, shape, longest, dropout=asked.lora_dropout > 0, checkpoints=0)
         self.token_budget = tokens_per_pass(settings, loaded, "training", need)
-        self.measures = measures(asked, heldout, loaded.tokenizer, loaded.max_positions, self.token_budget, reporter)
+        self.measures = measures(rows, tasks, loaded.tokenizer, loaded.max_positions, self.token_budget, reporter)
         self.plan = Plan(asked.batch_size, asked.learning_rate, asked.schedule, asked.rise)
         self.pool = blocks.features_pool(root.catalog, base["run_id"], base["space_id"]).select("example_id", "segment", "row")
         largest = max(run_settings(base, asked, fraction=fraction).budget(len(self.pool)) for fraction in asked.fraction)
@@ -109,15 +119,15 @@ class _Bench:
         config = {name: value for name, value in asked.model_dump(mode="json").items() if name in FIXED_FIELDS}
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
         config |= {"tasks": self.measures.digests}
-        self.evaluation_id = digest([base["run_id"], loaded.fingerprint, config, heldout.digest], 12)
+        self.evaluation_id = digest([base["run_id"], loaded.fingerprint, config, rows.digest], 12)
         evaluations.begin(
             root.catalog,
             self.evaluation_id,
             run_id=base["run_id"],
             model=settings.model,
             model_fingerprint=loaded.fingerprint,
-            heldout_examples=len(heldout.encoded),
-            heldout_digest=heldout.digest,
+            heldout_examples=len(rows.encoded),
+            heldout_digest=rows.digest,
             config=config,
             versions=versions(),
         )
@@ -228,8 +238,3 @@ class _Bench:
             return ids, kept, None
         shares = rows["share"].to_numpy()[good]
         return ids, kept, shares * len(shares) / shares.sum() if shares.sum() > 0 else None
-
-
-def table(root: str, evaluation_id: str) -> pl.DataFrame:
-    """Means, standard errors and differences from random: the macro evaluation_of."""
-    return evaluations.results(open_root(root, create=False).catalog, evaluation_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ import polars as pl
 
 from flows.evaluation_data import Heldout
 from flows.progress import Reporter
-from tagcos_stream.evaluation.settings import Evaluation
-from tagcos_stream.evaluation.tasks import Task, read_tasks
+from tagcos_stream.evaluation.tasks import Task
 
 FORWARD = 1 / 3  # of the time that training on a token takes, measuring on it takes about this share
 
@@ -65,16 +64,15 @@ class Measures:
 
 
 def measures(
-    asked: Evaluation, heldout: Heldout, tokenizer: Any, max_positions: int, token_budget: int, reporter: Reporter
+    heldout: Heldout, tasks: Sequence[Task], tokenizer: Any, max_positions: int, token_budget: int, reporter: Reporter
 ) -> Measures:
-    """Reads the tasks asked for. UserError where their files are not what they should be."""
+    """With the size of each task, for what is said of the time left."""
     from tagcos_stream.evaluation.answering import cost
 
-    tasks = tuple(read_tasks(asked.tasks, asked.task, asked.task_items)) if asked.tasks else ()
     for task in tasks:
         reporter.say(f"{task.name}: {len(task.questions)} questions in {len({q.part for q in task.questions})} parts")
     sizes = tuple(cost(tokenizer, task, max_positions) for task in tasks)
-    return Measures(heldout, tasks, tokenizer, max_positions, token_budget, sizes)
+    return Measures(heldout, tuple(tasks), tokenizer, max_positions, token_budget, sizes)
 
 
 def summed(measure: str, parts: list[str], values: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -54,3 +54,9 @@ SELECT 'run ' || run_id, 'works in unknown space ' || space_id FROM runs WHERE s
 
 SELECT 'run ' || c.run_id, 'chose ' || count(*) || ' examples that are held out'
 FROM selections c JOIN examples USING (example_id) JOIN segments g USING (segment) WHERE g.heldout GROUP BY c.run_id;
+
+SELECT 'evaluation ' || evaluation_id, 'is unknown, but has ' || count(*) || ' units'
+FROM evaluation_units ANTI JOIN evaluations USING (evaluation_id) GROUP BY evaluation_id;
+
+SELECT 'evaluation ' || evaluation_id, count(*) || ' scores belong to no complete unit'
+FROM evaluation_scores ANTI JOIN evaluation_units USING (evaluation_id, method, gradient, fraction, seed, regime, weighted) GROUP BY evaluation_id;

@@ -6,6 +6,9 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import pytest
 from flows import cli, evaluating, pipeline, plotting
 from flows.engine import encode_row
 from flows.evaluation_tables import compact, report
+from flows.ingesting import ingest
+from flows.job import open_job, run_stage
 from flows.progress import SilentReporter
 from storage import check, evaluations, heldout, pool, runs, selections
 from storage.root import Root, open_root
@@ -108,6 +113,37 @@ def test_heldout__nothing_is_computed_of_it_and_nothing_chooses_it(root: Root) -
     assert root.catalog.read("FROM match_of(?)", [run["run_id"]])["size"].max() == 96
 
 
+def test_heldout__nothing_like_it_stays_in_the_pool(tmp_path: Path) -> None:
+    """Of two examples that differ in a word, one held out, the other is left out where near-duplicates are."""
+    stem = "Name the river on which the city lies, and tell me of its bridges, its boats and its mills, in order of age"
+    rows = [
+        [
+            {"role": "user", "content": f"{stem}, please, number {n // 2}{'.' if n % 2 else ' now.'}"},
+            {"role": "assistant", "content": "No."},
+        ]
+        for n in range(40)
+    ]
+    others = [" ".join(f"word{n}x{i}" for i in range(20)) for n in range(8)]
+    rows += [[{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}] for text in others]
+    source = tmp_path / "twins.jsonl"
+    source.write_text("\n".join(json.dumps({"messages": row}) for row in rows) + "\n", encoding="utf-8")
+    values = {"sources": (str(source),), "root": str(tmp_path / "root"), "heldout": 0.25, "near_duplicates": 0.7}
+    settings = load_settings(values)
+    root = open_root(settings.root)
+    with root.writer():
+        job = open_job(settings, root, SilentReporter())
+        run_stage("ingest", ingest, job)
+    aside = set(heldout.heldout(root.catalog, job.run_id)["example_id"])
+    assert len(aside) == 12
+    left_out = root.catalog.read("SELECT example_id, detail FROM rejects WHERE stage = 'near-duplicates'")
+    pooled = pool.pool(root.catalog, job.run_id)
+    assert len(pooled) + len(left_out) == 36
+    assert not aside & set(left_out["example_id"])
+    texts = pl.concat(list(pool.example_reader(root).iterate(pooled.select("segment", "row"))))["messages"]
+    assert not any(text[0]["content"].startswith(stem) for text in texts), "all of them are like one that is held out"
+    assert all(any(name in detail for name in aside) for detail in left_out["detail"])
+
+
 def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_folder: Path) -> None:
     name = root.catalog.read("SELECT evaluation_id FROM evaluations").item()
     base = runs.newest_of_sources(root.catalog)["run_id"]
@@ -190,6 +226,30 @@ def test_evaluate__interrupted_it_goes_on_and_comes_to_the_same(root: Root, tmp_
     # nor with more asked for: only what lacks is done
     assert evaluating.evaluate(asked(root, **{**changes, "method": "longest", "seeds": 1}), SilentReporter()) == whole
     assert len(done()) == 8
+
+
+@pytest.mark.slow
+def test_evaluate__killed_hard_it_goes_on_and_comes_to_the_same(root: Root, tmp_path: Path) -> None:
+    """The same with a process that gets no chance to say good-bye, three times."""
+    other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
+    changes: dict[str, Any] = {"regime": "steps", "learning_rate": 1e-3, "steps": 60, "method": ("random", "longest", "tagcos")}
+    whole = evaluating.evaluate(asked(other, **changes), SilentReporter())
+    values = asked(root, **changes).model_dump(mode="json", exclude_unset=True)
+    code = "import json, sys; from flows.evaluating import evaluate; from tagcos_stream.evaluation.settings import Evaluation; "
+    code += "evaluate(Evaluation(**json.loads(sys.argv[1])))"
+    for wanted in (1, 3, 6):
+        process = subprocess.Popen([sys.executable, "-c", code, json.dumps(values)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(evaluations.units(root.catalog, whole)) < wanted:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    assert len(evaluations.units(root.catalog, whole)) < 7
+    assert evaluating.evaluate(asked(root, **changes), SilentReporter()) == whole
+    assert scores(root, whole).equals(scores(other, whole)), "bit for bit"
+    assert check.check(root) == []
 
 
 def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Path) -> None:
