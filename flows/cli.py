@@ -13,6 +13,7 @@ from rich.table import Table
 
 from flows.control_commands import diagnose, select
 from flows.options import takes_settings
+from flows.report.command import report
 from flows.tables import console, print_frame, print_summary
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
@@ -55,6 +56,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
+app.command()(report)
 
 
 @app.command()
@@ -83,6 +85,7 @@ def demo(
         "\nGo on with:\n"
         f"  tagcos status --root {root}\n"
         f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
+        f"  tagcos report {run_id} --root {root}\n"
         f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
         "  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction 0.05"
     )
@@ -147,19 +150,15 @@ def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False
 
 @app.command()
 def export(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or latest.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its first letters, or latest.")],
     out: Annotated[Path, typer.Option(help="File to write: .jsonl or .parquet.")],
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
     """Write a selection for a trainer: messages with weight, cluster and rank."""
-    from storage import exports
+    from storage import exports, runs
 
     opened = _open_root(root)
-    if run_id == "latest":
-        latest = opened.catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
-        if not latest:
-            raise UserError(f"no run of {root} is complete yet: `tagcos status --root {root}` shows how far they are")
-        run_id = latest[0]
+    run_id = runs.find_run(opened.catalog, run_id)
     written = exports.export(opened, run_id, out)
     print(f"{written} examples of {run_id} written to {out}")
 
