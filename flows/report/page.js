@@ -42,8 +42,10 @@ const filtered = {
   },
 };
 
+// New objects each time: Vega marks those it has seen, and takes one that comes back for one that goes.
 function rowsOf(plot) {
-  return { rows: filtered[plot.kind](plot.rows), overall: state.c === null ? plot.overall : [] };
+  const fresh = (rows) => rows.map((row) => ({ ...row }));
+  return { rows: fresh(filtered[plot.kind](plot.rows)), overall: fresh(state.c === null ? plot.overall : []) };
 }
 
 // Of bars: the axis and the legend take 70 pixels. (Vega-Lite's own height by step does not go with a width that fits.)
@@ -105,9 +107,12 @@ function filter() {
   }
   const examples = [...document.querySelectorAll(".example")];
   for (const example of examples) example.hidden = !matches(example);
-  for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector(".example:not([hidden])");
+  const any = Boolean(state.text) || state.s !== null || state.c !== null;
+  for (const group of document.querySelectorAll(".group, .changed")) {
+    group.hidden = !group.querySelector(".example:not([hidden])");
+    if (any) group.open = true;
+  }
   const left = examples.filter((example) => !example.hidden).length;
-  const any = state.text || state.s !== null || state.c !== null;
   document.getElementById("filter-says").textContent = any ? `${left} of ${examples.length} examples` : "";
   const now = JSON.stringify(state);
   Promise.all(plots.map(refresh)).then(() => { document.documentElement.dataset.shows = now; });

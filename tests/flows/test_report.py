@@ -224,22 +224,23 @@ def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
 
 def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
     everything, rows = shown.count(".example"), content.plots["map"]["rows"]
-    place = [row["name"] for row in content.plots["sources"]["rows"][::2]].index("colours")
-    shown.fill("filter-source", str(place))
-    assert shown.count(f"#plot-sources {MARK}") == 2
-    assert set(shown.each(".example:not([hidden]) .head bdi", "e.textContent")) == {"colours"}
-    assert 0 < shown.count(".example") < everything
-    assert shown.count("#table-sources tbody tr") == 1
-    colours = sql("""SELECT c.cluster, count(*) FROM candidates_of(RUN) c JOIN examples e USING (segment, row)
-        WHERE e.dataset = 'colours' GROUP BY ALL ORDER BY ALL""")
-    labels = shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')")
-    assert sorted({(number("cluster", label), number("examples", label)) for label in labels}) == colours
-    assert len(labels) == 2 * len(colours)
-    assert shown.count("#table-clusters tbody tr") == len(colours)
-    bars = shown.each(f"#plot-sizes-characters {MARK}", "e.getAttribute('aria-label')")
-    assert sum(number("examples", bar) for bar in bars if "of: pool" in bar) == sum(row[1] for row in colours)
+    counted = sql("""SELECT c.cluster, count(*), count(s.example_id), e.dataset FROM candidates_of(RUN) c
+        JOIN examples e USING (segment, row) LEFT JOIN selection_of(RUN) s USING (example_id) GROUP BY ALL ORDER BY ALL""")
+    for place, name in enumerate(row["name"] for row in content.plots["sources"]["rows"][::2]):
+        shown.fill("filter-source", str(place))
+        assert shown.count(f"#plot-sources {MARK}") == 2
+        assert set(shown.each(".example:not([hidden]) .head bdi", "e.textContent")) == {name}
+        assert 0 < shown.count(".example") < everything
+        assert shown.count("#table-sources tbody tr") == 1
+        mine = [row[:3] for row in counted if row[3] == name]
+        labels = shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')")
+        assert sorted({tuple(number(words, label) for words in ("cluster", "examples", "chosen")) for label in labels}) == mine
+        assert len(labels) == 2 * len(mine)
+        assert shown.count("#table-clusters tbody tr") == len(mine)
+        bars = shown.each(f"#plot-sizes-characters {MARK}", "e.getAttribute('aria-label')")
+        assert sum(number("examples", bar) for bar in bars if "of: pool" in bar) == sum(row[1] for row in mine)
 
-    cluster = str(colours[0][0])
+    cluster = str(counted[0][0])
     shown.fill("filter-source", "")
     shown.fill("filter-cluster", cluster)
     assert shown.count(f"#plot-map {MARK}") == 2
