@@ -103,13 +103,8 @@ def written(value: Any, kind: Kind) -> str:
     if kind == "seconds":
         return f"{value:,.1f}"
     if kind == "bytes":
-        return (
-            f"{value / 2**30:,.2f} GiB"
-            if value >= 2**28
-            else f"{value / 2**20:,.2f} MiB"
-            if value >= 2**18
-            else f"{value:,} bytes"
-        )
+        units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+        return next((f"{value / size:,.2f} {unit}" for size, unit in units if value >= size / 4), f"{value:,} bytes")
     return str(value)
 
 

@@ -53,17 +53,17 @@ def _q(name: str, title: str, **more: Any) -> dict[str, Any]:
     return {"field": name, "type": "quantitative", "axis": _axis(title, tickCount=6, **more), "scale": scale}
 
 
-def _names(name: str = "name") -> dict[str, Any]:
-    return {"field": name, "type": "nominal", "sort": None, "axis": _axis(None, labelLimit=150)}
+def _names() -> dict[str, Any]:
+    return {"field": "name", "type": "nominal", "sort": None, "axis": _axis(None, labelLimit=150)}
 
 
 def _legend(title: str | None = None, columns: int = 2) -> dict[str, Any]:
     return {"title": title, "orient": "top", "columns": columns, "labelLimit": 150, "symbolOpacity": 1}
 
 
-def _before_after(columns: int = 2) -> dict[str, Any]:
+def _before_after() -> dict[str, Any]:
     scale = {"domain": ["pool", "selection"], "range": [POOL, CHOSEN]}
-    return {"field": "who", "type": "nominal", "scale": scale, "legend": _legend(None, columns)}
+    return {"field": "who", "type": "nominal", "scale": scale, "legend": _legend()}
 
 
 def by_source(rows: Rows) -> Plot:
@@ -239,7 +239,7 @@ def errors(id: str, title: str, rows: Rows) -> Plot:
             "color": {
                 "field": "who",
                 "type": "nominal",
-                "legend": _legend(None, 2),
+                "legend": _legend(),
                 "scale": {"range": [*SOURCES, OTHER, POOL, CHOSEN]},
             },
             "tooltip": _tips(

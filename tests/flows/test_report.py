@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
 from tests.pages import Browser, Content, browser
+from tests.storage import tiny
 
 HACKS = (
     "<script>window.hacked = 1</script>",
@@ -404,3 +407,21 @@ def test_report__of_a_run_in_progress_is_refused(grown: Root, tmp_path: Path) ->
         connection.execute("UPDATE runs SET status = 'running' WHERE run_id = ?", [run_id])
     with pytest.raises(UserError, match="is running, not complete"):
         write_report(root, run_id)
+
+
+@pytest.mark.slow
+def test_report__of_a_hundred_thousand_selections(tmp_path: Path) -> None:
+    """A million rows without a model: numbers are exact, the page and what it takes to make stay small."""
+    root = open_root(str(tmp_path / "root"))
+    made = tiny.run(root, examples=1_000_000, file_rows=16_384, block_rows=8_192)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    place, size = write_report(root, made.run_id)
+    took, more = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    found = Content(Path(place).read_text(encoding="utf-8"))
+    print(
+        f"\n{len(made.selection)} of {found.figures['usable']:.0f}: {took:.1f} s, {size / 1e6:.2f} MB, {more / 1024:.0f} MiB more"
+    )
+    assert found.figures["selected"] == len(made.selection) > 90_000
+    assert sum(row["selected"] for row in found.plots["map"]["rows"]) == len(made.selection)
+    assert sum(row["pool"] for row in found.plots["sizes-characters"]["rows"]) == found.figures["usable"] > 900_000
+    assert size < 10e6
