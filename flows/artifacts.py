@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,8 +20,10 @@ from prefect.artifacts import (
 from flows.evaluation_tables import compact
 from flows.pipeline import Outcome
 from flows.progress import LineReporter, Stage
+from flows.report.writing import report_key, write_report
 from storage import evaluations
 from storage.root import Root
+from tagcos_stream.types import UserError
 
 LONG = ("gradients", "evaluate")
 EVERY = 5.0  # seconds between updates of a progress bar on the server
@@ -65,20 +68,20 @@ class FlowReporter(LineReporter):
             update_progress_artifact(bar, percent)
 
 
-def publish_artifacts(root: Root, outcome: Outcome) -> None:
-    """Of a complete run: tagcos-selection-by-source, tagcos-summary, tagcos-report."""
+def publish_artifacts(root: Root, outcome: Outcome, say: Callable[[str], None]) -> None:
+    """Of a complete run: tagcos-selection-by-source, tagcos-summary, and tagcos-report, a link to the page written here."""
     run_id = outcome.run_id
     by_source = root.catalog.read("FROM by_source(?) ORDER BY dataset", [run_id])
     create_table_artifact(key="tagcos-selection-by-source", table=by_source.to_dicts(), description=run_id)
     create_markdown_artifact(key="tagcos-summary", markdown=summary(root, outcome), description=run_id)
-    report = f"reports/{run_id}/index.html"
-    name, link = (
-        ("report", root.files.place(report))
-        if root.files.size(report) is not None
-        else ("snapshot", outcome.stages["publish"]["snapshot"])
-    )
+    name, link = "report", root.files.place(report_key(run_id))
+    try:
+        write_report(root, run_id)
+    except UserError as error:  # the run is complete all the same
+        say(f"no report was written: {error}")
+        name, link = "snapshot", outcome.stages["publish"]["snapshot"]
     create_link_artifact(
-        link if "://" in link else f"file://{link}", link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id
+        link if "://" in link else Path(link).as_uri(), link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id
     )
 
 

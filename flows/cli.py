@@ -15,6 +15,7 @@ from flows.evaluate_command import PANELS as EVALUATION_PANELS
 from flows.evaluate_command import evaluate
 from flows.machine_commands import doctor, estimate
 from flows.options import JsonOption, takes_settings
+from flows.report.command import report
 from flows.root_commands import check, export, gc, open_reader, sql, status
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.settings import Evaluation
@@ -55,7 +56,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
-for command in (takes_settings(estimate), doctor, status, sql, export, check, gc):
+for command in (takes_settings(estimate), doctor, status, sql, report, export, check, gc):
     app.command()(command)
 app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation, EVALUATION_PANELS))
 
@@ -89,6 +90,7 @@ def demo(
         "\nGo on with:\n"
         f"  tagcos status --root {root}\n"
         f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
+        f"  tagcos report {run_id} --root {root}\n"
         f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
         "  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction 0.05"
     )

@@ -114,7 +114,8 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
 RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.", envvar=ROOT_VARIABLE)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 RunOption = Annotated[
-    str | None, typer.Option("--run", help="A complete run's id, or latest; default the newest.", autocompletion=run_ids)
+    str | None,
+    typer.Option("--run", help="A complete run's id, its first letters, or latest; default the newest.", autocompletion=run_ids),
 ]
 
 

@@ -84,7 +84,7 @@ def _turn(root: str) -> Iterator[None]:
 
 
 def _finish(outcome: Outcome, root: str) -> str:
-    publish_artifacts(open_root(root, create=False), outcome)
+    publish_artifacts(open_root(root, create=False), outcome, get_run_logger().warning)
     return outcome.run_id
 
 

@@ -69,7 +69,7 @@ def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False
 def export(
     out: Annotated[Path, typer.Option(help="File (.jsonl or .parquet) or, for the last four formats, folder to write.")],
     run_id: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A complete run's id, or latest.", autocompletion=run_ids)
+        str, typer.Argument(metavar="[RUN]", help="A complete run's id, its first letters, or latest.", autocompletion=run_ids)
     ] = "latest",
     format: Annotated[FormatName, typer.Option(help="Shape to write (docs/exports.md).")] = "messages",
     leave_out: Annotated[

@@ -80,13 +80,33 @@ def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
 
 
+def find_run(catalog: Catalog, name: str) -> str:
+    """The id of the run meant by `latest` (the newest complete one), by an id, or by the first letters of just one id.
+
+    Raises:
+        UserError: no run or several are meant.
+    """
+    if name == "latest":
+        return str(complete_run(catalog)["run_id"])
+    found = catalog.read("SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC, run_id", [name])
+    ids = found["run_id"].to_list()
+    if name in ids or len(ids) == 1:
+        return name if name in ids else str(ids[0])
+    if not ids:
+        raise UserError(f"there is no run {name} in {catalog.path}: `tagcos status` lists them")
+    shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    raise UserError(f"{name} may be any of {shown}: give more of the id")
+
+
 def complete_run(catalog: Catalog, run_id: str | None = None) -> dict[str, Any]:
-    """A complete run's row of `runs`, by default (or as "latest") that of the newest.
+    """A complete run's row of `runs`, named as for `find_run`; by default that of the newest.
 
     Raises:
         UserError: there is none, or the run named is unknown or not complete.
     """
-    if run_id in (None, "latest"):
+    if run_id is not None and run_id != "latest":
+        run_id = find_run(catalog, run_id)
+    else:
         latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
         if not latest:
             raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")

@@ -15,7 +15,7 @@ import pytest
 from storage import blocks, features, runs
 from storage.root import Root
 from tests.models import tiny_model, tiny_tokenizer
-from tests.storage.conftest import bucket, s3_server  # noqa: F401
+from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
 
 TOPICS = ("sums", "colours", "cities")
 

@@ -145,7 +145,8 @@ def test_artifacts__tell_what_was_selected(prefect: Prefect) -> None:
     assert "| selected | 12 |" in text
     assert all(re.search(rf"\| {stage} \| \d", text) for stage in ("ingest", "gradients", "select", r"\*\*all\*\*"))
     assert float(found["tagcos-gradients"]["data"]) == 100.0
-    assert f"snapshots/{run_id}" in found["tagcos-report"]["data"]
+    assert f"reports/{run_id}.html" in found["tagcos-report"]["data"]
+    assert run_id in (prefect.folder / "tagcos-data" / "reports" / f"{run_id}.html").read_text(encoding="utf-8")
 
 
 def test_schedule__is_paused_until_resumed(prefect: Prefect) -> None:

@@ -90,13 +90,20 @@ class Outcome:
     selection: pl.DataFrame
 
 
-def run(root: Root, *, examples: int = 300, step: Callable[[str], None] = lambda name: None, file_rows: int = 150) -> Outcome:
+def run(
+    root: Root,
+    *,
+    examples: int = 300,
+    step: Callable[[str], None] = lambda name: None,
+    file_rows: int = 150,
+    block_rows: int = BLOCK_ROWS,
+) -> Outcome:
     """Ingest, features, clustering, selection: the pipeline's calls in the pipeline's order. `step` hears of every commit."""
     with root.writer():
-        return _run(root, examples, step, file_rows)
+        return _run(root, examples, step, file_rows, block_rows)
 
 
-def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int) -> Outcome:
+def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int, block_rows: int) -> Outcome:
     catalog, files = root.catalog, root.files
     opened = runs.open_run(
         catalog, config={"examples": examples}, config_hash=str(examples), versions={"tiny": 1}, seeds={"all": 7}, label="tiny"
@@ -134,7 +141,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int)
 
     computed = 0
     reader = pool.example_reader(root)
-    for segment in blocks.plan_segments(catalog, run_id, space_id, dim=DIM, block_rows=BLOCK_ROWS).iter_rows(named=True):
+    for segment in blocks.plan_segments(catalog, run_id, space_id, dim=DIM, block_rows=block_rows).iter_rows(named=True):
         name = segment["segment"]
         writer = create_segment(
             files, space_id, name, example_ids=blocks.segment_ids(catalog, name), dim=DIM, chunk_rows=segment["block_rows"]

@@ -1,0 +1,156 @@
+"""What a report is made of, before it is a page: sections of sentences, tables and plots; and how values are written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from flows.report.plots import Plot
+
+Kind = Literal["text", "count", "share", "number", "seconds", "bytes"]
+NO_NAME = "(no name)"
+MOST_ROWS = 400  # of a table: the rest is a query away
+
+
+@dataclass(frozen=True)
+class Column:
+    key: str
+    label: str
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows may hold `s` and `c`, by which the page filters. `more` tells of rows that are not shown, and where they are."""
+
+    id: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+    more: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """`missing`: why there is nothing to show, where there is not."""
+
+    id: str
+    title: str
+    lead: str = ""
+    missing: str = ""
+    plots: tuple[Plot, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    example_id: str
+    source: str
+    s: int
+    cluster: int | None
+    heading: str
+    reason: str
+    facts: str
+    messages: list[Any]  # role, content, left_out
+    turns: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples side by side: what was chosen from a cluster and what was nearly."""
+
+    cluster: int
+    title: str
+    chosen: list[Example]
+    missed: list[Example]
+
+
+class Sources:
+    """The sources by size: the first ones are told apart by filters and colours, the others are one."""
+
+    def __init__(self, names: Iterable[str | None], apart: int = 40) -> None:
+        ordered = list(names)
+        self.apart = min(apart, len(ordered))
+        self._place = {name: place for place, name in enumerate(ordered[:apart])}
+        self.names = [named(name) for name in ordered[:apart]] + ["other sources"] * (len(ordered) > apart)
+
+    def place(self, name: str | None) -> int:
+        return self._place.get(name, self.apart)
+
+    def name(self, place: int) -> str:
+        return self.names[place]
+
+
+def named(name: str | None) -> str:
+    return NO_NAME if name is None or not name.strip() else name
+
+
+def written(value: Any, kind: Kind) -> str:
+    """A value as people read it; nothing for what is not there."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if kind == "count":
+        return f"{value:,.0f}"
+    if kind == "share":
+        return f"{value:.2%}"
+    if kind == "number":
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if kind == "seconds":
+        return f"{value:,.1f}"
+    if kind == "bytes":
+        units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+        return next((f"{value / size:,.2f} {unit}" for size, unit in units if value >= size / 4), f"{value:,} bytes")
+    return str(value)
+
+
+def first_rows(rows: list[dict[str, Any]], query: str) -> tuple[list[dict[str, Any]], str]:
+    """(rows to show, what to say of the others)"""
+    if len(rows) <= MOST_ROWS:
+        return rows, ""
+    return rows[:MOST_ROWS], f"The first {MOST_ROWS:,} of {len(rows):,}; all: {query}"
+
+
+def plain_url(text: str) -> str:
+    """Without user, password and query of a URL: these may be keys, and a report is handed around."""
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return text
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def snippet(text: str, most: int = 110) -> str:
+    """One line of at most so many characters."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= most else line[:most] + "…"
+
+
+def isolated(text: str) -> str:
+    """For a name within a line of others: its direction of writing ends where it ends."""
+    return "\N{FIRST STRONG ISOLATE}" + re.sub(r"[\u202a-\u202e\u2066-\u2069]", "", text) + "\N{POP DIRECTIONAL ISOLATE}"
+
+
+def visible(text: str) -> str:
+    """Control characters, which HTML cannot hold, become the replacement character."""
+    return re.sub(
+        r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n").replace("\r", "\n")
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the template shows. word: what shared the budget; clusters: those of them that the page can be filtered by."""
+
+    run_id: str
+    subtitle: str
+    figures: list[tuple[str, str, str, Any]]  # id, words, value as written, value
+    sources: Sources
+    sections: list[Section]
+    groups: list[Group]
+    changed: list[Example]
+    word: str
+    clusters: list[int]

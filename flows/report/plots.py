@@ -1,0 +1,307 @@
+"""The plots of a report as Vega-Lite specifications over plain rows; what is filtered in the page follows from the rows' fields.
+
+A row may hold `s` (its source's place in the page's list) and `c` (its cluster): the page's filters look at these. `parts` are
+[s, size, selected]: with a source chosen, the row's own size and selected become that source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Rows = list[dict[str, Any]]
+
+POOL, CHOSEN = "#8a94a6", "#e0762f"
+# Okabe and Ito's colours, told apart by the colour-blind, and three more
+SOURCES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7b61c4", "#8c564b")
+OTHER = "#9aa0a6"
+LOW_TO_HIGH = ["#2f7ed8", "#e0762f"]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`label` says what is seen, for those who do not see it. kind: how the page's filters change the rows."""
+
+    id: str
+    title: str
+    label: str
+    spec: dict[str, Any]
+    rows: Rows
+    kind: Literal["rows", "parts", "histogram"] = "rows"
+    overall: Rows = field(default_factory=list)  # a second set of rows, shown while no cluster is chosen
+    step: int = 0  # pixels for each different `name`, where bars lie
+
+
+def _axis(title: str | None, **more: Any) -> dict[str, Any]:
+    return {"title": title, **more}
+
+
+def _tips(*fields: tuple[str, str, str | None]) -> list[dict[str, Any]]:
+    """(field, words, number format)"""
+    return [{"field": name, "title": words} | ({"format": form} if form else {}) for name, words, form in fields]
+
+
+def _spec(height: int | None, **more: Any) -> dict[str, Any]:
+    """height: None where it follows from the number of bars (Plot.step)."""
+    fixed = {"data": {"name": "rows"}, "width": "container", "autosize": {"type": "fit", "contains": "padding"}} | more
+    return fixed if height is None else fixed | {"height": height}
+
+
+def _q(name: str, title: str, **more: Any) -> dict[str, Any]:
+    scale = more.pop("scale", {})
+    return {"field": name, "type": "quantitative", "axis": _axis(title, tickCount=6, **more), "scale": scale}
+
+
+def _names() -> dict[str, Any]:
+    return {"field": "name", "type": "nominal", "sort": None, "axis": _axis(None, labelLimit=150)}
+
+
+def _legend(title: str | None = None, columns: int = 2) -> dict[str, Any]:
+    return {"title": title, "orient": "top", "columns": columns, "labelLimit": 150, "symbolOpacity": 1}
+
+
+def _before_after() -> dict[str, Any]:
+    scale = {"domain": ["pool", "selection"], "range": [POOL, CHOSEN]}
+    return {"field": "who", "type": "nominal", "scale": scale, "legend": _legend()}
+
+
+def by_source(rows: Rows) -> Plot:
+    """rows: name, who (pool or selection), examples, share, s."""
+    spec = _spec(
+        None,
+        mark={"type": "bar", "height": {"band": 1}},
+        encoding={
+            "y": _names(),
+            "yOffset": {"field": "who", "sort": ["pool", "selection"]},
+            "x": _q("share", "share of examples", format="%"),
+            "color": _before_after(),
+            "tooltip": _tips(
+                ("name", "source", None), ("who", "of", None), ("examples", "examples", ","), ("share", "share", ".2%")
+            ),
+        },
+    )
+    return Plot("sources", "Share by source", "Bars: each source's share of the pool and of the selection.", spec, rows, step=28)
+
+
+def cluster_map(rows: Rows, names: Sequence[str], shares: Sequence[float]) -> Plot:
+    """rows: cluster, x, y, size, selected, share, main (name of its largest source), sources, example, another, parts."""
+    domain = [*names[: len(SOURCES)], *(["other sources"] if len(names) > len(SOURCES) else [])]
+    colours = [*SOURCES[: len(domain)], *([OTHER] if len(names) > len(SOURCES) else [])]
+    largest = max((row["size"] for row in rows), default=1)
+    tips = _tips(
+        ("cluster", "cluster", None),
+        ("size", "examples", ","),
+        ("selected", "chosen", ","),
+        ("share", "share chosen", ".2%"),
+        ("sources", "sources", None),
+        ("example", "nearest", None),
+        ("another", "next", None),
+    )
+    size: dict[str, Any] = {"type": "quantitative", "scale": {"domain": [0, largest], "range": [0, 2400]}}
+    place = {
+        axis: _q(
+            axis,
+            f"{words} component, {share:.0%} of the spread",
+            labels=False,
+            ticks=False,
+            grid=False,
+            scale={"zero": False, "padding": 30},
+        )
+        for axis, words, share in zip(("x", "y"), ("first", "second"), shares, strict=True)
+    }
+    colour = {
+        "field": "main",
+        "type": "nominal",
+        "scale": {"domain": domain, "range": colours},
+        "legend": _legend("main source", 3),
+    }
+    circle = {"type": "circle", "stroke": "transparent"}
+    spec = _spec(
+        360,
+        encoding=place | {"color": colour, "tooltip": tips},
+        layer=[
+            {"mark": circle | {"opacity": 0.45}, "encoding": {"size": size | {"field": "size", "legend": None}}},
+            {"mark": circle | {"opacity": 1}, "encoding": {"size": size | {"field": "selected", "legend": None}}},
+        ],
+    )
+    label = "Circles: clusters in the plane of their centroids' two principal components; the table below holds the same numbers."
+    return Plot("map", "Clusters", label, spec, rows, kind="parts")
+
+
+def budget(rows: Rows, word: str) -> Plot:
+    """rows: c, size, selected, share, residual (may be null), parts; in order of size."""
+    spec = _spec(
+        220,
+        mark={"type": "bar", "minBandSize": 2},
+        encoding={
+            "x": {
+                "field": "c",
+                "type": "nominal",
+                "sort": None,
+                "axis": _axis(f"{word}, by size", labelAngle=0, labelOverlap=True),
+            },
+            "y": _q("selected", "examples chosen", tickMinStep=1),
+            "color": {
+                "field": "residual",
+                "type": "quantitative",
+                "scale": {"domain": [0, 1], "range": LOW_TO_HIGH, "interpolate": "rgb", "clamp": True},
+                "legend": {"title": "residual", "orient": "top", "gradientLength": 120},
+            },
+            "tooltip": _tips(
+                ("c", word, None),
+                ("size", "examples", ","),
+                ("selected", "chosen", ","),
+                ("share", "share chosen", ".2%"),
+                ("residual", "residual", ".4f"),
+            ),
+        },
+    )
+    return Plot("budget", f"Budget by {word}", f"Bars: examples chosen from each {word}.", spec, rows, kind="parts")
+
+
+def curves(rows: Rows, overall: Rows, word: str) -> Plot:
+    """rows: c, part (of its budget), chosen, residual. overall: part, low, residual, high."""
+    most = max([1.0, *(row["residual"] for row in rows)])
+    y = {"scale": {"domain": [0, most]}}  # that of all: a chosen cluster does not change it
+    x = _q("part", f"part of the {word}'s budget", format="%", scale={"domain": [0, 1]})
+    tips = _tips(("c", word, None), ("chosen", "chosen", ","), ("residual", "residual", ".4f"))
+    whole = _tips(
+        ("part", "part of the budget", ".0%"),
+        ("residual", "median", ".4f"),
+        ("low", "10% below", ".4f"),
+        ("high", "10% above", ".4f"),
+    )
+    spec = _spec(
+        240,
+        encoding={"x": x},
+        layer=[
+            {
+                "mark": {
+                    "type": "line",
+                    "opacity": 0.45,
+                    "strokeWidth": 1,
+                    "color": POOL,
+                    "point": {"size": 12, "opacity": 0.45, "color": POOL},
+                },
+                "encoding": {
+                    "y": _q("residual", "residual") | y,
+                    "detail": {"field": "c"},
+                    "order": {"field": "chosen"},
+                    "tooltip": tips,
+                },
+            },
+            {
+                "data": {"name": "overall"},
+                "mark": {"type": "area", "opacity": 0.18, "color": CHOSEN},
+                "encoding": {"y": _q("low", "residual") | y, "y2": {"field": "high"}, "tooltip": whole},
+            },
+            {
+                "data": {"name": "overall"},
+                "mark": {"type": "line", "color": CHOSEN, "strokeWidth": 2.5},
+                "encoding": {"y": _q("residual", "residual") | y, "tooltip": whole},
+            },
+        ],
+    )
+    label = f"Lines: the residual after each choice, by {word}; the thick one is the median over all."
+    return Plot("curves", "Residual as the budget is spent", label, spec, rows, overall=overall)
+
+
+def residual_by_budget(rows: Rows, word: str) -> Plot:
+    """rows: c, size, selected, residual."""
+    most = max((row["selected"] for row in rows), default=0)
+    scale: dict[str, Any] = {"type": "symlog"} if most > 50 else {}
+    spec = _spec(
+        220,
+        mark={"type": "circle", "opacity": 0.7, "color": CHOSEN},
+        encoding={
+            "x": _q("selected", "examples chosen", scale=scale, tickMinStep=1),
+            "y": _q("residual", "residual at the end", scale={"zero": True}),
+            "size": {"field": "size", "type": "quantitative", "legend": None, "scale": {"range": [20, 300]}},
+            "tooltip": _tips(
+                ("c", word, None), ("selected", "chosen", ","), ("size", "examples", ","), ("residual", "residual", ".4f")
+            ),
+        },
+    )
+    return Plot(
+        "residuals", f"Residual against budget, by {word}", f"Circles: each {word}'s budget and final residual.", spec, rows
+    )
+
+
+def errors(id: str, title: str, rows: Rows) -> Plot:
+    """rows: fraction, error, who (what the line is of), selected."""
+    spec = _spec(
+        240,
+        mark={"type": "line", "point": {"size": 45}},
+        encoding={
+            "x": _q("fraction", "share of the pool selected", format=".2~%", scale={"type": "log", "nice": False, "padding": 8}),
+            "y": _q("error", "relative error", scale={"zero": True}),
+            "color": {
+                "field": "who",
+                "type": "nominal",
+                "legend": _legend(),
+                "scale": {"range": [*SOURCES, OTHER, POOL, CHOSEN]},
+            },
+            "tooltip": _tips(
+                ("who", "of", None), ("fraction", "share", ".2%"), ("selected", "examples", ","), ("error", "error", ".4f")
+            ),
+        },
+    )
+    return Plot(id, title, "Lines: relative error of the pool's mean feature, by share selected.", spec, rows)
+
+
+def histogram(measure: str, unit: str, rows: Rows) -> Plot:
+    """rows: low, high, s, pool, selected; the page sums them over sources and makes shares."""
+    widths = [row["high"] - row["low"] for row in rows]
+    scale = {
+        "type": "symlog" if max(widths) > 4 * min(widths) else "linear",
+        "domain": [min(row["low"] for row in rows), max(row["high"] for row in rows)],
+        "zero": False,
+        "nice": False,
+    }
+    spec = _spec(
+        150,
+        mark={"type": "bar", "opacity": 0.6, "binSpacing": 0},
+        encoding={
+            "x": _q("low", unit, scale=scale, labelOverlap=True) | {"bin": "binned"},
+            "x2": {"field": "high"},
+            "y": _q("share", "share of examples", format="%") | {"stack": None},
+            "color": _before_after(),
+            "tooltip": _tips(
+                ("who", "of", None),
+                ("low", "from", ",.4~g"),
+                ("high", "to below", ",.4~g"),
+                ("count", "examples", ","),
+                ("share", "share", ".2%"),
+            ),
+        },
+    )
+    label = f"Overlaid bars: {measure} of the pool's and of the chosen examples."
+    return Plot(f"sizes-{measure.replace(' ', '-')}", measure.capitalize(), label, spec, rows, kind="histogram")
+
+
+def bars(
+    id: str, title: str, label: str, rows: Rows, *, words: str, form: str, colour: str | None = None, rule: float | None = None
+) -> Plot:
+    """rows: name, value, and `colour`'s field; words and form: of the value; rule: a line to hold the bars against."""
+    encoding: dict[str, Any] = {
+        "y": _names(),
+        "x": _q("value", words, format=form, **({"tickMinStep": 1} if form == ",d" else {})),
+        "tooltip": _tips(("name", " ", None), ("value", words, form), *([(colour, colour, None)] if colour else [])),
+    }
+    if colour:
+        encoding["color"] = {
+            "field": colour,
+            "type": "nominal",
+            "legend": _legend(None, 3),
+            "scale": {"range": [CHOSEN, POOL, *SOURCES]},
+        }
+    layers: Rows = [{"mark": {"type": "bar"} | ({} if colour else {"color": CHOSEN}), "encoding": encoding}]
+    if rule is not None:
+        layers.append(
+            {
+                "mark": {"type": "rule", "strokeDash": [4, 3], "color": POOL},
+                "encoding": {"x": {"datum": rule, "type": "quantitative"}},
+            }
+        )
+    return Plot(id, title, label, _spec(None, layer=layers), rows, step=22)

@@ -1,0 +1,248 @@
+"""Sections of a report that tell what was selected from what: sources, clusters, budgets, residuals, lengths."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.report import plots
+from flows.report.content import Column, Section, Sources, Table, first_rows, isolated, named
+from flows.report.texts import opening
+from storage.reporting import STEPS, Facts
+from storage.samples import Samples
+
+WORDS = {"clusters": "cluster", "strata": "stratum", "pool": "pool"}
+PLURALS = {"cluster": "clusters", "stratum": "strata", "pool": "pools"}
+SHOWN_SOURCES = 30  # in the plot
+SHOWN_BARS = 100
+
+
+def sources(facts: Facts, known: Sources) -> Section:
+    rows = [
+        row | {"name": named(row["dataset"]), "s": known.place(row["dataset"]), "taken": row["selected"] / row["pool"]}
+        for row in facts.sources.to_dicts()
+    ]
+    drawn = [
+        {"name": row["name"], "s": row["s"], "who": who, "examples": row[count], "share": row[share] or 0}
+        for row in rows[:SHOWN_SOURCES]
+        for who, count, share in (("pool", "pool", "share_of_pool"), ("selection", "selected", "share_of_selection"))
+    ]
+    shown, more = first_rows(rows, "tagcos sql \"FROM by_source('RUN')\"")
+    columns = (
+        Column("name", "source"),
+        Column("pool", "in the pool", "count"),
+        Column("selected", "chosen", "count"),
+        Column("share_of_pool", "share of pool", "share"),
+        Column("share_of_selection", "share of selection", "share"),
+        Column("taken", "chosen of it", "share"),
+        Column("target_tokens", "target tokens chosen", "count"),
+    )
+    lead = "Each source's share of the pool (before) and of the selection (after)."
+    if len(rows) > SHOWN_SOURCES:
+        lead += f" The plot shows the {SHOWN_SOURCES} largest of {len(rows):,}."
+    table = Table("sources", "Sources", columns, shown, more)
+    return Section("sources", "By source", lead, plots=(plots.by_source(drawn),), tables=(table,))
+
+
+def parts(counts: pl.DataFrame, known: Sources) -> dict[int, list[list[int]]]:
+    """By cluster: [s, size, selected] of its sources, largest first; those beyond the sources told apart are one."""
+    found: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    for row in counts.iter_rows(named=True):
+        s = known.place(row["dataset"])
+        entry = found[row["cluster"]].setdefault(s, [s, 0, 0])
+        entry[1] += row["size"]
+        entry[2] += row["selected"]
+    return {cluster: sorted(entries.values(), key=lambda entry: (-entry[1], entry[0])) for cluster, entries in found.items()}
+
+
+def cluster_map(
+    facts: Facts, samples: Samples, known: Sources, places: dict[int, np.ndarray], shares: Sequence[float]
+) -> Section:
+    """places: coordinates (2,) by cluster, of those shown; shares: of the spread along each."""
+    title, by_cluster = "Cluster map", parts(facts.clusters, known)
+    if facts.clustering_id is None:
+        missing = "No clustering covers this pool: its method makes none. `tagcos select --method tagcos` makes one."
+        return Section("map", title, missing=missing)
+    if len(by_cluster) < 2:
+        return Section("map", title, missing="All examples are in one cluster: there is nothing to lay out in a plane.")
+    own = facts.clustering_id == facts.run["clustering_id"]  # then its clusters are what shared the budget
+    residuals = dict(zip(facts.groups["cluster"], facts.groups["residual"], strict=True)) if own else {}
+    nearest: dict[int, list[str]] = defaultdict(list)
+    for row in samples.rows.filter(pl.col("kind") == "nearest").iter_rows(named=True):
+        nearest[row["cluster"]].append(opening(samples, row["example_id"]))
+    rows: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
+    for cluster, entries in sorted(by_cluster.items(), key=lambda item: (-sum(entry[1] for entry in item[1]), item[0])):
+        size, selected = sum(entry[1] for entry in entries), sum(entry[2] for entry in entries)
+        texts = [*nearest[cluster], "", ""]
+        row = ({"c": cluster} if own else {}) | {
+            "cluster": cluster,
+            "size": size,
+            "selected": selected,
+            "share": selected / size,
+            "main": known.name(entries[0][0]) if entries[0][0] < len(plots.SOURCES) else "other sources",
+            "sources": ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5),
+            "example": texts[0],
+            "another": texts[1],
+            "parts": entries,
+        }
+        rows.append(row | {"residual": residuals.get(cluster)})
+        if (at := places.get(cluster)) is not None:
+            drawn.append(row | {"x": float(at[0]), "y": float(at[1])})
+    lead = (
+        "Each circle is a cluster: its area the number of examples, the filled area those chosen, its colour the source of most. "
+        "Point at one to see the examples nearest to its centre."
+    )
+    if len(drawn) < len(rows):
+        lead += f" The {len(drawn)} largest of {len(rows):,} clusters are drawn."
+    if own:
+        lead += " A click leaves only what belongs to it."
+    else:
+        lead += " The method chose without clusters; these are of the newest clustering that covers the pool."
+    columns = (
+        Column("cluster", "cluster"),
+        Column("size", "examples", "count"),
+        Column("selected", "chosen", "count"),
+        Column("share", "chosen of it", "share"),
+        *((Column("residual", "residual", "number"),) if residuals else ()),
+        Column("sources", "sources"),
+        Column("example", "nearest to the centre"),
+    )
+    shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
+    table = Table("clusters", "Clusters", columns, shown, more)
+    return Section("map", title, lead, plots=(plots.cluster_map(drawn, known.names, shares),), tables=(table,))
+
+
+def budgets(facts: Facts, known: Sources, word: str) -> Section:
+    title, by_group = "Budget", parts(facts.group_sources, known)
+    rows = [
+        row | {"c": row["cluster"], "parts": by_group.get(row["cluster"], [])}
+        for row in facts.groups.sort("size", "cluster", descending=[True, False]).to_dicts()
+    ]
+    if len(rows) == 1:
+        only = rows[0]
+        text = f"The whole pool shared one budget: {only['selected']:,} of {only['size']:,} examples."
+        return Section("budget", title, missing=text)
+    total = sum(row["budget"] for row in rows)
+    lead = f"How the {total:,} examples were shared over {len(rows):,} {PLURALS[word]}, in proportion to size."
+    if len(rows) > SHOWN_BARS:
+        lead += f" The plot shows the {SHOWN_BARS} largest."
+    columns = (
+        Column("c", word),
+        Column("size", "examples", "count"),
+        Column("budget", "budget", "count"),
+        Column("selected", "chosen", "count"),
+        Column("share", "chosen of it", "share"),
+        Column("residual", "residual", "number"),
+        Column("mean_squared_distance", "mean squared distance", "number"),
+        Column("seconds", "seconds", "seconds"),
+        *((Column("kept", "kept by sticky", "count"),) if facts.groups["kept"].sum() else ()),
+        *((Column("copied_from", "unchanged since"),) if facts.groups["copied_from"].drop_nulls().len() else ()),
+    )
+    shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
+    drawn = [{name: row[name] for name in ("c", "size", "selected", "share", "residual", "parts")} for row in rows[:SHOWN_BARS]]
+    table = Table("budget", "Budget", columns, shown, more, folded=True)
+    return Section("budget", title, lead, plots=(plots.budget(drawn, word),), tables=(table,))
+
+
+def residuals(facts: Facts, word: str) -> Section:
+    """Of the pursuit, as it chose and at its end; and the error of the whole against what other runs on this pool took."""
+    sizes = {row["cluster"]: row for row in facts.groups.iter_rows(named=True)}
+    curve = [
+        {
+            "c": row["cluster"],
+            "chosen": row["chosen"],
+            "part": row["chosen"] / sizes[row["cluster"]]["selected"],
+            "residual": row["residual"],
+        }
+        for row in facts.curves.iter_rows(named=True)
+    ]
+    overall = [
+        {"part": row["step"] / STEPS, "residual": row["median"], "low": row["p10"], "high": row["p90"]}
+        for row in facts.curve.iter_rows(named=True)
+    ]
+    ends = [
+        {"c": row["cluster"], "size": row["size"], "selected": row["selected"], "residual": row["residual"]}
+        for row in facts.groups.iter_rows(named=True)
+        if row["residual"] is not None
+    ]
+    runs = [
+        {
+            "fraction": row["fraction"],
+            "selected": row["selected"],
+            "error": row[f"error_{kind}"],
+            "who": f"{row['method']}, {words}",
+        }
+        for row in facts.budgets.iter_rows(named=True)
+        for kind, words in (("plain", "counted alike"), ("weighted", "weighted"))
+        if row[f"error_{kind}"] is not None
+    ]
+    drawn = []
+    if curve:
+        drawn += [plots.curves(curve, overall, word), plots.residual_by_budget(ends, word)]
+    if runs:
+        drawn.append(plots.errors("errors", "Error against budget, of the runs on this pool", runs))
+    lead = (
+        "A residual of 1 explains nothing of the mean that is to be matched, 0 all. Every round of the pursuit begins at 1 again."
+    )
+    if not curve:
+        lead = "This method follows no residual."
+    if runs:
+        lead += " The error of the whole is measured on the dimensions it was selected by, which flatters methods that fit them."
+    columns = (
+        Column("run_id", "run"),
+        Column("method", "method"),
+        Column("fraction", "share", "share"),
+        Column("selected", "chosen", "count"),
+        Column("error_plain", "error, counted alike", "number"),
+        Column("error_weighted", "error, weighted", "number"),
+    )
+    tables = (Table("errors", "Runs on this pool", columns, facts.budgets.to_dicts(), folded=True),) if runs else ()
+    if not drawn:
+        return Section("residuals", "Residual and error", missing="Neither a residual nor an error was recorded for this run.")
+    return Section("residuals", "Residual and error", lead, plots=tuple(drawn), tables=tables)
+
+
+def lengths(facts: Facts, known: Sources) -> Section:
+    drawn, rows = [], []
+    for measure, unit in (
+        ("tokens", "tokens"),
+        ("target tokens", "tokens"),
+        ("characters", "characters"),
+        ("turns", "turns"),
+        ("loss", "nats"),
+    ):
+        mine = facts.sizes.filter(pl.col("measure") == measure)
+        if not mine["n"].sum():
+            continue
+        for who, chosen in (("pool", None), ("selection", True)):
+            rows += [row | {"who": who} for row in mine.filter(pl.col("chosen").eq_missing(chosen)).iter_rows(named=True)]
+        if mine["smallest"].min() == mine["largest"].max():
+            continue  # one bar says no more than the table
+        summed: dict[tuple[int, int], dict[str, Any]] = {}
+        for row in facts.histograms.filter(pl.col("measure") == measure).iter_rows(named=True):
+            s = known.place(row["dataset"])
+            entry = summed.setdefault((row["bin"], s), {"low": row["low"], "high": row["high"], "s": s, "pool": 0, "selected": 0})
+            entry["pool"] += row["pool"]
+            entry["selected"] += row["selected"]
+        drawn.append(plots.histogram(measure, unit, list(summed.values())))
+    columns = (
+        Column("measure", "measure"),
+        Column("who", "of"),
+        Column("n", "examples", "count"),
+        Column("total", "sum", "number"),
+        Column("mean", "mean", "number"),
+        Column("median", "median", "number"),
+        Column("p90", "90% are below", "number"),
+        Column("largest", "largest", "number"),
+    )
+    lead = "Of the examples that have a feature. Tokens are counted as cut to max_length; loss is the mean over target tokens."
+    if not rows:
+        return Section("lengths", "Lengths and loss", missing="No lengths were recorded.")
+    return Section(
+        "lengths", "Lengths and loss", lead, plots=tuple(drawn), tables=(Table("lengths", "Lengths and loss", columns, rows),)
+    )

@@ -1,0 +1,427 @@
+"""The report page: its numbers are SQL's, it shows text as text, and a real browser draws, filters and reads it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli, diagnosing, pipeline
+from flows.progress import SilentReporter
+from flows.report.writing import make_report, write_report
+from storage import runs
+from storage.catalog import Catalog
+from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
+from tagcos_stream.types import UserError
+from tests.flows.conftest import TOPICS, conversation
+from tests.pages import Browser, Content, browser
+from tests.storage import tiny
+
+HACKS = (
+    "<script>window.hacked = 1</script>",
+    '</script><script>window.hacked = 2</script><img src=x onerror="window.hacked = 3">',
+    "**bold** [link](javascript:window.hacked=4) <!-- not a comment {{ 7 * 7 }} & &amp; \u2028 `code`",
+    "\u202eright to left override, never ended; שלום עולם, مرحبا",
+    "a\x00b\x1bc \U0001f600 ' \" </textarea></title></style>",
+)
+NASTY_NAME = '<b onmouseover="window.hacked=5">\u202eשם</b></script>'
+MARK = "svg .role-mark path[d]"
+PLOTS = {"sources", "map", "budget", "curves", "residuals", "errors", "sizes-tokens", "rejects", "drift", "changes", "controls"}
+SECTIONS = ["sources", "map", "budget", "residuals", "lengths", "examples", "rejects", "changes", "controls", "lineage", "stages"]
+
+
+Sql = Callable[[str], list[tuple[Any, ...]]]
+
+
+def nasty(n: int) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": f"{HACKS[n % len(HACKS)]} {n}"},
+        {"role": "assistant", "content": f"{HACKS[(n + 1) % len(HACKS)]} {n}"},
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Root:
+    """A root with a run on 56 examples, and one more after 15 nasty ones and a bad row came; with controls measured."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "pool").mkdir()
+    for topic, count in zip(TOPICS, (24, 24, 8), strict=True):
+        write(folder / "pool" / f"{topic}.jsonl", [{"messages": conversation(topic, n)} for n in range(count)])
+    values = {
+        "sources": (str(folder / "pool"),),
+        "root": str(folder / "root"),
+        "model": str(model_folder),
+        "fraction": 0.2,
+        "max_length": 256,
+        "warmup_examples": 16,
+        "dim": 256,
+        "block_rows": 32,
+        "clusters": 3,
+        "min_cluster_rows": 2,
+        "batch_tokens": 512,
+        "wait": 1,
+    }
+    pipeline.run(load_settings(values), SilentReporter())
+    rows: list[dict[str, Any]] = [{"messages": nasty(n), "dataset": NASTY_NAME} for n in range(15)]
+    write(folder / "pool" / "nasty.jsonl", [*rows, {"messages": "<script>window.hacked = 6</script>"}])
+    pipeline.run(load_settings(values), SilentReporter())
+    diagnosing.diagnose(
+        values["root"], methods=("random", "tagcos"), fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter()
+    )
+    return open_root(values["root"], create=False)
+
+
+@pytest.fixture(scope="module")
+def page(grown: Root) -> Path:
+    place, _ = write_report(grown, runs.find_run(grown.catalog, "latest"))
+    return Path(place)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shown(chromium: Browser, page: Path) -> Browser:
+    """The page, drawn; tests leave it as they find it."""
+    chromium.open(page)
+    return chromium
+
+
+@pytest.fixture(scope="module")
+def content(page: Path) -> Content:
+    return Content(page.read_text(encoding="utf-8"))
+
+
+def latest(root: Root) -> tuple[Catalog, str]:
+    return root.catalog, runs.find_run(root.catalog, "latest")
+
+
+@pytest.fixture(scope="module")
+def sql(grown: Root) -> Sql:
+    """Ask the catalog; RUN is the page's run."""
+    catalog, run_id = latest(grown)
+    return lambda query: catalog.read(query.replace("RUN", f"'{run_id}'")).rows()
+
+
+def test_numbers__of_sources_clusters_and_the_whole(content: Content, sql: Sql) -> None:
+    sources = sql("SELECT dataset, pool, selected, share_of_pool, share_of_selection FROM by_source(RUN) ORDER BY 2 DESC, 1")
+    assert [[row[0], *map(float, row[1:5])] for row in content.rows("sources")] == [list(row) for row in sources]
+    drawn = {(row["name"], row["who"]): (row["examples"], row["share"]) for row in content.plots["sources"]["rows"]}
+    assert drawn == {(row[0], who): pair for row in sources for who, pair in (("pool", row[1:4:2]), ("selection", row[2:5:2]))}
+
+    counted = sql("SELECT count(*), (SELECT count(*) FROM selections WHERE run_id = RUN) FROM pool_of(RUN)")[0]
+    assert (content.figures["found"], content.figures["selected"]) == counted
+    assert content.figures["tokens"] == sql("SELECT sum(target_tokens) FROM selection_of(RUN)")[0][0]
+    errors = sql("SELECT error_plain, error_weighted FROM match_of(RUN) WHERE cluster IS NULL")[0]
+    assert (content.figures["error_plain"], content.figures["error_weighted"]) == errors
+
+    clusters = sql("SELECT cluster, size, selected, residual FROM coverage_of(RUN) ORDER BY size DESC, cluster")
+    assert [tuple(float(row[n]) for n in (0, 1, 2, 4)) for row in content.rows("clusters")] == clusters
+    for plot in ("map", "budget"):
+        rows = content.plots[plot]["rows"]
+        assert [(row["c"], row["size"], row["selected"]) for row in rows] == [row[:3] for row in clusters]
+        assert all([sum(part[n] for part in row["parts"]) for n in (1, 2)] == [row["size"], row["selected"]] for row in rows)
+    ends = {(row["c"], row["selected"], row["residual"]) for row in content.plots["residuals"]["rows"]}
+    assert ends == {(row[0], row[2], row[3]) for row in clusters}
+    curve = {(row["c"], row["chosen"], row["residual"]) for row in content.plots["curves"]["rows"]}
+    assert curve == set(sql("SELECT cluster, rank + 1, residual_after FROM selections WHERE run_id = RUN"))
+
+
+@pytest.mark.parametrize("measure", ["tokens", "target tokens", "characters", "loss"])
+def test_numbers__of_lengths(content: Content, sql: Sql, measure: str) -> None:
+    column = {"target tokens": "r.target_tokens", "characters": "p.chars"}.get(measure, f"r.{measure}")
+    values = sql(f"""SELECT {column}::DOUBLE, p.example_id IN (SELECT example_id FROM selections WHERE run_id = RUN)
+        FROM pool_of(RUN) p JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row AND r.status = 'ok'
+            AND r.space_id = (SELECT space_id FROM runs WHERE run_id = RUN)""")
+    bins = content.plots[f"sizes-{measure.replace(' ', '-')}"]["rows"]
+    edges = sorted({(row["low"], row["high"]) for row in bins})
+    for low, high in edges:
+        inside = [chosen for value, chosen in values if low <= value < high or (high == edges[-1][1] == value)]
+        mine = [row for row in bins if row["low"] == low]
+        assert (sum(row["pool"] for row in mine), sum(row["selected"] for row in mine)) == (len(inside), sum(inside)), low
+    assert sum(row["pool"] for row in bins) == len(values)
+    (chosen,) = [row for row in content.rows("lengths") if row[:2] == [measure, "selection"]]
+    assert float(chosen[2]) == sum(chosen for _, chosen in values)
+    assert float(chosen[3]) == pytest.approx(sum(value for value, chosen in values if chosen))
+
+
+def test_numbers__of_rejects_changes_controls_and_stages(content: Content, sql: Sql) -> None:
+    rejected = sql("SELECT reason, stage, sum(rows) FROM rejects_by_reason GROUP BY ALL ORDER BY ALL")
+    assert sorted((row["name"], row["stage"], row["value"]) for row in content.plots["rejects"]["rows"]) == rejected
+    assert content.figures["rejected"] == sum(row[2] for row in rejected) > 0
+    base = sql("SELECT base_run FROM refreshes WHERE run_id = RUN")[0][0]
+    changed = sql(f"SELECT change, reason, count(*) FROM selection_diff('{base}', RUN) GROUP BY ALL ORDER BY ALL")
+    assert sorted((row[0], row[1], int(row[2])) for row in content.rows("changes")) == changed
+    drift = sql("SELECT share, distance_shift, movement, loss_shift, unseen FROM drift WHERE run_id = RUN")[0]
+    assert [float(row[2]) for row in content.rows("drift")] == [value for value in drift if value is not None]
+    compared = sql("SELECT method, fraction, error_fitted FROM comparison_of(RUN) ORDER BY ALL")
+    assert sorted((row["who"], row["fraction"], row["error"]) for row in content.plots["controls"]["rows"]) == compared
+    assert len(compared) == 4
+    took = sql("SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = RUN ORDER BY finished_at")
+    assert [(row[0], float(row[1]), int(row[2])) for row in content.rows("stages")] == took
+    assert dict(content.rows("settings"))["dim"] == "256"
+
+
+def test_reasons__are_those_of_why(content: Content, grown: Root) -> None:
+    catalog, run_id = latest(grown)
+    told = [example for example in content.examples if example[1] not in ("entered", "left")]
+    assert len(told) > 40
+    with catalog.reading() as connection:
+        found = {row[0]: connection.sql("FROM why(?, run := ?)", params=[row[0], run_id]).pl().to_dicts()[0] for row in told}
+    for identity, heading, reason in told:
+        why = found[identity]
+        assert why["reason"].endswith(reason)
+        missed = "would be next" if why["places_to_cut"] == 1 else f"{why['places_to_cut']} from the cut"
+        assert heading == (f"choice {why['rank'] + 1}" if why["chosen"] else missed)
+
+
+def test_page__is_one_file_that_asks_nobody(page: Path, content: Content) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 10e6
+    assert "default-src 'none'" in html.unescape(text)
+    assert content.tags.count("script") == 3
+    assert not {"link", "img", "iframe", "object", "base", "embed"} & set(content.tags)
+    assert set(content.links) == {"#content", *(f"#{name}" for name in SECTIONS)}
+
+
+def test_browser__draws_every_plot_without_a_complaint(shown: Browser, content: Content) -> None:
+    assert shown.log() == []
+    assert shown.run("return performance.getEntriesByType('resource').length") == 0
+    marks = dict(shown.each(".plot", f"[e.id.slice(5), e.querySelectorAll({json.dumps(MARK)}).length]"))
+    assert set(marks) == set(content.plots) >= PLOTS
+    assert all(count > 0 for count in marks.values()), marks
+    assert marks["sources"] == len(content.plots["sources"]["rows"]) == 8
+    assert marks["map"] == 2 * len(content.plots["map"]["rows"])
+    assert marks["budget"] == len(content.plots["budget"]["rows"])
+    assert shown.each("main > section", "e.id") == SECTIONS
+
+
+def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
+    texts = shown.each(".example .text", "e.textContent")
+    for hack in HACKS:
+        assert any(text.startswith(hack.replace("\0", "\ufffd").replace("\x1b", "\ufffd")) for text in texts), hack
+    assert NASTY_NAME in shown.each("#table-sources td", "e.textContent")
+    assert set(shown.each(".example .text, .example bdi, td bdi", "getComputedStyle(e).unicodeBidi")) == {"isolate"}
+    assert set(shown.each(".example .text", "e.dir")) == {"auto"}
+    assert shown.count("main img, main b, main script") == 0
+    # what a pointer over a cluster shows
+    shown.run(f"document.querySelector('#plot-map {MARK}').dispatchEvent(new MouseEvent('mousemove', {{ bubbles: true }}))")
+    assert shown.run("return window.hacked") is None
+
+
+def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
+    everything, rows = shown.count(".example"), content.plots["map"]["rows"]
+    counted = sql("""SELECT c.cluster, count(*), count(s.example_id), e.dataset FROM candidates_of(RUN) c
+        JOIN examples e USING (segment, row) LEFT JOIN selection_of(RUN) s USING (example_id) GROUP BY ALL ORDER BY ALL""")
+    for place, name in enumerate(row["name"] for row in content.plots["sources"]["rows"][::2]):
+        shown.fill("filter-source", str(place))
+        assert shown.count(f"#plot-sources {MARK}") == 2
+        assert set(shown.each(".example:not([hidden]) .head bdi", "e.textContent")) == {name}
+        assert 0 < shown.count(".example") < everything
+        assert shown.count("#table-sources tbody tr") == 1
+        mine = [row[:3] for row in counted if row[3] == name]
+        labels = shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')")
+        assert sorted({tuple(number(words, label) for words in ("cluster", "examples", "chosen")) for label in labels}) == mine
+        assert len(labels) == 2 * len(mine)
+        assert shown.count("#table-clusters tbody tr") == len(mine)
+        bars = shown.each(f"#plot-sizes-characters {MARK}", "e.getAttribute('aria-label')")
+        assert sum(number("examples", bar) for bar in bars if "of: pool" in bar) == sum(row[1] for row in mine)
+
+    cluster = str(counted[0][0])
+    shown.fill("filter-source", "")
+    shown.fill("filter-cluster", cluster)
+    assert shown.count(f"#plot-map {MARK}") == 2
+    assert shown.count(".group") == 1
+    assert set(shown.each(".example:not([hidden])", "e.dataset.c")) == {cluster}
+
+    shown.run(f"document.querySelector('#plot-map {MARK}').dispatchEvent(new MouseEvent('click', {{ bubbles: true }}))")
+    assert shown.run("return document.getElementById('filter-cluster').value") == "", "a second click on the only one left"
+    shown.fill("filter-text", "RIGHT TO LEFT")
+    texts = shown.each(".example:not([hidden])", "e.textContent")
+    assert texts
+    assert all("right to left" in text for text in texts)
+    assert shown.run("return document.getElementById('filter-says').textContent") == f"{len(texts)} of {everything} examples"
+
+    shown.run("document.querySelector('.filters button[type=reset]').click()")
+    shown.wait("return document.getElementById('filter-says').textContent === ''")
+    assert shown.count(".example") == everything
+    shown.wait(f"return document.querySelectorAll('#plot-map {MARK}').length === {2 * len(rows)}")
+    assert shown.log("SEVERE") == []
+
+
+def number(words: str, label: str) -> int:
+    """From what a mark says of itself."""
+    found = re.search(rf"(?:^|; ){words}: ([\d,]+)", label)
+    assert found is not None, label
+    return int(found[1].replace(",", ""))
+
+
+def test_browser__is_used_by_keyboard(shown: Browser) -> None:
+    tab, enter = "\ue004", "\ue007"
+    shown.run("scrollTo(0, 0); document.activeElement.blur()")
+    shown.press(tab)
+    assert shown.run("return document.activeElement.className") == "skip"
+    sizes = ("#table-clusters tbody tr", "Number(e.cells[1].dataset.v)")
+    before = shown.each(*sizes)
+    shown.run("document.querySelectorAll('#table-clusters th button')[1].focus()")
+    shown.press(enter, enter)  # largest first, as it was; then smallest first
+    assert shown.each(*sizes) == sorted(before)
+    assert shown.run("return document.querySelectorAll('#table-clusters th')[1].ariaSort") == "ascending"
+    shown.press(enter)
+    assert shown.each(*sizes) == before
+    assert all(shown.each(".filters input, .filters select", "e.labels.length"))
+    assert all(shown.each(".plot", "e.getAttribute('aria-label')"))
+    shown.run("document.getElementById('filter-text').focus()")
+    assert shown.run("return getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (1280, True)])
+def test_browser__on_a_phone_and_in_the_dark(chromium: Browser, page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    chromium.open(page, width=width, dark=dark)
+    assert chromium.log() == []
+    assert chromium.run("return document.documentElement.scrollWidth") <= width
+    assert max(chromium.each(".plot svg", "e.getBoundingClientRect().right")) <= width
+    # red, green and blue together: 0 is black, 765 white
+    of = "getComputedStyle(e).{}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"
+    (paper,), (ink,) = (chromium.each("body", of.format(name)) for name in ("backgroundColor", "color"))
+    axis = chromium.each("#plot-sources .role-axis-label text", of.format("fill"))
+    assert (paper < 200 and min(ink, *axis) > 500) if dark else (paper > 700 and max(ink, *axis) < 300)
+    chromium.picture(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
+def test_report__says_what_is_missing(filled: Root) -> None:
+    """A first run, undiagnosed, that chose from the whole pool: no drift, no controls, one group; sentences instead of plots."""
+    root, run_id = filled, runs.find_run(filled.catalog, "latest")
+    with root.catalog.transaction() as connection:
+        connection.execute("DELETE FROM diagnostics")
+        connection.execute("DELETE FROM rejects")
+        connection.execute("DELETE FROM assignments")
+        connection.execute("DELETE FROM clusterings")
+        connection.execute('UPDATE runs SET clustering_id = NULL, config = \'{"method": "random"}\'')
+        connection.execute("UPDATE selections SET cluster = 0, weight = NULL, round = NULL, residual_after = NULL")
+        connection.execute("UPDATE candidates SET cluster = 0")
+        connection.execute("DELETE FROM run_clusters WHERE cluster > 0")
+        connection.execute("UPDATE run_clusters SET size = 275, selected = 26, budget = 26, residual = NULL, inertia = NULL")
+    page = make_report(root, run_id)
+    found = Content(page)
+    assert not {"map", "budget", "curves", "errors", "drift", "changes", "controls", "rejects"} & set(found.plots)
+    assert {"sources", "sizes-characters", "seconds"} <= set(found.plots)
+    missing = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p class="missing">', page)
+    assert missing == ["map", "budget", "residuals", "rejects", "changes", "controls"]
+
+
+def test_report__one_cluster_has_no_map(filled: Root) -> None:
+    with filled.catalog.transaction() as connection:
+        for table in ("assignments", "run_clusters", "selections", "candidates"):
+            connection.execute(f"DELETE FROM {table} WHERE cluster > 0")
+    found = Content(make_report(filled, runs.find_run(filled.catalog, "latest")))
+    assert "map" not in found.plots
+    assert "budget" not in found.plots
+    assert len(found.plots["curves"]["rows"]) == 7
+
+
+EVALUATED = """
+    CREATE TABLE IF NOT EXISTS evaluations (
+        evaluation_id VARCHAR, run_id VARCHAR, model VARCHAR, model_fingerprint VARCHAR, heldout_examples BIGINT,
+        heldout_digest VARCHAR, config JSON, versions JSON, started_at TIMESTAMP
+    );
+    INSERT INTO evaluations SELECT id, run, 'small', 'f', 9, 'd', '{}', '{}', now()::TIMESTAMP
+        FROM (VALUES ('mine', $run), ('theirs', 'another')) e(id, run);
+    CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
+        SELECT 'steps' AS regime, 0.1 AS fraction, m.method, 'adam' AS gradient, false AS weighted, 'loss' AS measure, p.part,
+            3 AS seeds, m.value, 0.01 AS se, m.value - 2 AS vs_random, 0.02 AS vs_random_se
+        FROM (VALUES ('tagcos', 1.5), ('random', 2.0)) m(method, value), (VALUES (NULL), ('red')) p(part)
+        WHERE evaluation = 'mine'
+"""
+
+
+def test_report__shows_evaluations_where_there_are_any(filled: Root) -> None:
+    """In the form that the catalog gives them, whether this version makes them or another did."""
+    root, run_id = filled, runs.find_run(filled.catalog, "latest")
+    with root.catalog.transaction() as connection:
+        for statement in EVALUATED.split(";\n"):
+            connection.execute(statement, {"run": run_id} if "$run" in statement else None)
+    found = Content(make_report(root, run_id))
+    assert [row[1:2] + row[5:8] for row in found.rows("evaluations")] == [
+        ["tagcos adam", "1.5", "0.01", "-0.5"],
+        ["random adam", "2.0", "0.01", "0.0"],
+    ]
+    assert [row["value"] for row in found.plots["evaluations"]["rows"]] == [-0.5, 0]
+
+
+def test_command__finds_the_run_and_names_the_file(
+    grown: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = runs.list_runs(grown.catalog)["run_id"][-1]
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tagcos", "report", *map(str, arguments), "--root", grown.url])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    code, out, _ = call(first)
+    assert code == 0
+    assert f"{grown.url}/reports/{first}.html" in out
+    assert "There was no run before this one" in Path(grown.url, "reports", f"{first}.html").read_text()
+    code, out, _ = call("latest", "--out", tmp_path / "deep" / "page.html")
+    assert code == 0
+    assert (tmp_path / "deep" / "page.html").read_text() == Path(grown.url, "reports", f"{latest(grown)[1]}.html").read_text()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
+    for arguments, said in (
+        (["nothing-like-it"], "there is no run nothing-like-it"),
+        (["run-"], "give more of the id"),
+        (["latest", "--out", tmp_path / "page.pdf"], "must end in .html"),
+        (["latest", "--out", tmp_path / "deep" / "page.html" / "x.html"], "choose another --out"),
+    ):
+        code, _, err = call(*arguments)
+        assert (code, err.count("\n")) == (2, 1), arguments
+        assert said in err
+
+
+def test_report__of_a_run_in_progress_is_refused(grown: Root, tmp_path: Path) -> None:
+    shutil.copytree(grown.url, tmp_path / "root")
+    root = open_root(str(tmp_path / "root"), create=False)
+    run_id = latest(root)[1]
+    with root.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET status = 'running' WHERE run_id = ?", [run_id])
+    with pytest.raises(UserError, match="is running, not complete"):
+        write_report(root, run_id)
+
+
+@pytest.mark.slow
+def test_report__of_a_hundred_thousand_selections(tmp_path: Path) -> None:
+    """A million rows without a model: numbers are exact, the page and what it takes to make stay small."""
+    root = open_root(str(tmp_path / "root"))
+    made = tiny.run(root, examples=1_000_000, file_rows=16_384, block_rows=8_192)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    place, size = write_report(root, made.run_id)
+    took, more = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    found = Content(Path(place).read_text(encoding="utf-8"))
+    print(
+        f"\n{len(made.selection)} of {found.figures['usable']:.0f}: {took:.1f} s, {size / 1e6:.2f} MB, {more / 1024:.0f} MiB more"
+    )
+    assert found.figures["selected"] == len(made.selection) > 90_000
+    assert sum(row["selected"] for row in found.plots["map"]["rows"]) == len(made.selection)
+    assert sum(row["pool"] for row in found.plots["sizes-characters"]["rows"]) == found.figures["usable"] > 900_000
+    assert size < 10e6
