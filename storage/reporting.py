@@ -174,9 +174,7 @@ def _compared(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> dic
 
 
 def _evaluations(connection: duckdb.DuckDBPyConnection, asked: Sequence[str]) -> pl.DataFrame:
-    """The macro evaluation_of for every evaluation of these runs, in catalogs that have it."""
-    if not connection.execute("SELECT 1 FROM duckdb_functions() WHERE function_name = 'evaluation_of'").fetchall():
-        return pl.DataFrame()
+    """The macro evaluation_of for every evaluation of these runs."""
     known = connection.execute(
         "SELECT evaluation_id, model FROM evaluations WHERE run_id IN (SELECT unnest(?)) ORDER BY started_at DESC", [list(asked)]
     ).fetchall()
