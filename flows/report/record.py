@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from flows import evaluation_tables
 from flows.report import plots
 from flows.report.content import Column, Section, Table, first_rows, named, plain_url, snippet
 from storage.reporting import Facts
@@ -141,7 +142,7 @@ def controls(facts: Facts) -> Section:
             "`tagcos evaluate` trained models on selections from this pool and measured them on rows held out: means over seeds, "
             "with standard errors, and the difference from random selection of the same size."
         )
-        rows = [row | {"trained": _trained(row)} for row in facts.evaluations.to_dicts()]
+        rows = [row | {"trained": evaluation_tables.named(row)} for row in facts.evaluations.to_dicts()]
         bars = [
             {
                 "name": f"{row['trained']}, {row['fraction']:.1%}, {row['regime']}",
@@ -173,10 +174,6 @@ def controls(facts: Facts) -> Section:
         missing = "No controls were measured on this pool: `tagcos diagnose` compares the methods without training."
         return Section("controls", "Controls", missing=missing)
     return Section("controls", "Controls", " ".join(lead), plots=tuple(drawn), tables=tuple(tables))
-
-
-def _trained(row: dict[str, Any]) -> str:
-    return " ".join(filter(None, (row["method"], row["gradient"], "weighted" if row["weighted"] else "")))
 
 
 def _cell(value: Any) -> Any:

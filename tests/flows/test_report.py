@@ -338,10 +338,6 @@ def test_report__one_cluster_has_no_map(filled: Root) -> None:
 
 
 EVALUATED = """
-    CREATE TABLE IF NOT EXISTS evaluations (
-        evaluation_id VARCHAR, run_id VARCHAR, model VARCHAR, model_fingerprint VARCHAR, heldout_examples BIGINT,
-        heldout_digest VARCHAR, config JSON, versions JSON, started_at TIMESTAMP
-    );
     INSERT INTO evaluations SELECT id, run, 'small', 'f', 9, 'd', '{}', '{}', now()::TIMESTAMP
         FROM (VALUES ('mine', $run), ('theirs', 'another')) e(id, run);
     CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
@@ -353,7 +349,7 @@ EVALUATED = """
 
 
 def test_report__shows_evaluations_where_there_are_any(filled: Root) -> None:
-    """In the form that the catalog gives them, whether this version makes them or another did."""
+    """Of this run, and not of another."""
     root, run_id = filled, runs.find_run(filled.catalog, "latest")
     with root.catalog.transaction() as connection:
         for statement in EVALUATED.split(";\n"):
