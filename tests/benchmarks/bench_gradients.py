@@ -161,7 +161,7 @@ def peer_seconds(
         str(torch.get_num_threads()),
         options.clock,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # one leaves a file where it stands
     if done.returncode:
         return f"did not run: {done.stderr.strip().splitlines()[-1]}"
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
