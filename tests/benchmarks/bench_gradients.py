@@ -4,18 +4,19 @@
     python -m tests.benchmarks.bench_gradients --parts gpu --device cuda            (random 1B and 7B models in bfloat16)
     python -m tests.benchmarks.bench_gradients --parts gpu --tiny                  (the same code on small shapes and a CPU)
 
-Ours and the plain pass are timed batch by batch in turn, so that what else the machine does falls on both. Parts: speed; quality
+Ours and the plain pass are timed batch by batch in turn, ours and the libraries pass by pass, so that what else the machine does
+falls on both. Parts: speed; quality
 of the projections; plans (padding, packing, order of checkpoints); memory (measured against the formulae); gpu.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +85,6 @@ def speed(options: argparse.Namespace) -> None:
             f"\nr={rank}: {len(encoded)} examples, {tokens} tokens, {targets} targets, "
             f"padding {padding_share([len(e) for e in encoded], plan):.1%}"
         )
-        peers: dict[str, float | str] = {}
         with tempfile.TemporaryDirectory() as folder:
             if options.peers:
                 base.save_pretrained(folder)  # before the adapter is attached in place
@@ -96,13 +96,11 @@ def speed(options: argparse.Namespace) -> None:
             released, here = released_seconds(ex, some), statistics.median(total(ex.features, [some]) for _ in range(3))
             row("(b) batch size 1, dense Rademacher", released, len(some), sum(len(e) for e in some), here)
             for peer in ("bergson", "dattri") if options.peers else ():
-                peers[peer] = peer_seconds(options, peer, folder, encoded, plan, rank)
-        for peer, seconds in peers.items():
-            if isinstance(seconds, str):
-                print(f"  (c) {peer}: {seconds}")
-            else:
-                again = statistics.median(total(ex.features, batches) for _ in range(options.repeats))
-                row(f"(c) {peer}", seconds, len(encoded), tokens, again)
+                times = beside_peer(options, peer, folder, encoded, plan, rank, partial(total, ex.features, batches))
+                if isinstance(times, str):
+                    print(f"  (c) {peer}: {times}")
+                else:
+                    row(f"(c) {peer}", times[1], len(encoded), tokens, times[0])
         for variants in (("adam", "adam-delta"), ("adam", "adam-delta", "sgd", "sign")):
             several = GradientExtractor(ex.model, variants=variants, projection=ex.projection)
             several.use(random_checkpoint(ex.model))
@@ -137,10 +135,17 @@ def released_seconds(ex: GradientExtractor, examples: list[Encoded]) -> float:
     return passes + timed(block) * (DIM / columns) / RELEASED_INTERVAL * len(examples)
 
 
-def peer_seconds(
-    options: argparse.Namespace, peer: str, folder: str, encoded: list[Encoded], plan: list[np.ndarray], rank: int
-) -> float | str:
-    file = Path(folder) / "examples.npz"
+def beside_peer(
+    options: argparse.Namespace,
+    peer: str,
+    folder: str,
+    encoded: list[Encoded],
+    plan: list[np.ndarray],
+    rank: int,
+    ours: Callable[[], float],
+) -> tuple[float, float] | str:
+    """Median seconds of our passes and of a peer's, which take turns; what it said last where it did not run."""
+    file, log = Path(folder) / "examples.npz", Path(folder) / f"{peer}.log"
     np.savez(
         file,
         ids=np.concatenate([e.input_ids for e in encoded]),
@@ -150,21 +155,28 @@ def peer_seconds(
         batch_rows=[len(batch) for batch in plan],
     )
     script = Path(__file__).with_name("peers_gradients.py")
-    command = [
-        options.peers,
-        str(script),
-        peer,
-        folder,
-        str(file),
-        str(rank),
-        str(options.repeats),
-        str(torch.get_num_threads()),
-        options.clock,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)  # one leaves a file where it stands
-    if done.returncode:
-        return f"did not run: {done.stderr.strip().splitlines()[-1]}"
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+    command = [options.peers, str(script), peer, folder, str(file), str(rank), str(torch.get_num_threads()), options.clock]
+    times = []
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
+        ) as process,  # one of them leaves a file where it stands
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(options.repeats + 1):
+            said = next((line for line in process.stdout if line.startswith(("ready", "seconds "))), None)
+            if said is None:
+                return f"did not run: {log.read_text().strip().splitlines()[-1]}"
+            if said != "ready\n":
+                times[-1].append(float(said.split()[1]))
+            if len(times) < options.repeats:
+                times.append([ours()])
+                process.stdin.write("go\n")
+                process.stdin.flush()
+        process.stdin.close()
+    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
 
 
 def quality(options: argparse.Namespace) -> None:

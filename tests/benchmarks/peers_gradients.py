@@ -1,17 +1,16 @@
 """Seconds that bergson or dattri take for projected per-sample LoRA gradients; run by bench_gradients in the peers' own
 environment.
 
-    python peers_gradients.py PEER MODEL_FOLDER EXAMPLES.npz RANK REPEATS THREADS CLOCK
+    python peers_gradients.py PEER MODEL_FOLDER EXAMPLES.npz RANK THREADS CLOCK
 
-prints one JSON line. Both project each adapter matrix on two sides to 6 x 6 (about 8,192 features over 240 matrices), which is
-the cheapest thing that they offer, and for bergson with Adam's second moments (it knows no momentum; dattri knows neither).
+prints `ready`, then for every line it is sent the seconds of one more pass. Both project each adapter matrix on two sides to
+6 x 6 (about 8,192 features over 240 matrices), which is the cheapest thing that they offer, and for bergson with Adam's second
+moments (it knows no momentum; dattri knows neither).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import statistics
 import sys
 import tempfile
 import time
@@ -111,7 +110,7 @@ def dattri_seconds(model: Any, examples: list[tuple[np.ndarray, np.ndarray]], ba
 
 
 def main() -> None:
-    peer, folder, file, rank, repeats, threads, wanted = sys.argv[1:]
+    peer, folder, file, rank, threads, wanted = sys.argv[1:]
     logging.disable(logging.INFO)
     torch.set_num_threads(int(threads))
     global clock
@@ -123,8 +122,10 @@ def main() -> None:
     model = adapted(folder, int(rank))
     run = {"bergson": bergson_seconds, "dattri": dattri_seconds}[peer]
     run(model, examples, batches[-1:])
-    seconds = [run(model, examples, batches) for _ in range(int(repeats))]
-    print(json.dumps({"seconds": statistics.median(seconds), "all": seconds}))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        seconds = run(model, examples, batches)
+        print(f"\nseconds {seconds}", flush=True)
 
 
 if __name__ == "__main__":
