@@ -30,7 +30,7 @@ def export(
         UserError: as there, and a model that cannot be found.
     """
     name = exports.check_target(path, format)
-    run = runs.complete_run(root.catalog, None if run_id == "latest" else run_id)
+    run = runs.complete_run(root.catalog, run_id)
     encode = _encoder(run, tokenizer) if name == "trl" else None
     if tokenizer and not encode:
         raise UserError(f"--tokenizer is for format trl; {name} holds text")

@@ -130,7 +130,7 @@ def tagcos_select(root: str, run: str, **changes: Any) -> str:
     given = {name: value for name, value in changes.items() if value is not None}
     with _turn(root):
         reporter = FlowReporter(get_run_logger().info)
-        outcome = reselect(root, None if run == "latest" else run, reporter, _do_stage, **given)
+        outcome = reselect(root, run, reporter, _do_stage, **given)
     return _finish(outcome, root)
 
 

@@ -106,7 +106,7 @@ def commit(
 def copy(catalog: Catalog, evaluation_id: str, key: UnitKey, regime: str) -> None:
     """The unit as it was trained under the other regime, under this one's name too."""
     unit = {"evaluation_id": evaluation_id, **asdict(key)}
-    same = " AND ".join(f"{name} = ${name}" for name in unit)
+    same = _same(unit)
     with catalog.transaction() as connection:
         _forget_scores(connection, unit | {"regime": regime})
         connection.execute(
@@ -122,8 +122,12 @@ def copy(catalog: Catalog, evaluation_id: str, key: UnitKey, regime: str) -> Non
 
 
 def _forget_scores(connection: Any, unit: Mapping[str, Any]) -> None:
-    same = " AND ".join(f"{name} = ${name}" for name in unit)
-    connection.execute(f"DELETE FROM evaluation_scores WHERE {same}", dict(unit))
+    connection.execute(f"DELETE FROM evaluation_scores WHERE {_same(unit)}", dict(unit))
+
+
+def _same(unit: Mapping[str, Any]) -> str:
+    """The unit as a condition: column names are ours, values are parameters."""
+    return " AND ".join(f"{name} = ${name}" for name in unit)
 
 
 def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:

@@ -80,14 +80,17 @@ def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
 
 
-def find_run(catalog: Catalog, name: str) -> str:
+def find_run(catalog: Catalog, name: str = "latest") -> str:
     """The id of the run meant by `latest` (the newest complete one), by an id, or by the first letters of just one id.
 
     Raises:
         UserError: no run or several are meant.
     """
     if name == "latest":
-        return str(complete_run(catalog)["run_id"])
+        latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
+        if not latest:
+            raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")
+        return str(latest[0])
     found = catalog.read("SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC, run_id", [name])
     ids = found["run_id"].to_list()
     if name in ids or len(ids) == 1:
@@ -98,22 +101,15 @@ def find_run(catalog: Catalog, name: str) -> str:
     raise UserError(f"{name} may be any of {shown}: give more of the id")
 
 
-def complete_run(catalog: Catalog, run_id: str | None = None) -> dict[str, Any]:
+def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
     """A complete run's row of `runs`, named as for `find_run`; by default that of the newest.
 
     Raises:
         UserError: there is none, or the run named is unknown or not complete.
     """
-    if run_id is not None and run_id != "latest":
-        run_id = find_run(catalog, run_id)
-    else:
-        latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
-        if not latest:
-            raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")
-        run_id = latest[0]
-    run = run_status(catalog, run_id).run
+    run = run_status(catalog, find_run(catalog, name or "latest")).run
     if run["status"] != "complete":
-        raise UserError(f"run {run_id} is {run['status']}, not complete: start the same command again to finish it")
+        raise UserError(f"run {run['run_id']} is {run['status']}, not complete: start the same command again to finish it")
     return run
 
 

@@ -229,6 +229,16 @@ SPACE_FIELDS = (
 )  # fmt: skip
 
 
+def wrong_values(error: ValidationError) -> str:
+    """Each wrong setting: its name, what is wrong, what was given."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "settings"
+        given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
+        lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{given}")
+    return "; ".join(lines)
+
+
 def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str = "recommended") -> Settings:
     """Settings from explicit values over a TOML file over a preset.
 
@@ -252,12 +262,7 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
     try:
         return Settings(**merged)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"]) or "settings"
-            given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
-            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{given}")
-        raise UserError("; ".join(lines) + f"; see `tagcos run --help`{f' and {toml}' if toml else ''}") from error
+        raise UserError(wrong_values(error) + f"; see `tagcos run --help`{f' and {toml}' if toml else ''}") from error
 
 
 def digest(value: Any, length: int = 16) -> str:

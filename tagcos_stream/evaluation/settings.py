@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tagcos_stream.config import Settings, Variant
+from tagcos_stream.config import Settings, Variant, wrong_values
 from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -127,9 +127,4 @@ def load_evaluation(values: dict[str, Any]) -> Evaluation:
     try:
         return Evaluation(**values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"]) or "settings"
-            given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
-            lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')}{given}")
-        raise UserError("; ".join(lines) + "; see `tagcos evaluate --help`") from error
+        raise UserError(wrong_values(error) + "; see `tagcos evaluate --help`") from error

@@ -18,6 +18,18 @@ from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
 
 TOPICS = ("sums", "colours", "cities")
+# of a run that takes a second or two
+SMALL: dict[str, Any] = {
+    "fraction": 0.1,
+    "max_length": 96,
+    "warmup_examples": 16,
+    "dim": 256,
+    "block_rows": 32,
+    "clusters": 4,
+    "min_cluster_rows": 2,
+    "batch_tokens": 512,
+    "wait": 1,
+}
 
 
 def conversation(topic: str, n: int) -> list[dict[str, str]]:
@@ -68,19 +80,14 @@ def small_settings(model_folder: Path, pool_folder: Path, tmp_path: Path) -> Cal
     """Settings of a run that takes a second or two, with changes."""
 
     def settings(**changes: Any) -> dict[str, Any]:
-        return {
-            "sources": (str(pool_folder),),
-            "root": str(tmp_path / "root"),
-            "model": str(model_folder),
-            "fraction": 0.1,
-            "max_length": 96,
-            "warmup_examples": 16,
-            "dim": 256,
-            "block_rows": 32,
-            "clusters": 4,
-            "min_cluster_rows": 2,
-            "batch_tokens": 512,
-            "wait": 1,
-        } | changes
+        return (
+            {
+                "sources": (str(pool_folder),),
+                "root": str(tmp_path / "root"),
+                "model": str(model_folder),
+            }
+            | SMALL
+            | changes
+        )
 
     return settings

@@ -33,7 +33,7 @@ from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.features.model import load_model
 from tagcos_stream.types import UserError
-from tests.flows.conftest import TOPICS, conversation
+from tests.flows.conftest import SMALL, TOPICS, conversation
 from tests.method.test_tasks import write_tasks
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -54,18 +54,9 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
         "root": str(folder / "root"),
         "model": str(model_folder),
         "heldout": 0.2,
-        "fraction": 0.1,
-        "max_length": 96,
-        "warmup_examples": 16,
-        "dim": 256,
-        "block_rows": 32,
-        "clusters": 4,
-        "min_cluster_rows": 2,
-        "batch_tokens": 512,
         "also_gradients": ("adam",),
-        "wait": 1,
     }
-    pipeline.run(load_settings(values), SilentReporter())
+    pipeline.run(load_settings(SMALL | values), SilentReporter())
     evaluating.evaluate(asked(open_root(values["root"], create=False), weights=True), SilentReporter())
     return folder / "root"
 

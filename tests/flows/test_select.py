@@ -22,7 +22,7 @@ from tagcos_stream.controls import ranking
 from tagcos_stream.controls.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
-from tests.flows.conftest import TOPICS, conversation, features_of
+from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -44,17 +44,8 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
         "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
         "root": str(folder / "root"),
         "model": str(model),
-        "fraction": 0.1,
-        "max_length": 96,
-        "warmup_examples": 16,
-        "dim": 256,
-        "block_rows": 32,
-        "clusters": 4,
-        "min_cluster_rows": 2,
-        "batch_tokens": 512,
-        "wait": 1,
     }
-    pipeline.run(load_settings(values), SilentReporter())
+    pipeline.run(load_settings(SMALL | values), SilentReporter())
     for topic in TOPICS:
         (folder / f"{topic}.jsonl").unlink()
     shutil.rmtree(model)
