@@ -24,7 +24,7 @@ from packaging.specifiers import SpecifierSet
 from flows.memory import free_bytes
 from storage import runs
 from storage.files import LocalFiles
-from storage.root import open_root
+from storage.root import NoRoot, open_root
 from tagcos_stream.config import GIB, Settings
 from tagcos_stream.types import UserError
 
@@ -117,11 +117,11 @@ def _memory(settings: Settings) -> Iterator[Finding]:
 def _root(settings: Settings) -> Iterator[Finding]:
     try:
         root = open_root(settings.root, create=False, wait_seconds=settings.wait, on_wait=lambda message: None)
-    except UserError as error:
-        if "there is no tagcos root" not in str(error):
-            yield Finding("root", "problem", str(error))
-            return
+    except NoRoot:
         root = None
+    except UserError as error:
+        yield Finding("root", "problem", str(error))
+        return
     except Exception as error:  # an object store says in its own ways that it cannot be reached
         yield Finding("root", "problem", f"{settings.root}: {_first_line(error)}", "check bucket, credentials and endpoint")
         return

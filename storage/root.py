@@ -29,6 +29,10 @@ FORMAT = 1
 MARK = "tagcos.json"
 
 
+class NoRoot(UserError):
+    """There is no root where a reader was sent."""
+
+
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -76,7 +80,7 @@ def open_root(
 ) -> Root:
     """Open a root, made where there is none; `create=False` for readers, who then write nothing at all.
 
-    Raises UserError: not there (readers), not writable (writers), another format.
+    Raises NoRoot: not there (readers). UserError: not writable (writers), another format.
     """
     files = open_files(url)
     if catalog is None:
@@ -85,7 +89,7 @@ def open_root(
         mark = json.loads(files.read(MARK))
     except FileNotFoundError:
         if not create:
-            raise UserError(
+            raise NoRoot(
                 f"there is no tagcos root at {files.url}: name another with --root or TAGCOS_ROOT, or start one with `tagcos run`"
             ) from None
         mark = {"format": FORMAT, "store_id": uuid.uuid4().hex, "catalog": f"{platform.node()}:{catalog}"}
