@@ -22,6 +22,7 @@ from flows.engine import encode_row, gradient_tokens, load_adapted, max_length
 from flows.features import recipe, variants
 from flows.progress import Reporter, SilentReporter
 from storage import blocks
+from storage.features import ids_spec
 from storage.pool import PARQUET_GROUP_ROWS
 from storage.root import open_root
 from tagcos_stream.config import Settings
@@ -34,7 +35,6 @@ SAMPLE = 1024  # examples that are tokenised
 READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
 # an example's rows in the catalog, its copy and two snapshots, and what these take when empty (16,000 and 4,000 rows of one run)
 CATALOG_BYTES, CATALOG_EMPTY = 300, 24_000_000
-ID_ROWS = 65_536  # of a chunk of example ids, 16 bytes each, which is never smaller (storage.features)
 REGROUPED = 1.07  # features by cluster, for each byte of features (docs/store.md)
 KMEANS_PASSES = 7  # a mini-batch epoch, five exact ones, one to assign (docs/scaling.md)
 COLUMNS_A_CHOICE = 4  # Gram columns that a pursuit computes for each row it chooses
@@ -130,8 +130,8 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / matrix_rate(),
         "select": 2 * usable * settings.dim * (chosen / clusters) * COLUMNS_A_CHOICE / matrix_rate(),
     }
-    ids = math.ceil(round(fresh) / ID_ROWS) * ID_ROWS * 16
-    features = round(fresh) * settings.dim * 2 + ids
+    ids = ids_spec(round(fresh))
+    features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes
     disk = {
         "examples": round((pool.examples - known) * _stored_bytes(pool.sample)),
         "features": features * kinds,

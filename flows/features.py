@@ -44,13 +44,6 @@ def variants(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
 
 
-def checkpoint_steps(steps: int, count: int) -> list[int]:
-    """`count` steps evenly spaced over 1..steps, the last one included: 30 steps, 3 checkpoints -> 10, 20, 30."""
-    if count > steps:
-        raise UserError(f"{count} checkpoints need at least as many warm-up steps, there are {steps}: lower --checkpoints")
-    return [round(steps * (i + 1) / count) for i in range(count)]
-
-
 def warm_up(job: Job) -> dict[str, Any]:
     """Find the feature spaces of these settings, or make them: a short LoRA training on a seeded sample of the pool.
 
@@ -108,7 +101,7 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
                 steps=steps,
                 batch_size=settings.warmup_batch_size,
                 learning_rate=settings.learning_rate,
-                checkpoints=checkpoint_steps(steps, settings.checkpoints),
+                checkpoints=warmup.checkpoint_steps(steps, settings.checkpoints),
                 seed=settings.feature_seed,
                 warmup_steps=settings.rise_steps,
                 schedule_steps=settings.schedule_steps,

@@ -98,12 +98,13 @@ def warm_up(
         UserError: nothing to train on, more checkpoints than steps, or a loss that is not finite.
     """
     from tagcos_stream.features.adapter import attach_adapter
-    from tagcos_stream.features.warmup import run_warmup
+    from tagcos_stream.features.warmup import checkpoint_steps, run_warmup
 
     good = [e for e in sample if e is not None]
     steps = math.ceil(len(good) / batch_size)
-    if not good or checkpoints > steps:
-        raise UserError(f"{checkpoints} checkpoints of {steps} steps on {len(good)} examples: sample more, or ask for fewer")
+    if not good:
+        raise UserError(f"none of {len(sample)} examples has a token to train on: sample more, or raise max_length")
+    at = checkpoint_steps(steps, checkpoints)
     loaded.model = attach_adapter(loaded.model, rank=rank, alpha=alpha, dropout=0.0, seed=seed)
     done = run_warmup(
         loaded.model,
@@ -111,7 +112,7 @@ def warm_up(
         steps=steps,
         batch_size=min(batch_size, len(good)),
         learning_rate=learning_rate,
-        checkpoints=[round(steps * (i + 1) / checkpoints) for i in range(checkpoints)],
+        checkpoints=at,
         seed=seed,
         micro_batch_tokens=tokens_a_pass,
     )

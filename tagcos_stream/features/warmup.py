@@ -67,6 +67,13 @@ class Warmup:
     learning_rates: list[float]  # after each step, as the schedule reports it
 
 
+def checkpoint_steps(steps: int, count: int) -> list[int]:
+    """`count` steps evenly spaced over 1..steps, the last one included: 30 steps, 3 checkpoints -> 10, 20, 30."""
+    if count > steps:
+        raise UserError(f"{count} checkpoints need at least as many warm-up steps, there are {steps}: lower --checkpoints")
+    return [round(steps * (i + 1) / count) for i in range(count)]
+
+
 def run_warmup(
     model: Any,
     encoded: Sequence[Encoded],
