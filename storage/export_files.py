@@ -1,9 +1,10 @@
-"""The files of an export: rows as JSON lines or Parquet, and what stands beside them in a folder for its reader."""
+"""Files for others, whole or not at all: rows as JSON lines or Parquet, and what stands beside them for their reader."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,43 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.files import sync_path
+from tagcos_stream.types import UserError
+
 MARK = "tagcos-export.json"
 DATA = "tagcos.parquet"  # the one data file of folders for trainers
 GROUP_ROWS = 1024
 
 Write = Callable[[list[dict[str, Any]]], None]
+
+
+@contextmanager
+def beside(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A place beside `path` that takes its place at the end. A folder is replaced only where an earlier export made it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if folder:
+                partial.mkdir()
+            yield partial
+            if folder and path.exists():
+                path.rename(old)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            sync_path(path.parent)
+        finally:
+            for left in (partial, old):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
 @contextmanager

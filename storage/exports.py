@@ -6,11 +6,8 @@ One pass over the examples, a part of the store at a time; files and folders are
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,7 @@ import pyarrow as pa
 
 from storage import export_shapes as shapes
 from storage import selections
-from storage.export_files import BESIDE, MARK, open_writer
-from storage.files import sync_path
+from storage.export_files import BESIDE, MARK, beside, open_writer
 from storage.root import Root
 from tagcos_stream.types import UserError
 
@@ -88,7 +84,7 @@ def export(
     notes: Counter[str] = Counter()
     first_unfit: dict[str, str] = {}
     examples = written = 0
-    with _beside(path, chosen.folder) as partial:
+    with beside(path, chosen.folder) as partial:
         with open_writer(partial, path.suffix if not chosen.folder else ".parquet", chosen.schema, chosen.folder) as write:
             for batch in _examples(root, run_id):
                 rows = []
@@ -165,32 +161,3 @@ def _does_not_fit(name: str, left_out: Counter[str], first: Mapping[str, str], e
         f"(the first with {reason}: {identity}); --leave-out writes the others and counts these, "
         "--format messages or datasets holds everything"
     )
-
-
-@contextmanager
-def _beside(path: Path, folder: bool) -> Iterator[Path]:
-    """A place beside `path` that takes its place at the end. A folder is replaced only where an earlier export made it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if folder:
-                partial.mkdir()
-            yield partial
-            if folder and path.exists():
-                path.rename(old)
-            try:
-                os.replace(partial, path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-            sync_path(path.parent)
-        finally:
-            for left in (partial, old):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error

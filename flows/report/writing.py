@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from flows.report import record, selection, texts
 from flows.report.content import MOST_ROWS, Report, Section, Sources, written
 from flows.report.page import render
 from storage import clustered, reporting, samples
+from storage.export_files import beside
 from storage.reporting import Facts
 from storage.root import Root
 from storage.samples import CLUSTERS, Samples
@@ -39,16 +39,8 @@ def write_report(root: Root, run_id: str, out: Path | None = None) -> tuple[str,
     if out is None:
         root.files.write(report_key(run_id), body)
         return root.files.place(report_key(run_id)), len(body)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(body)
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    with beside(out) as partial:
+        partial.write_bytes(body)
     return str(out), len(body)
 
 
