@@ -21,7 +21,7 @@ import polars as pl
 from flows.engine import encode_row, gradient_tokens, load_adapted, max_length
 from flows.features import recipe, variants
 from flows.progress import Reporter, SilentReporter
-from storage import blocks
+from storage import blocks, heldout
 from storage.features import ids_spec
 from storage.pool import PARQUET_GROUP_ROWS
 from storage.root import open_root
@@ -62,6 +62,7 @@ class Estimate:
     rows: int
     rows_read: int
     examples: int
+    heldout: int  # of them, kept out of the pool
     known_examples: int
     rejected_rows: int
     without_gradient: int
@@ -114,8 +115,10 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     finally:
         load_adapted.cache_clear()
     share = 1 - rejected / len(pool.sample)
-    usable = round(pool.examples * share)
-    fresh = (pool.examples - known) * share
+    aside = round(pool.examples * _share_held_out(settings))
+    kept = pool.examples - aside
+    usable = round(kept * share)
+    fresh = max(kept - known, 0) * share
     mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
     chosen, kinds = settings.budget(max(usable, 1)), len(variants(settings))
     from tagcos_stream.clustering.kmeans import default_clusters
@@ -125,7 +128,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     stages = {
         "ingest": reading * pool.rows / max(pool.rows_read, 1),
         "load model": loading * (1 if known else 2 if settings.workers > 1 else 1),
-        "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(pool.examples) * mean,
+        "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
         "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / matrix_rate(),
         "select": 2 * usable * settings.dim * (chosen / clusters) * COLUMNS_A_CHOICE / matrix_rate(),
@@ -145,10 +148,11 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         rows=pool.rows,
         rows_read=pool.rows_read,
         examples=pool.examples,
+        heldout=aside,
         known_examples=known,
         rejected_rows=pool.rejected,
-        without_gradient=pool.examples - usable,
-        truncated=round(pool.examples * sum(e.truncated for e in encoded) / len(pool.sample)),
+        without_gradient=kept - usable,
+        truncated=round(kept * sum(e.truncated for e in encoded) / len(pool.sample)),
         selected=chosen,
         clusters=clusters,
         tokens_an_example=mean,
@@ -300,6 +304,14 @@ def _known(settings: Settings, pool: Pool) -> int:
         [spaces[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
     )
     return round(pool.examples * found["n"][0] / len(pool.sample))
+
+
+def _share_held_out(settings: Settings) -> float:
+    try:
+        catalog = open_root(settings.root, create=False, wait_seconds=settings.wait).catalog
+    except UserError:
+        return settings.heldout or 0.0  # no root yet
+    return heldout.share(catalog, settings.heldout)
 
 
 def _stored_bytes(sample: pl.DataFrame) -> float:

@@ -56,6 +56,8 @@ def _print_estimate(found: Estimate) -> None:
         ("tokens", f"{found.tokens:,}", f"plus or minus {found.tokens_error:,}; {found.tokens_an_example:.0f} an example"),
         ("tokens a second", f"{found.tokens_a_second:,.0f}", f"measured in {found.probe_seconds:.0f} s on {found.device}"),
     ]
+    if found.heldout:
+        rows.insert(2, ("held out", f"{found.heldout:,}", "kept out of the pool, no gradient"))
     if found.known_examples:
         rows.insert(2, ("known examples", f"{found.known_examples:,}", "whose features the root has: not computed again"))
     rows.append(("disk", size(found.disk_bytes), "" if found.free_bytes is None else f"{size(found.free_bytes)} are free"))

@@ -11,7 +11,6 @@ and runs again, each in a process of its own; the table shows each stage of both
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,95 +18,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from flows import pipeline
-from flows.features import recipe
-from flows.job import Job, open_job, open_settings_root, run_stage
-from flows.progress import SilentReporter
-from storage import blocks, features, runs
+from storage import runs
 from storage.root import open_root
-from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
-from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.config import Settings
 from tests.benchmarks.features import Shape
+from tests.benchmarks.made_root import conversations, made_settings, run_command, start_run
 
 DIM = 64
 BLOCK = 8192
 
 
-def conversations(path: Path, first: int, stop: int) -> None:
-    """Short different conversations, as JSON lines."""
-    with path.open("w", encoding="utf-8") as file:
-        for i in range(first, stop):
-            turns = [
-                {"role": "user", "content": f"What is {i} and {i * 7 % 1009}?"},
-                {"role": "assistant", "content": f"It is {i + i * 7 % 1009}."},
-            ]
-            file.write(json.dumps({"messages": turns}) + "\n")
-
-
 def known_settings(folder: Path, examples: int) -> Settings:
-    return load_settings(
-        {
-            "sources": (str(folder / "pool"),),
-            "root": str(folder / "root"),
-            "model": "made",
-            "dim": DIM,
-            "block_rows": BLOCK,
-            "count": max(examples // 200, 10),
-        }
-    )
-
-
-def fill(job: Job) -> None:
-    """The warm-up and gradient stages, but for the model: a space, and a feature for every example of the pool."""
-    fingerprint = {"model": "made", "dim": DIM}
-    space_id, variant = fingerprint_id(fingerprint), job.settings.gradient
-    if blocks.find_space(job.catalog, recipe(job.settings, variant)) is None:
-        nothing = {"layer": np.zeros((2, 2), np.float32)}
-        saved = save_checkpoint(job.root.files, space_id, StoredCheckpoint(1, 1e-4, 1, nothing, nothing, nothing))
-        save_space(job.root.files, space_id, fingerprint)
-        blocks.add_space(
-            job.catalog,
-            job.run_id,
-            space_id,
-            recipe=recipe(job.settings, variant),
-            variant=variant,
-            dim=DIM,
-            fingerprint=fingerprint,
-            checkpoints=[(1, 1.0, saved)],
-        )
-    runs.set_run(job.catalog, job.run_id, space_id=space_id)
-    plan = blocks.plan_segments(job.catalog, job.run_id, space_id, dim=DIM, block_rows=BLOCK)
-    lacks = blocks.missing(job.catalog, space_id, job.run_id)
-    shape = Shape(DIM, 100, 0)
-    for segment, rows in plan.select("segment", "block_rows").iter_rows():
-        if segment not in lacks:
-            continue
-        ids = blocks.segment_ids(job.catalog, segment)
-        writer = features.create_segment(job.root.files, space_id, segment, example_ids=ids, dim=DIM, chunk_rows=rows)
-        for block in lacks[segment]:
-            start, stop = writer.block_range(block)
-            checksum = writer.write_block(block, shape.block(int(segment[-5:]) * 10_000 + block, stop - start))
-            n = stop - start
-            measured = {"row": np.arange(start, stop), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
-            measured |= {"loss": np.full(n, 2.0), "norm": np.full(n, 1.0), "status": ["ok"] * n}
-            blocks.commit_block(
-                job.catalog, job.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0
-            )
-
-
-def first_run(settings: Settings) -> str:
-    root = open_settings_root(settings, SilentReporter())
-    with root.writer():
-        job = open_job(settings, root, SilentReporter())
-        for name, stage in pipeline.STAGES.items():
-            if name == "gradients":
-                fill(job)
-            elif name != "warm-up":
-                run_stage(name, stage, job)
-    return job.run_id
+    return made_settings(folder, dim=DIM, block_rows=BLOCK, count=max(examples // 200, 10))
 
 
 def known(folder: Path, examples: int) -> list[float]:
@@ -116,11 +40,9 @@ def known(folder: Path, examples: int) -> list[float]:
     (folder / "pool").mkdir()
     conversations(folder / "pool" / "made.jsonl", 0, examples)
     start = time.perf_counter()
-    first = first_run(settings)
+    first = start_run(settings, Shape(DIM, 100, 0))
     print(f"first run on {examples:,} examples (no model): {time.perf_counter() - start:.1f} s", flush=True)
-    command = [sys.executable, "-m", "flows.cli", "run", *settings.sources]
-    for name in ("root", "model", "dim", "block_rows", "count"):
-        command += [f"--{name.replace('_', '-')}={getattr(settings, name)}"]
+    command = [sys.executable, *run_command(settings, "dim", "block_rows", "count")]
     seconds = []
     for turn in (1, 2):
         start = time.perf_counter()

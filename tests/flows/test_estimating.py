@@ -48,6 +48,16 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     assert again.disk["features"] == 0
 
 
+def test_estimate__held_out_rows_cost_nothing(small_settings: Maker, pool_folder: Path) -> None:
+    settings = load_settings(small_settings(heldout=0.25))
+    found = estimating.estimate(settings, seconds=0)
+    assert (found.examples, found.heldout, found.selected) == (120, 30, 9)
+    assert found.tokens == pytest.approx(90 * found.tokens_an_example, abs=1)
+    pipeline.run(settings, SilentReporter())
+    again = estimating.estimate(load_settings(small_settings()), seconds=0)  # the root remembers its share
+    assert (again.heldout, again.tokens) == (30, 0)
+
+
 def size_of(folder: Path, pattern: str = "**/*") -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
 

@@ -1,0 +1,108 @@
+"""A root whose features come from a seeded generator, not a model: what comes after the gradients runs on it as on any other."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows import pipeline
+from flows.features import recipe
+from flows.job import Job, open_job, open_settings_root, run_stage
+from flows.progress import SilentReporter
+from storage import blocks, features, runs
+from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from tagcos_stream.config import Settings, load_settings
+from tests.benchmarks.features import Shape
+
+
+def conversations(path: Path, first: int, stop: int) -> None:
+    """Short different conversations, as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(first, stop):
+            turns = [
+                {"role": "user", "content": f"What is {i} and {i * 7 % 1009}?"},
+                {"role": "assistant", "content": f"It is {i + i * 7 % 1009}."},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def made_settings(folder: Path, **values: Any) -> Settings:
+    return load_settings({"sources": (str(folder / "pool"),), "root": str(folder / "root"), "model": "made", **values})
+
+
+def run_command(settings: Settings, *fields: str) -> list[str]:
+    """Words after `python` that run these settings; `fields` are those that differ from the defaults."""
+    words = ["-m", "flows.cli", "run", *settings.sources]
+    return words + [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("root", "model", *fields)]
+
+
+def fill(job: Job, shape: Shape, threads: int = 2) -> None:
+    """The warm-up and gradient stages, but for the model: a space, and a feature for every example of the pool."""
+    settings = job.settings
+    fingerprint = {"model": "made", "dim": settings.dim}
+    space_id, variant = fingerprint_id(fingerprint), settings.gradient
+    if blocks.find_space(job.catalog, recipe(settings, variant)) is None:
+        nothing = {"layer": np.zeros((2, 2), np.float32)}
+        saved = save_checkpoint(job.root.files, space_id, StoredCheckpoint(1, 1e-4, 1, nothing, nothing, nothing))
+        save_space(job.root.files, space_id, fingerprint)
+        blocks.add_space(
+            job.catalog,
+            job.run_id,
+            space_id,
+            recipe=recipe(settings, variant),
+            variant=variant,
+            dim=settings.dim,
+            fingerprint=fingerprint,
+            checkpoints=[(1, 1.0, saved)],
+        )
+    runs.set_run(job.catalog, job.run_id, space_id=space_id)
+    plan = blocks.plan_segments(job.catalog, job.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)
+    lacks = blocks.missing(job.catalog, space_id, job.run_id)
+    for segment, rows in plan.select("segment", "block_rows").iter_rows():
+        if segment not in lacks:
+            continue
+        ids = blocks.segment_ids(job.catalog, segment)
+        writer = features.create_segment(job.root.files, space_id, segment, example_ids=ids, dim=settings.dim, chunk_rows=rows)
+
+        def make(block: int, segment: str = segment, writer: features.SegmentWriter = writer) -> tuple[int, range, int]:
+            rows = range(*writer.block_range(block))
+            return block, rows, writer.write_block(block, shape.block(int(segment[-5:]) * 10_000 + block, len(rows)))
+
+        with ThreadPoolExecutor(threads) as pool:
+            for block, rows_made, checksum in _in_order(pool, make, lacks[segment], ahead=2 * threads):
+                n = len(rows_made)
+                measured = {"row": np.array(rows_made), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
+                measured |= {"loss": np.full(n, 2.0), "norm": np.full(n, 1.0), "status": ["ok"] * n}
+                blocks.commit_block(
+                    job.catalog, job.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0
+                )
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterable[int], ahead: int) -> Iterable[Any]:
+    """Results of work(item) in order, at most so many begun and not yet taken."""
+    left = iter(items)
+    begun = deque(pool.submit(work, item) for item in islice(left, ahead))
+    while begun:
+        yield begun.popleft().result()
+        begun.extend(pool.submit(work, item) for item in islice(left, 1))
+
+
+def start_run(settings: Settings, shape: Shape, stages: Iterable[str] = tuple(pipeline.STAGES)) -> str:
+    """These stages of a run, in this process, with made features; returns its id. The settings' next run goes on from there."""
+    root = open_settings_root(settings, SilentReporter())
+    with root.writer():
+        job = open_job(settings, root, SilentReporter())
+        for name in stages:
+            if name == "gradients":
+                fill(job, shape)
+            elif name != "warm-up":
+                run_stage(name, pipeline.STAGES[name], job)
+    return job.run_id
