@@ -1,7 +1,7 @@
 """Loops of the matching pursuit, compiled by Numba; omp.py allocates, checks and calls.
 
-n rows of a cluster, D feature dimension, s rows chosen in this round (members), u candidate rows (the columns of a local Gram
-matrix), m = s + u rows of that matrix. No kernel is `parallel`: callers cut the rows up and run blocks on threads, because
+n rows of a cluster, D feature dimension, s rows chosen in this round (members), u candidate rows of a local pursuit,
+m = s + u rows of it. No kernel is `parallel`: callers cut the rows up and run blocks on threads, because
 Numba's default threading layer must not be entered from two threads at once.
 """
 
@@ -23,15 +23,22 @@ class Fit(NamedTuple):
     factor: np.ndarray  # (k, k) float64, lower triangle: Cholesky factor of the members' Gram matrix + ridge
     forward: np.ndarray  # (k,) float64: factor^-1 <a_members, b>
     weights: np.ndarray  # (k,) float64
-    members: np.ndarray  # (k,) int64, rows of the local Gram matrix in order of choice
+    members: np.ndarray  # (k,) int64, rows of the local pursuit in order of choice
     held: np.ndarray  # (1,) int64: members
     penalty: np.ndarray  # (1,) float64: the ridge that `weights` were solved with; 0 after the first, unregularised step
 
 
 class Local(NamedTuple):
-    """A pursuit restricted to u candidate rows. Rows 0..s-1 are the members it starts with, rows s..m-1 the candidates."""
+    """A pursuit restricted to u candidate rows, p of which have a Gram column; the others stand in a list.
 
-    gram: np.ndarray  # (m, u) float64 or float32: inner products of every row with every candidate
+    Of its m = s + u rows those from 0 on are the s members it starts with, those from s on the candidates, first the p.
+    """
+
+    rows: np.ndarray  # (s + probes, u) float64 or float32: products of the members with every candidate; the rest is written
+    known: np.ndarray  # (p, p) float64: inner products of candidates that have a column
+    cross: np.ndarray  # (p, u - p) float32: of those with the candidates in the list
+    listed: np.ndarray  # (l, l) float32: of all rows in the list
+    places: np.ndarray  # (u - p,) int64: where the list's candidates stand in it
     target: np.ndarray  # (m,) float64: <a, b>
     norm: np.ndarray  # (m,) float64: |a|
     row: np.ndarray  # (m,) int64: index in the cluster, decides ties
@@ -44,7 +51,7 @@ class Log(NamedTuple):
     members: np.ndarray  # (probes + 1, k) int64: the members before the probe, in order
     held: np.ndarray  # (probes + 1,) int64: how many
     penalty: np.ndarray  # (probes + 1,) float64
-    pick: np.ndarray  # (probes,) int64, row of the local Gram matrix
+    pick: np.ndarray  # (probes,) int64, row of the local pursuit
     correlation: np.ndarray  # (probes,) float64
     residual: np.ndarray  # (probes,) float64: |r|^2 / |b|^2 after the step
 
@@ -97,6 +104,14 @@ def dots(block: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
         out[i] = dot
 
 
+@njit(nogil=True, cache=True)
+def subtract(rows: np.ndarray, which: np.ndarray, weights: np.ndarray, left: np.ndarray) -> None:
+    """left -= sum of weights[i] times rows[which[i]], in float64. rows (r, D) float32, which (k,), weights (k,), left (D,)."""
+    for i in range(which.size):
+        for d in range(left.size):
+            left[d] -= weights[i] * np.float64(rows[which[i], d])
+
+
 TALL, WIDE = 6, 4  # rows of block and batch that `columns` multiplies at once: 24 sums, and what they need, fill 32 registers
 
 
@@ -137,6 +152,41 @@ def columns(block: np.ndarray, batch: np.ndarray, out: np.ndarray) -> None:
             out[c, i + 3], out[c + 1, i + 3], out[c + 2, i + 3], out[c + 3, i + 3] = s30, s31, s32, s33
             out[c, i + 4], out[c + 1, i + 4], out[c + 2, i + 4], out[c + 3, i + 4] = s40, s41, s42, s43
             out[c, i + 5], out[c + 1, i + 5], out[c + 2, i + 5], out[c + 3, i + 5] = s50, s51, s52, s53
+
+
+SIDE = 4  # rows of each side that `products` multiplies at once
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def products(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
+    """Inner products in float64 of float32 rows, converted on their way: out[i, c] = <left_i, right_c>.
+
+    Args:
+        left: (p, D) float32, p >= SIDE. right: (B, D) float32, B >= SIDE. out: (p, B) float64.
+    """
+    for tall in range(0, left.shape[0], SIDE):
+        i = min(tall, left.shape[0] - SIDE)  # the last tiles overlap the ones before them, and compute the same numbers
+        for wide in range(0, right.shape[0], SIDE):
+            c = min(wide, right.shape[0] - SIDE)
+            s00 = s01 = s02 = s03 = 0.0
+            s10 = s11 = s12 = s13 = 0.0
+            s20 = s21 = s22 = s23 = 0.0
+            s30 = s31 = s32 = s33 = 0.0
+            for d in range(left.shape[1]):
+                w, x = np.float64(right[c, d]), np.float64(right[c + 1, d])
+                y, z = np.float64(right[c + 2, d]), np.float64(right[c + 3, d])
+                a = np.float64(left[i, d])
+                s00, s01, s02, s03 = s00 + a * w, s01 + a * x, s02 + a * y, s03 + a * z
+                a = np.float64(left[i + 1, d])
+                s10, s11, s12, s13 = s10 + a * w, s11 + a * x, s12 + a * y, s13 + a * z
+                a = np.float64(left[i + 2, d])
+                s20, s21, s22, s23 = s20 + a * w, s21 + a * x, s22 + a * y, s23 + a * z
+                a = np.float64(left[i + 3, d])
+                s30, s31, s32, s33 = s30 + a * w, s31 + a * x, s32 + a * y, s33 + a * z
+            out[i, c], out[i, c + 1], out[i, c + 2], out[i, c + 3] = s00, s01, s02, s03
+            out[i + 1, c], out[i + 1, c + 1], out[i + 1, c + 2], out[i + 1, c + 3] = s10, s11, s12, s13
+            out[i + 2, c], out[i + 2, c + 1], out[i + 2, c + 2], out[i + 2, c + 3] = s20, s21, s22, s23
+            out[i + 3, c], out[i + 3, c + 1], out[i + 3, c + 2], out[i + 3, c + 3] = s30, s31, s32, s33
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
@@ -213,7 +263,7 @@ def _most_negative(fit: Fit) -> int:
 
 @njit(nogil=True, cache=True)
 def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray, slack: float) -> tuple[int, float]:
-    """Row of the local matrix with the largest correlation, and that; of tied rows the lowest of the cluster. -1: no rows."""
+    """Row of the local pursuit with the largest correlation, and that; of tied rows the lowest of the cluster. -1: no rows."""
     s0 = local.row.size - correlations.size
     best, top = -1, -np.inf
     for i in range(fit.held[0]):
@@ -238,17 +288,41 @@ def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _correlate(local: Local, fit: Fit, correlations: np.ndarray) -> None:
-    """<a, r> of every candidate from the Gram rows of the members."""
+def _correlate(local: Local, fit: Fit, place: np.ndarray, correlations: np.ndarray) -> None:
+    """<a, r> of every candidate from the members' products; those of member j stand in row place[j]."""
     u = correlations.size
     s0 = local.row.size - u
     for v in range(u):
         correlations[v] = local.target[s0 + v]
     for i in range(fit.held[0]):
         weight = fit.weights[i]
-        row = local.gram[fit.members[i]]
+        row = local.rows[place[fit.members[i]]]
         for v in range(u):
             correlations[v] -= weight * row[v]
+
+
+@njit(nogil=True, cache=True)
+def _fetch(local: Local, candidate: int, out: np.ndarray) -> None:
+    """Inner products (u,) of a candidate with all."""
+    p = local.known.shape[0]
+    if candidate < p:
+        out[:p] = local.known[candidate]
+        out[p:] = local.cross[candidate]
+        return
+    for i in range(p):
+        out[i] = local.cross[i, candidate - p]
+    products = local.listed[local.places[candidate - p]]
+    for v in range(local.places.size):
+        out[p + v] = products[local.places[v]]
+
+
+@njit(nogil=True, cache=True)
+def gather(columns: np.ndarray, slots: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out[i, v] = columns[slots[i], rows[v]]."""
+    for i in range(slots.size):
+        column = columns[slots[i]]
+        for v in range(rows.size):
+            out[i, v] = column[rows[v]]
 
 
 @njit(nogil=True, cache=True)
@@ -280,9 +354,11 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
         the round, and the last probe logged is the one that ended it. DROPPED: an older row left and the round goes on;
         the caller must rebuild `local`, because that row is a candidate again.
     """
-    u = local.gram.shape[1]
+    u = local.rows.shape[1]
     s0 = local.row.size - u
     correlations = np.empty(u)
+    place = np.empty(local.row.size, np.int64)
+    place[:s0] = np.arange(s0)
     inside = np.zeros(u, np.bool_)
     residual = limits.residual
     products = np.empty(fit.weights.size)
@@ -290,7 +366,7 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
         _note(log, fit, t)
         if t >= limits.steps or np.sqrt(residual) < limits.tol:
             return t, REACHED
-        _correlate(local, fit, correlations)
+        _correlate(local, fit, place, correlations)
         pick, value = _argmax(local, fit, correlations, inside, TIE * limits.target_length)
         if pick < 0:
             return t, STOPPED
@@ -300,10 +376,12 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
             return t + 1, REPEATED
         s = fit.held[0]
         for i in range(s):
-            products[i] = local.gram[fit.members[i], pick - s0]
+            products[i] = local.rows[place[fit.members[i]], pick - s0]
         _append(fit, products, local.norm[pick] ** 2 + limits.ridge, local.target[pick], limits.ridge)
         fit.members[s] = pick
         inside[pick - s0] = True
+        place[pick] = s0 + t
+        _fetch(local, pick - s0, local.rows[s0 + t])
         if s == 0:
             square = local.norm[pick] ** 2
             fit.weights[0] = value / square if square > 0.0 else 0.0

@@ -19,6 +19,7 @@ from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, open_rows, shape
 from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
+TAKEN = 1024  # chosen rows read at once to measure the match
 SEED = 20240721  # of the hash keys; results do not depend on it
 
 
@@ -115,18 +116,19 @@ def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, block_rows: int = C
     """
     budget = min(budget, n)
     slots = capacity(n, budget)
-    drafted = min(rounds.DRAFTED, n)
+    listed, states = list_length(n), rounds.PROBES + 1
     rows = 4 * n * dim if hold else 8 * block_rows * dim
-    store = 4 * slots * n + 8 * slots * slots + 8 * slots * dim
-    listed = 4 * list_length(n, budget) * (list_length(n, budget) + dim)
+    store = 4 * slots * n + 8 * slots * slots + 4 * slots * dim
+    shortlist = 4 * listed * (listed + dim)
     factor = 8 * budget * budget
-    local = 8 * slots * slots + 4 * (slots + drafted) * (slots + drafted)
-    logs = 2 * 8 * (rounds.PROBES + 1) * (2 * slots + drafted + budget)
-    proof = 4 * min(rounds.CORRELATIONS_BYTES, 4 * (rounds.PROBES + 1) * n)
-    converted = 4 * 2 * rounds.CANDIDATES * (CHUNK + list_length(n, budget) + 2 * dim)
+    local = 8 * slots * slots + 4 * slots * listed
+    local += (budget + states) * max(8 * slots, 4 * (slots + listed))
+    logs = 2 * 8 * states * (2 * slots + listed + budget)
+    proof = 4 * min(rounds.CORRELATIONS_BYTES, 4 * states * n)
+    converted = 4 * 2 * rounds.CANDIDATES * (CHUNK + 2 * listed + 2 * dim)
     weights = 4 * 8 * budget * budget + 4 * budget * dim + 2 * 8 * 1024 * budget
-    vectors = 120 * n
-    return rows + store + listed + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)
+    vectors = 120 * n + 4 * TAKEN * dim
+    return rows + store + shortlist + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)
 
 
 def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None) -> bool:
@@ -151,7 +153,7 @@ def _select(
     twin, lowest = _copies(products, hashes)
     problem = Problem(rows, target, products[:, 0].copy(), norm, lowest, ridge, tol)
     store = GramStore(rows, capacity(n, budget))
-    shortlist = Shortlist(rows, list_length(n, budget))
+    shortlist = Shortlist(rows, list_length(n))
     fit = kernels.Fit(
         np.empty((budget, budget)),
         np.empty(budget),
@@ -238,10 +240,10 @@ def _chosen_gram(store: GramStore, rows: Rows, indices: np.ndarray) -> np.ndarra
 
 def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Every row's correlation with the final residual, and that residual's relative length."""
-    residual = problem.target.copy()
-    for start in range(0, len(indices), 256):
-        part = indices[start : start + 256]
-        residual -= weights[start : start + 256] @ problem.rows.take(part).astype(np.float64)
+    left = problem.target.copy()
+    for start in range(0, len(indices), TAKEN):
+        part = indices[start : start + TAKEN]
+        kernels.subtract(problem.rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
     margins = np.empty(problem.rows.n, np.float32)
-    problem.rows.correlate(residual, margins)
-    return margins, float(np.linalg.norm(residual) / problem.length) if problem.length else 0.0
+    problem.rows.correlate(left, margins)
+    return margins, float(np.linalg.norm(left) / problem.length) if problem.length else 0.0

@@ -21,9 +21,9 @@ from tagcos_stream.pursuit.rows import Rows
 from tagcos_stream.pursuit.store import GramStore, Shortlist
 
 PROBES = 128  # most steps drafted and proved at once
-HORIZON = 32  # steps of a round's first draft; then about twice as many as the last proof let stand
-CANDIDATES = 256  # rows that join the short list for each draft, by their correlation
-DRAFTED = 1024  # rows of the list that a draft considers
+HORIZON = 32  # steps of a round's first draft, twice the fewest of all later ones
+GROW = 1.5  # steps of a draft for each that the last proof let stand
+CANDIDATES = 192  # rows that join the short list for each draft, by their correlation
 CORRELATIONS_BYTES = 64 << 20  # what a proof may hold: T x n float32
 SPAN = 2048  # rows a proof multiplies at once
 
@@ -81,6 +81,7 @@ class Round:
                 self._make_room(len(wanted))
             if len(wanted):
                 self.store.add(wanted)
+                self.shortlist.remove(wanted)
             ended, missed = self._stretch(probes)
             if ended:
                 return self.store.row[self.members]
@@ -109,33 +110,14 @@ class Round:
         likely = np.argpartition(-scores, count - 1)[:count] if count else np.empty(0, np.int64)
         wanted = np.union1d(likely, self.rivals[free[self.rivals]][:CANDIDATES])
         probes = min(self.horizon, self._longest_stretch(), self.left)
-        unused = self._unused()
-        slots = np.concatenate([self.members, unused])
         shortlist.add(wanted)
         places = np.flatnonzero(free[shortlist.row[: shortlist.size]])
-        if len(places) > DRAFTED:
-            places = np.sort(places[np.argpartition(-scores[shortlist.row[places]], DRAFTED)[:DRAFTED]])
-        fresh = shortlist.row[places]
-        log, made = self._draft_among(slots, unused, fresh, shortlist.gram[np.ix_(places, places)], probes)
-        picks = log.pick[:made]
-        chosen = fresh[np.unique(picks[picks >= len(slots)]) - len(slots)]
-        return chosen, made
-
-    def _draft_among(
-        self, slots: np.ndarray, unused: np.ndarray, fresh: np.ndarray, among: np.ndarray, probes: int
-    ) -> tuple[kernels.Log, int]:
-        """Steps on members, unused slots and rows without a column, whose products `among` each other (u, u) are given."""
-        store, fit = self.store, self.fit
-        s, known = len(self.members), len(slots)
-        matrix = np.empty((known + len(fresh), len(unused) + len(fresh)), np.float32)
-        matrix[:known, : len(unused)] = store.gram[np.ix_(slots, unused)]
-        matrix[:known, len(unused) :] = store.columns[np.ix_(slots, fresh)]
-        matrix[known:, : len(unused)] = matrix[s:known, len(unused) :].T
-        matrix[known:, len(unused) :] = among
+        fit, s = self.fit, len(self.members)
         weights, penalty = fit.weights[:s].copy(), fit.penalty[0]
-        log, made, _ = self._pursue(matrix, np.concatenate([store.row[slots], fresh]), probes, keep=True)
+        log, made, _, rows = self._pursue(places, probes, np.float32, keep=True)
         fit.held[0], fit.penalty[0], fit.weights[:s] = s, penalty, weights
-        return log, made
+        picks = rows[log.pick[:made]]
+        return np.unique(picks[store.slot_of[picks] < 0]), made
 
     def _correlations(self, weights: np.ndarray) -> np.ndarray:
         """<a_j, b - A'x> for every row and every x of `weights` (T, p) by slot: (T, n) float32."""
@@ -157,11 +139,28 @@ class Round:
     def _longest_stretch(self) -> int:
         return max(1, CORRELATIONS_BYTES // (4 * self.problem.rows.n) - 1)
 
-    def _pursue(self, matrix: np.ndarray, rows: np.ndarray, probes: int, *, keep: bool) -> tuple[kernels.Log, int, int]:
-        problem, capacity = self.problem, len(self.fit.weights)
-        s = len(self.members)
+    def _pursue(self, places: np.ndarray, probes: int, dtype: type, *, keep: bool) -> tuple[kernels.Log, int, int, np.ndarray]:
+        """Steps on members, unused slots and rows of the short list by their places (v,), which are not members.
+
+        Returns:
+            log, probes made, why it ended, and the rows (m,) that the log's numbers stand for: members, then unused slots,
+            then the list's.
+        """
+        problem, store, members = self.problem, self.store, self.members
+        unused, listed = self._unused(), self.shortlist.row[places]
+        s, p = len(members), len(unused)
+        products: np.ndarray = np.empty((s + probes, p + len(listed)), dtype)
+        products[:s, :p] = store.gram[np.ix_(members, unused)]
+        cross = np.empty((p, len(listed)), np.float32)
+        for slots, out in ((members, products[:s, p:]), (unused, cross)):
+            self._gather(slots, listed, out)
+        rows = np.concatenate([store.row[members], store.row[unused], listed])
+        known = store.gram[np.ix_(unused, unused)]
+        local = kernels.Local(
+            products, known, cross, self.shortlist.gram, places, problem.products[rows], problem.norm[rows], rows
+        )
+        capacity = len(self.fit.weights)
         self.fit.members[:s] = np.arange(s)
-        local = kernels.Local(matrix, problem.products[rows], problem.norm[rows], rows)
         log = kernels.Log(
             np.zeros((probes + 1, len(rows))),
             np.empty((probes + 1, capacity), np.int64),
@@ -173,7 +172,17 @@ class Round:
         )
         limits = kernels.Limits(probes, self.left, problem.ridge, problem.tol, problem.length, self.residual, keep)
         made, status = kernels.pursue(local, self.fit, log, limits)
-        return log, made, status
+        return log, made, status, rows
+
+    def _gather(self, slots: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+        """out (p, v) = products of the slots' rows with others."""
+
+        def gather(start: int) -> None:
+            part = slice(start, start + 64)
+            kernels.gather(self.store.columns, slots[part], rows, out[part])
+
+        if len(rows):
+            self.problem.rows.each(gather, range(0, len(slots), 64))
 
     def _stretch(self, probes: int) -> tuple[bool, np.ndarray]:
         """Exact steps on the rows with columns, then their proof.
@@ -182,15 +191,14 @@ class Round:
             whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no column.
         """
         store = self.store
-        unused = self._unused()
-        slots = np.concatenate([self.members, unused])
-        log, made, status = self._pursue(store.gram[np.ix_(slots, unused)], store.row[slots], max(probes, 1), keep=False)
+        log, made, status, rows = self._pursue(np.empty(0, np.int64), max(probes, 1), np.float64, keep=False)
+        slots = store.slot_of[rows]
         states = made + (status != kernels.REPEATED)
         weights = np.zeros((states, store.size))
         weights[:, slots] = log.weights[:states]
         good, missed = self._prove(weights, slots[log.pick[:made]], log.correlation[:made])
         self.counts.probes += good
-        self.horizon = min(PROBES, max(HORIZON // 2, 2 * good))
+        self.horizon = min(PROBES, max(HORIZON // 2, int(GROW * good)))
         self.counts.taken_back += made - good
         for t in range(good - (good == made and status == kernels.REPEATED)):
             self.story[int(store.row[slots[log.pick[t]]])] = float(log.correlation[t]), float(np.sqrt(log.residual[t]))
@@ -262,11 +270,13 @@ class Round:
         if rough[best] - doubt[best] > value:
             return np.array([best])
         self.counts.exact_checks += 1
-        residual = problem.target - weights @ store.features[: store.size]
+        used = np.flatnonzero(weights)
+        left = problem.target.copy()
+        kernels.subtract(store.features, used, weights[used], left)
         exact = np.empty(len(rows))
         for start in range(0, len(rows), 1024):
             part = rows[start : start + 1024]
-            kernels.dots(problem.rows.take(part), residual, exact[start : start + 1024])
+            kernels.dots(problem.rows.take(part), left, exact[start : start + 1024])
         rows, exact = np.append(rows, store.row[pick]), np.append(exact, value)
         top = int(np.argmax(exact))
         tied = exact[top] - exact <= kernels.TIE * problem.length * np.maximum(problem.norm[rows], problem.norm[rows[top]])

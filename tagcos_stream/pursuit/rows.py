@@ -147,6 +147,20 @@ class Rows:
         self.each(multiply, range(0, len(left), share))
         return out
 
+    def exact(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Inner products of float32 rows left (p, D) with right (B, D), summed in float64: (p, B)."""
+        if min(len(left), len(right)) < kernels.SIDE:
+            return self.product(left.astype(np.float64), right.astype(np.float64))
+        out = np.empty((len(left), len(right)))
+        share = self._share(len(left))
+
+        def multiply(at: int) -> None:
+            at = min(at, len(left) - kernels.SIDE)
+            kernels.products(left[at : at + share], right, out[at : at + share])
+
+        self.each(multiply, range(0, len(left), share))
+        return out
+
     def correlate(self, vector: np.ndarray, out: np.ndarray) -> None:
         """out[j] = <a_j, v> in float64, each row summed alone. vector (D,) float64, out (n,) float."""
         for start, block in self.blocks():

@@ -9,6 +9,7 @@ import numpy as np
 
 from tagcos_stream.pursuit.rows import Rows
 
+LISTED = 768  # rows that a draft chooses among: each costs an inner product with every other
 SPARE = 512  # slots beyond the budget, so that a block of candidates always has room
 
 
@@ -17,9 +18,9 @@ def capacity(n: int, budget: int) -> int:
     return min(n, budget + max(SPARE, budget // 4))
 
 
-def list_length(n: int, budget: int) -> int:
-    """Rows of the short list: several times the budget pass through it; beyond 4,096 its products would cost too much."""
-    return min(n, max(2048, min(4 * budget, 4096)))
+def list_length(n: int) -> int:
+    """Rows of the short list."""
+    return min(n, LISTED)
 
 
 class GramStore:
@@ -29,7 +30,7 @@ class GramStore:
         self._rows = rows
         self.columns = np.empty((slots, rows.n), np.float32)  # untouched pages cost nothing
         self.gram = np.empty((slots, slots))
-        self.features = np.empty((slots, rows.dim))  # float64: converted once, multiplied often
+        self.features = np.empty((slots, rows.dim), np.float32)
         self.row = np.empty(slots, np.int64)
         self.slot_of = np.full(rows.n, -1, np.int64)
         self.open = np.zeros(slots, bool)  # may still be chosen
@@ -48,7 +49,7 @@ class GramStore:
         batch = self._rows.take(wanted)
         self._rows.columns(batch, self.columns[here])
         self.features[here] = batch
-        products = self._rows.product(self.features[: here.stop], self.features[here])
+        products = self._rows.exact(self.features[: here.stop], batch)
         self.gram[: here.stop, here] = products
         self.gram[here, : here.stop] = products.T
         self.row[here] = wanted
@@ -76,10 +77,10 @@ class GramStore:
 
 
 class Shortlist:
-    """Rows that may be chosen soon, with their inner products in float32: what a draft needs to take steps among them.
+    """Rows without a column that may be chosen soon, with their inner products in float32: what a draft takes steps among.
 
-    A row that was likely once may be so again: it keeps its place and its products until the list is full of rows that were
-    wanted since.
+    A row that was likely once may be so again: it keeps its place and its products until it gets a column, or the list is full
+    of rows that were wanted since.
     """
 
     def __init__(self, rows: Rows, length: int) -> None:
@@ -100,15 +101,35 @@ class Shortlist:
         new = wanted[place < 0]
         if not len(new):
             return
-        unused = np.arange(self.size, min(self.size + len(new), len(self.row)))
-        oldest = np.argsort(self._wanted[: self.size], kind="stable")[: len(new) - len(unused)]
-        self._place[self.row[oldest]] = -1
-        here = np.concatenate([unused, oldest])
-        self.size += len(unused)
+        excess = self.size + len(new) - len(self.row)
+        if excess > 0:
+            self._vacate(np.argpartition(self._wanted[: self.size], excess - 1)[:excess])
+        here = slice(self.size, self.size + len(new))
         self._features[here] = self._rows.take(new)
-        products = self._rows.product(self._features[: self.size], self._features[here])
-        self.gram[: self.size, here] = products
-        self.gram[here, : self.size] = products.T
+        products = self._rows.product(self._features[: here.stop], self._features[here])
+        self.gram[: here.stop, here] = products
+        self.gram[here, : here.stop] = products.T
         self.row[here] = new
-        self._place[new] = here
+        self._place[new] = np.arange(here.start, here.stop)
         self._wanted[here] = self._calls
+        self.size = here.stop
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Take rows off the list; those that are not on it are left alone."""
+        place = self._place[rows]
+        self._vacate(place[place >= 0])
+
+    def _vacate(self, places: np.ndarray) -> None:
+        """Give up these places; the last rows of the list move in."""
+        self._place[self.row[places]] = -1
+        size = self.size - len(places)
+        gone = np.zeros(self.size, bool)
+        gone[places] = True
+        holes, movers = np.flatnonzero(gone[:size]), size + np.flatnonzero(~gone[size:])
+        self.gram[holes, : self.size] = self.gram[movers, : self.size]
+        self.gram[:size, holes] = self.gram[:size, movers]
+        self._features[holes] = self._features[movers]
+        self.row[holes] = self.row[movers]
+        self._wanted[holes] = self._wanted[movers]
+        self._place[self.row[holes]] = holes
+        self.size = size

@@ -34,17 +34,20 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def definition(
-    features: torch.Tensor, target: torch.Tensor, budget: int, steps: int, ridge: float = 1.0, tol: float = 1e-4
-) -> float:
-    """Seconds that `steps` steps of the first round take, as released implementations run them.
-
-    All correlations come from the residual, and the normal equations are rebuilt and solved in every step. Stops early where
-    the round ends.
+def definition(features: torch.Tensor, target: torch.Tensor, budget: int, *, released: bool) -> float:
+    """Seconds that the first round takes as its definition says it: all correlations from the residual, and the normal
+    equations rebuilt and solved in every step. `released`: by torch.linalg.lstsq, as OrthogonalMP_REG_Parallel does (CORDS, and
+    TAGCOS after it); otherwise by torch.linalg.solve, which is faster.
     """
+    ridge, tol = 1.0, 1e-4
+
+    def fit(rows: torch.Tensor) -> torch.Tensor:
+        system, side = rows @ rows.T + ridge * torch.eye(len(rows)), (rows @ target)[:, None]
+        return (torch.linalg.lstsq(system, side)[0] if released else torch.linalg.solve(system, side))[:, 0]
+
     start = time.perf_counter()
     residual, chosen, length = target.clone(), [], target.norm().item()
-    for _ in range(min(budget, steps)):
+    for _ in range(budget):
         if residual.norm().item() / length < tol:
             break
         scores = features @ residual
@@ -53,18 +56,15 @@ def definition(
             break
         chosen.append(j)
         rows = features[chosen]
-        if len(chosen) == 1:
-            x = scores[j : j + 1] / (rows[0] @ rows[0])
-        else:
-            x = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(chosen)), rows @ target)
-            while x.min() < 0:
-                worst = int(x.argmin())
-                newest = worst == len(chosen) - 1
-                chosen = chosen[:worst] + chosen[worst + 1 :]
-                if newest:
-                    return time.perf_counter() - start
-                rows = features[chosen]
-                x = torch.linalg.solve(rows @ rows.T + ridge * torch.eye(len(chosen)), rows @ target)
+        x = scores[j : j + 1] / (rows[0] @ rows[0]) if len(chosen) == 1 else fit(rows)
+        while x.min() < 0:
+            worst = int(x.argmin())
+            newest = worst == len(chosen) - 1
+            chosen = chosen[:worst] + chosen[worst + 1 :]
+            if newest:
+                return time.perf_counter() - start
+            rows = features[chosen]
+            x = fit(rows)
         residual = target - rows.T @ x
     return time.perf_counter() - start
 
@@ -86,9 +86,10 @@ def bench_omp(n: int, dim: int, budget: int, repeats: int, *, peers: bool) -> No
     line("omp_select", mine, base)
     print(f"    {result.stats}")
     if peers:
-        plain = definition(x, b, budget, budget)
-        line(f"definition, all {budget} steps", plain, base)
-        print(f"    omp_select is {plain / mine:.1f} times faster than the definition")
+        for name, released in (("as released, by lstsq", True), ("by solve", False)):
+            plain = definition(x, b, budget, released=released)
+            line(f"definition, {name}", plain, base)
+            print(f"    omp_select is {plain / mine:.1f} times faster")
         from sklearn.linear_model import orthogonal_mp, orthogonal_mp_gram
 
         line(
@@ -176,34 +177,6 @@ def peak_of(code: str) -> int:
     """Peak resident bytes of a fresh interpreter running this code."""
     code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     return int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-
-
-def select_clusters(
-    clusters: list[RowBlocks], means: np.ndarray, budgets: np.ndarray, memory_limit: int, report: Callable[[str], None] = print
-) -> list[np.ndarray]:
-    """Pursue every regrouped cluster towards its mean, as the pipeline does; chosen rows by cluster. means (K, D)."""
-    chosen = []
-    for k, rows in enumerate(clusters):
-        start = time.perf_counter()
-        result = omp_select(rows, means[k], int(budgets[k]), memory_limit=memory_limit)
-        report(
-            f"cluster {k}: {rows.n_rows} rows, {budgets[k]} chosen, {time.perf_counter() - start:.1f} s, "
-            f"left {result.residual:.3f}"
-        )
-        chosen.append(result.indices)
-    return chosen
-
-
-def cluster_rows(rows: RowBlocks, seed: int, memory_limit: int, report: Callable[[str], None] = print) -> kmeans.Clustering:
-    """Fit and finalise with the default number of clusters, reporting stage times."""
-    start = time.perf_counter()
-    count = kmeans.default_clusters(rows.n_rows)
-    state = deque(kmeans.fit(rows, count, seed=seed, memory_limit=memory_limit), maxlen=1).pop()
-    report(f"fit: {time.perf_counter() - start:.1f} s, {len(state.history)} passes")
-    start = time.perf_counter()
-    clustering = kmeans.finalise(rows, state, min_cluster_rows=100, max_cluster_rows=20_000, seed=seed)
-    report(f"finalise: {time.perf_counter() - start:.1f} s, {len(clustering.sizes)} clusters")
-    return clustering
 
 
 def packages() -> str:

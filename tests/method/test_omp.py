@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagcos_stream.pursuit import rounds
+from tagcos_stream.pursuit import rounds, store
 from tagcos_stream.pursuit.omp import omp_select, peak_bytes
+from tagcos_stream.pursuit.rows import open_rows
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
@@ -83,7 +84,7 @@ def test_omp__choices_do_not_depend_on_how_far_drafts_look(monkeypatch: pytest.M
     monkeypatch.setattr(rounds, "PROBES", probes)
     monkeypatch.setattr(rounds, "HORIZON", probes)
     monkeypatch.setattr(rounds, "CANDIDATES", candidates)
-    monkeypatch.setattr(rounds, "DRAFTED", candidates + 2)
+    monkeypatch.setattr(store, "LISTED", 2 * candidates + 1)
     for seed in range(1000, 1060):
         check(seed)
 
@@ -251,3 +252,30 @@ def test_omp__kernels_interpreted_choose_the_same() -> None:
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_shortlist__products_follow_rows_that_come_and_go() -> None:
+    rng = np.random.default_rng(5)
+    A = unit_rows(300, 32, 5)
+    with open_rows(A, hold=True) as rows:
+        listed = store.Shortlist(rows, 40)
+        for _ in range(200):
+            wanted = np.sort(rng.choice(300, rng.integers(0, 21), replace=False))
+            listed.add(wanted)
+            here = listed.row[: listed.size]
+            assert listed.size <= 40
+            assert len(np.unique(here)) == listed.size
+            assert np.isin(wanted, here).all()
+            np.testing.assert_allclose(listed.gram[: listed.size, : listed.size], A[here] @ A[here].T, atol=1e-6)
+            gone = rng.choice(300, 30, replace=False)
+            listed.remove(gone)
+            assert not np.isin(gone, listed.row[: listed.size]).any()
+            assert np.isin(np.setdiff1d(here, gone), listed.row[: listed.size]).all()
+
+
+@pytest.mark.parametrize(("p", "b"), [(1, 1), (3, 9), (4, 4), (5, 7), (130, 33)])
+def test_exact_products_are_summed_in_float64(p: int, b: int) -> None:
+    rng = np.random.default_rng(p)
+    left, right = rng.standard_normal((p, 517), np.float32), rng.standard_normal((b, 517), np.float32)
+    with open_rows(left, hold=True) as rows:
+        np.testing.assert_allclose(rows.exact(left, right), left.astype(np.float64) @ right.astype(np.float64).T, atol=1e-12)
