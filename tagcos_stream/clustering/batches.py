@@ -54,30 +54,33 @@ def span(rows: RowBlocks, stretch: Stretch) -> slice:
     return slice(int(rows.starts[stretch[0][0]]), int(rows.starts[stretch[-1][-1] + 1]))
 
 
-def read(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
-    """(r, D) float32, a fresh array: the rows of these blocks, in that order."""
-    lengths = np.diff(rows.starts)[group]
-    batch = np.empty((int(lengths.sum()), rows.dim), np.float32)
-    at = 0
-    for block, length in zip(group, lengths, strict=True):
-        batch[at : at + length] = rows.read(block)
-        at += int(length)
-    return batch
-
-
 def row_numbers(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
     """(r,) int64: which rows `read` returns."""
     return np.concatenate([np.arange(rows.starts[b], rows.starts[b + 1]) for b in group])
 
 
 def stream(rows: RowBlocks, plan: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(group, batch) over a plan; the next batch is read while this one is worked on, so two are in memory."""
+    """(group, (r, D) float32) over a plan; an array is good until the next is asked for, and then holds that one.
+
+    The next group's blocks are read while this one is worked on. They become float32 here, on torch's threads: where they are
+    read numpy would take ten times as long.
+    """
+    lengths = np.diff(rows.starts)
+    batch = torch.empty((max((int(lengths[group].sum()) for group in plan), default=0), rows.dim))
+
+    def read(group: list[int]) -> list[np.ndarray]:
+        return [rows.read(block) for block in group]
+
     with ThreadPoolExecutor(1) as reader:
-        ahead = None
+        ahead = reader.submit(read, plan[0]) if plan else None
         for i, group in enumerate(plan):
-            batch = ahead.result() if ahead else read(rows, group)
-            ahead = reader.submit(read, rows, plan[i + 1]) if i + 1 < len(plan) else None
-            yield group, batch
+            assert ahead is not None
+            at = 0
+            for block in ahead.result():
+                batch[at : at + len(block)].copy_(torch.from_numpy(block if block.flags.writeable else block.copy()))
+                at += len(block)
+            ahead = reader.submit(read, plan[i + 1]) if i + 1 < len(plan) else None
+            yield group, batch[:at].numpy()
 
 
 class Nearest:

@@ -45,16 +45,15 @@ class Rows:
         if isinstance(self._features, np.ndarray) and self._features.dtype == np.float32 and self._features.flags.c_contiguous:
             return self._features
         held = np.empty((self.n, self.dim), np.float32)
-        if isinstance(self._features, np.ndarray):
-            whole = self._features
+        for start, block in self._raw():
 
-            def fill(start: int) -> None:
-                held[start : start + CHUNK] = whole[start : start + CHUNK]
+            def fill(
+                at: int, start: int = start, block: np.ndarray = block
+            ) -> None:  # float16 takes longer to convert than to read
+                part = block[at : at + PIECE]
+                held[start + at : start + at + len(part)] = part
 
-            self.each(fill, range(0, self.n, CHUNK))
-        else:
-            for start, block in self.blocks():
-                held[start : start + len(block)] = block
+            self.each(fill, range(0, len(block), PIECE))
         return held
 
     def each(self, work: Callable[[int], None], items: range) -> None:
@@ -69,16 +68,24 @@ class Rows:
         """Rows of a piece of these many: two pieces a thread, so that a slow thread is not waited for long."""
         return max(kernels.TALL, -(-rows // (2 * self._threads)))
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, (r, D) float32 C-contiguous) over all rows in order."""
-        if self.held is not None or isinstance(self._features, np.ndarray):
-            whole = self.held if self.held is not None else np.asarray(self._features)
+    def _raw(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, (r, D) rows as they are) over the features in order."""
+        if isinstance(self._features, np.ndarray):
             for start in range(0, self.n, CHUNK):
-                yield start, np.ascontiguousarray(whole[start : start + CHUNK], np.float32)
+                yield start, self._features[start : start + CHUNK]
             return
         starts = self._features.starts
         for b in range(len(starts) - 1):
-            yield int(starts[b]), np.ascontiguousarray(self._features.read(b), np.float32)
+            yield int(starts[b]), self._features.read(b)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, (r, D) float32 C-contiguous) over all rows in order."""
+        if self.held is not None:
+            for start in range(0, self.n, CHUNK):
+                yield start, self.held[start : start + CHUNK]
+            return
+        for start, block in self._raw():
+            yield start, np.ascontiguousarray(block, np.float32)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(B, D) float32: the rows named, in that order."""

@@ -11,6 +11,7 @@ bytes would take at this machine's own rates, measured just before.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
@@ -78,11 +79,12 @@ def go_on(command: list[str], log: Path) -> tuple[float, int]:
     return whole, usage.ru_maxrss * 1024
 
 
-def parts(log: str) -> dict[str, tuple[float, float]]:
-    """Work done and seconds, by what the run's progress lines call it; the last line of each."""
-    found = {}
+def parts(log: str) -> dict[str, list[tuple[float, float]]]:
+    """(work done, seconds), by what the run's progress lines call it."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for match in PROGRESS.finditer(log):
-        found[match["stage"]] = float(match["done"]) * SCALES[match["scale"]], float(match["seconds"])
+        line = float(match["done"]) * SCALES[match["scale"]], float(match["seconds"])
+        found.setdefault(match["stage"], []).append(line)
     return found
 
 
@@ -92,7 +94,8 @@ def table(root: Path, log: str, whole: float, peak: int, machine: Machine, rows:
     clusters = catalog.read("FROM coverage_of(?)", [run_id])
     stages = dict(catalog.read("SELECT stage, seconds FROM stages WHERE run_id = ?", [run_id]).rows())
     k, size, done = len(clusters), 2 * rows * dim, parts(log)
-    passes = done["k-means"][0] / rows
+    most = done["k-means"][-1][0]  # the last line says all, however few passes were needed
+    passes = math.ceil(max((worked for worked, _ in done["k-means"] if worked < most), default=0) / rows)
     columns = 2 * dim * float((clusters["size"] * clusters["selected"]).sum())
     needs = {
         "k-means": (passes * 2 * rows * k * dim, passes * size, 0),
@@ -100,12 +103,12 @@ def table(root: Path, log: str, whole: float, peak: int, machine: Machine, rows:
         "regroup": (0, size, size),
         "select": (columns, size, 0),
     }
-    print(f"{rows:,} rows, {k} clusters, {clusters['selected'].sum():,} selected; {passes:.1f} passes of k-means")
+    print(f"{rows:,} rows, {k} clusters, {clusters['selected'].sum():,} selected; {passes} passes of k-means")
     print(f"  {'':<34}{'seconds':>9}{'products':>10}{'bytes':>9}")
     for name, (operations, read, written) in needs.items():
         moved = read / machine.read + written / machine.write
-        print(f"  {name:<34}{done[name][1]:>9.0f}{operations / machine.flops:>10.1f}{moved:>9.1f}")
-    measured = sum(seconds for _, seconds in done.values())
+        print(f"  {name:<34}{done[name][-1][1]:>9.0f}{operations / machine.flops:>10.1f}{moved:>9.1f}")
+    measured = sum(lines[-1][1] for lines in done.values())
     print(f"  {'start, catalog, match, publishing':<34}{whole - measured:>9.0f}")
     print(f"  {'whole':<34}{whole:>9.0f}   peak {peak / 2**30:.2f} GiB, memory_limit {MEMORY} GiB")
     print("  stages in the catalog: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items()), flush=True)
