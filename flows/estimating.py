@@ -22,6 +22,7 @@ from flows.engine import encode_row, gradient_tokens, load_adapted, max_length
 from flows.features import recipe, variants
 from flows.progress import Reporter, SilentReporter
 from storage import blocks, heldout
+from storage.catalog import Catalog
 from storage.features import ids_spec
 from storage.pool import PARQUET_GROUP_ROWS
 from storage.root import open_root
@@ -100,7 +101,9 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     reading = time.perf_counter() - started
     if not len(pool.sample):
         raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
-    known = _known(settings, pool)
+    catalog = _catalog(settings)
+    held_out = heldout.share(catalog, settings.heldout) if catalog else settings.heldout or 0.0
+    known = _known(catalog, settings, pool) if catalog else 0
     reporter.say(f"loading model {settings.model}")
     started = time.perf_counter()
     loaded = load_adapted(settings, settings.device)
@@ -115,7 +118,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     finally:
         load_adapted.cache_clear()
     share = 1 - rejected / len(pool.sample)
-    aside = round(pool.examples * _share_held_out(settings))
+    aside = round(pool.examples * held_out)
     kept = pool.examples - aside
     usable = round(kept * share)
     fresh = max(kept - known, 0) * share
@@ -289,13 +292,20 @@ def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list
     return [good[i] for i in order], len(tried) - len(good), np.array([len(e) for e in good], np.float64)
 
 
-def _known(settings: Settings, pool: Pool) -> int:
+def _catalog(settings: Settings) -> Catalog | None:
+    """Of the root; None where there is none yet, or one that `tagcos run` will have to say something about."""
+    try:
+        return open_root(settings.root, create=False, wait_seconds=settings.wait).catalog
+    except UserError:
+        return None
+
+
+def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
     """Examples of the pool, by the share of the sample, whose features the root has already."""
     try:
-        catalog = open_root(settings.root, create=False, wait_seconds=settings.wait).catalog
         spaces = [blocks.find_space(catalog, recipe(settings, variant)) for variant in variants(settings)]
     except UserError:
-        return 0  # no root yet, or one that `tagcos run` will have to say something about
+        return 0
     if any(space is None for space in spaces):
         return 0
     found = catalog.read(
@@ -304,14 +314,6 @@ def _known(settings: Settings, pool: Pool) -> int:
         [spaces[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
     )
     return round(pool.examples * found["n"][0] / len(pool.sample))
-
-
-def _share_held_out(settings: Settings) -> float:
-    try:
-        catalog = open_root(settings.root, create=False, wait_seconds=settings.wait).catalog
-    except UserError:
-        return settings.heldout or 0.0  # no root yet
-    return heldout.share(catalog, settings.heldout)
 
 
 def _stored_bytes(sample: pl.DataFrame) -> float:

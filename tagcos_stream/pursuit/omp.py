@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagcos_stream.pursuit import kernels, rounds
+from tagcos_stream.pursuit import kernels, rounds, row_kernels
 from tagcos_stream.pursuit.ridge import nonnegative_ridge
 from tagcos_stream.pursuit.rounds import Counts, Problem, Round
 from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, open_rows, shape
@@ -243,7 +243,7 @@ def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[
     left = problem.target.copy()
     for start in range(0, len(indices), TAKEN):
         part = indices[start : start + TAKEN]
-        kernels.subtract(problem.rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
+        row_kernels.subtract(problem.rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
     margins = np.empty(problem.rows.n, np.float32)
     problem.rows.correlate(left, margins)
     return margins, float(np.linalg.norm(left) / problem.length) if problem.length else 0.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagcos_stream.pursuit import kernels
+from tagcos_stream.pursuit import kernels, row_kernels
 from tagcos_stream.pursuit.rows import Rows
 from tagcos_stream.pursuit.store import GramStore, Shortlist
 
@@ -272,11 +272,11 @@ class Round:
         self.counts.exact_checks += 1
         used = np.flatnonzero(weights)
         left = problem.target.copy()
-        kernels.subtract(store.features, used, weights[used], left)
+        row_kernels.subtract(store.features, used, weights[used], left)
         exact = np.empty(len(rows))
         for start in range(0, len(rows), 1024):
             part = rows[start : start + 1024]
-            kernels.dots(problem.rows.take(part), left, exact[start : start + 1024])
+            row_kernels.dots(problem.rows.take(part), left, exact[start : start + 1024])
         rows, exact = np.append(rows, store.row[pick]), np.append(exact, value)
         top = int(np.argmax(exact))
         tied = exact[top] - exact <= kernels.TIE * problem.length * np.maximum(problem.norm[rows], problem.norm[rows[top]])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tagcos_stream.pursuit import kernels
+from tagcos_stream.pursuit import row_kernels
 from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
@@ -66,7 +66,7 @@ class Rows:
 
     def _share(self, rows: int) -> int:
         """Rows of a piece of these many: two pieces a thread, so that a slow thread is not waited for long."""
-        return max(kernels.TALL, -(-rows // (2 * self._threads)))
+        return max(row_kernels.TALL, -(-rows // (2 * self._threads)))
 
     def _raw(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, (r, D) rows as they are) over the features in order."""
@@ -119,7 +119,7 @@ class Rows:
             def read(at: int, start: int = start, block: np.ndarray = block) -> None:
                 piece = block[at : at + PIECE]
                 here = slice(start + at, start + at + len(piece))
-                kernels.scan(piece, target, keys, products[here], hashes[here])
+                row_kernels.scan(piece, target, keys, products[here], hashes[here])
 
             self.each(read, range(0, len(block), PIECE))
             wrong = np.flatnonzero(~np.isfinite(products[start : start + len(block), 1]))
@@ -129,15 +129,15 @@ class Rows:
 
     def columns(self, batch: np.ndarray, out: np.ndarray) -> None:
         """Gram columns: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
-        skinny = kernels.WIDE <= len(batch) <= SKINNY
+        skinny = row_kernels.WIDE <= len(batch) <= SKINNY
         for start, block in self.blocks():
             share = self._share(len(block))
 
             def multiply(at: int, start: int = start, block: np.ndarray = block, share: int = share) -> None:
                 piece = block[at : at + share]
                 here = out[:, start + at : start + at + len(piece)]
-                if skinny and len(piece) >= kernels.TALL:
-                    kernels.columns(piece, batch, here)
+                if skinny and len(piece) >= row_kernels.TALL:
+                    row_kernels.columns(piece, batch, here)
                 else:
                     here[:] = (piece @ batch.T).T  # this orientation is up to twice as fast as the other
 
@@ -156,14 +156,14 @@ class Rows:
 
     def exact(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Inner products of float32 rows left (p, D) with right (B, D), summed in float64: (p, B)."""
-        if min(len(left), len(right)) < kernels.SIDE:
+        if min(len(left), len(right)) < row_kernels.SIDE:
             return self.product(left.astype(np.float64), right.astype(np.float64))
         out = np.empty((len(left), len(right)))
         share = self._share(len(left))
 
         def multiply(at: int) -> None:
-            at = min(at, len(left) - kernels.SIDE)
-            kernels.products(left[at : at + share], right, out[at : at + share])
+            at = min(at, len(left) - row_kernels.SIDE)
+            row_kernels.products(left[at : at + share], right, out[at : at + share])
 
         self.each(multiply, range(0, len(left), share))
         return out
@@ -175,7 +175,7 @@ class Rows:
             def read(at: int, start: int = start, block: np.ndarray = block) -> None:
                 piece = block[at : at + PIECE]
                 values = np.empty(len(piece))
-                kernels.dots(piece, vector, values)
+                row_kernels.dots(piece, vector, values)
                 out[start + at : start + at + len(piece)] = values
 
             self.each(read, range(0, len(block), PIECE))
