@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tagcos_stream.clustering.assign import Assigner, Assigning, assign, assigning_here, visit
+from tagcos_stream.clustering.batches import batches, row_numbers, stream
 from tagcos_stream.clustering.seeding import seed_centroids
 from tagcos_stream.clustering.totals import Totals
 from tagcos_stream.types import ArrayRows, RowBlocks, UserError
@@ -83,10 +84,12 @@ def finalise(
         )
     keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
     draft = _Draft(rows, state.centroids, keys, device, assigning or assigning_here(rows, device))
+    draft.split(state.sizes, largest, [seed, 0])  # those of its last pass: most often right, and it saves a pass to know
     draft.assign(progress)
-    for attempt in range(SPLIT_ROUNDS):
-        if not draft.split(largest, [seed, attempt]):
+    for attempt in range(1, SPLIT_ROUNDS + 1):
+        if not draft.split(draft.totals.sizes, largest, [seed, attempt]):
             break
+        draft.assign()
     draft.share(largest)
     draft.dissolve(min_cluster_rows, largest)
     return draft.clustering()
@@ -122,41 +125,41 @@ class _Draft:
     def _forget(self, clusters: np.ndarray) -> None:
         self.totals.sums[clusters], self.totals.squares[clusters], self.totals.sizes[clusters] = 0.0, 0, 0
 
-    def split(self, largest: int, seed: list[int]) -> bool:
-        """Split what is above `largest`; whether there was any. One pass for the samples, one to assign."""
-        sizes = self.totals.sizes
+    def split(self, sizes: np.ndarray, largest: int, seed: list[int]) -> bool:
+        """Split the centroids of clusters that have, by these sizes (K,), more rows than `largest`; whether there were any."""
         large = np.flatnonzero(sizes > largest)
         if not large.size:
             return False
         generator = np.random.default_rng(seed)
-        samples = self._samples(large, generator)
+        samples = self._samples(large, sizes, generator)
         for k in large.tolist():
             count = min(int(np.ceil(sizes[k] / (FILL * largest))), len(samples[k]))
+            if not count:
+                continue
             centroids, _ = seed_centroids(ArrayRows(samples[k]), count, int(generator.integers(2**31)), self.device)
             self.centroids[k] = centroids[0]
             # equal parts are one: only `share` makes copies, and counts them
             more = [c for i, c in enumerate(centroids[1:], 1) if not (centroids[:i] == c).all(axis=1).any()]
             self.centroids = np.vstack([self.centroids, *more])
-        self.assign()
         return True
 
-    def _samples(self, clusters: np.ndarray, generator: np.random.Generator) -> dict[int, np.ndarray]:
-        """As many rows of each cluster as fit, by cluster."""
-        sizes = self.totals.sizes
+    def _samples(self, clusters: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> dict[int, np.ndarray]:
+        """As many rows of each cluster as fit, by cluster, from as few blocks, drawn at random, as have them."""
         share = min(1.0, SPLIT_BYTES / (4 * self.rows.dim * int(sizes[clusters].sum())))
-        which = np.zeros(self.rows.n_rows, bool)
-        found: dict[int, np.ndarray] = {}
-        filled: dict[int, int] = {}
-        for k in clusters.tolist():
-            count = max(2, int(share * sizes[k]))
-            which[generator.choice(np.flatnonzero(self.labels == k), min(count, int(sizes[k])), replace=False)] = True
-            found[k], filled[k] = np.empty((min(count, int(sizes[k])), self.rows.dim), np.float32), 0
-        for rows, batch in visit(self.rows, which):
-            for k in np.unique(self.labels[rows]).tolist():
-                some = batch[self.labels[rows] == k]
-                found[k][filled[k] : filled[k] + len(some)] = some
+        found = {
+            k: np.empty((min(max(2, int(share * sizes[k])), sizes[k]), self.rows.dim), np.float32) for k in clusters.tolist()
+        }
+        filled = dict.fromkeys(found, 0)
+        assigner = Assigner(self.centroids, self.device)
+        for group, batch in stream(self.rows, batches(self.rows, generator.permutation(len(self.rows.starts) - 1))):
+            labels, _ = assigner(batch, self.keys[row_numbers(self.rows, group)])
+            for k, kept in found.items():
+                some = batch[labels == k][: len(kept) - filled[k]]
+                kept[filled[k] : filled[k] + len(some)] = some
                 filled[k] += len(some)
-        return found
+            if all(filled[k] == len(kept) for k, kept in found.items()):
+                break
+        return {k: kept[: filled[k]] for k, kept in found.items()}
 
     def share(self, largest: int) -> None:
         """Give what is still above `largest` as many equal centroids as let each hold its share."""

@@ -36,7 +36,7 @@ class KMeansState:
     centroids: np.ndarray  # (K, D) float32
     counts: np.ndarray  # (K,) float64: rows that each centre was moved by
     sums: np.ndarray  # (K, D) float64: of the pass under way
-    sizes: np.ndarray  # (K,) int64: of the pass under way
+    sizes: np.ndarray  # (K,) int64: of the pass under way, at the end of the last one
     inertia: float  # of the pass under way
     smoothed: float  # mini-batches: smoothed inertia a row
     best: float  # mini-batches: lowest smoothed inertia so far
@@ -241,13 +241,14 @@ def _next_epoch(rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int,
     if not full.all():
         _refill(rows, centroids, np.flatnonzero(~full), np.random.default_rng([seed, 3, state.epoch]))
     settled = len(history) > 1 and history[-2] - history[-1] < pass_tol * history[-2]
+    done = settled or len(history) >= max_passes
     return replace(
         state,
         centroids=centroids,
         sums=np.zeros_like(state.sums),
-        sizes=np.zeros_like(state.sizes),
+        sizes=state.sizes if done else np.zeros_like(state.sizes),
         inertia=0.0,
-        phase=DONE if settled or len(history) >= max_passes else PASSES,
+        phase=DONE if done else PASSES,
         epoch=state.epoch + 1,
         position=0,
         history=history,

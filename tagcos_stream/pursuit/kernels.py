@@ -169,9 +169,15 @@ def _correlate(local: Local, fit: Fit, place: np.ndarray, correlations: np.ndarr
     """<a, r> of every candidate from the members' products; those of member j stand in row place[j]."""
     u = correlations.size
     s0 = local.row.size - u
-    for v in range(u):
-        correlations[v] = local.target[s0 + v]
-    for i in range(fit.held[0]):
+    s = fit.held[0]
+    correlations[:] = local.target[s0:]
+    for i in range(0, s - 3, 4):  # four at once: a correlation is read and written once for them
+        w, x, y, z = fit.weights[i], fit.weights[i + 1], fit.weights[i + 2], fit.weights[i + 3]
+        a, b = local.rows[place[fit.members[i]]], local.rows[place[fit.members[i + 1]]]
+        c, d = local.rows[place[fit.members[i + 2]]], local.rows[place[fit.members[i + 3]]]
+        for v in range(u):
+            correlations[v] -= w * a[v] + x * b[v] + y * c[v] + z * d[v]
+    for i in range(s - s % 4, s):
         weight = fit.weights[i]
         row = local.rows[place[fit.members[i]]]
         for v in range(u):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagcos_stream.pursuit import kernels, rounds, row_kernels
+from tagcos_stream.pursuit import kernels, rounded, rounds, row_kernels
 from tagcos_stream.pursuit.ridge import nonnegative_ridge
+from tagcos_stream.pursuit.rounded import RoundedRows, width
 from tagcos_stream.pursuit.rounds import Counts, Problem, Round
 from tagcos_stream.pursuit.rows import CHUNK, Rows, gram, open_rows, shape
-from tagcos_stream.pursuit.store import GramStore, Shortlist, capacity, list_length
+from tagcos_stream.pursuit.store import Shortlist, Slots, capacity, list_length
 from tagcos_stream.types import RowBlocks, UserError
 
 TAKEN = 1024  # chosen rows read at once to measure the match
@@ -28,12 +29,13 @@ class Stats:
     """What a pursuit cost."""
 
     rounds: int
-    columns: int  # Gram columns computed
-    unused: int  # of them, for rows that were not chosen
-    blocks: int  # matrix products they took
+    columns: int  # rows drafted: their Gram columns were computed, among themselves
+    unused: int  # of them, not chosen
+    blocks: int  # drafts they came in
     taken_back: int  # steps that a proof refused
-    exact_checks: int  # probes decided in float64
-    held: bool  # rows kept in memory, or read again for every block
+    compared: int  # pairs of a step and a row that bytes did not rule out
+    exact_checks: int  # steps decided in float64
+    held: bool  # rows kept in memory, or read again for every proof
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ def omp_select(
     |a||b| are tied); choices are those of exact arithmetic, whatever the number of threads and whether rows are held or streamed.
 
     Args:
-        features: (n, D) floating array, converted to float32 where it is not, or blocks of rows. Need not have unit rows.
+        features: (n, D) floating array, read as float32, or blocks of rows. Need not have unit rows.
         target: (D,) vector, usually the mean of the rows.
         budget: rows to choose, 0 or more; more than n chooses all.
         ridge: penalty on the squared weights, above 0. The first fit of a round is not penalised.
         tol: relative residual |r|/|b| at which a round ends.
         memory_limit: bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are
-            streamed: read again for every block of candidates.
+            streamed: read again for every proof.
         threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
         progress: called with (rows chosen so far, budget).
 
@@ -104,56 +106,60 @@ def omp_select(
     budget = min(budget, n)
     hold = _holds(features, n, dim, budget, memory_limit)
     with open_rows(features, hold=hold, threads=threads) as rows:
-        return _select(rows, target, budget, ridge, tol, progress or (lambda done, total: None))
+        return _select(rows, hold, target, budget, ridge, tol, progress or (lambda done, total: None))
 
 
-def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, block_rows: int = CHUNK) -> int:
+def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, blocks: int | None) -> int:
     """Most memory that `omp_select` takes on top of its features, in bytes.
 
     Args:
-        n, dim, budget: as there. hold: with a float32 copy of the rows (features that are a C-contiguous float32 array need
-        none and are counted as not held). block_rows: largest block of streamed features.
+        n, dim, budget: as there. hold: with the rows rounded to bytes and, of `blocks`, the rows themselves in at most float32.
+            blocks: largest block where features are read in blocks, None where they are an array.
     """
     budget = min(budget, n)
     slots = capacity(n, budget)
-    listed, states = list_length(n), rounds.PROBES + 1
-    rows = 4 * n * dim if hold else 8 * block_rows * dim
-    store = 4 * slots * n + 8 * slots * slots + 4 * slots * dim
-    shortlist = 4 * listed * (listed + dim)
+    listed, states = list_length(n), rounds.LONGEST + 1
+    if hold:
+        rows = width(dim) * n + (0 if blocks is None else (4 * n + 8 * blocks) * dim)
+    else:
+        rows = 5 * CHUNK * dim if blocks is None else 13 * blocks * dim
+    store = 8 * slots * slots + 4 * slots * dim
+    shortlist = (listed + slots) * (2 * width(dim) + 4 * listed)
     factor = 8 * budget * budget
     local = 8 * slots * slots + 4 * slots * listed
     local += (budget + states) * max(8 * slots, 4 * (slots + listed))
     logs = 2 * 8 * states * (2 * slots + listed + budget)
-    proof = 4 * min(rounds.CORRELATIONS_BYTES, 4 * states * n)
-    converted = 4 * 2 * rounds.CANDIDATES * (CHUNK + 2 * listed + 2 * dim)
+    proof = 4 * rounded.PROBES * (n + dim) + 16 * states * dim + 2 * 4 * rounds.COMPARED * dim
+    proof += 8 * dim * (budget // rounds.SUBTRACTED + 1)
+    drafted = 4 * 2 * rounds.CANDIDATES * (2 * listed + slots + 2 * dim) + 4 * slots * dim
     weights = 4 * 8 * budget * budget + 4 * budget * dim + 2 * 8 * 1024 * budget
-    vectors = 120 * n + 4 * TAKEN * dim
-    return rows + store + shortlist + factor + max(local + logs + proof + converted, weights) + vectors + (32 << 20)
+    vectors = 136 * n + 4 * TAKEN * dim
+    return rows + store + shortlist + factor + max(local + logs + proof + drafted, weights) + vectors + (32 << 20)
 
 
 def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None) -> bool:
-    """Whether to hold the rows in float32 (free where they already are), or refuse."""
-    free = isinstance(features, np.ndarray) and features.dtype == np.float32 and features.flags.c_contiguous
-    block = CHUNK if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
-    needed = peak_bytes(n, dim, budget, hold=False, block_rows=0 if free else block)
+    """Whether to hold the rows, or refuse."""
+    blocks = None if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
+    needed = peak_bytes(n, dim, budget, hold=False, blocks=blocks)
     if memory_limit is not None and needed > memory_limit:
         raise UserError(
             f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, "
             f"limit {memory_limit / 2**30:.1f} GiB: raise memory_limit or lower max_cluster_rows"
         )
-    return free or memory_limit is None or peak_bytes(n, dim, budget, hold=True) <= memory_limit
+    return memory_limit is None or peak_bytes(n, dim, budget, hold=True, blocks=blocks) <= memory_limit
 
 
 def _select(
-    rows: Rows, target: np.ndarray, budget: int, ridge: float, tol: float, progress: Callable[[int, int], None]
+    rows: Rows, hold: bool, target: np.ndarray, budget: int, ridge: float, tol: float, progress: Callable[[int, int], None]
 ) -> Pursuit:
     n = rows.n
-    products, hashes = rows.scan(target, SEED)
+    codes = RoundedRows(rows, hold=hold)
+    products, hashes = rows.scan(target, SEED, also=codes.take_in)
     norm = np.sqrt(products[:, 1])
     twin, lowest = _copies(products, hashes)
     problem = Problem(rows, target, products[:, 0].copy(), norm, lowest, ridge, tol)
-    store = GramStore(rows, capacity(n, budget))
-    shortlist = Shortlist(rows, list_length(n))
+    store = Slots(rows, capacity(n, budget))
+    shortlist = Shortlist(rows, store, list_length(n))
     fit = kernels.Fit(
         np.empty((budget, budget)),
         np.empty(budget),
@@ -176,7 +182,7 @@ def _select(
         story = {first: (float(problem.products[first]), alone)}
         members = np.array([first])
         if alone >= tol and budget - done > 1:
-            current = Round(problem, store, shortlist, fit, counts, budget - done)
+            current = Round(problem, codes, store, shortlist, fit, counts, budget - done)
             members = current.run()
             story = current.story
             if not members.size:  # nothing lasted: the design's rule, so that every round makes progress
@@ -194,7 +200,9 @@ def _select(
     weights = nonnegative_ridge(_chosen_gram(store, rows, indices), problem.products[indices], ridge)
     margins, residual = _match(problem, indices, weights)
     unused = store.computed - int((store.slot_of[indices] >= 0).sum())
-    stats = Stats(number, store.computed, unused, store.batches, counts.taken_back, counts.exact_checks, rows.held is not None)
+    stats = Stats(
+        number, store.computed, unused, store.batches, counts.taken_back, counts.compared, counts.exact_checks, held=hold
+    )
     return Pursuit(indices, rounds, correlations, residuals, weights, residual, margins, stats)
 
 
@@ -230,7 +238,7 @@ def _alone(problem: Problem, row: int) -> float:
     return float(np.sqrt(max(1.0 - cosine * cosine, 0.0)))
 
 
-def _chosen_gram(store: GramStore, rows: Rows, indices: np.ndarray) -> np.ndarray:
+def _chosen_gram(store: Slots, rows: Rows, indices: np.ndarray) -> np.ndarray:
     """(k, k) float64; computed anew where some chosen row never needed a column, or its column was forgotten."""
     slots = store.slot_of[indices]
     if (slots >= 0).all():

@@ -1,13 +1,12 @@
-"""Rounds of the matching pursuit by draft, product and proof.
+"""Rounds of the matching pursuit by draft and proof.
 
-A *draft* runs the next steps among a short list of likely rows, whose inner products are known, and says which they would
-choose. One matrix product computes the Gram columns of those. A *stretch* of exact steps then runs on rows with known columns
-only, and its *proof* compares every step's choice with all rows, by one matrix product for the whole stretch; steps from the
-first wrong one on are taken back, and every row that would have won at any of them joins the list. Where float32 cannot tell,
-rows are compared in float64, so that the choices are those of exact arithmetic, whatever the draft, the block sizes or the
-number of threads.
+A *draft* runs the next steps among a short list of likely rows, whose inner products are known in 16 bits, and says which they
+would choose. A *stretch* of exact steps then runs on drafted rows only, and its *proof* holds every step's choice against all
+rows, by their products with the residual of every step: by bytes, which rules out nearly all, in float32 for those that remain,
+and in float64 where float32 cannot tell. From the first wrong step on all is taken back; rows that would have won there join
+the list. So the choices are those of exact arithmetic, whatever the draft, the block sizes or the number of threads.
 
-n rows of a cluster, D feature dimension, p slots, s members of the round, u candidates, T probes of a stretch.
+n rows of a cluster, D feature dimension, p slots, s members of the round, T probes of a stretch.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from tagcos_stream.pursuit import kernels, row_kernels
+from tagcos_stream.pursuit.rounded import PROBES, RoundedRows
 from tagcos_stream.pursuit.rows import Rows
-from tagcos_stream.pursuit.store import GramStore, Shortlist
+from tagcos_stream.pursuit.store import Shortlist, Slots
 
-PROBES = 128  # most steps drafted and proved at once
-HORIZON = 32  # steps of a round's first draft, twice the fewest of all later ones
-GROW = 1.5  # steps of a draft for each that the last proof let stand
-CANDIDATES = 192  # rows that join the short list for each draft, by their correlation
-CORRELATIONS_BYTES = 64 << 20  # what a proof may hold: T x n float32
-SPAN = 2048  # rows a proof multiplies at once
+LONGEST = 64  # most steps drafted at once
+HORIZON = 24  # steps of a round's first draft, twice the fewest of all later ones
+GROW = 1.25  # steps of a draft for each that the last proof let stand
+CANDIDATES = 128  # rows that join the short list for each draft, by their correlation
+SUBTRACTED = 128  # members that a thread subtracts from a residual at once
+COMPARED = 1024  # rows that a proof compares in float32 at once
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Counts:
     drafts: int = 0
     probes: int = 0
     taken_back: int = 0
+    compared: int = 0  # pairs of a step and a row that bytes did not rule out
     exact_checks: int = 0
 
 
@@ -59,13 +60,22 @@ class Round:
     """One round of DESIGN section 3: `run` returns its members in order of choice; `story` tells each one's."""
 
     def __init__(
-        self, problem: Problem, store: GramStore, shortlist: Shortlist, fit: kernels.Fit, counts: Counts, steps: int
+        self,
+        problem: Problem,
+        rounded: RoundedRows,
+        store: Slots,
+        shortlist: Shortlist,
+        fit: kernels.Fit,
+        counts: Counts,
+        steps: int,
     ) -> None:
-        self.problem, self.store, self.shortlist, self.fit, self.counts = problem, store, shortlist, fit, counts
+        self.problem, self.rounded, self.fit, self.counts = problem, rounded, fit, counts
+        self.store, self.shortlist = store, shortlist
         self.left = steps
         self.residual = 1.0  # |r|^2 / |b|^2
         self.members = np.empty(0, np.int64)  # slots, in order of choice
-        self.scores = problem.products.astype(np.float32)  # correlations of all rows with the residual now
+        self.scores = problem.products.astype(np.float32)  # correlations of all rows with the residual now, roughly
+        self.rest = problem.target.astype(np.float32)  # that residual
         self.horizon = HORIZON  # steps that the next draft tries
         self.rivals = np.empty(0, np.int64)  # rows that won against the last stretch's choices somewhere
         self.story: dict[int, tuple[float, float]] = {}  # row -> correlation when chosen, |r|/|b| after
@@ -81,7 +91,7 @@ class Round:
                 self._make_room(len(wanted))
             if len(wanted):
                 self.store.add(wanted)
-                self.shortlist.remove(wanted)
+                self.shortlist.hand_over(wanted)
             ended, missed = self._stretch(probes)
             if ended:
                 return self.store.row[self.members]
@@ -97,11 +107,13 @@ class Round:
         unused = self._unused()
         keep = max(self.store.size - max(count, len(self.store.row) // 8) - len(self.members), 0)
         best = unused[np.argsort(-self.scores[self.store.row[unused]], kind="stable")[:keep]]
-        moved = self.store.keep(np.sort(np.concatenate([self.members, best])))
+        kept = np.sort(np.concatenate([self.members, best]))
+        moved = self.store.keep(kept)
+        self.shortlist.keep(kept)
         self.members = moved[self.members]
 
     def _draft(self) -> tuple[np.ndarray, int]:
-        """The rows without a column (B,) that the next steps would likely choose, and how many probes that takes."""
+        """The rows without a slot (B,) that the next steps would likely choose, and how many probes that takes."""
         problem, store, shortlist = self.problem, self.store, self.shortlist
         self.counts.drafts += 1
         free = problem.open & (store.slot_of < 0)
@@ -109,38 +121,24 @@ class Round:
         count = min(CANDIDATES, int(free.sum()))
         likely = np.argpartition(-scores, count - 1)[:count] if count else np.empty(0, np.int64)
         wanted = np.union1d(likely, self.rivals[free[self.rivals]][:CANDIDATES])
-        probes = min(self.horizon, self._longest_stretch(), self.left)
+        probes = min(self.horizon, self.left)
         shortlist.add(wanted)
         places = np.flatnonzero(free[shortlist.row[: shortlist.size]])
         fit, s = self.fit, len(self.members)
         weights, penalty = fit.weights[:s].copy(), fit.penalty[0]
-        log, made, _, rows = self._pursue(places, probes, np.float32, keep=True)
+        correlations = shortlist.correlations(self.rest)[places]
+        log, made, _, rows = self._pursue(places, correlations, probes, np.float32, keep=True)
         fit.held[0], fit.penalty[0], fit.weights[:s] = s, penalty, weights
         picks = rows[log.pick[:made]]
         return np.unique(picks[store.slot_of[picks] < 0]), made
 
-    def _correlations(self, weights: np.ndarray) -> np.ndarray:
-        """<a_j, b - A'x> for every row and every x of `weights` (T, p) by slot: (T, n) float32."""
-        store, n = self.store, self.problem.rows.n
-        used = weights.astype(np.float32)
-        out = np.empty((len(weights), n), np.float32)
-        parts = [slice(low, min(low + PROBES, store.size)) for low in range(0, store.size, PROBES)]
-        parts = [part for part in parts if used[:, part].any()]
-
-        def fill(start: int) -> None:
-            here = slice(start, min(start + SPAN, n))
-            out[:, here] = self.problem.products[here]
-            for part in parts:
-                out[:, here] -= used[:, part] @ store.columns[part, here]
-
-        self.problem.rows.each(fill, range(0, n, SPAN))
-        return out
-
-    def _longest_stretch(self) -> int:
-        return max(1, CORRELATIONS_BYTES // (4 * self.problem.rows.n) - 1)
-
-    def _pursue(self, places: np.ndarray, probes: int, dtype: type, *, keep: bool) -> tuple[kernels.Log, int, int, np.ndarray]:
+    def _pursue(
+        self, places: np.ndarray, correlations: np.ndarray, probes: int, dtype: type, *, keep: bool
+    ) -> tuple[kernels.Log, int, int, np.ndarray]:
         """Steps on members, unused slots and rows of the short list by their places (v,), which are not members.
+
+        The listed rows start from the correlations (v,) that they have now: what their products with members lack in
+        accuracy then counts for the change of the weights only.
 
         Returns:
             log, probes made, why it ended, and the rows (m,) that the log's numbers stand for: members, then unused slots,
@@ -153,12 +151,13 @@ class Round:
         products[:s, :p] = store.gram[np.ix_(members, unused)]
         cross = np.empty((p, len(listed)), np.float32)
         for slots, out in ((members, products[:s, p:]), (unused, cross)):
-            self._gather(slots, listed, out)
+            self._gather(slots, places, out)
         rows = np.concatenate([store.row[members], store.row[unused], listed])
         known = store.gram[np.ix_(unused, unused)]
-        local = kernels.Local(
-            products, known, cross, self.shortlist.gram, places, problem.products[rows], problem.norm[rows], rows
-        )
+        target = problem.products[rows]
+        if s and len(listed):
+            target[s + p :] = correlations + self.fit.weights[:s].astype(dtype) @ products[:s, p:]
+        local = kernels.Local(products, known, cross, self.shortlist.gram, places, target, problem.norm[rows], rows)
         capacity = len(self.fit.weights)
         self.fit.members[:s] = np.arange(s)
         log = kernels.Log(
@@ -174,31 +173,31 @@ class Round:
         made, status = kernels.pursue(local, self.fit, log, limits)
         return log, made, status, rows
 
-    def _gather(self, slots: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        """out (p, v) = products of the slots' rows with others."""
+    def _gather(self, slots: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+        """out (p, v) = products of the slots' rows with listed ones."""
 
         def gather(start: int) -> None:
             part = slice(start, start + 64)
-            kernels.gather(self.store.columns, slots[part], rows, out[part])
+            kernels.gather(self.shortlist.cross, slots[part], places, out[part])
 
-        if len(rows):
+        if len(places):
             self.problem.rows.each(gather, range(0, len(slots), 64))
 
     def _stretch(self, probes: int) -> tuple[bool, np.ndarray]:
-        """Exact steps on the rows with columns, then their proof.
+        """Exact steps on the drafted rows, then their proof.
 
         Returns:
-            whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no column.
+            whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no slot.
         """
         store = self.store
-        log, made, status, rows = self._pursue(np.empty(0, np.int64), max(probes, 1), np.float64, keep=False)
+        log, made, status, rows = self._pursue(np.empty(0, np.int64), np.empty(0), max(probes, 1), np.float64, keep=False)
         slots = store.slot_of[rows]
         states = made + (status != kernels.REPEATED)
         weights = np.zeros((states, store.size))
         weights[:, slots] = log.weights[:states]
         good, missed = self._prove(weights, slots[log.pick[:made]], log.correlation[:made])
         self.counts.probes += good
-        self.horizon = min(PROBES, max(HORIZON // 2, int(GROW * good)))
+        self.horizon = min(LONGEST, max(HORIZON // 2, int(GROW * good)))
         self.counts.taken_back += made - good
         for t in range(good - (good == made and status == kernels.REPEATED)):
             self.story[int(store.row[slots[log.pick[t]]])] = float(log.correlation[t]), float(np.sqrt(log.residual[t]))
@@ -223,8 +222,36 @@ class Round:
         fit.members[:s] = members
         fit.held[0] = s
 
+    def _residuals(self, weights: np.ndarray) -> np.ndarray:
+        """b - A'x for every x of `weights` (T, p) by slot: (T, D) float32."""
+        store, target = self.store, self.problem.target
+        used = np.flatnonzero(weights.any(axis=0))
+        span = slice(0, used[-1] + 1) if len(used) else slice(0, 0)
+        part = weights[:, span].astype(np.float32)
+        out = np.empty((len(weights), len(target)), np.float32)
+        share = self.problem.rows.share(len(target))
+
+        def subtract(at: int) -> None:
+            here = slice(at, at + share)
+            out[:, here] = target[here] - part @ store.features[span, here]
+
+        self.problem.rows.each(subtract, range(0, len(target), share))
+        return out
+
+    def _residual(self, weights: np.ndarray) -> np.ndarray:
+        """b - A'x for x (p,) by slot: (D,) float64."""
+        used = np.flatnonzero(weights)
+        parts = np.zeros((-(-len(used) // SUBTRACTED), len(self.problem.target)))
+
+        def subtract(at: int) -> None:
+            some = used[at : at + SUBTRACTED]
+            row_kernels.subtract(self.store.features, some, weights[some], parts[at // SUBTRACTED])
+
+        self.problem.rows.each(subtract, range(0, len(used), SUBTRACTED))
+        return self.problem.target + parts.sum(axis=0)
+
     def _prove(self, weights: np.ndarray, picks: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
-        """Compare every probe's choice with all rows that have no column.
+        """Compare every probe's choice with all rows that have no slot.
 
         Args:
             weights: (T or T + 1, p) float64 by slot, before each probe. picks: (T,) slots. values: (T,) correlations.
@@ -233,50 +260,75 @@ class Round:
             how many leading probes chose rightly, and the row (1,) that the next should have chosen, or none (0,).
             `scores` become the correlations at the last state reached.
         """
-        problem, store = self.problem, self.store
-        made = len(picks)
-        free = problem.open & (store.slot_of < 0)
-        barred = np.where(free, np.float32(0), np.float32(-np.inf))
-        # rounding of a float32 inner product of length D, with room to spare
-        unit = np.float32(2.0**-24 * (8 + np.sqrt(problem.rows.dim) / 4))
-        reach = (np.abs(weights) @ problem.norm[store.row[: store.size]] + problem.length)[:made, None].astype(np.float32)
-        doubt = (unit * problem.norm).astype(np.float32)
-        bound = (values - kernels.TIE * problem.length * problem.norm[store.row[picks]])[:, None].astype(np.float32)
-        correlations = self._correlations(weights)
-        near = [np.empty((2, 0), np.int64)]
-        for start in range(0, problem.rows.n, SPAN):
-            here = slice(start, start + SPAN)
-            found = np.nonzero(correlations[:made, here] + reach * doubt[here] + barred[here] >= bound)
-            near.append(np.stack(found) + np.array([[0], [start]]))
-        probe, row = np.concatenate(near, axis=1)
-        rival, often = np.unique(row, return_counts=True)
+        residuals = self._residuals(weights)
+        near, at, good, missed = [], 0, 0, np.empty(0, np.int64)
+        while at < len(weights) and not missed.size:
+            here = slice(at, at + PROBES)
+            some, missed, rows = self._prove_some(residuals[here], weights[here], picks[here], values[here])
+            near.append(rows)
+            at, good = at + PROBES, good + some
+        rival, often = np.unique(np.concatenate(near), return_counts=True)
         self.rivals = rival[np.argsort(-often, kind="stable")]
+        return good, missed
+
+    def _prove_some(
+        self, residuals: np.ndarray, weights: np.ndarray, picks: np.ndarray, values: np.ndarray
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        """`_prove` for at most PROBES states; also every row (m,), as often as it came near a pick."""
+        problem, store, rounded = self.problem, self.store, self.rounded
+        rounded.probe(residuals)
+        made = len(picks)
+        length = np.linalg.norm(residuals[:made].astype(np.float64), axis=1)
+        # float32 rounding of a sum of many parts, with room to spare: of a residual, and of a product with one, for |a| = 1
+        unit = 2.0**-24 * (8 + np.sqrt(np.array([store.size, problem.rows.dim])) / 4)
+        blur = unit[0] * (np.abs(weights[:made]) @ problem.norm[store.row[: store.size]] + problem.length)
+        doubt = blur + unit[1] * length
+        bound = values - kernels.TIE * problem.length * problem.norm[store.row[picks]]
+        pairs = rounded.reaching(length, blur, bound, problem.norm)
+        pairs = pairs[(problem.open & (store.slot_of < 0))[pairs[:, 1]]]
+        self.counts.compared += len(pairs)
+        probe, row, rough = self._compare(pairs, residuals, doubt, bound)
         for t in np.unique(probe):
-            missed = self._better(
-                row[probe == t], correlations[t], float(reach[t, 0]) * doubt, weights[t], int(picks[t]), values[t]
-            )
+            here = probe == t
+            missed = self._better(row[here], rough[here], doubt[t], weights[t], int(picks[t]), values[t])
             if missed.size:
-                self.scores = correlations[t]
-                return int(t), missed
-        self.scores = correlations[-1]
-        return made, np.empty(0, np.int64)
+                self.scores, self.rest = rounded.correlations(int(t)), residuals[t]
+                return int(t), missed, row
+        self.scores, self.rest = rounded.correlations(len(weights) - 1), residuals[-1]
+        return made, np.empty(0, np.int64), row
+
+    def _compare(
+        self, pairs: np.ndarray, residuals: np.ndarray, doubt: np.ndarray, bound: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of pairs (m, 2) of a probe and a row, those that may reach the bound by float32: probes, rows, correlations."""
+        problem = self.problem
+        rows, which = np.unique(pairs[:, 1], return_inverse=True)
+        values = np.empty(len(pairs))
+        for start in range(0, len(rows), COMPARED):
+            here = np.flatnonzero((which >= start) & (which < start + COMPARED))
+            products = problem.rows.product(problem.rows.take(rows[start : start + COMPARED]), residuals)
+            values[here] = products[which[here] - start, pairs[here, 0]]
+        probe, row = pairs[:, 0], pairs[:, 1]
+        near = values + doubt[probe] * problem.norm[row] >= bound[probe]
+        return probe[near], row[near], values[near]
 
     def _better(
-        self, rows: np.ndarray, rough: np.ndarray, doubt: np.ndarray, weights: np.ndarray, pick: int, value: float
+        self, rows: np.ndarray, rough: np.ndarray, doubt: float, weights: np.ndarray, pick: int, value: float
     ) -> np.ndarray:
-        """Of rows (q,) that might correlate more than the pick, the one (1,) that does and would be chosen, or none (0,)."""
+        """Of rows (q,) that might correlate more than the pick, the one (1,) that does and would be chosen, or none (0,).
+
+        rough: (q,) their correlations, `doubt` times their length from the exact ones at most.
+        """
         problem, store = self.problem, self.store
-        best = rows[np.argmax(rough[rows])]
-        if rough[best] - doubt[best] > value:
-            return np.array([best])
+        best = int(np.argmax(rough))
+        if rough[best] - doubt * problem.norm[rows[best]] > value:
+            return rows[best : best + 1]
         self.counts.exact_checks += 1
-        used = np.flatnonzero(weights)
-        left = problem.target.copy()
-        row_kernels.subtract(store.features, used, weights[used], left)
+        left = self._residual(weights)
         exact = np.empty(len(rows))
-        for start in range(0, len(rows), 1024):
-            part = rows[start : start + 1024]
-            row_kernels.dots(problem.rows.take(part), left, exact[start : start + 1024])
+        for start in range(0, len(rows), COMPARED):
+            part = rows[start : start + COMPARED]
+            row_kernels.dots(problem.rows.take(part), left, exact[start : start + COMPARED])
         rows, exact = np.append(rows, store.row[pick]), np.append(exact, value)
         top = int(np.argmax(exact))
         tied = exact[top] - exact <= kernels.TIE * problem.length * np.maximum(problem.norm[rows], problem.norm[rows[top]])

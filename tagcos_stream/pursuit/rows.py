@@ -1,6 +1,6 @@
-"""The rows that a pursuit reads: held in memory as float32, or read again from their blocks for every pass.
+"""The rows that a pursuit reads: held in memory as they come, or read again from their blocks for every pass.
 
-n rows of a cluster, D feature dimension, B rows of a batch of Gram columns.
+n rows of a cluster, D feature dimension.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
 PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
-SKINNY = 56  # batches up to here are multiplied by our kernel, larger ones by BLAS
+LEAST = 8  # rows of a piece at the least, more than any kernel multiplies at once
 
 
 def usable_cores() -> int:
@@ -37,24 +37,18 @@ class Rows:
         self._pool = pool
         self._threads = threads
         self.n, self.dim = shape(features)
-        self.held: np.ndarray | None = None
-        if hold:
-            self.held = self._hold()
+        self._held = features if isinstance(features, np.ndarray) else None
+        if hold and not isinstance(features, np.ndarray):
+            self._held = self._hold(features)
 
-    def _hold(self) -> np.ndarray:
-        if isinstance(self._features, np.ndarray) and self._features.dtype == np.float32 and self._features.flags.c_contiguous:
-            return self._features
-        held = np.empty((self.n, self.dim), np.float32)
-        for start, block in self._raw():
-
-            def fill(
-                at: int, start: int = start, block: np.ndarray = block
-            ) -> None:  # float16 takes longer to convert than to read
-                part = block[at : at + PIECE]
-                held[start + at : start + at + len(part)] = part
-
-            self.each(fill, range(0, len(block), PIECE))
-        return held
+    def _hold(self, features: RowBlocks) -> np.ndarray:
+        held: np.ndarray | None = None
+        for b in range(len(features.starts) - 1):
+            block = features.read(b)
+            if held is None:
+                held = np.empty((self.n, self.dim), np.float32 if block.dtype.itemsize > 4 else block.dtype)
+            held[features.starts[b] : features.starts[b + 1]] = block
+        return np.empty((0, self.dim), np.float32) if held is None else held
 
     def each(self, work: Callable[[int], None], items: range) -> None:
         """work(item) for every item, on all threads."""
@@ -64,46 +58,55 @@ class Rows:
             return
         list(self._pool.map(work, items))
 
-    def _share(self, rows: int) -> int:
+    def share(self, rows: int) -> int:
         """Rows of a piece of these many: two pieces a thread, so that a slow thread is not waited for long."""
-        return max(row_kernels.TALL, -(-rows // (2 * self._threads)))
+        return max(LEAST, -(-rows // (2 * self._threads)))
 
     def _raw(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, (r, D) rows as they are) over the features in order."""
-        if isinstance(self._features, np.ndarray):
+        if self._held is not None:
             for start in range(0, self.n, CHUNK):
-                yield start, self._features[start : start + CHUNK]
+                yield start, self._held[start : start + CHUNK]
             return
+        assert not isinstance(self._features, np.ndarray)
         starts = self._features.starts
         for b in range(len(starts) - 1):
             yield int(starts[b]), self._features.read(b)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, (r, D) float32 C-contiguous) over all rows in order."""
-        if self.held is not None:
-            for start in range(0, self.n, CHUNK):
-                yield start, self.held[start : start + CHUNK]
-            return
         for start, block in self._raw():
-            yield start, np.ascontiguousarray(block, np.float32)
+            if block.dtype == np.float32 and block.flags.c_contiguous:
+                yield start, block
+                continue
+            wide = np.empty(block.shape, np.float32)
+
+            def convert(at: int, block: np.ndarray = block, wide: np.ndarray = wide) -> None:
+                wide[at : at + PIECE] = single(block[at : at + PIECE])
+
+            self.each(convert, range(0, len(block), PIECE))
+            yield start, wide
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(B, D) float32: the rows named, in that order."""
-        if self.held is not None or isinstance(self._features, np.ndarray):
-            whole = self.held if self.held is not None else np.asarray(self._features)
-            return np.asarray(whole[rows], np.float32)
+        if self._held is not None:
+            return single(self._held[rows])
+        assert not isinstance(self._features, np.ndarray)
         out = np.empty((len(rows), self.dim), np.float32)
         block = np.searchsorted(self._features.starts, rows, side="right") - 1
         for b in np.unique(block):
             here = np.flatnonzero(block == b)
-            out[here] = self._features.read(int(b))[rows[here] - self._features.starts[b]]
+            out[here] = single(self._features.read(int(b))[rows[here] - self._features.starts[b]])
         return out
 
-    def scan(self, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def scan(
+        self, target: np.ndarray, seed: int, also: Callable[[int, np.ndarray], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One read of everything that needs every row.
 
         Args:
-            target: (D,) float64. seed: of the hash keys.
+            target: (D,) float64. seed: of the hash keys. also: called with the first row and the (r, D) float32 of every piece,
+                on any thread; such of a row that is not finite, too.
 
         Returns:
             products (n, 2) float64: <a, b> and |a|^2; hashes (n,) uint64.
@@ -114,12 +117,14 @@ class Rows:
         keys = np.random.default_rng(seed).integers(0, 2**64, self.dim, np.uint64)
         products = np.empty((self.n, 2))
         hashes = np.empty(self.n, np.uint64)
-        for start, block in self.blocks():
+        for start, block in self._raw():
 
             def read(at: int, start: int = start, block: np.ndarray = block) -> None:
-                piece = block[at : at + PIECE]
+                piece = single(block[at : at + PIECE])
                 here = slice(start + at, start + at + len(piece))
                 row_kernels.scan(piece, target, keys, products[here], hashes[here])
+                if also:
+                    also(start + at, piece)
 
             self.each(read, range(0, len(block), PIECE))
             wrong = np.flatnonzero(~np.isfinite(products[start : start + len(block), 1]))
@@ -129,24 +134,13 @@ class Rows:
 
     def columns(self, batch: np.ndarray, out: np.ndarray) -> None:
         """Gram columns: out[i, j] = <batch_i, a_j>. batch (B, D) float32, out (B, n) float32."""
-        skinny = row_kernels.WIDE <= len(batch) <= SKINNY
         for start, block in self.blocks():
-            share = self._share(len(block))
-
-            def multiply(at: int, start: int = start, block: np.ndarray = block, share: int = share) -> None:
-                piece = block[at : at + share]
-                here = out[:, start + at : start + at + len(piece)]
-                if skinny and len(piece) >= row_kernels.TALL:
-                    row_kernels.columns(piece, batch, here)
-                else:
-                    here[:] = (piece @ batch.T).T  # this orientation is up to twice as fast as the other
-
-            self.each(multiply, range(0, len(block), share))
+            out[:, start : start + len(block)] = self.product(block, batch).T  # this way round is the faster one
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Inner products of left (p, D) with right (q, D), both float32 or both float64: (p, q)."""
         out = np.empty((len(left), len(right)), left.dtype)
-        share = self._share(len(left))
+        share = self.share(len(left))
 
         def multiply(at: int) -> None:
             np.matmul(left[at : at + share], right.T, out=out[at : at + share])
@@ -159,7 +153,7 @@ class Rows:
         if min(len(left), len(right)) < row_kernels.SIDE:
             return self.product(left.astype(np.float64), right.astype(np.float64))
         out = np.empty((len(left), len(right)))
-        share = self._share(len(left))
+        share = self.share(len(left))
 
         def multiply(at: int) -> None:
             at = min(at, len(left) - row_kernels.SIDE)
@@ -170,15 +164,24 @@ class Rows:
 
     def correlate(self, vector: np.ndarray, out: np.ndarray) -> None:
         """out[j] = <a_j, v> in float64, each row summed alone. vector (D,) float64, out (n,) float."""
-        for start, block in self.blocks():
+        for start, block in self._raw():
 
             def read(at: int, start: int = start, block: np.ndarray = block) -> None:
-                piece = block[at : at + PIECE]
+                piece = single(block[at : at + PIECE])
                 values = np.empty(len(piece))
                 row_kernels.dots(piece, vector, values)
                 out[start + at : start + at + len(piece)] = values
 
             self.each(read, range(0, len(block), PIECE))
+
+
+def single(block: np.ndarray) -> np.ndarray:
+    """The rows (r, D) in float32, C-contiguous; a copy where they are not yet."""
+    if block.dtype == np.float16:  # numpy takes ten times as long
+        out = np.empty(block.shape, np.float32)
+        row_kernels.widen(np.ascontiguousarray(block).view(np.uint16), out.view(np.uint32), out)
+        return out
+    return np.ascontiguousarray(block, np.float32)
 
 
 def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:

@@ -1,20 +1,21 @@
-"""The Gram columns that a pursuit has computed, and what is needed to choose among them.
+"""The inner products that a pursuit has computed: of the rows it may choose exactly, and of those it may draft.
 
-n rows of a cluster, D feature dimension, p slots (rows whose column is known).
+n rows of a cluster, D feature dimension, p slots (drafted rows, whose products with each other are exact), l listed rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from tagcos_stream.pursuit.fine import FineRows
 from tagcos_stream.pursuit.rows import Rows
 
-LISTED = 768  # rows that a draft chooses among: each costs an inner product with every other
-SPARE = 512  # slots beyond the budget, so that a block of candidates always has room
+LISTED = 512  # rows that a draft chooses among: each costs an inner product with every other
+SPARE = 512  # slots beyond the budget, so that a draft always has room
 
 
 def capacity(n: int, budget: int) -> int:
-    """Slots that a pursuit allocates: the budget and a quarter more, for candidates that are not (yet) chosen."""
+    """Slots that a pursuit allocates: the budget and a quarter more, for rows that were drafted and are not (yet) chosen."""
     return min(n, budget + max(SPARE, budget // 4))
 
 
@@ -23,13 +24,12 @@ def list_length(n: int) -> int:
     return min(n, LISTED)
 
 
-class GramStore:
-    """Gram columns by slot, in float32 against every row and in float64 against each other."""
+class Slots:
+    """Drafted rows by slot, with their features and their inner products with each other, summed in float64."""
 
     def __init__(self, rows: Rows, slots: int) -> None:
         self._rows = rows
-        self.columns = np.empty((slots, rows.n), np.float32)  # untouched pages cost nothing
-        self.gram = np.empty((slots, slots))
+        self.gram = np.empty((slots, slots))  # untouched pages cost nothing
         self.features = np.empty((slots, rows.dim), np.float32)
         self.row = np.empty(slots, np.int64)
         self.slot_of = np.full(rows.n, -1, np.int64)
@@ -43,12 +43,11 @@ class GramStore:
         return len(self.row) - self.size
 
     def add(self, wanted: np.ndarray) -> None:
-        """Compute the columns of these rows (B,), none of which has a slot; there must be room."""
+        """Give slots to these rows (B,), none of which has one; there must be room."""
         assert len(wanted) <= self.room, "make room first"
         here = slice(self.size, self.size + len(wanted))
-        batch = self._rows.take(wanted)
-        self._rows.columns(batch, self.columns[here])
-        self.features[here] = batch
+        batch = self.features[here]
+        batch[:] = self._rows.take(wanted)
         products = self._rows.exact(self.features[: here.stop], batch)
         self.gram[: here.stop, here] = products
         self.gram[here, : here.stop] = products.T
@@ -66,7 +65,6 @@ class GramStore:
         self.slot_of[self.row[: self.size]] = moved
         for new, old in enumerate(slots):  # ascending, so nothing is overwritten before it has moved
             if new != old:
-                self.columns[new] = self.columns[old]
                 self.features[new] = self.features[old]
         count = len(slots)
         self.gram[:count, :count] = self.gram[np.ix_(slots, slots)]
@@ -77,18 +75,19 @@ class GramStore:
 
 
 class Shortlist:
-    """Rows without a column that may be chosen soon, with their inner products in float32: what a draft takes steps among.
+    """Rows without a slot that may be chosen soon, with their inner products in 16 bits: what a draft takes steps among.
 
-    A row that was likely once may be so again: it keeps its place and its products until it gets a column, or the list is full
+    A row that was likely once may be so again: it keeps its place and its products until it gets a slot, or the list is full
     of rows that were wanted since.
     """
 
-    def __init__(self, rows: Rows, length: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: Rows, slots: Slots, length: int) -> None:
+        self._rows, self._slots = rows, slots
         self.row = np.empty(length, np.int64)
-        self.gram = np.empty((length, length), np.float32)
+        self.gram = np.empty((length, length), np.float32)  # with each other
+        self.cross = np.empty((len(slots.row), length), np.float32)  # of open slots with the listed
         self.size = 0
-        self._features = np.empty((length, rows.dim), np.float32)
+        self._codes, self._slot_codes = FineRows(rows, length), FineRows(rows, len(slots.row))
         self._place = np.full(rows.n, -1, np.int64)  # of a row in the list, -1 where it is not
         self._wanted = np.zeros(length, np.int64)  # the last call that wanted the row in this place
         self._calls = 0
@@ -104,20 +103,43 @@ class Shortlist:
         excess = self.size + len(new) - len(self.row)
         if excess > 0:
             self._vacate(np.argpartition(self._wanted[: self.size], excess - 1)[:excess])
-        here = slice(self.size, self.size + len(new))
-        self._features[here] = self._rows.take(new)
-        products = self._rows.product(self._features[: here.stop], self._features[here])
-        self.gram[: here.stop, here] = products
-        self.gram[here, : here.stop] = products.T
+        here, all_listed = slice(self.size, self.size + len(new)), slice(0, self.size + len(new))
+        self._codes.put(here, self._rows.take(new))
+        products = self._codes.product(all_listed, self._codes, here)
+        self.gram[all_listed, here] = products
+        self.gram[here, all_listed] = products.T
+        open_slots = np.flatnonzero(self._slots.open[: self._slots.size])
+        if len(open_slots):
+            slots = slice(int(open_slots[0]), int(open_slots[-1]) + 1)
+            self.cross[slots, here] = self._slot_codes.product(slots, self._codes, here)
         self.row[here] = new
         self._place[new] = np.arange(here.start, here.stop)
         self._wanted[here] = self._calls
         self.size = here.stop
 
-    def remove(self, rows: np.ndarray) -> None:
-        """Take rows off the list; those that are not on it are left alone."""
-        place = self._place[rows]
-        self._vacate(place[place >= 0])
+    def correlations(self, residual: np.ndarray) -> np.ndarray:
+        """(size,) float32: products of the listed rows with a residual (D,) float32, right to about 1e-5 of its length."""
+        probe = FineRows(self._rows, 1)
+        probe.put(slice(0, 1), residual[None])
+        return self._codes.product(slice(0, self.size), probe, slice(0, 1))[:, 0]
+
+    def hand_over(self, rows: np.ndarray) -> None:
+        """Take rows off the list that got slots, the last ones given; those that were not listed are left alone."""
+        place, slots = self._place[rows], self._slots.slot_of[rows]
+        known, listed = place >= 0, slice(0, self.size)
+        self._slot_codes.copy(slots[known], self._codes, place[known])
+        self.cross[slots[known], listed] = self.gram[place[known], listed]
+        for slot in slots[~known].tolist():
+            here = slice(slot, slot + 1)
+            self._slot_codes.put(here, self._slots.features[here])
+            if self.size:
+                self.cross[here, listed] = self._slot_codes.product(here, self._codes, listed)
+        self._vacate(place[known])
+
+    def keep(self, slots: np.ndarray) -> None:
+        """Follow `Slots.keep`."""
+        self.cross[: len(slots)] = self.cross[slots]
+        self._slot_codes.copy(np.arange(len(slots)), self._slot_codes, slots)
 
     def _vacate(self, places: np.ndarray) -> None:
         """Give up these places; the last rows of the list move in."""
@@ -128,7 +150,8 @@ class Shortlist:
         holes, movers = np.flatnonzero(gone[:size]), size + np.flatnonzero(~gone[size:])
         self.gram[holes, : self.size] = self.gram[movers, : self.size]
         self.gram[:size, holes] = self.gram[:size, movers]
-        self._features[holes] = self._features[movers]
+        self.cross[: self._slots.size, holes] = self.cross[: self._slots.size, movers]
+        self._codes.copy(holes, self._codes, movers)
         self.row[holes] = self.row[movers]
         self._wanted[holes] = self._wanted[movers]
         self._place[self.row[holes]] = holes

@@ -213,7 +213,7 @@ def main() -> None:
         )
         print(f"\nOMP, n={n:,} D={dim:,} budget {budget:,}, a float32 array, a fresh process")
         peak = peak_of(code)
-        features, own = 4 * n * dim / 2**30, peak_bytes(n, dim, budget, hold=False, block_rows=0) / 2**30
+        features, own = 4 * n * dim / 2**30, peak_bytes(n, dim, budget, hold=True, blocks=None) / 2**30
         print(
             f"  measured {peak / 2**30:.2f} GiB; features {features:.2f} GiB + formula {own:.2f} GiB, and the interpreter's own"
         )

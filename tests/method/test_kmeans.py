@@ -189,6 +189,28 @@ def test_finalise__splits_large_and_merges_small_clusters() -> None:
     np.testing.assert_allclose(comp.distances, exact, atol=2e-3)
 
 
+def test_finalise__splits_before_the_pass_that_assigns() -> None:
+    """The sizes of the fit's last pass say what is too large: one pass and a few blocks for samples."""
+    rows = ArrayRows(Shape(32, 8, 10).array(8000), 50)
+    state = finished(rows, 9)
+    read: list[int] = []
+
+    class Counted(ArrayRows):
+        def read(self, block: int) -> np.ndarray:
+            read.append(block)
+            return super().read(block)
+
+    comp = kmeans.finalise(Counted(Shape(32, 8, 10).array(8000), 50), state, max_cluster_rows=900)
+    assert state.sizes.sum() == 8000
+    assert state.sizes.max() > 900 >= comp.sizes.max()
+    assert (
+        160 < len(read) <= 320
+    )  # all for labels, and as many at most for samples, which here are all rows of the large clusters
+    without = kmeans.KMeansState(**{**vars(state), "sizes": np.zeros_like(state.sizes)})  # as one before its end has
+    later = kmeans.finalise(rows, without, max_cluster_rows=900)
+    assert later.sizes.max() <= 900
+
+
 def test_finalise__merges_into_the_nearest() -> None:
     X = np.array([[0, 0], [0, 1], [0, 2], [10, 0], [10, 1], [10, 2], [7, 1]], np.float32)
     rows = ArrayRows(X, 3)

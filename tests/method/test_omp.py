@@ -20,7 +20,7 @@ from tagcos_stream.pursuit.rows import open_rows
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
-KINDS = ["plain", "correlated", "duplicates", "zeros", "positive", "scaled", "integers", "low rank"]
+KINDS = ["plain", "correlated", "duplicates", "zeros", "positive", "scaled", "integers", "low rank", "spiky"]
 TARGETS = ["mean", "opposite", "random", "sum", "one row"]
 
 
@@ -44,6 +44,8 @@ def case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
         A = r.integers(-1, 2, (n, dim))
     if kind == "low rank":
         A = A[:, : max(1, dim // 8)] @ r.standard_normal((max(1, dim // 8), dim))
+    if kind == "spiky":
+        A[:, 0] *= 300
     A = np.ascontiguousarray(A, np.float32)
     b = A.mean(axis=0, dtype=np.float64)
     if aim == "opposite":
@@ -81,7 +83,7 @@ def test_omp__chooses_what_the_definition_chooses(start: int) -> None:
 
 @pytest.mark.parametrize(("probes", "candidates"), [(1, 1), (4, 8), (7, 3)])
 def test_omp__choices_do_not_depend_on_how_far_drafts_look(monkeypatch: pytest.MonkeyPatch, probes: int, candidates: int) -> None:
-    monkeypatch.setattr(rounds, "PROBES", probes)
+    monkeypatch.setattr(rounds, "LONGEST", probes)
     monkeypatch.setattr(rounds, "HORIZON", probes)
     monkeypatch.setattr(rounds, "CANDIDATES", candidates)
     monkeypatch.setattr(store, "LISTED", 2 * candidates + 1)
@@ -131,7 +133,7 @@ def test_omp__streamed_and_held_choose_the_same(dtype: type) -> None:
     b = A.mean(axis=0, dtype=np.float64)
     held = omp_select(A, b, 90)
     assert held.stats.held
-    limit = peak_bytes(900, 512, 90, hold=False, block_rows=100)
+    limit = peak_bytes(900, 512, 90, hold=False, blocks=100)
     streamed = omp_select(ArrayRows(A, 100), b, 90, memory_limit=limit)
     assert not streamed.stats.held
     np.testing.assert_array_equal(streamed.indices, held.indices)
@@ -258,19 +260,29 @@ def test_shortlist__products_follow_rows_that_come_and_go() -> None:
     rng = np.random.default_rng(5)
     A = unit_rows(300, 32, 5)
     with open_rows(A, hold=True) as rows:
-        listed = store.Shortlist(rows, 40)
+        slots = store.Slots(rows, 60)
+        listed = store.Shortlist(rows, slots, 40)
         for _ in range(200):
-            wanted = np.sort(rng.choice(300, rng.integers(0, 21), replace=False))
+            free = np.flatnonzero(slots.slot_of < 0)
+            wanted = np.sort(rng.choice(free, rng.integers(0, 21), replace=False))
             listed.add(wanted)
-            here = listed.row[: listed.size]
+            before = listed.row[: listed.size].copy()
             assert listed.size <= 40
-            assert len(np.unique(here)) == listed.size
-            assert np.isin(wanted, here).all()
-            np.testing.assert_allclose(listed.gram[: listed.size, : listed.size], A[here] @ A[here].T, atol=1e-6)
-            gone = rng.choice(300, 30, replace=False)
-            listed.remove(gone)
-            assert not np.isin(gone, listed.row[: listed.size]).any()
-            assert np.isin(np.setdiff1d(here, gone), listed.row[: listed.size]).all()
+            assert len(np.unique(before)) == listed.size
+            assert np.isin(wanted, before).all()
+            drafted = rng.choice(free, 9, replace=False)
+            if len(drafted) > slots.room:
+                kept = np.sort(rng.choice(slots.size, 20, replace=False))
+                slots.keep(kept)
+                listed.keep(kept)
+            slots.add(drafted)
+            listed.hand_over(drafted)
+            here = listed.row[: listed.size]
+            assert set(here) == set(before) - set(drafted)
+            np.testing.assert_allclose(listed.gram[: listed.size, : listed.size], A[here] @ A[here].T, atol=1e-4)
+            slots.open[rng.integers(0, slots.size)] = False  # chosen in a round before: needs no products any more
+            known = np.flatnonzero(slots.open[: slots.size])
+            np.testing.assert_allclose(listed.cross[known, : listed.size], A[slots.row[known]] @ A[here].T, atol=1e-4)
 
 
 @pytest.mark.parametrize(("p", "b"), [(1, 1), (3, 9), (4, 4), (5, 7), (130, 33)])

@@ -19,7 +19,7 @@ A = np.concatenate([r.standard_normal((1000, dim), np.float32).astype(np.float16
 A += np.float16(0.5)
 b = A.mean(axis=0, dtype=np.float64)
 omp_select(A[:500], b, 50)
-limit = peak_bytes(n, dim, budget, hold=not streamed, block_rows=1000)
+limit = peak_bytes(n, dim, budget, hold=not streamed, blocks=1000)
 with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # the peak so far belongs to making the data and to Numba compiling
 before = memory("VmRSS")
