@@ -38,7 +38,7 @@ READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like 
 CATALOG_BYTES, CATALOG_EMPTY = 300, 24_000_000
 REGROUPED = 1.07  # features by cluster, for each byte of features (docs/store.md)
 KMEANS_PASSES = 7  # a mini-batch epoch, five exact ones, one to assign (docs/scaling.md)
-COLUMNS_A_CHOICE = 4  # Gram columns that a pursuit computes for each row it chooses
+PRODUCTS_A_CHOICE = 4  # products of a row with all that a pursuit takes the time of, for each row it chooses (docs/clustering.md)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
         "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / matrix_rate(),
-        "select": 2 * usable * settings.dim * (chosen / clusters) * COLUMNS_A_CHOICE / matrix_rate(),
+        "select": 2 * usable * settings.dim * (chosen / clusters) * PRODUCTS_A_CHOICE / matrix_rate(),
     }
     ids = ids_spec(round(fresh))
     features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes

@@ -33,6 +33,7 @@ from tagcos_stream.features.adapter import attach_adapter
 from tagcos_stream.features.chat import Encoded
 from tagcos_stream.features.model import load_model
 from tagcos_stream.types import UserError
+from tests.benchmarks import experiment
 from tests.flows.conftest import SMALL, TOPICS, conversation
 from tests.method.test_tasks import write_tasks
 from tests.models import tiny_model, tiny_tokenizer
@@ -411,3 +412,28 @@ def test_command__prints_a_table_and_json(
     with pytest.raises(SystemExit):
         cli.main()
     assert re.search(r"run-\S+ +complete +\S+ \S+ +96 +24 +10", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_experiment__runs_in_one_go_from_files_and_goes_on(
+    pool_folder: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/benchmarks/experiment.py: a run, every comparison, tasks, another model, and a table of each; twice."""
+    config = tmp_path / "run.toml"
+    config.write_text("\n".join(f"{name} = {value}" for name, value in SMALL.items() if name != "fraction"))
+    other = tmp_path / "other"
+    tiny_model(seed=5).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    words = [str(pool_folder), "--root", str(tmp_path / "root"), "--model", str(model_folder), "--config", str(config)]
+    words += ["--tasks", str(write_tasks(tmp_path / "tasks")), "--transfer", str(other), "--fraction", "0.1", "--heldout", "0.2"]
+    words += ["--seeds", "1", "--pool-methods", "--", "--regime", "steps", "--steps", "2", "--task", "mmlu"]
+    experiment.main(words)
+    first = capsys.readouterr().out
+    tables = first[first.index("\n| measure") :]
+    assert tables.count("| measure | method") == 2
+    for method in ("random", "stratified", "longest", "kcenter", "herding", "herding-clusters", "omp", "tagcos", "full", "base"):
+        assert f"| loss | {method} |" in tables
+    assert "| mmlu | tagcos |" in tables
+    experiment.main(words)
+    again = capsys.readouterr().out
+    assert again[again.index("\n| measure") :] == tables
