@@ -115,7 +115,7 @@ def inertia_of(rows: RowBlocks, centroids: np.ndarray) -> float:
     return float((distances.astype(np.float64) ** 2).sum())
 
 
-def bench_kmeans(n: int, dim: int, clusters: int) -> None:
+def bench_kmeans(n: int, dim: int, clusters: int, device: str) -> None:
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     print(
@@ -130,7 +130,8 @@ def bench_kmeans(n: int, dim: int, clusters: int) -> None:
         rows = ArrayRows(np.load(path, mmap_mode="r"), 256)
 
         def ours() -> kmeans.Clustering:
-            return kmeans.finalise(rows, deque(kmeans.fit(rows, clusters, seed=0), maxlen=1).pop())
+            state = deque(kmeans.fit(rows, clusters, seed=0, device=device), maxlen=1).pop()
+            return kmeans.finalise(rows, state, device=device)
 
         start = time.perf_counter()
         clustering = ours()
@@ -148,7 +149,7 @@ def bench_kmeans(n: int, dim: int, clusters: int) -> None:
             )
 
         row(f"scikit-learn KMeans, {full.n_iter_} iterations", base, full.inertia_)
-        row("ours, streamed, fit and finalise", taken, reached)
+        row(f"ours, streamed, fit and finalise, {device}", taken, reached)
         for batch in (1024, 4096):
             start = time.perf_counter()
             mini = MiniBatchKMeans(clusters, n_init=1, random_state=0, batch_size=batch, max_iter=100).fit(whole)
@@ -193,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the sizes")
     parser.add_argument("--only", choices=["omp", "kmeans", "large"], help="one section")
+    parser.add_argument("--device", default="cpu", help="of our k-means: cpu or cuda")
     parser.add_argument("--repeats", type=int, default=5)
     choice = parser.parse_args()
     print(f"Python {platform.python_version()}, {packages()}; {torch.get_num_threads()} threads")
@@ -201,7 +203,7 @@ def main() -> None:
         bench_omp(10_000 // part, 8192, 500 // part, choice.repeats, peers=True)
         bench_omp(20_000 // part, 8192, 1000 // part, max(1, choice.repeats // 2), peers=True)
     if choice.only in (None, "kmeans"):
-        bench_kmeans(100_000 // part, 2048, 100)
+        bench_kmeans(100_000 // part, 2048, 100, choice.device)
     if choice.only in (None, "large"):
         n, dim, budget = 50_000 // part, 8192, 2500 // part
         code = (
