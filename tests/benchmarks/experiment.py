@@ -25,7 +25,7 @@ POOL_METHODS = ("kcenter", "herding")
 LINES = """
     SELECT measure, method, coalesce(gradient, '') AS gradient, weighted, fraction, regime, seeds,
         value, se, vs_random, vs_random_se
-    FROM evaluation_of(?) WHERE part IS NULL ORDER BY measure, regime, fraction, value
+    FROM evaluation_of(?) WHERE part IS NULL ORDER BY measure, regime, fraction, value, method, gradient, weighted
 """
 
 
@@ -50,6 +50,13 @@ def steps(chosen: argparse.Namespace) -> list[list[str]]:
     if chosen.transfer:
         done.append([*evaluate, "--model", str(chosen.transfer), *named("--method", ("random", "tagcos", "full"))])
     return done
+
+
+def complete(root: Path) -> bool:
+    """Whether the run is done: another would be another pool's to the comparisons."""
+    if not (root / "catalog.duckdb").exists():
+        return False
+    return not open_root(str(root), create=False).catalog.read("SELECT run_id FROM latest_run").is_empty()
 
 
 def tables(root: Path) -> None:
@@ -84,7 +91,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--pool-methods", action="store_true")
     chosen = parser.parse_args(own)
     chosen.options = options
-    for step in steps(chosen):
+    for step in steps(chosen)[complete(chosen.root) :]:
         print(f"\n$ tagcos {shlex.join(step)}", flush=True)
         start = time.perf_counter()
         code = subprocess.run([sys.executable, "-m", "flows.cli", *step], check=False).returncode
