@@ -239,7 +239,7 @@ def _alone(problem: Problem, row: int) -> float:
 
 
 def _chosen_gram(store: Slots, rows: Rows, indices: np.ndarray) -> np.ndarray:
-    """(k, k) float64; computed anew where some chosen row never needed a column, or its column was forgotten."""
+    """(k, k) float64; computed anew where some chosen row never needed a slot, or lost it."""
     slots = store.slot_of[indices]
     if (slots >= 0).all():
         return store.gram[np.ix_(slots, slots)]

@@ -41,15 +41,15 @@ class RoundedRows:
 
     def __init__(self, rows: Rows, *, hold: bool) -> None:
         self._rows = rows
-        self._height = max(rows.n, TALL)
+        height = max(rows.n, TALL)
         self._width = width(rows.dim)
         self._dither = np.random.default_rng(SEED).random(rows.dim, np.float32) - np.float32(0.5)
         root = np.sqrt(self._width)
         self._longest = max(2**31 / ((BYTE + 1) * root) - root, 1.0)  # of a residual, so that no product leaves 32 bits
-        self._codes = np.zeros((self._height, self._width), np.int8) if hold else None
-        self.scale = np.empty(rows.n, np.float32)
+        self._codes = np.zeros((height, self._width), np.int8) if hold else None
+        self._scale = np.empty(rows.n, np.float32)
         self._error = np.empty(rows.n, np.float32)
-        self._products = np.empty((PROBES, self._height), np.int32)
+        self._products = np.empty((PROBES, height), np.int32)
         self._probes = np.zeros((PROBES, self._width), np.int16)
         self._step = np.zeros(PROBES, np.float32)
         self._miss = np.zeros(PROBES, np.float32)
@@ -58,7 +58,7 @@ class RoundedRows:
         """Round these rows (r, D) float32, the first of which is row `start`."""
         here = slice(start, start + len(piece))
         codes = np.empty((len(piece), self._width), np.int8) if self._codes is None else self._codes[here]
-        rounding_kernels.encode(piece, self._dither, BYTE, codes, self.scale[here], self._error[here])
+        rounding_kernels.encode(piece, self._dither, BYTE, codes, self._scale[here], self._error[here])
 
     def _encode(self, rows: np.ndarray, codes: np.ndarray) -> None:
         """codes (r, W) zeros, of rows (r, D) float32 that were taken in before."""
@@ -85,7 +85,7 @@ class RoundedRows:
 
     def correlations(self, t: int) -> np.ndarray:
         """(n,) float32, about <a, r> with the t-th residual of the last probe."""
-        return self.scale * self._step[t] * self._products[t, : self._rows.n]
+        return self._scale * self._step[t] * self._products[t, : self._rows.n]
 
     def reaching(self, length: np.ndarray, rounding: np.ndarray, bound: np.ndarray, norm: np.ndarray) -> np.ndarray:
         """Pairs (m, 2) int64 of a probe t and a row that may have <a, r> >= bound[t]; no other row has.
@@ -99,7 +99,7 @@ class RoundedRows:
         miss = (self._miss[:count] + rounding).astype(np.float32) * up
         reach = (length + rounding).astype(np.float32) * up
         least = (bound - 1e-6 * np.abs(bound)).astype(np.float32)
-        long = (norm * (1 + 1e-6)).astype(np.float32) + self.scale * np.float32(np.sqrt(self._rows.dim))
+        long = (norm * (1 + 1e-6)).astype(np.float32) + self._scale * np.float32(np.sqrt(self._rows.dim))
         share = self._rows.share(self._rows.n)
         found: dict[int, np.ndarray] = {}
 
@@ -107,7 +107,7 @@ class RoundedRows:
             here = slice(at, at + share)
             pairs: np.ndarray = np.empty((ROOM, 2), np.int64)
             products = self._products[:count, : self._rows.n][:, here]
-            given = products, self.scale[here], self._error[here], long[here], self._step[:count], reach, miss, least
+            given = products, self._scale[here], self._error[here], long[here], self._step[:count], reach, miss, least
             many = rounding_kernels.reaching(*given, pairs)
             if many > len(pairs):
                 pairs = np.empty((many, 2), np.int64)

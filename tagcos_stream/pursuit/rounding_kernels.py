@@ -19,6 +19,15 @@ FAINT = np.float32(1e-15)  # a row whose largest number is below this is not rou
 SURE = np.float32(5.5)  # sqrt(60 / 2): see `encode`
 
 
+@njit(nogil=True, cache=True)
+def _largest(row: np.ndarray) -> np.float32:
+    """The largest size of a number."""
+    largest = np.float32(0)
+    for d in range(row.size):
+        largest = max(largest, abs(row[d]))
+    return largest
+
+
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def encode(block: np.ndarray, dither: np.ndarray, most: float, codes: np.ndarray, scale: np.ndarray, error: np.ndarray) -> None:
     """Each row as `scale` times bytes, and what that may be wrong by: |<a, r> - scale <codes, r>| <= error |r|.
@@ -37,9 +46,7 @@ def encode(block: np.ndarray, dither: np.ndarray, most: float, codes: np.ndarray
     for i in range(block.shape[0]):
         row = block[i]
         code = codes[i, :dim]
-        largest = np.float32(0)
-        for d in range(dim):
-            largest = max(largest, abs(row[d]))
+        largest = _largest(row)
         step = np.float32(largest / np.float32(most)) if largest >= FAINT else np.float32(0)
         inverse = np.float32(1) / step if step > 0 else np.float32(0)
         square = np.float32(0)
@@ -68,10 +75,9 @@ def encode_finely(block: np.ndarray, most: float, codes: np.ndarray, step: np.nd
     for t in range(block.shape[0]):
         row = block[t]
         code = codes[t, :dim]
-        largest = np.float32(0)
+        largest = _largest(row)
         square = np.float32(0)
         for d in range(dim):
-            largest = max(largest, abs(row[d]))
             square += row[d] * row[d]
         size = max(largest / np.float32(32766), np.sqrt(square) / np.float32(most))
         size = np.float32(size * 1.001) if largest >= FAINT else np.float32(0)

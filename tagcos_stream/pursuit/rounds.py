@@ -49,8 +49,6 @@ class Problem:
 class Counts:
     """What the pursuit spent."""
 
-    drafts: int = 0
-    probes: int = 0
     taken_back: int = 0
     compared: int = 0  # pairs of a step and a row that bytes did not rule out
     exact_checks: int = 0
@@ -115,7 +113,6 @@ class Round:
     def _draft(self) -> tuple[np.ndarray, int]:
         """The rows without a slot (B,) that the next steps would likely choose, and how many probes that takes."""
         problem, store, shortlist = self.problem, self.store, self.shortlist
-        self.counts.drafts += 1
         free = problem.open & (store.slot_of < 0)
         scores = np.where(free, self.scores, -np.inf)
         count = min(CANDIDATES, int(free.sum()))
@@ -196,7 +193,6 @@ class Round:
         weights = np.zeros((states, store.size))
         weights[:, slots] = log.weights[:states]
         good, missed = self._prove(weights, slots[log.pick[:made]], log.correlation[:made])
-        self.counts.probes += good
         self.horizon = min(LONGEST, max(HORIZON // 2, int(GROW * good)))
         self.counts.taken_back += made - good
         for t in range(good - (good == made and status == kernels.REPEATED)):
