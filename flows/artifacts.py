@@ -53,43 +53,64 @@ class FlowReporter(LineReporter):
             if title not in LONG:
                 yield line
                 return
-            bar: Any = create_progress_artifact(0.0, key=f"tagcos-{title}", description=f"{title}, {unit}")
+            bar: Any = None
+            with for_show(self.say):
+                bar = create_progress_artifact(0.0, key=f"tagcos-{title}", description=f"{title}, {unit}")
             shown, percent = time.monotonic(), 0.0
+
+            def show() -> None:
+                nonlocal bar
+                kept, bar = bar, None  # after one failure no more: each took its retries' minute
+                if kept is not None:
+                    with for_show(self.say):
+                        update_progress_artifact(kept, percent)
+                        bar = kept
 
             def update(done: float, total: float | None = None) -> None:
                 nonlocal shown, percent
                 line(done, total)
                 percent = 100 * done / total if total else percent
                 if time.monotonic() - shown >= EVERY:
+                    show()
                     shown = time.monotonic()
-                    update_progress_artifact(bar, percent)
 
             yield update
-            update_progress_artifact(bar, percent)
+            show()
+
+
+@contextmanager
+def for_show(say: Callable[[str], None]) -> Iterator[None]:
+    """What a server that is busy or away cannot show does not fail a run: its results are in the catalog."""
+    try:
+        yield
+    except Exception as error:  # whatever a client of HTTP raises
+        say(f"the Prefect server took no artifact: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def publish_artifacts(root: Root, outcome: Outcome, say: Callable[[str], None]) -> None:
     """Of a complete run: tagcos-selection-by-source, tagcos-summary, and tagcos-report, a link to the page written here."""
     run_id = outcome.run_id
-    by_source = root.catalog.read("FROM by_source(?) ORDER BY dataset", [run_id])
-    create_table_artifact(key="tagcos-selection-by-source", table=by_source.to_dicts(), description=run_id)
-    create_markdown_artifact(key="tagcos-summary", markdown=summary(root, outcome), description=run_id)
+    by_source = root.catalog.read("FROM by_source(?) ORDER BY dataset", [run_id]).to_dicts()
+    text = summary(root, outcome)
     name, link = "report", root.files.place(report_key(run_id))
     try:
         write_report(root, run_id)
     except UserError as error:  # the run is complete all the same
         say(f"no report was written: {error}")
         name, link = "snapshot", outcome.stages["publish"]["snapshot"]
-    create_link_artifact(
-        link if "://" in link else Path(link).as_uri(), link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id
-    )
+    uri = link if "://" in link else Path(link).as_uri()
+    with for_show(say):
+        create_table_artifact(key="tagcos-selection-by-source", table=by_source, description=run_id)
+        create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
+        create_link_artifact(uri, link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id)
 
 
-def publish_evaluation(root: Root, evaluation_id: str) -> None:
+def publish_evaluation(root: Root, evaluation_id: str, say: Callable[[str], None]) -> None:
     """tagcos-evaluation: the table that the command prints."""
     results = evaluations.results(root.catalog, evaluation_id).filter(pl.col("part").is_null())
     rows = [row for (regime,), mine in results.group_by("regime", maintain_order=True) for row in _of_regime(regime, mine)]
-    create_table_artifact(key="tagcos-evaluation", table=rows, description=evaluation_id)
+    with for_show(say):
+        create_table_artifact(key="tagcos-evaluation", table=rows, description=evaluation_id)
 
 
 def _of_regime(regime: Any, results: pl.DataFrame) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ def tagcos_evaluate(**settings: Any) -> str:
 
     with _turn(asked.root):
         evaluation_id = _as_task("evaluate", lambda: evaluate(asked, FlowReporter(get_run_logger().info)))
-    publish_evaluation(open_root(asked.root, create=False), evaluation_id)
+    publish_evaluation(open_root(asked.root, create=False), evaluation_id, get_run_logger().warning)
     return str(evaluation_id)
 
 

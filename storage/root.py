@@ -60,8 +60,25 @@ class Root:
 
     def writer(self) -> AbstractContextManager[None]:
         """Hold this around everything that writes. A second writer waits, then is refused, told who the first one is."""
-        lock = self.catalog_path.with_name("writer.lock")
-        return writer_lock(lock, self.url, wait_seconds=self.wait_seconds, on_wait=self.on_wait)
+        return _writer(self.url, self.catalog_path, self.wait_seconds, self.on_wait)
+
+
+def _writer(url: str, catalog: Path, wait_seconds: float, on_wait: Callable[[str], None]) -> AbstractContextManager[None]:
+    return writer_lock(catalog.with_name("writer.lock"), url, wait_seconds=wait_seconds, on_wait=on_wait)
+
+
+def _read_mark(files: LocalFiles | ObjectFiles) -> bytes | None:
+    try:
+        return files.read(MARK)
+    except FileNotFoundError:
+        return None
+
+
+def _write_mark(files: LocalFiles | ObjectFiles, catalog: Path) -> bytes:
+    mark = {"format": FORMAT, "store_id": uuid.uuid4().hex, "catalog": f"{platform.node()}:{catalog}"}
+    text = json.dumps(mark, indent=2).encode()
+    files.write(MARK, text)
+    return text
 
 
 def default_catalog(url: str) -> Path:
@@ -86,14 +103,15 @@ def open_root(
     if catalog is None:
         catalog = files.folder / "catalog.duckdb" if isinstance(files, LocalFiles) else default_catalog(files.url)
     try:
-        mark = json.loads(files.read(MARK))
-    except FileNotFoundError:
-        if not create:
+        text = _read_mark(files)
+        if text is None and create:
+            with _writer(files.url, catalog, wait_seconds, on_wait):
+                text = _read_mark(files) or _write_mark(files, catalog)  # of several that start a root one makes it
+        if text is None:
             raise NoRoot(
                 f"there is no tagcos root at {files.url}: name another with --root or TAGCOS_ROOT, or start one with `tagcos run`"
-            ) from None
-        mark = {"format": FORMAT, "store_id": uuid.uuid4().hex, "catalog": f"{platform.node()}:{catalog}"}
-        files.write(MARK, json.dumps(mark, indent=2).encode())
+            )
+        mark = json.loads(text)
     except NotADirectoryError:
         raise UserError(f"root {files.url} is a file or lies in one: choose a folder with --root") from None
     except ValueError as error:

@@ -14,6 +14,7 @@ import pytest
 
 from storage import evaluations, runs, selections
 from storage.root import open_root
+from tests.flows.server import free_port
 
 CODE = """
 import asyncio, json, sys
@@ -121,6 +122,23 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
         selections.selection(c, run).drop("run_id") for c, run in zip(catalogs, (result["run_id"], outcome.run_id), strict=True)
     ]
     assert chosen[0].equals(chosen[1])
+
+
+@pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow:FutureWarning")
+def test_artifacts__a_server_that_is_away_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows import artifacts
+
+    monkeypatch.setattr(artifacts, "EVERY", 0.0)
+    said: list[str] = []
+    away = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(away), artifacts.FlowReporter(said.append).stage("gradients", "examples") as progress:
+        for done in range(3):
+            progress(done, 3)
+    about = [text for text in said if "artifact" in text]
+    assert len(about) == 1, said
+    assert "took no artifact: ConnectError" in about[0]
 
 
 def test_run__waits_for_no_server(monkeypatch: pytest.MonkeyPatch, small_settings: Callable[..., dict[str, Any]]) -> None:

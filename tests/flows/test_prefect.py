@@ -192,7 +192,7 @@ def test_root__two_deployments_wait_for_their_turn(prefect: Prefect) -> None:
         begin(prefect, f"tagcos-refresh/{name}", **values, fraction=fraction)
         for name, fraction in (("on-demand", 0.1), ("nightly", 0.2))
     ]
-    assert [prefect.await_run(flow_run)["state_type"] for flow_run in asked] == ["COMPLETED"] * 2
+    assert [prefect.await_run(flow_run)["state_type"] for flow_run in asked] == ["COMPLETED"] * 2, prefect.log()[-8000:]
     assert statuses(prefect, "turns") == ["complete"] * 2
 
 

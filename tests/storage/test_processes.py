@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +159,23 @@ def test_writers__the_second_waits_and_both_are_right(make_root: Callable[[str],
             .equals(expected[examples].select("example_id", "cluster", "rank").sort("example_id"))
         )
     assert check(root) == []
+
+
+def test_root__begun_by_two_at_once_is_one(tmp_path: Path) -> None:
+    code = (
+        "import sys; from storage.root import open_root\n"
+        "for url in sys.stdin:\n    print(open_root(url.strip()).store_id, flush=True)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        both = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code], **pipes, text=True)) for _ in range(2)]
+        for number in range(30):
+            for process in both:
+                assert process.stdin is not None
+                process.stdin.write(f"{tmp_path / str(number)}\n")
+                process.stdin.flush()
+            identities = [process.stdout.readline() for process in both if process.stdout is not None]
+            assert identities[0] == identities[1] != "", number
 
 
 def test_writers__the_second_is_refused_with_process_and_start(root: Root) -> None:
