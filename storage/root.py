@@ -107,13 +107,14 @@ def open_root(
         if text is None and create:
             with _writer(files.url, catalog, wait_seconds, on_wait):
                 text = _read_mark(files) or _write_mark(files, catalog)  # of several that start a root one makes it
-        if text is None:
-            raise NoRoot(
-                f"there is no tagcos root at {files.url}: name another with --root or TAGCOS_ROOT, or start one with `tagcos run`"
-            )
-        mark = json.loads(text)
     except NotADirectoryError:
         raise UserError(f"root {files.url} is a file or lies in one: choose a folder with --root") from None
+    if text is None:
+        raise NoRoot(
+            f"there is no tagcos root at {files.url}: name another with --root or TAGCOS_ROOT, or start one with `tagcos run`"
+        )
+    try:
+        mark = json.loads(text)
     except ValueError as error:
         raise UserError(f"{files.place(MARK)} is not valid JSON ({error}): restore it, or choose another --root") from error
     if mark.get("format") != FORMAT:
