@@ -49,15 +49,16 @@ def title(regime: str, config: dict[str, Any]) -> str:
 
 
 def named(row: dict[str, Any]) -> str:
-    """A unit's method, with variant and weights where there are any."""
-    return " ".join(str(word) for word in (row["method"], row["gradient"], "weighted" if row["weighted"] else "") if word)
+    """A unit's method, with variant, setting and weights where there are any."""
+    words = (row["method"], row["gradient"], row["setting"], "weighted" if row["weighted"] else "")
+    return " ".join(str(word) for word in words if word)
 
 
 def compact(results: pl.DataFrame) -> pl.DataFrame:
     """One row a method and fraction, two columns a measure, as text; best loss first within a fraction."""
     measures = results["measure"].unique(maintain_order=True).to_list()
     first = "loss" if "loss" in measures else measures[0]
-    by_unit = results.group_by("fraction", "method", "gradient", "weighted", maintain_order=True)
+    by_unit = results.group_by("fraction", "method", "gradient", "setting", "weighted", maintain_order=True)
     rows = []
     for (fraction, *_), mine in by_unit:
         scores = {row["measure"]: row for row in mine.iter_rows(named=True)}

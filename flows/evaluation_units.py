@@ -1,4 +1,4 @@
-"""What an evaluation trains: one unit a method, gradient variant, fraction, seed, regime, and with or without weights.
+"""What an evaluation trains: one unit a method, gradient variant, setting, fraction, seed, regime, with or without weights.
 
 Selections are runs like all others: found in the catalog, made where they are not there.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from flows.job import config_hash, run_stage
@@ -17,7 +18,7 @@ from storage.evaluations import UnitKey
 from storage.root import Root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.controls.methods import METHODS
-from tagcos_stream.evaluation.settings import BASE, FULL, Evaluation
+from tagcos_stream.evaluation.settings import BASE, FULL, Evaluation, changed, varied
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Unit:
     def name(self) -> str:
         key = self.key
         share = "" if key.method in (BASE, FULL) else f"{key.fraction:.3g}"
-        words = (key.method, key.gradient, share, f"seed {key.seed}", key.regime, "weighted" if key.weighted else "")
+        words = (key.method, key.gradient, key.setting, share, f"seed {key.seed}", key.regime, "weighted" if key.weighted else "")
         return " ".join(word for word in words if word)
 
 
@@ -41,20 +42,21 @@ def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Re
     """Everything asked for, seed by seed, so that what can be compared is there early. `base`: row of the run of the pool."""
     pool = blocks.features_pool(root.catalog, base["run_id"], base["space_id"])
     mean = float(pool["tokens"].to_numpy().mean())
-    yield Unit(UnitKey(BASE, "", 0.0, 0, "none", False), None, 0, 0.0)
+    yield Unit(UnitKey(BASE, "", "", 0.0, 0, "none", False), None, 0, 0.0)
     for seed in range(asked.seeds):
         for regime in asked.regime:
             for method in sorted(asked.method, key=lambda name: name == FULL):  # the longest training last
                 if method == FULL:
-                    yield Unit(UnitKey(FULL, "", 1.0, seed, regime, False), None, len(pool), mean)
+                    yield Unit(UnitKey(FULL, "", "", 1.0, seed, regime, False), None, len(pool), mean)
                     continue
-                for fraction in asked.fraction:
-                    for gradient in _variants(method, asked, base):
-                        run_id = _selection(asked, base, root, reporter, method, gradient, fraction, seed)
-                        chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
-                        for weighted in (False, True) if asked.weights and METHODS[method].weights else (False,):
-                            key = UnitKey(method, gradient, fraction, seed, regime, weighted)
-                            yield Unit(key, run_id, len(chosen), float(chosen.mean()))
+                weights = (False, True) if asked.weights and METHODS[method].weights else (False,)
+                ways = product(asked.fraction, _variants(method, asked, base), varied(method, asked.vary))
+                for fraction, gradient, setting in ways:
+                    run_id = _selection(asked, base, root, reporter, method, gradient, setting, fraction, seed)
+                    chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
+                    for weighted in weights:
+                        key = UnitKey(method, gradient, setting, fraction, seed, regime, weighted)
+                        yield Unit(key, run_id, len(chosen), float(chosen.mean()))
 
 
 def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Settings:
@@ -76,11 +78,12 @@ def _selection(
     reporter: Reporter,
     method: str,
     gradient: str,
+    setting: str,
     fraction: float,
     seed: int,
 ) -> str:
     """The complete run that selected so from the pool of `base`. A method that no seed touches selects by the run's own."""
-    changes: dict[str, Any] = {"method": method, "fraction": fraction}
+    changes: dict[str, Any] = {"method": method, "fraction": fraction, **changed(setting)}
     if METHODS[method].seeded:
         changes["seed"] = seed
     if gradient:

@@ -21,6 +21,7 @@ class UnitKey:
 
     method: str
     gradient: str
+    setting: str  # NAME=VALUE, where the selection differs in it from the run's own settings
     fraction: float
     seed: int
     regime: str
@@ -134,7 +135,7 @@ def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
     """The columns of the macro evaluation_of, in order of regime, fraction, measure, part and method."""
     return catalog.read(
         """FROM evaluation_of(?) ORDER BY regime DESC, fraction, measure, part NULLS FIRST, method = 'base' DESC,
-            method = 'full', value, method, gradient, weighted""",
+            method = 'full', value, method, gradient, setting, weighted""",
         [evaluation_id],
     )
 

@@ -181,7 +181,7 @@ COMMENT ON VIEW comparison IS 'methods side by side on held-out dimensions, by f
 CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
     WITH scored AS (
             SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
-            JOIN evaluation_units u USING (evaluation_id, method, gradient, fraction, seed, regime, weighted) WHERE s.evaluation_id = evaluation
+            JOIN evaluation_units u USING (evaluation_id, method, gradient, setting, fraction, seed, regime, weighted) WHERE s.evaluation_id = evaluation
         ),
         places AS (SELECT DISTINCT regime AS place, fraction AS beside FROM scored WHERE method NOT IN ('base', 'full')),
         placed AS (
@@ -189,22 +189,23 @@ CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
                 OR (p.place = s.regime AND (s.method = 'full' OR p.beside = s.fraction))
         ),
         means AS (
-            SELECT place, beside, method, gradient, weighted, measure, part, count(*) AS seeds, avg(value) AS value,
+            SELECT place, beside, method, gradient, setting, weighted, measure, part, count(*) AS seeds, avg(value) AS value,
                 stddev_samp(value) / sqrt(count(*)) AS se, avg(examples)::BIGINT AS examples, avg(steps)::BIGINT AS steps,
                 avg(passes) AS passes, avg(train_seconds) AS train_seconds
             FROM placed GROUP BY ALL
         ),
         pairs AS (
-            SELECT p.place, p.beside, p.method, p.gradient, p.weighted, p.measure, p.part, count(*) AS pairs, avg(p.value - r.value) AS vs_random,
+            SELECT p.place, p.beside, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, count(*) AS pairs,
+                avg(p.value - r.value) AS vs_random,
                 stddev_samp(p.value - r.value) / sqrt(count(*)) AS vs_random_se
             FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.beside = p.beside AND r.measure = p.measure
                 AND r.part IS NOT DISTINCT FROM p.part AND (p.method = 'base' OR r.seed = p.seed)
             WHERE p.method <> 'random' GROUP BY ALL
         )
-    SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.weighted, m.measure, m.part, m.seeds, m.value, m.se, d.vs_random,
-        d.vs_random_se, coalesce(d.pairs, 0) AS pairs, m.examples, m.steps, m.passes, m.train_seconds
+    SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.setting, m.weighted, m.measure, m.part, m.seeds, m.value, m.se,
+        d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, m.examples, m.steps, m.passes, m.train_seconds
     FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.beside = m.beside AND d.method = m.method AND d.gradient = m.gradient
-        AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part;
+        AND d.setting = m.setting AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part;
 
 CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(
     (SELECT evaluation_id FROM evaluation_units ORDER BY finished_at DESC LIMIT 1)) WHERE part IS NULL;

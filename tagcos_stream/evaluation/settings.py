@@ -15,6 +15,8 @@ RANDOM = "random"  # what all others are held against
 Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
 TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
+# what a selection is made by and may be varied: settings of the clusters, of the pursuit
+OF_CLUSTERS, OF_PURSUIT = ("clusters", "min_cluster_rows", "max_cluster_rows"), ("ridge", "tol")
 
 
 def _of_run(name: str) -> str:
@@ -36,6 +38,11 @@ class Evaluation(BaseModel):
     seeds: int = Field(3, ge=1, description="Seeds of selection and training, the same for all methods: 0, 1 and on.")
     gradient: tuple[Variant, ...] = Field(
         (), description="Gradient variants to select by, where the run computed them; default the run's own."
+    )
+    vary: tuple[str, ...] = Field(
+        (),
+        description="Settings of the selection to compare with the run's own, each as NAME=VALUE "
+        f"({', '.join(OF_CLUSTERS + OF_PURSUIT)}), for the methods that read them.",
     )
     weights: bool = Field(False, description="Also train with the selection's weights, where the method gives them.")
     regime: tuple[Regime, ...] = Field(
@@ -81,7 +88,7 @@ class Evaluation(BaseModel):
     threads: int | None = Field(None, ge=1, description="Processor threads; default all of the machine.")
     wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
-    @field_validator("method", "fraction", "gradient", "regime", "lora_targets", "heldout_files", "task", mode="before")
+    @field_validator("method", "fraction", "gradient", "vary", "regime", "lora_targets", "heldout_files", "task", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         values = (value,) if isinstance(value, str | int | float) else value
@@ -105,6 +112,11 @@ class Evaluation(BaseModel):
                 raise ValueError(f"{share} must lie above 0 and be at most 1")
         return value
 
+    @field_validator("vary")
+    @classmethod
+    def _settings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(f"{name}={varied}" for item in value for name, varied in changed(item).items()))
+
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
         if self.task and not self.tasks:
@@ -120,6 +132,25 @@ FIXED_FIELDS = (
     "max_length", "epochs", "batch_size", "learning_rate", "schedule", "rise", "lora_rank", "lora_alpha", "lora_dropout",
     "lora_targets",
 )  # fmt: skip
+
+
+def changed(setting: str) -> dict[str, Any]:
+    """NAME=VALUE as a change of a run's settings; nothing for ''. ValueError with what is wrong."""
+    if not setting:
+        return {}
+    name, equals, text = setting.partition("=")
+    if not equals or name not in OF_CLUSTERS + OF_PURSUIT:
+        raise ValueError(f"{setting!r} is not NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_PURSUIT)}")
+    try:
+        return {name: getattr(Settings.model_validate({name: text}), name)}
+    except ValidationError as error:
+        raise ValueError(wrong_values(error)) from None
+
+
+def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings to select by: '' for the run's own, and those of `vary` that the method reads."""
+    read = OF_CLUSTERS * (METHODS[method].within == "clusters") + OF_PURSUIT * (method in ("tagcos", "omp"))
+    return ("", *(setting for setting in vary if setting.partition("=")[0] in read))
 
 
 def load_evaluation(values: dict[str, Any]) -> Evaluation:

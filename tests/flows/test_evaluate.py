@@ -87,7 +87,7 @@ class Stopped(SilentReporter):
 
 def scores(root: Root, name: str) -> pl.DataFrame:
     frame = root.catalog.read("SELECT * EXCLUDE (evaluation_id) FROM evaluation_scores WHERE evaluation_id = ?", [name])
-    return frame.sort(frame.columns[:8])
+    return frame.sort(set(frame.columns) - {"value", "sd", "items"})
 
 
 def test_heldout__nothing_is_computed_of_it_and_nothing_chooses_it(root: Root) -> None:
@@ -284,6 +284,29 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
     assert evaluations.described(root.catalog, base)["model_fingerprint"] != found["model_fingerprint"]
 
 
+def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root) -> None:
+    changes = {"method": ("random", "tagcos", "omp"), "vary": ("clusters=1", "ridge=1e1"), "seeds": 1, "regime": "steps"}
+    name = evaluating.evaluate(asked(root, **changes, weights=True, learning_rate=3e-3), SilentReporter())
+    done = evaluations.units(root.catalog, name)
+    kinds = {"random": [""], "tagcos": ["", "clusters=1", "ridge=10.0"], "omp": ["", "ridge=10.0"]}
+    for method, settings in kinds.items():
+        assert sorted({key.setting for key in done if key.method == method}) == settings, method
+    made_by = {(key.method, key.setting): row["selection_run"] for key, row in done.items() if key.method != "base"}
+    chosen = {unit: selections.selection(root.catalog, run).sort("rank") for unit, run in made_by.items()}
+    one_cluster, pool_wide = chosen["tagcos", "clusters=1"], chosen["omp", ""]
+    assert one_cluster["example_id"].equals(pool_wide["example_id"]), "one cluster is none"
+    assert not chosen["tagcos", ""]["example_id"].equals(one_cluster["example_id"])
+    for setting in ("clusters=1", "ridge=10.0"):
+        field, value = setting.split("=")
+        config = json.loads(runs.run_status(root.catalog, made_by["tagcos", setting]).run["config"])
+        assert config[field] == float(value)
+    results = evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), measure="loss")
+    losses = {(r["method"], r["setting"], r["weighted"]): r["value"] for r in results.to_dicts()}
+    assert len(losses) == len(results) == 1 + 1 + 2 * 5
+    assert losses["tagcos", "clusters=1", False] == losses["omp", "", False]
+    assert "tagcos adam-delta clusters=1 weighted" in compact(results)["method"].to_list()
+
+
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
     folder = write_tasks(tmp_path / "tasks")
     one = asked(root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=1, task=("mmlu", "tydiqa"))
@@ -354,6 +377,10 @@ def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
         ({"method": "full"}, "method: name a method beside full"),
         ({"fraction": (0.1, 2.0)}, "fraction: 2.0 must lie above 0 and be at most 1"),
         ({"regime": "hours"}, r"regime\.0: .*'steps' or 'epochs'.*given: 'hours'"),
+        ({"vary": "dim=8"}, "vary: 'dim=8' is not NAME=VALUE with a name among clusters, .*, tol"),
+        ({"vary": "clusters"}, "vary: 'clusters' is not NAME=VALUE"),
+        ({"vary": ("clusters=1", "clusters=few")}, "vary: clusters: .*valid integer.*given: 'few'"),
+        ({"vary": "ridge=0"}, "vary: ridge: .*greater than 0"),
         ({"learning_rate": -1}, "learning_rate: .*greater than 0"),
         ({"seed": 3}, "seed: .*not permitted"),
     ],

@@ -15,8 +15,8 @@ import duckdb
 import polars as pl
 import pytest
 
-from storage import pool, runs
-from storage.catalog import SCHEMA_VERSION, SQL, Catalog, migrations
+from storage import evaluations, pool, runs
+from storage.catalog import SCHEMA_VERSION, SQL, Catalog, insert_row, migrations, utc_now
 from storage.check import check
 from storage.gc import orphans
 from storage.root import Root, open_root
@@ -74,13 +74,19 @@ def old_sql(folder: Path, versions: int) -> Path:
     return folder
 
 
+def older(path: Path, sql: Path) -> duckdb.DuckDBPyConnection:
+    """An open catalog of an older version."""
+    connection = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
+    for number, step in migrations(sql):
+        connection.execute(step.read_text())
+        connection.execute("INSERT INTO migrations VALUES (?, ?, '2026-01-01')", [number, step.name])
+    return connection
+
+
 @pytest.mark.parametrize("versions", range(1, SCHEMA_VERSION))
 def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions: int) -> None:
     path = tmp_path / "catalog.duckdb"
-    connection = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
-    for number, step in migrations(old_sql(tmp_path / "sql", versions)):
-        connection.execute(step.read_text())
-        connection.execute("INSERT INTO migrations VALUES (?, ?, '2026-01-01')", [number, step.name])
+    connection = older(path, old_sql(tmp_path / "sql", versions))
     connection.execute("INSERT INTO files VALUES ('f', 's', 'u', 'd', 1, 'jsonl', '', 5, true, 'r', '2026-01-01')")
     connection.close()
     catalog = Catalog(path)
@@ -95,6 +101,24 @@ def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions
     assert catalog.read("SELECT rows_done FROM files")["rows_done"].to_list() == [5]
     assert catalog.read("FROM why('00')").is_empty()
     assert runs.run_status(catalog, opened.run_id).selected == 0
+
+
+def test_migrate__units_of_an_evaluation_are_kept(tmp_path: Path) -> None:
+    """As schema 7 left them: without a setting."""
+    path = tmp_path / "catalog.duckdb"
+    unit = {"evaluation_id": "e", "method": "tagcos", "gradient": "sgd", "fraction": 0.1, "seed": 1, "regime": "steps"}
+    measured = {"examples": 3, "steps": 2, "passes": 5.0, "tokens": 7, "train_seconds": 1.0, "measure_seconds": 1.0}
+    connection = older(path, old_sql(tmp_path / "sql", 7))
+    for regime in ("steps", "epochs"):
+        row = unit | {"regime": regime, "weighted": False}
+        insert_row(connection, "evaluation_units", **row, **measured, copied=False, finished_at=utc_now())
+        insert_row(connection, "evaluation_scores", **row, measure="loss", value=1.5, items=9)
+    connection.close()
+    opened = Catalog(path)
+    opened.upgrade()
+    keys = evaluations.units(opened, "e")
+    assert {(key.setting, key.regime, row["tokens"]) for key, row in keys.items()} == {("", "steps", 7), ("", "epochs", 7)}
+    assert evaluations.results(opened, "e")["value"].to_list() == [1.5, 1.5]
 
 
 def test_migrate__clusters_of_an_older_format_are_made_anew(filled: Root) -> None:
