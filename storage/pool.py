@@ -17,7 +17,7 @@ from storage.files import Files
 from storage.root import Root
 from tagcos_stream.types import IngestBlock
 
-# Polars' default (one group a file) makes later scans hold it whole: FINDINGS.
+# Polars' default (one group a file) makes later scans hold it whole.
 PARQUET_GROUP_ROWS = 1024
 
 

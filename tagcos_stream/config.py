@@ -108,7 +108,7 @@ class Settings(BaseModel):
     checkpoints: int = Field(1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over.")
 
     # features
-    gradient: Variant = Field("adam-delta", description="Gradient variant (DESIGN: adam is the published one).")
+    gradient: Variant = Field("adam-delta", description="Gradient variant (docs/gradients.md); adam is the published one.")
     also_gradients: tuple[Variant, ...] = Field((), description="Variants to compute in the same pass, each a space of its own.")
     projection: Literal["sparse", "rademacher"] = Field("sparse", description="Random projection from parameters to features.")
     dim: int = Field(8192, ge=8, description="Feature dimension.")

@@ -33,7 +33,7 @@ def allocate(sizes: list[int], total: int) -> list[int]:
 
 
 # --- clustering and selection -------------------------------------------------------------------------------------------
-# DESIGN section 3 in float64. Legend: A (n, D) rows, b (D,) target, k budget, S the rows of the round; X (N, D), K clusters.
+# docs/method.md in float64. Legend: A (n, D) rows, b (D,) target, k budget, S the rows of the round; X (N, D), K clusters.
 
 TIE = 1e-11  # correlations this close, relative to |a_j| |b|, are tied, and weights this close: rounding must not choose
 
@@ -57,7 +57,7 @@ def naive_ridge(A: np.ndarray, b: np.ndarray, S: list[int], ridge: float) -> np.
 def naive_omp(A: np.ndarray, b: np.ndarray, k: int, ridge: float = 1.0, tol: float = 1e-4) -> list[tuple[int, int, float, float]]:
     """(row, round, correlation when chosen, |r|/|b| after the choice) in the order of choice.
 
-    DESIGN section 3, line by line. What it leaves open: a row of length zero gets x = 0; a target of length zero counts as
+    docs/method.md, line by line. What it leaves open: a row of length zero gets x = 0; a target of length zero counts as
     reached; of equally negative weights the earliest chosen leaves, and a weight within TIE of zero is not negative; the row
     that fills an empty round is the argmax against the target, and leaves |r|/|b| where it was.
     """
@@ -215,7 +215,7 @@ def naive_gradients(model: Any, input_ids: np.ndarray, target: np.ndarray) -> tu
 
 
 def naive_variant(variant: str, g: np.ndarray, m: np.ndarray, v: np.ndarray, t: int) -> np.ndarray:
-    """DESIGN section 3, line by line."""
+    """docs/method.md, line by line."""
     b1, b2, eps = 0.9, 0.999, 1e-8
 
     def adam(g: np.ndarray) -> np.ndarray:

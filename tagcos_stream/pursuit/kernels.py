@@ -230,7 +230,7 @@ def _squared_residual(local: Local, fit: Fit, target_length: float) -> float:
 
 @njit(nogil=True, cache=True)
 def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
-    """Steps of one round of DESIGN section 3 on the candidates of `local`, each step logged; `fit` is advanced.
+    """Steps of one round of docs/method.md on the candidates of `local`, each step logged; `fit` is advanced.
 
     Returns:
         (probes made, REACHED | REPEATED | DROPPED | STOPPED). REPEATED also covers the newest row leaving at once: both end

@@ -55,7 +55,7 @@ class Counts:
 
 
 class Round:
-    """One round of DESIGN section 3: `run` returns its members in order of choice; `story` tells each one's."""
+    """One round of docs/method.md: `run` returns its members in order of choice; `story` tells each one's."""
 
     def __init__(
         self,
