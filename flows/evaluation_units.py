@@ -18,7 +18,7 @@ from storage.evaluations import UnitKey
 from storage.root import Root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.controls.methods import METHODS
-from tagcos_stream.evaluation.settings import BASE, FULL, Evaluation, changed, varied
+from tagcos_stream.evaluation.settings import BASE, FULL, OWN, Evaluation, changed, varied
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Re
                     run_id = _selection(asked, base, root, reporter, method, gradient, setting, fraction, seed)
                     chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
                     for weighted in weights:
-                        key = UnitKey(method, gradient, setting, fraction, seed, regime, weighted)
+                        key = UnitKey(method, gradient, "" if setting == OWN else setting, fraction, seed, regime, weighted)
                         yield Unit(key, run_id, len(chosen), float(chosen.mean()))
 
 

@@ -16,6 +16,7 @@ Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
 TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
 # what a selection is made by and may be varied: settings of the clusters, of the pursuit
+OWN = "own"  # as the run has them
 OF_CLUSTERS, OF_PURSUIT = ("clusters", "min_cluster_rows", "max_cluster_rows"), ("ridge", "tol")
 
 
@@ -41,8 +42,8 @@ class Evaluation(BaseModel):
     )
     vary: tuple[str, ...] = Field(
         (),
-        description="Settings of the selection to compare with the run's own, each as NAME=VALUE "
-        f"({', '.join(OF_CLUSTERS + OF_PURSUIT)}), for the methods that read them.",
+        description=f"Settings to select by, each as NAME=VALUE ({', '.join(OF_CLUSTERS + OF_PURSUIT)}) or {OWN!r}, for the "
+        "methods that read them; default the run's own.",
     )
     weights: bool = Field(False, description="Also train with the selection's weights, where the method gives them.")
     regime: tuple[Regime, ...] = Field(
@@ -115,7 +116,8 @@ class Evaluation(BaseModel):
     @field_validator("vary")
     @classmethod
     def _settings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(f"{name}={varied}" for item in value for name, varied in changed(item).items()))
+        given = [changed(item) for item in value]
+        return tuple(dict.fromkeys("".join(f"{name}={new}" for name, new in changes.items()) or OWN for changes in given))
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
@@ -135,12 +137,12 @@ FIXED_FIELDS = (
 
 
 def changed(setting: str) -> dict[str, Any]:
-    """NAME=VALUE as a change of a run's settings; nothing for ''. ValueError with what is wrong."""
-    if not setting:
+    """NAME=VALUE as a change of a run's settings, none for OWN. ValueError with what is wrong."""
+    if setting == OWN:
         return {}
     name, equals, text = setting.partition("=")
     if not equals or name not in OF_CLUSTERS + OF_PURSUIT:
-        raise ValueError(f"{setting!r} is not NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_PURSUIT)}")
+        raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_PURSUIT)}")
     try:
         return {name: getattr(Settings.model_validate({name: text}), name)}
     except ValidationError as error:
@@ -148,9 +150,9 @@ def changed(setting: str) -> dict[str, Any]:
 
 
 def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
-    """The settings to select by: '' for the run's own, and those of `vary` that the method reads."""
-    read = OF_CLUSTERS * (METHODS[method].within == "clusters") + OF_PURSUIT * (method in ("tagcos", "omp"))
-    return ("", *(setting for setting in vary if setting.partition("=")[0] in read))
+    """Those of `vary` that the method reads; OWN alone where it reads none."""
+    read = (OWN, *OF_CLUSTERS * (METHODS[method].within == "clusters"), *OF_PURSUIT * (method in ("tagcos", "omp")))
+    return tuple(setting for setting in vary if setting.partition("=")[0] in read) or (OWN,)
 
 
 def load_evaluation(values: dict[str, Any]) -> Evaluation:

@@ -285,7 +285,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
 
 
 def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root) -> None:
-    changes = {"method": ("random", "tagcos", "omp"), "vary": ("clusters=1", "ridge=1e1"), "seeds": 1, "regime": "steps"}
+    changes = {"method": ("random", "tagcos", "omp"), "vary": ("own", "clusters=1", "ridge=1e1"), "seeds": 1, "regime": "steps"}
     name = evaluating.evaluate(asked(root, **changes, weights=True, learning_rate=3e-3), SilentReporter())
     done = evaluations.units(root.catalog, name)
     kinds = {"random": [""], "tagcos": ["", "clusters=1", "ridge=10.0"], "omp": ["", "ridge=10.0"]}
@@ -305,6 +305,10 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
     assert len(losses) == len(results) == 1 + 1 + 2 * 5
     assert losses["tagcos", "clusters=1", False] == losses["omp", "", False]
     assert "tagcos adam-delta clusters=1 weighted" in compact(results)["method"].to_list()
+    # what is named, and nothing else
+    only = evaluating.evaluate(asked(root, **changes | {"vary": "tol=0.5"}, learning_rate=4e-3), SilentReporter())
+    named = {(key.method, key.setting) for key in evaluations.units(root.catalog, only)}
+    assert named == {("base", ""), ("random", ""), ("tagcos", "tol=0.5"), ("omp", "tol=0.5")}
 
 
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
@@ -377,8 +381,8 @@ def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
         ({"method": "full"}, "method: name a method beside full"),
         ({"fraction": (0.1, 2.0)}, "fraction: 2.0 must lie above 0 and be at most 1"),
         ({"regime": "hours"}, r"regime\.0: .*'steps' or 'epochs'.*given: 'hours'"),
-        ({"vary": "dim=8"}, "vary: 'dim=8' is not NAME=VALUE with a name among clusters, .*, tol"),
-        ({"vary": "clusters"}, "vary: 'clusters' is not NAME=VALUE"),
+        ({"vary": "dim=8"}, "vary: 'dim=8' is neither 'own' nor NAME=VALUE with a name among clusters, .*, tol"),
+        ({"vary": "clusters"}, "vary: 'clusters' is neither"),
         ({"vary": ("clusters=1", "clusters=few")}, "vary: clusters: .*valid integer.*given: 'few'"),
         ({"vary": "ridge=0"}, "vary: ridge: .*greater than 0"),
         ({"learning_rate": -1}, "learning_rate: .*greater than 0"),
