@@ -166,6 +166,9 @@ def controls(facts: Facts) -> Section:
             Column("se", "standard error", "number"),
             Column("vs_random", "against random", "number"),
             Column("vs_random_se", "its standard error", "number"),
+            Column("median_vs_random", "median source against random", "number"),
+            Column("sources_ahead", "sources ahead", "count"),
+            Column("sources", "of", "count"),
             Column("model", "model"),
         )
         shown, more = first_rows(rows, 'tagcos sql "FROM evaluation_scores"')

@@ -177,7 +177,8 @@ CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
 COMMENT ON VIEW comparison IS 'methods side by side on held-out dimensions, by fraction, of the run diagnosed last';
 
 -- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) stand
--- beside every fraction; base, which is measured once, beside every seed.
+-- beside every fraction; base, which is measured once, beside every seed. Of source_loss also what a mean over sources hides where one of
+-- them has several times the loss of the others: of the differences by source the median, and how many sources are ahead of random.
 CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
     WITH scored AS (
             SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
@@ -194,18 +195,39 @@ CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
                 avg(passes) AS passes, avg(train_seconds) AS train_seconds
             FROM placed GROUP BY ALL
         ),
-        pairs AS (
-            SELECT p.place, p.beside, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, count(*) AS pairs,
-                avg(p.value - r.value) AS vs_random,
-                stddev_samp(p.value - r.value) / sqrt(count(*)) AS vs_random_se
+        differences AS (
+            SELECT p.place, p.beside, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, r.seed, p.value - r.value AS difference
             FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.beside = p.beside AND r.measure = p.measure
                 AND r.part IS NOT DISTINCT FROM p.part AND (p.method = 'base' OR r.seed = p.seed)
-            WHERE p.method <> 'random' GROUP BY ALL
+            WHERE p.method <> 'random'
+        ),
+        pairs AS (
+            SELECT * EXCLUDE (seed, difference), count(*) AS pairs, avg(difference) AS vs_random,
+                stddev_samp(difference) / sqrt(count(*)) AS vs_random_se
+            FROM differences GROUP BY ALL
+        ),
+        medians AS (
+            SELECT * EXCLUDE (seed, middle), avg(middle) AS median_vs_random, stddev_samp(middle) / sqrt(count(*)) AS median_vs_random_se
+            FROM (
+                SELECT * EXCLUDE (measure, part, difference), median(difference) AS middle FROM differences
+                WHERE measure = 'loss' AND part IS NOT NULL GROUP BY ALL
+            ) GROUP BY ALL
+        ),
+        sources AS (
+            SELECT place, beside, method, gradient, setting, weighted, count(*) AS sources, count(*) FILTER (vs_random < 0) AS sources_ahead
+            FROM pairs WHERE measure = 'loss' AND part IS NOT NULL GROUP BY ALL
+        ),
+        by_source AS (
+            SELECT *, 'source_loss' AS measure, NULL::VARCHAR AS part
+            FROM medians JOIN sources USING (place, beside, method, gradient, setting, weighted)
         )
     SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.setting, m.weighted, m.measure, m.part, m.seeds, m.value, m.se,
-        d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, m.examples, m.steps, m.passes, m.train_seconds
+        d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, b.median_vs_random, b.median_vs_random_se, b.sources_ahead, b.sources,
+        m.examples, m.steps, m.passes, m.train_seconds
     FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.beside = m.beside AND d.method = m.method AND d.gradient = m.gradient
-        AND d.setting = m.setting AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part;
+        AND d.setting = m.setting AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part
+    LEFT JOIN by_source b ON b.place = m.place AND b.beside = m.beside AND b.method = m.method AND b.gradient = m.gradient
+        AND b.setting = m.setting AND b.weighted = m.weighted AND b.measure = m.measure AND b.part IS NOT DISTINCT FROM m.part;
 
 CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(
     (SELECT evaluation_id FROM evaluation_units ORDER BY finished_at DESC LIMIT 1)) WHERE part IS NULL;

@@ -22,10 +22,15 @@ from storage.root import open_root
 
 METHODS = ("random", "stratified", "longest", "herding-clusters", "full")
 POOL_METHODS = ("kcenter", "herding")
+COLUMNS = (
+    "measure", "method", "gradient", "setting", "weighted", "fraction", "regime", "seeds", "sources ahead", "mean", "to random",
+    "median source to random",
+)  # fmt: skip
 LINES = """
-    SELECT measure, method, coalesce(gradient, '') AS gradient, weighted, fraction, regime, seeds,
-        value, se, vs_random, vs_random_se
-    FROM evaluation_of(?) WHERE part IS NULL ORDER BY measure, regime, fraction, value, method, gradient, weighted
+    SELECT measure, method, gradient, setting, weighted, fraction, regime, seeds,
+        coalesce(sources_ahead || ' of ' || sources, '') AS ahead,
+        value, se, vs_random, vs_random_se, median_vs_random, median_vs_random_se
+    FROM evaluation_of(?) WHERE part IS NULL ORDER BY measure, regime, fraction, value, method, gradient, setting, weighted
 """
 
 
@@ -63,10 +68,11 @@ def tables(root: Path) -> None:
     catalog = open_root(str(root), create=False).catalog
     for identity, model in catalog.read("SELECT evaluation_id, model FROM evaluations ORDER BY started_at").iter_rows():
         print(f"\n{model}, evaluation {identity}\n")
-        print("| measure | method | gradient | weighted | fraction | regime | seeds | mean | to random |")
-        print("|---|---|---|---|--:|---|--:|--:|--:|")
-        for *what, value, error, lead, lead_error in catalog.read(LINES, [identity]).iter_rows():
-            print(f"| {' | '.join(map(str, what))} | {spread(value, error)} | {spread(lead, lead_error)} |")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print(f"|{'---|' * len(COLUMNS)}")
+        for row in catalog.read(LINES, [identity]).iter_rows():
+            spreads = [spread(*row[at : at + 2]) for at in (9, 11, 13)]
+            print(f"| {' | '.join(map(str, [*row[:9], *spreads]))} |")
 
 
 def spread(value: float | None, error: float | None) -> str:

@@ -190,6 +190,21 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     assert row["se"] == pytest.approx(ours.std(ddof=1) / np.sqrt(2))
     assert row["vs_random"] == pytest.approx((ours - random).mean())
     assert row["vs_random_se"] == pytest.approx((ours - random).std(ddof=1) / np.sqrt(2))
+    by_topic = scores(root, name).filter(pl.col("part").is_not_null(), measure="loss", regime="steps", weighted=False)
+    wide = by_topic.pivot(on="method", index=["part", "seed"], values="value").sort("seed", "part")
+    apart = (wide["tagcos"] - wide["random"]).to_numpy().reshape(2, 3)
+    sources = evaluations.results(root.catalog, name).filter(
+        measure="source_loss", regime="steps", method="tagcos", weighted=False
+    )
+    middle = np.median(apart, axis=1)
+    row = sources.row(0, named=True)
+    assert (row["sources_ahead"], row["sources"]) == ((apart.mean(axis=0) < 0).sum(), 3)
+    assert row["median_vs_random"] == pytest.approx(middle.mean())
+    assert row["median_vs_random_se"] == pytest.approx(middle.std(ddof=1) / np.sqrt(2))
+    everything = compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), regime="steps"))
+    line = everything.filter(method="tagcos adam-delta").row(0, named=True)
+    assert line["sources ahead"] == f"{row['sources_ahead']}/3"
+    assert line["median source vs random"].startswith(f"{middle.mean():+.4f} ± ")
     table = compact(results)
     assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos adam-delta", "tagcos adam-delta weighted"}
     for query in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):

@@ -341,8 +341,9 @@ EVALUATED = """
     INSERT INTO evaluations SELECT id, run, 'small', 'f', 9, 'd', '{}', '{}', now()::TIMESTAMP
         FROM (VALUES ('mine', $run), ('theirs', 'another')) e(id, run);
     CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
-        SELECT 'steps' AS regime, 0.1 AS fraction, m.method, 'adam' AS gradient, false AS weighted, 'loss' AS measure, p.part,
-            3 AS seeds, m.value, 0.01 AS se, m.value - 2 AS vs_random, 0.02 AS vs_random_se
+        SELECT 'steps' AS regime, 0.1 AS fraction, m.method, 'adam' AS gradient, '' AS setting, false AS weighted,
+            'loss' AS measure, p.part, 3 AS seeds, m.value, 0.01 AS se, m.value - 2 AS vs_random,
+            0.02 AS vs_random_se, 0.03 AS median_vs_random, 1 AS sources_ahead, 2 AS sources
         FROM (VALUES ('tagcos', 1.5), ('random', 2.0)) m(method, value), (VALUES (NULL), ('red')) p(part)
         WHERE evaluation = 'mine'
 """
