@@ -52,7 +52,7 @@ def _print_estimate(found: Estimate) -> None:
         ("examples", f"{found.examples:,}", f"different ones; {found.rejected_rows:,} rows rejected"),
         ("without a gradient", f"{found.without_gradient:,}", "no target token left within max_length"),
         ("cut at max_length", f"{found.truncated:,}", ""),
-        ("selected", f"{found.selected:,}", f"from {found.clusters:,} clusters"),
+        ("selected", f"{found.selected:,}", f"from {found.clusters:,} cluster{'s' * (found.clusters != 1)}"),
         ("tokens", f"{found.tokens:,}", f"plus or minus {found.tokens_error:,}; {found.tokens_an_example:.0f} an example"),
         ("tokens a second", f"{found.tokens_a_second:,.0f}", f"measured in {found.probe_seconds:.0f} s on {found.device}"),
     ]

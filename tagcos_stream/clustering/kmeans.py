@@ -64,13 +64,11 @@ class KMeansState:
 
 
 def default_clusters(n_rows: int) -> int:
-    """K for N rows: N / 10,000 with a floor of sqrt(N) / 10, at least 1 and at most 10,000.
+    """K for N rows: N / 10,000, at least 1 and at most 10,000: clusters of the published size, 100 at a million rows.
 
-    At a million rows that is the published 100 (both rules agree there). Above, clusters keep about 10,000 rows, so that a
-    cluster is always small enough to be held; below, sqrt keeps several clusters with enough rows each to be worth matching:
-    2 at 400, 6 at 3,550, 10 at 10,000, 32 at 100,000, 1,000 at 10 million.
+    Smaller clusters were measured to train worse, and save little (docs/evaluation.md, docs/clustering.md).
     """
-    return int(np.clip(max(round(n_rows / 10_000), round(np.sqrt(n_rows) / 10)), 1, 10_000))
+    return min(max(round(n_rows / 10_000), 1), 10_000)
 
 
 def fit(

@@ -30,7 +30,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kmeans_batches, "BATCH_BYTES", 1)
 
 
-@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (400, 2), (3550, 6), (10_000, 10), (1_000_000, 100), (10_000_000, 1000)])
+@pytest.mark.parametrize(("n", "clusters"), [(1, 1), (14_000, 1), (16_000, 2), (100_000, 10), (1_000_000, 100), (10**7, 1000)])
 def test_default_clusters__follows_its_rule(n: int, clusters: int) -> None:
     assert kmeans.default_clusters(n) == clusters
     assert kmeans.default_clusters(10**9) == 10_000
