@@ -15,8 +15,8 @@ RANDOM = "random"  # what all others are held against
 Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
 TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
-# what a selection is made by and may be varied: settings of the clusters, of the pursuit
-OWN = "own"  # as the run has them
+OWN = "own"  # a selection by the run's own settings
+# those that may be varied: of the clusters, of the pursuit
 OF_CLUSTERS, OF_PURSUIT = ("clusters", "min_cluster_rows", "max_cluster_rows"), ("ridge", "tol")
 
 
