@@ -21,9 +21,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flows.memory import free_bytes
-from storage import runs
-from storage.files import LocalFiles
+from flows.token_budget import free_bytes
+from storage.catalog import runs
+from storage.files.base import LocalFiles
 from storage.root import NoRoot, open_root
 from tagcos_stream.config import GIB, Settings
 from tagcos_stream.types import UserError

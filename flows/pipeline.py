@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flows.clustering import cluster
-from flows.features import gradients, warm_up
-from flows.ingesting import adopt, ingest
-from flows.job import Job, Stage, open_job, open_settings_root, run_stage
+from flows.context import Job, Stage, open_job, open_settings_root, run_stage
 from flows.progress import Reporter, default_reporter
-from flows.selecting import publish, select
-from storage import runs
+from flows.stages.cluster import cluster
+from flows.stages.gradients import gradients, warm_up
+from flows.stages.ingest import adopt, ingest
+from flows.stages.select import publish, select
+from storage.catalog import runs
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError

@@ -20,14 +20,14 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
-from flows.artifacts import FlowReporter, publish_artifacts, publish_evaluation
-from flows.evaluating import evaluate
-from flows.job import Job, Stage, run_stage
-from flows.parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
+from flows.compare.evaluate import evaluate
+from flows.context import Job, Stage, run_stage
 from flows.pipeline import Outcome, reselect, run
+from flows.prefect_artifacts import FlowReporter, publish_artifacts, publish_evaluation
+from flows.prefect_parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
-from tagcos_stream.evaluation.settings import load_evaluation
+from tagcos_stream.evaluation.config import load_evaluation
 from tagcos_stream.types import TransientError, UserError
 
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from storage.arrays import content_digest
-from storage.blocks import forget_block
-from storage.catalog import SQL
-from storage.chunks import DamagedStore
-from storage.clustered import open_clustering, regroup_again
-from storage.clusterings import replace_part
-from storage.features import SegmentReader, open_segment
+from storage.arrays.checkpoints import load_space
+from storage.arrays.chunked import DamagedStore
+from storage.arrays.grouped_reader import open_clustering, regroup_again
+from storage.arrays.safetensors_io import content_digest
+from storage.arrays.segments import SegmentReader, open_segment
+from storage.catalog.clusterings import replace_part
+from storage.catalog.pool import ExampleReader
+from storage.catalog.spaces import forget_block
+from storage.database import SQL
 from storage.gc import orphans
-from storage.pool import ExampleReader
 from storage.root import Root
-from storage.spaces import load_space
 from tagcos_stream.types import UserError
 
 CHECKS = SQL / "checks.sql"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from storage.features import ids_spec, segment_group
-from storage.files import TEMPORARY
-from storage.regroup import clustering_group, part_group
+from storage.arrays.grouped import clustering_group, part_group
+from storage.arrays.segments import ids_spec, segment_group
+from storage.files.base import TEMPORARY
 from storage.root import Root
 
 # Only these are ours to sweep: exports and reports belong to whoever asked for them.

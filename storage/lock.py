@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.files import write_error
+from storage.files.base import write_error
 from tagcos_stream.types import TransientError
 
 REPEAT_MESSAGE_SECONDS = 30.0

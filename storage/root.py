@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from storage.catalog import Catalog
-from storage.files import LocalFiles, ObjectFiles, open_files
+from storage.database import Catalog
+from storage.files.base import LocalFiles, ObjectFiles, open_files
 from storage.lock import writer_lock
 from tagcos_stream.types import UserError
 

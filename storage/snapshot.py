@@ -14,8 +14,8 @@ from pathlib import Path
 
 import duckdb
 
-from storage.catalog import SCHEMA_VERSION, STORAGE_VERSION, VIEWS, utc_now
-from storage.files import sync_path
+from storage.database import SCHEMA_VERSION, STORAGE_VERSION, VIEWS, utc_now
+from storage.files.base import sync_path
 from storage.root import Root
 
 FORMAT = 1

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tagcos_stream.coreset import allocate
+from tagcos_stream.selection.budget import allocate
 from tagcos_stream.types import ArrayRows, UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.clustering.final import Clustering
-    from tagcos_stream.features.chat import Encoded
-    from tagcos_stream.features.model import LoadedModel
-    from tagcos_stream.features.warmup import Checkpoint
+    from tagcos_stream.clustering.refine import Clustering
+    from tagcos_stream.gradients.chat import Encoded
+    from tagcos_stream.gradients.model import LoadedModel
+    from tagcos_stream.gradients.warmup import Checkpoint
 
 
 def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -38,7 +38,7 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
     Raises:
         UserError: no such source, or a file of which nothing can be read.
     """
-    from tagcos_stream.reading.ingest import read_file, resolve_sources
+    from tagcos_stream.data.read import read_file, resolve_sources
 
     found: list[pl.DataFrame] = []
     rejects: list[pl.DataFrame] = []
@@ -66,7 +66,7 @@ def encode_pool(loaded: LoadedModel, examples: pl.DataFrame, *, max_length: int 
     Returns:
         N encoded examples: input_ids (T,) int32, target (T,) bool; None where no token is left to train on.
     """
-    from tagcos_stream.features.chat import NoTargets, encode
+    from tagcos_stream.gradients.chat import NoTargets, encode
 
     longest = min(max_length, loaded.max_positions)
     encoded: list[Encoded | None] = []
@@ -97,8 +97,8 @@ def warm_up(
     Raises:
         UserError: nothing to train on, more checkpoints than steps, or a loss that is not finite.
     """
-    from tagcos_stream.features.adapter import attach_adapter
-    from tagcos_stream.features.warmup import checkpoint_steps, run_warmup
+    from tagcos_stream.gradients.adapter import attach_adapter
+    from tagcos_stream.gradients.warmup import checkpoint_steps, run_warmup
 
     good = [e for e in sample if e is not None]
     steps = math.ceil(len(good) / batch_size)
@@ -147,9 +147,9 @@ def gradient_features(
     Raises:
         SelfCheckFailed: the batched gradients of two examples differ from plain autograd's on this model.
     """
-    from tagcos_stream.features.gradients import GradientExtractor, block_features
-    from tagcos_stream.features.projection import make_projection
-    from tagcos_stream.features.selfcheck import self_check
+    from tagcos_stream.gradients.extract import GradientExtractor, block_features
+    from tagcos_stream.gradients.projection.projections import make_projection
+    from tagcos_stream.gradients.verify import self_check
 
     at = [i for i, e in enumerate(encoded) if e is not None]
     good = [e for e in encoded if e is not None]
@@ -216,7 +216,7 @@ def select_rows(
     Raises:
         UserError: a budget that is not between 1 and N, or a row that is not finite.
     """
-    from tagcos_stream.pursuit.omp import omp_select
+    from tagcos_stream.selection.pursuit.omp import omp_select
 
     n = len(_finite(features))
     total = max(1, round(budget * n)) if isinstance(budget, float) and budget < 1 else int(budget)

@@ -18,7 +18,7 @@ import torch
 
 from flows import pipeline
 from flows.progress import SilentReporter
-from storage import selections
+from storage.catalog import selections
 from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tests.flows.conftest import SMALL, TOPICS, conversation, features_of

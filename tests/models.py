@@ -19,9 +19,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from tagcos_stream.features.adapter import adapter_parameters
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.warmup import Checkpoint, _collate
+from tagcos_stream.gradients.adapter import adapter_parameters
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.warmup import Checkpoint, _collate
 
 VOCABULARY = 300
 CHATML = (

@@ -44,10 +44,10 @@ def test_storage__knows_only_the_plain_types_of_the_method() -> None:
     ("module", "heavy"),
     [
         ("tagcos_stream.config", ("torch", "transformers", "peft", "prefect", "polars")),
-        ("tagcos_stream.pursuit.omp", ("torch", "transformers", "peft", "prefect")),
-        ("tagcos_stream.reading.ingest", ("torch", "transformers", "peft", "prefect")),
-        ("storage.catalog", ("torch", "transformers", "peft", "prefect")),
-        ("flows.cli", ("torch", "transformers", "peft", "prefect", "polars", "duckdb")),
+        ("tagcos_stream.selection.pursuit.omp", ("torch", "transformers", "peft", "prefect")),
+        ("tagcos_stream.data.read", ("torch", "transformers", "peft", "prefect")),
+        ("storage.database", ("torch", "transformers", "peft", "prefect")),
+        ("flows.cli.main", ("torch", "transformers", "peft", "prefect", "polars", "duckdb")),
         ("flows.pipeline", ("torch", "transformers", "peft", "prefect")),
     ],
 )

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import tagcos_stream
-from flows import clustering, pipeline
+from flows import pipeline
 from flows.progress import SilentReporter
-from storage import selections, spaces
+from flows.stages import cluster
+from storage.arrays import checkpoints
+from storage.catalog import selections
 from storage.root import open_root
 from tagcos_stream.types import UserError
 from tests.flows.conftest import (  # noqa: F401
@@ -62,7 +64,7 @@ def test_library__chooses_what_the_pipeline_chooses(
     pool, stored = features_of(root, outcome.run_id)
     features = stored.astype(np.float16)
 
-    made = tagcos_stream.cluster_rows(features, 4, min_cluster_rows=2, keys=clustering.keys(pool))
+    made = tagcos_stream.cluster_rows(features, 4, min_cluster_rows=2, keys=cluster.keys(pool))
     chosen = tagcos_stream.select_rows(features, made, 0.1)
     theirs = selections.selection(root.catalog, outcome.run_id)
     assert pool["example_id"][chosen["row"]].to_list() == theirs["example_id"].to_list()
@@ -74,13 +76,13 @@ def test_library__chooses_what_the_pipeline_chooses(
     assert examples["example_id"].to_list() == pool["example_id"].to_list()
     loaded = tagcos_stream.load_model(str(model_folder))
     encoded = tagcos_stream.encode_pool(loaded, examples, max_length=96)
-    from flows.engine import from_store
-    from tagcos_stream.features.adapter import attach_adapter
+    from flows.workers.gradients import from_store
+    from tagcos_stream.gradients.adapter import attach_adapter
 
     loaded.model = attach_adapter(loaded.model, rank=8, alpha=32, dropout=0.0, seed=0)
     space = outcome.stages["warm-up"]["space_id"]
     row = root.catalog.read("SELECT step, weight, digest FROM checkpoints").row(0, named=True)
-    checkpoint = from_store(spaces.load_checkpoint(root.files, space, row["step"], row["digest"]), row["weight"])
+    checkpoint = from_store(checkpoints.load_checkpoint(root.files, space, row["step"], row["digest"]), row["weight"])
     found, measured = tagcos_stream.gradient_features(loaded, encoded, [checkpoint], dim=256, tokens_a_pass=512)
     assert np.abs(found.astype(np.float64) - stored).max() < 2e-3  # other batches, other last bits
     assert measured["tokens"].sum() == root.catalog.read("SELECT sum(tokens)::BIGINT AS n FROM feature_rows")["n"][0]

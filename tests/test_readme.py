@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flows.cli import app
-from flows.options import settings_table
+from flows.cli.main import app
+from flows.cli.options import settings_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme__settings_table_is_that_of_the_model() -> None:
-    assert settings_table() in README, "put the output of `python -m flows.options` into README.md"
+    assert settings_table() in README, "put the output of `python -m flows.cli.options` into README.md"
 
 
 def test_readme__every_command_is_told() -> None:

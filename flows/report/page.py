@@ -16,7 +16,7 @@ import jinja2
 import orjson
 from markupsafe import Markup, escape
 
-from flows.report.content import Report, visible, written
+from flows.report.elements import Report, visible, written
 
 FOLDER = Path(__file__).parent
 

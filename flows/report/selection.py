@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from flows.report import plots
-from flows.report.content import Column, Section, Sources, Table, first_rows, isolated, named
-from flows.report.texts import opening
-from storage.reporting import STEPS, Facts
-from storage.samples import Samples
+from flows.report.elements import Column, Section, Sources, Table, first_rows, isolated, named
+from flows.report.examples import opening
+from storage.catalog.report_facts import STEPS, Facts
+from storage.report_samples import Samples
 
 WORDS = {"clusters": "cluster", "strata": "stratum", "pool": "pool"}
 PLURALS = {"cluster": "clusters", "stratum": "strata", "pool": "pools"}

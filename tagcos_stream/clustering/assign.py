@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.batches import Stretch, batches, row_numbers, span, stream, stretches
 from tagcos_stream.clustering.kernels import decide, squares
-from tagcos_stream.clustering.totals import Totals
+from tagcos_stream.clustering.stream import Stretch, batches, row_numbers, span, stream, stretches
+from tagcos_stream.clustering.sums import Totals
 from tagcos_stream.types import RowBlocks
 
 EPS = 2.0**-24  # of float32

@@ -15,10 +15,10 @@ from operator import add
 import numpy as np
 
 from tagcos_stream.clustering.assign import Assigned, assign
-from tagcos_stream.clustering.batches import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
-from tagcos_stream.clustering.final import Clustering, finalise
-from tagcos_stream.clustering.passes import Passes, passes_here
-from tagcos_stream.clustering.seeding import sample_rows, seed_centroids
+from tagcos_stream.clustering.exact_pass import Passes, passes_here
+from tagcos_stream.clustering.init import sample_rows, seed_centroids
+from tagcos_stream.clustering.refine import Clustering, finalise
+from tagcos_stream.clustering.stream import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
 from tagcos_stream.types import RowBlocks, UserError
 
 __all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "pass_bytes", "peak_bytes"]

@@ -13,9 +13,9 @@ import torch
 
 from tagcos_stream.evaluation.losses import losses_of
 from tagcos_stream.evaluation.tasks import Question, Task
-from tagcos_stream.features.batching import plan_batches
-from tagcos_stream.features.chat import Encoded, encode, render_prompt
-from tagcos_stream.features.head import find_decoder
+from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.chat import Encoded, encode, render_prompt
+from tagcos_stream.gradients.lm_head import find_decoder
 from tagcos_stream.types import Message, UserError
 
 LONGEST = 2048  # tokens of a question with its shots and reply, where the model takes as many

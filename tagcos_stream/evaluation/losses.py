@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagcos_stream.features.adapter import adapter_parameters
-from tagcos_stream.features.batching import plan_batches
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.gradient_memory import HEAD_TOKENS
-from tagcos_stream.features.gradients import collate
-from tagcos_stream.features.head import cross_entropy, find_decoder, head_losses
+from tagcos_stream.gradients.adapter import adapter_parameters
+from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.extract import collate
+from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, head_losses
+from tagcos_stream.gradients.memory import HEAD_TOKENS
 
 
 class ExampleLosses:

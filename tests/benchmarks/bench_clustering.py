@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.clustering import kmeans
-from tagcos_stream.pursuit.omp import omp_select, peak_bytes
+from tagcos_stream.selection.pursuit.omp import omp_select, peak_bytes
 from tagcos_stream.types import ArrayRows, RowBlocks
 from tests.benchmarks.features import Shape
 
@@ -208,7 +208,7 @@ def main() -> None:
         n, dim, budget = 50_000 // part, 8192, 2500 // part
         code = (
             "import time, numpy as np; from tests.benchmarks.features import Shape; "
-            "from tagcos_stream.pursuit.omp import omp_select\n"
+            "from tagcos_stream.selection.pursuit.omp import omp_select\n"
             f"A = Shape({dim}, 1, 1).array({n}); b = A.mean(axis=0, dtype=np.float64); t = time.perf_counter()\n"
             f"p = omp_select(A, b, {budget}, memory_limit=3 << 30); "
             "import sys; print(round(time.perf_counter() - t, 1), 's', p.stats, file=sys.stderr)"

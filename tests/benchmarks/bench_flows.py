@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.partitions import Progress, Seat, partitioned
+from flows.workers.executor import Progress, Seat, partitioned
 from tagcos_stream.config import Settings
 from tests.flows.conftest import TOPICS, conversation
 from tests.models import tiny_model, tiny_tokenizer
@@ -91,7 +91,7 @@ from contextlib import contextmanager
 began = time.perf_counter()
 values, flow = json.loads(sys.argv[1]), sys.argv[2] == "flow"
 from flows import pipeline
-from storage.catalog import Catalog
+from storage.database import Catalog
 from tagcos_stream.config import load_settings
 inside = [0.0, 0]
 def timed(name):
@@ -114,7 +114,7 @@ else:
     run_id = pipeline.run(settings).run_id
 whole = time.perf_counter() - began
 from storage.root import open_root
-from storage.runs import run_status
+from storage.catalog.runs import run_status
 stages = run_status(open_root(settings.root).catalog, run_id).stages["seconds"].sum()
 print("SECONDS", whole, inside[0], inside[1], stages)
 """

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tagcos_stream.features.batching import padding_share, plan_batches
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.gradients import GradientExtractor
-from tagcos_stream.features.projection_quality import projection_quality
+from tagcos_stream.gradients.batching import padding_share, plan_batches
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.extract import GradientExtractor
+from tagcos_stream.gradients.projection.quality import projection_quality
 from tests.benchmarks import gradient_gpu, gradient_memory, gradient_plans, gradient_setting
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, row, setting, timed, total
 from tests.models import random_checkpoint

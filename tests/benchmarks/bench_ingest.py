@@ -41,7 +41,7 @@ START = "threading.Thread(target=watch, daemon=True).start()\nbegin = time.perf_
 TASKS = {
     "ours": f"""{WATCH}
 import pyarrow.parquet as pq
-from tagcos_stream.reading.ingest import read_file, resolve_sources
+from tagcos_stream.data.read import read_file, resolve_sources
 {START}
 (file,) = resolve_sources([path])
 rows, writer = 0, None
@@ -53,7 +53,7 @@ for block in read_file(file):
 writer.close()
 {DONE}""",
     "ours, reading alone": f"""{WATCH}
-from tagcos_stream.reading.ingest import read_file, resolve_sources
+from tagcos_stream.data.read import read_file, resolve_sources
 {START}
 (file,) = resolve_sources([path])
 rows = sum(block.occurrences.height for block in read_file(file))

@@ -20,7 +20,7 @@ from typing import Any
 
 import polars as pl
 
-from storage import runs
+from storage.catalog import runs
 from storage.root import open_root
 from tagcos_stream.config import Settings
 from tests.benchmarks.features import Shape
@@ -74,13 +74,13 @@ def take_rows(data: Path, count: int) -> pl.DataFrame:
 
 
 def grown(folder: Path, data: Path, examples: int, max_length: int) -> None:
-    from flows.demo_model import demo_model
+    from flows.demo.model import demo_model
 
     more = max(examples // 100, 1)
     rows = take_rows(data, examples + more).sample(fraction=1.0, shuffle=True, seed=0)
     (folder / "pool").mkdir()
     rows[:examples].write_ndjson(folder / "pool" / "first.jsonl")
-    command = [sys.executable, "-m", "flows.cli", "run", str(folder / "pool"), f"--root={folder / 'root'}"]
+    command = [sys.executable, "-m", "flows.cli.main", "run", str(folder / "pool"), f"--root={folder / 'root'}"]
     command += [f"--model={demo_model()}", f"--max-length={max_length}", "--warmup-examples=64", "--clusters=8"]
     results: list[dict[str, Any]] = []
     for turn in ("full", "refresh"):

@@ -26,12 +26,12 @@ import numpy as np
 import polars as pl
 import zarr
 
-from storage import pool, runs, selections
-from storage.catalog import Catalog
-from storage.clustered import ClusteringReader, open_clustering
-from storage.features import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
-from storage.files import LocalFiles, open_files
-from storage.regroup import clustering_group, regroup, write_centroids
+from storage.arrays.grouped import clustering_group, regroup, write_centroids
+from storage.arrays.grouped_reader import ClusteringReader, open_clustering
+from storage.arrays.segments import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
+from storage.catalog import pool, runs, selections
+from storage.database import Catalog
+from storage.files.base import LocalFiles, open_files
 from tagcos_stream.types import RowBlocks
 
 BLOCK_BYTES = 4 << 20

@@ -100,7 +100,7 @@ def main(words: list[str] | None = None) -> None:
     for step in steps(chosen)[complete(chosen.root) :]:
         print(f"\n$ tagcos {shlex.join(step)}", flush=True)
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", "flows.cli", *step], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", "flows.cli.main", *step], check=False).returncode
         if code:
             sys.exit(code)
         print(f"  {time.perf_counter() - start:.0f} s", flush=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagcos_stream.features.batching import plan_batches
-from tagcos_stream.features.gradient_memory import MAX_BATCH_ROWS, model_shape, peak_bytes
+from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.memory import MAX_BATCH_ROWS, model_shape, peak_bytes
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, random_model, row
 from tests.models import random_encoded, tiny_tokenizer
 

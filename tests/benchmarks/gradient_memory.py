@@ -46,7 +46,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from tagcos_stream.features.adapter import attach_adapter
+    from tagcos_stream.gradients.adapter import attach_adapter
 
     layers, hidden, heads, inner, vocabulary = map(int, sys.argv[1:6])
     stage, (rank, length, budget, dim) = sys.argv[6], map(int, sys.argv[7:11])
@@ -67,8 +67,8 @@ def main() -> None:
 
 
 def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
-    from tagcos_stream.features.gradient_memory import model_shape, warmup_bytes
-    from tagcos_stream.features.warmup import run_warmup
+    from tagcos_stream.gradients.memory import model_shape, warmup_bytes
+    from tagcos_stream.gradients.warmup import run_warmup
     from tests.models import random_encoded
 
     def train(examples: int, length: int) -> None:
@@ -90,9 +90,9 @@ def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
 
 
 def gradients(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
-    from tagcos_stream.features.gradient_memory import model_shape, working_bytes
-    from tagcos_stream.features.gradients import GradientExtractor, block_features
-    from tagcos_stream.features.projection import make_projection
+    from tagcos_stream.gradients.extract import GradientExtractor, block_features
+    from tagcos_stream.gradients.memory import model_shape, working_bytes
+    from tagcos_stream.gradients.projection.projections import make_projection
     from tests.models import random_checkpoint, random_encoded
 
     ex = GradientExtractor(model, variants=("adam",), projection=make_projection(dim=dim, seed=0))

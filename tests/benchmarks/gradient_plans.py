@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from tagcos_stream.config import Settings
-from tagcos_stream.features.batching import padding_share, plan_batches
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.gradient_memory import MAX_BATCH_ROWS
-from tagcos_stream.features.gradients import GradientExtractor, collate
-from tagcos_stream.features.head import head_losses
+from tagcos_stream.gradients.batching import padding_share, plan_batches
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.extract import GradientExtractor, collate
+from tagcos_stream.gradients.lm_head import head_losses
+from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
 from tests.benchmarks.gradient_setting import alternate, extractor, setting, timed
 from tests.models import random_checkpoint
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagcos_stream.features.adapter import attach_adapter
-from tagcos_stream.features.chat import Encoded, NoTargets, encode
-from tagcos_stream.features.gradients import GradientExtractor
-from tagcos_stream.features.model import load_model
-from tagcos_stream.features.projection import make_projection
-from tagcos_stream.features.warmup import _collate
+from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
+from tagcos_stream.gradients.extract import GradientExtractor
+from tagcos_stream.gradients.model import load_model
+from tagcos_stream.gradients.projection.projections import make_projection
+from tagcos_stream.gradients.warmup import _collate
 from tests.models import random_checkpoint, random_encoded
 
 DIM = 8192

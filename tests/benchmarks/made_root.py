@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 
 from flows import pipeline
-from flows.features import recipe
-from flows.job import Job, open_job, open_settings_root, run_stage
+from flows.context import Job, open_job, open_settings_root, run_stage
 from flows.progress import SilentReporter
-from storage import blocks, features, runs
-from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from flows.stages.gradients import recipe
+from storage.arrays import segments
+from storage.arrays.checkpoints import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from storage.catalog import runs, spaces
 from tagcos_stream.config import Settings, load_settings
 from tests.benchmarks.features import Shape
 
@@ -40,7 +41,7 @@ def made_settings(folder: Path, **values: Any) -> Settings:
 
 def run_command(settings: Settings, *fields: str) -> list[str]:
     """Words after `python` that run these settings; `fields` are those that differ from the defaults."""
-    words = ["-m", "flows.cli", "run", *settings.sources]
+    words = ["-m", "flows.cli.main", "run", *settings.sources]
     return words + [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("root", "model", *fields)]
 
 
@@ -49,11 +50,11 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
     settings = job.settings
     fingerprint = {"model": "made", "dim": settings.dim}
     space_id, variant = fingerprint_id(fingerprint), settings.gradient
-    if blocks.find_space(job.catalog, recipe(settings, variant)) is None:
+    if spaces.find_space(job.catalog, recipe(settings, variant)) is None:
         nothing = {"layer": np.zeros((2, 2), np.float32)}
         saved = save_checkpoint(job.root.files, space_id, StoredCheckpoint(1, 1e-4, 1, nothing, nothing, nothing))
         save_space(job.root.files, space_id, fingerprint)
-        blocks.add_space(
+        spaces.add_space(
             job.catalog,
             job.run_id,
             space_id,
@@ -64,15 +65,15 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
             checkpoints=[(1, 1.0, saved)],
         )
     runs.set_run(job.catalog, job.run_id, space_id=space_id)
-    plan = blocks.plan_segments(job.catalog, job.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)
-    lacks = blocks.missing(job.catalog, space_id, job.run_id)
+    plan = spaces.plan_segments(job.catalog, job.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)
+    lacks = spaces.missing(job.catalog, space_id, job.run_id)
     for segment, rows in plan.select("segment", "block_rows").iter_rows():
         if segment not in lacks:
             continue
-        ids = blocks.segment_ids(job.catalog, segment)
-        writer = features.create_segment(job.root.files, space_id, segment, example_ids=ids, dim=settings.dim, chunk_rows=rows)
+        ids = spaces.segment_ids(job.catalog, segment)
+        writer = segments.create_segment(job.root.files, space_id, segment, example_ids=ids, dim=settings.dim, chunk_rows=rows)
 
-        def make(block: int, segment: str = segment, writer: features.SegmentWriter = writer) -> tuple[int, range, int]:
+        def make(block: int, segment: str = segment, writer: segments.SegmentWriter = writer) -> tuple[int, range, int]:
             rows = range(*writer.block_range(block))
             return block, rows, writer.write_block(block, shape.block(int(segment[-5:]) * 10_000 + block, len(rows)))
 
@@ -81,7 +82,7 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
                 n = len(rows_made)
                 measured = {"row": np.array(rows_made), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
                 measured |= {"loss": np.full(n, 2.0), "norm": np.full(n, 1.0), "status": ["ok"] * n}
-                blocks.commit_block(
+                spaces.commit_block(
                     job.catalog, job.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0
                 )
 

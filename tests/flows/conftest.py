@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from storage import blocks, features, runs
+from storage.arrays import segments
+from storage.catalog import runs, spaces
 from storage.root import Root
 from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
@@ -70,8 +71,8 @@ def pool_folder(tmp_path: Path) -> Path:
 def features_of(root: Root, run_id: str) -> tuple[pl.DataFrame, np.ndarray]:
     """The pool's examples that have features, and these (N, D) float64."""
     space = runs.run_status(root.catalog, run_id).run["space_id"]
-    pool = blocks.features_pool(root.catalog, run_id, space)
-    rows = features.open_features(root.files, space, pool)
+    pool = spaces.features_pool(root.catalog, run_id, space)
+    rows = segments.open_features(root.files, space, pool)
     return pool, np.concatenate([rows.read(b) for b in range(len(rows.starts) - 1)]).astype(np.float64)
 
 

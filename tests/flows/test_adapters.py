@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from flows import cli, pipeline
-from flows.memory import free_bytes
+from flows import pipeline
+from flows.cli import main
 from flows.progress import SilentReporter
+from flows.token_budget import free_bytes
 from storage.root import open_root
 from tagcos_stream.config import load_settings
-from tagcos_stream.features.adapter import attach_adapter
+from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.types import UserError
 from tests.models import random_encoded, tiny_model, train_checkpoint
 
@@ -73,7 +74,7 @@ def test_run__an_adapter_of_another_model_is_refused_with_both_listed(
     ]
     monkeypatch.setattr("sys.argv", ["tagcos", "run", *wide["sources"], *flags])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert "4 in the checkpoint, only there: " in said

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flows import cli
-from flows.options import settings_parameters
+from flows.cli import main
+from flows.cli.options import settings_parameters
 from tagcos_stream.config import Settings
 
 Maker = Callable[..., dict[str, Any]]
@@ -26,7 +26,7 @@ def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.setattr("sys.argv", ["tagcos", *map(str, arguments)])
         capsys.readouterr()
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

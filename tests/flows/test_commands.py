@@ -18,11 +18,12 @@ import pytest
 import typer
 from rich.console import Console
 
-from flows import cli, pipeline, tables
+from flows import pipeline
+from flows.cli import main, output
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -43,8 +44,8 @@ def test_commands__one_grammar(name: str) -> None:
 
 def printed(monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, width: int) -> list[str]:
     out = io.StringIO()
-    monkeypatch.setattr(tables, "console", lambda: Console(width=width, file=out, markup=False, highlight=False))
-    tables.print_frame(frame)
+    monkeypatch.setattr(output, "console", lambda: Console(width=width, file=out, markup=False, highlight=False))
+    output.print_frame(frame)
     return out.getvalue().splitlines()
 
 
@@ -93,7 +94,7 @@ def test_commands__complete_and_print_json(
         monkeypatch.setattr("sys.argv", ["tagcos", *arguments, "--root", settings.root, "--json"])
         capsys.readouterr()
         with contextlib.suppress(SystemExit):
-            cli.main()
+            main.main()
         return json.loads(capsys.readouterr().out)
 
     out = tmp_path / "selected.jsonl"
@@ -108,14 +109,14 @@ def test_commands__complete_and_print_json(
 
 def test_how_to_go_on__says_the_command() -> None:
     """tests/flows/test_kill.py sends the signal."""
-    said = cli.how_to_go_on(["run", "my data.jsonl", "--fraction", "0.1"])
+    said = main.how_to_go_on(["run", "my data.jsonl", "--fraction", "0.1"])
     assert said == "what was committed is kept. Go on with the same command:\n  tagcos run 'my data.jsonl' --fraction 0.1"
-    assert cli.how_to_go_on(["sql", "FROM runs"]) == "nothing was changed. To do it again:\n  tagcos sql 'FROM runs'"
+    assert main.how_to_go_on(["sql", "FROM runs"]) == "nothing was changed. To do it again:\n  tagcos sql 'FROM runs'"
 
 
 def test_root__from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TAGCOS_ROOT", str(tmp_path / "elsewhere"))
     monkeypatch.setattr("sys.argv", ["tagcos", "status"])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     assert "elsewhere" in capsys.readouterr().err

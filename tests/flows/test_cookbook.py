@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flows.tables import print_frame
+from flows.cli.output import print_frame
 from storage.root import open_root
 from tests.flows import cookbook_pool
 

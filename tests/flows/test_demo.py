@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.demo_data import FAMILIES, demo_examples, write_demo_data
-from flows.demo_model import FILE, demo_model
-from tagcos_stream.reading.ingest import read_file
-from tagcos_stream.reading.sources import resolve_sources
+from flows.demo.data import FAMILIES, demo_examples, write_demo_data
+from flows.demo.model import FILE, demo_model
+from tagcos_stream.data.read import read_file
+from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.types import UserError
 
 
@@ -70,7 +70,7 @@ def test_demo_model__a_wrong_file_is_refused(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_demo__ends_within_five_minutes_and_six_gib(tmp_path: Path) -> None:
     began = time.monotonic()
-    command = [sys.executable, "-m", "flows.cli", "demo", "--root", str(tmp_path / "demo")]
+    command = [sys.executable, "-m", "flows.cli.main", "demo", "--root", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows import estimating, pipeline
+from flows import estimate, pipeline
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 from storage.root import open_root
-from tagcos_stream.reading.ingest import resolve_sources
+from tagcos_stream.data.read import resolve_sources
 from tagcos_stream.types import UserError
 from tests.flows.conftest import conversation
 
@@ -24,7 +24,7 @@ Maker = Callable[..., dict[str, Any]]
 def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
     (pool_folder / "bad.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
     settings = load_settings(small_settings(max_rejects=0.9))
-    found = estimating.estimate(settings, seconds=0.2)
+    found = estimate.estimate(settings, seconds=0.2)
     assert not (tmp_path / "root").exists()  # it writes nothing
     outcome = pipeline.run(settings, SilentReporter())
     root = open_root(settings.root, create=False)
@@ -43,18 +43,18 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     catalog = size_of(Path(settings.root), "catalog*") + size_of(Path(settings.root) / "snapshots")
     assert found.disk["catalog"] == pytest.approx(catalog, rel=0.5)
 
-    again = estimating.estimate(settings, seconds=0)
+    again = estimate.estimate(settings, seconds=0)
     assert (again.known_examples, again.tokens, again.stages["warm-up"]) == (120, 0, 0)
     assert again.disk["features"] == 0
 
 
 def test_estimate__held_out_rows_cost_nothing(small_settings: Maker, pool_folder: Path) -> None:
     settings = load_settings(small_settings(heldout=0.25))
-    found = estimating.estimate(settings, seconds=0)
+    found = estimate.estimate(settings, seconds=0)
     assert (found.examples, found.heldout, found.selected) == (120, 30, 9)
     assert found.tokens == pytest.approx(90 * found.tokens_an_example, abs=1)
     pipeline.run(settings, SilentReporter())
-    again = estimating.estimate(load_settings(small_settings()), seconds=0)  # the root remembers its share
+    again = estimate.estimate(load_settings(small_settings()), seconds=0)  # the root remembers its share
     assert (again.heldout, again.tokens) == (30, 0)
 
 
@@ -69,10 +69,10 @@ def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(lines[:10_000]))
     files = resolve_sources([str(tmp_path)])
-    whole = estimating.look(files)
+    whole = estimate.look(files)
     assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
-    assert len(whole.sample) <= estimating.SAMPLE
-    part = estimating.look(files, seconds=0)  # one look at each file's first blocks
+    assert len(whole.sample) <= estimate.SAMPLE
+    part = estimate.look(files, seconds=0)  # one look at each file's first blocks
     assert part.rows_read <= 40_000
     assert part.rows == pytest.approx(40_000, rel=0.1)
 
@@ -80,6 +80,6 @@ def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
 def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
     with pytest.raises(UserError, match="no usable example"):
-        estimating.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
+        estimate.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
     with pytest.raises(UserError, match="max_length 8"):
-        estimating.estimate(load_settings(small_settings(max_length=8)), seconds=0)
+        estimate.estimate(load_settings(small_settings(max_length=8)), seconds=0)

@@ -17,21 +17,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows import cli, evaluating, pipeline, plotting
-from flows.engine import encode_row
-from flows.evaluation_tables import compact, report
-from flows.ingesting import ingest
-from flows.job import open_job, run_stage
+from flows import pipeline
+from flows.cli import main
+from flows.compare import evaluate, plots
+from flows.compare.tables import compact, report
+from flows.context import open_job, run_stage
 from flows.progress import SilentReporter
-from storage import check, evaluations, heldout, pool, runs, selections
+from flows.stages.ingest import ingest
+from flows.workers.gradients import encode_row
+from storage import check
+from storage.catalog import evaluations, heldout, pool, runs, selections
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.evaluation import finetune as training
+from tagcos_stream.evaluation.config import Evaluation, load_evaluation
 from tagcos_stream.evaluation.losses import losses_of
-from tagcos_stream.evaluation.settings import Evaluation, load_evaluation
-from tagcos_stream.features.adapter import attach_adapter
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.model import load_model
+from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.model import load_model
 from tagcos_stream.types import UserError
 from tests.benchmarks import experiment
 from tests.flows.conftest import SMALL, TOPICS, conversation
@@ -58,7 +61,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
         "also_gradients": ("adam",),
     }
     pipeline.run(load_settings(SMALL | values), SilentReporter())
-    evaluating.evaluate(asked(open_root(values["root"], create=False), weights=True), SilentReporter())
+    evaluate.evaluate(asked(open_root(values["root"], create=False), weights=True), SilentReporter())
     return folder / "root"
 
 
@@ -216,22 +219,22 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
 def test_evaluate__interrupted_it_goes_on_and_comes_to_the_same(root: Root, tmp_path: Path) -> None:
     other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
     changes: dict[str, Any] = {"regime": "steps", "learning_rate": 2e-3, "method": ("random", "tagcos", "full")}
-    whole = evaluating.evaluate(asked(other, **changes), SilentReporter())
+    whole = evaluate.evaluate(asked(other, **changes), SilentReporter())
 
     def done() -> pl.DataFrame:
         return root.catalog.read("FROM evaluation_units WHERE evaluation_id = ?", [whole])
 
     with pytest.raises(KeyboardInterrupt):
-        evaluating.evaluate(asked(root, **changes), Stopped(3))
+        evaluate.evaluate(asked(root, **changes), Stopped(3))
     before = done()
     assert len(before) == 3
-    assert evaluating.evaluate(asked(root, **changes), SilentReporter()) == whole
+    assert evaluate.evaluate(asked(root, **changes), SilentReporter()) == whole
     assert scores(root, whole).equals(scores(other, whole)), "bit for bit"
     assert len(done()) == 7
     kept = before.join(done(), on=before.columns, how="semi", nulls_equal=True)
     assert len(kept) == 3, "what was done is not done again"
     # nor with more asked for: only what lacks is done
-    assert evaluating.evaluate(asked(root, **{**changes, "method": "longest", "seeds": 1}), SilentReporter()) == whole
+    assert evaluate.evaluate(asked(root, **{**changes, "method": "longest", "seeds": 1}), SilentReporter()) == whole
     assert len(done()) == 8
 
 
@@ -240,9 +243,11 @@ def test_evaluate__killed_hard_it_goes_on_and_comes_to_the_same(root: Root, tmp_
     """The same with a process that gets no chance to say good-bye, three times."""
     other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
     changes: dict[str, Any] = {"regime": "steps", "learning_rate": 1e-3, "steps": 60, "method": ("random", "longest", "tagcos")}
-    whole = evaluating.evaluate(asked(other, **changes), SilentReporter())
+    whole = evaluate.evaluate(asked(other, **changes), SilentReporter())
     values = asked(root, **changes).model_dump(mode="json", exclude_unset=True)
-    code = "import json, sys; from flows.evaluating import evaluate; from tagcos_stream.evaluation.settings import Evaluation; "
+    code = (
+        "import json, sys; from flows.compare.evaluate import evaluate; from tagcos_stream.evaluation.config import Evaluation; "
+    )
     code += "evaluate(Evaluation(**json.loads(sys.argv[1])))"
     for wanted in (1, 3, 6):
         process = subprocess.Popen([sys.executable, "-c", code, json.dumps(values)], stderr=subprocess.DEVNULL)
@@ -254,7 +259,7 @@ def test_evaluate__killed_hard_it_goes_on_and_comes_to_the_same(root: Root, tmp_
         process.kill()
         process.wait()
     assert len(evaluations.units(root.catalog, whole)) < 7
-    assert evaluating.evaluate(asked(root, **changes), SilentReporter()) == whole
+    assert evaluate.evaluate(asked(root, **changes), SilentReporter()) == whole
     assert scores(root, whole).equals(scores(other, whole)), "bit for bit"
     assert check.check(root) == []
 
@@ -277,7 +282,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
         root, model=str(other), method=("random", "tagcos"), gradient=("adam", "adam-delta"), seeds=1, regime="steps",
         heldout_files=str(own),
     )  # fmt: skip
-    name = evaluating.evaluate(one, Listening())
+    name = evaluate.evaluate(one, Listening())
     found = evaluations.described(root.catalog, name)
     assert (found["model"], found["config"]["steps"]) == (str(other), 2)
     pooled = set(pool.pool(root.catalog, found["run_id"])["example_id"])
@@ -294,14 +299,14 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
     runs_of = {key.gradient: row["selection_run"] for key, row in done.items() if key.method == "tagcos"}
     spaces = {gradient: runs.run_status(root.catalog, run).run["space_id"] for gradient, run in runs_of.items()}
     assert len(set(spaces.values())) == 2, "each variant selects in its own space"
-    base = evaluating.evaluate(asked(root, method="random", seeds=1, regime="steps"), SilentReporter())
+    base = evaluate.evaluate(asked(root, method="random", seeds=1, regime="steps"), SilentReporter())
     assert base != name
     assert evaluations.described(root.catalog, base)["model_fingerprint"] != found["model_fingerprint"]
 
 
 def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root) -> None:
     changes = {"method": ("random", "tagcos", "omp"), "vary": ("own", "clusters=1", "ridge=1e1"), "seeds": 1, "regime": "steps"}
-    name = evaluating.evaluate(asked(root, **changes, weights=True, learning_rate=3e-3), SilentReporter())
+    name = evaluate.evaluate(asked(root, **changes, weights=True, learning_rate=3e-3), SilentReporter())
     done = evaluations.units(root.catalog, name)
     kinds = {"random": [""], "tagcos": ["", "clusters=1", "ridge=10.0"], "omp": ["", "ridge=10.0"]}
     for method, settings in kinds.items():
@@ -321,7 +326,7 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
     assert losses["tagcos", "clusters=1", False] == losses["omp", "", False]
     assert "tagcos adam-delta clusters=1 weighted" in compact(results)["method"].to_list()
     # what is named, and nothing else
-    only = evaluating.evaluate(asked(root, **changes | {"vary": "tol=0.5"}, learning_rate=4e-3), SilentReporter())
+    only = evaluate.evaluate(asked(root, **changes | {"vary": "tol=0.5"}, learning_rate=4e-3), SilentReporter())
     named = {(key.method, key.setting) for key in evaluations.units(root.catalog, only)}
     assert named == {("base", ""), ("random", ""), ("tagcos", "tol=0.5"), ("omp", "tol=0.5")}
 
@@ -329,7 +334,7 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
     folder = write_tasks(tmp_path / "tasks")
     one = asked(root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=1, task=("mmlu", "tydiqa"))
-    name = evaluating.evaluate(one, SilentReporter())
+    name = evaluate.evaluate(one, SilentReporter())
     found = scores(root, name).filter(method="random")
     items = {(row["measure"], row["part"]): row["items"] for row in found.iter_rows(named=True)}
     assert items.pop(("loss", None)) == 24
@@ -346,7 +351,7 @@ def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path
     )
     # the picture: the same numbers, the same file
     for path in (tmp_path / "a.svg", tmp_path / "b.svg", tmp_path / "c.png"):
-        plotting.plot_evaluation(root.catalog, name, path)
+        plots.plot_evaluation(root.catalog, name, path)
     drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert drawn == (tmp_path / "b.svg").read_text(encoding="utf-8")
     assert "random" in drawn or drawn.count("<use") > 5  # letters are drawn as paths
@@ -357,13 +362,13 @@ def test_plot__without_matplotlib_it_is_said_and_a_wrong_name_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"the name must end in \.png or \.svg"):
-        plotting.drawer(tmp_path / "x.pdf")
+        plots.drawer(tmp_path / "x.pdf")
     drawn: list[Path] = []
-    plotting.drawer(None)(drawn.append)
-    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    plots.drawer(None)(drawn.append)
+    plots.drawer(tmp_path / "x.png")(drawn.append)
     assert drawn == [tmp_path / "x.png"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    plotting.drawer(tmp_path / "x.png")(drawn.append)
+    plots.drawer(tmp_path / "x.png")(drawn.append)
     assert drawn == [tmp_path / "x.png"]
     assert "pip install 'tagcos-stream[plot]'" in capsys.readouterr().err
 
@@ -380,7 +385,7 @@ def test_plot__a_diagnosis_is_a_curve(tmp_path: Path) -> None:
         for m in "ab"
         for f in (0.01, 0.1)
     ]
-    plotting.plot_diagnosis(pl.DataFrame(rows), tmp_path / "made" / "x.png")
+    plots.plot_diagnosis(pl.DataFrame(rows), tmp_path / "made" / "x.png")
     assert (tmp_path / "made" / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -417,7 +422,7 @@ def test_command__nothing_held_out_is_a_mistake_that_one_line_explains(
     command = ["tagcos", "evaluate", "--root", settings["root"], "--method", "random", "--seeds", "1", "--threads", "1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     assert stop.value.code == 2
     assert "holds no example out. Start a root with `tagcos run --heldout 0.05`" in capsys.readouterr().err
 
@@ -443,7 +448,7 @@ def test_command__prints_a_table_and_json(
     for extra in ([], ["--json"]):
         monkeypatch.setattr("sys.argv", command + extra)
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         assert stop.value.code == 0
         out = capsys.readouterr().out
         if extra:
@@ -456,7 +461,7 @@ def test_command__prints_a_table_and_json(
             assert re.search(r"longest +2 +10 +1 +\d\.\d{4} ± 0\.\d{4} +[+-]\d\.\d{4} ± 0\.\d{4}", out)
     monkeypatch.setattr("sys.argv", ["tagcos", "status", "--root", root.url])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     assert re.search(r"run-\S+ +complete +\S+ \S+ +96 +24 +10", capsys.readouterr().out)
 
 

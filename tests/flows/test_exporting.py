@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from flows import exporting, pipeline
+from flows import export, pipeline
+from flows.cli.store import FormatName
 from flows.progress import SilentReporter
-from flows.root_commands import FormatName
-from storage import exports
-from storage.export_files import MARK
+from storage.catalog.selections import selection
+from storage.exports import write as exports
+from storage.exports.files import MARK
 from storage.root import Root, open_root
-from storage.selections import selection
-from tagcos_stream.features.chat import encode
-from tagcos_stream.features.model import load_tokenizer
-from tagcos_stream.reading.ingest import read_file, resolve_sources
+from tagcos_stream.data.read import read_file, resolve_sources
+from tagcos_stream.gradients.chat import encode
+from tagcos_stream.gradients.model import load_tokenizer
 from tagcos_stream.types import UserError
 from tests.models import tiny_model
 
@@ -254,7 +254,7 @@ def test_export__trl_trains_on_it_by_weight(
     from tagcos_stream.weighted_sft import weighted_sft_trainer
 
     root, run_id = exported
-    done = exporting.export(root, "latest", tmp_path / "trl", format="trl")
+    done = export.export(root, "latest", tmp_path / "trl", format="trl")
     assert (done.rows, done.left_out) == (55, {})
     data = datasets.load_dataset(str(tmp_path / "trl"), split="train", cache_dir=str(tmp_path / "cache"))
     tokenizer = load_tokenizer(str(model_folder))
@@ -320,7 +320,7 @@ def test_export__a_folder_that_is_not_ours_stays(exported: tuple[Root, str], tmp
 )
 def test_export__mistakes(exported: tuple[Root, str], tmp_path: Path, name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        exporting.export(exported[0], None, tmp_path / name, **options)
+        export.export(exported[0], None, tmp_path / name, **options)
 
 
 def test_export__a_place_that_cannot_be_written(exported: tuple[Root, str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from storage import evaluations, runs, selections
+from storage.catalog import evaluations, runs, selections
 from storage.root import open_root
 from tests.flows.server import free_port
 
@@ -128,12 +128,12 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
 def test_artifacts__a_server_that_is_away_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    from flows import artifacts
+    from flows import prefect_artifacts
 
-    monkeypatch.setattr(artifacts, "EVERY", 0.0)
+    monkeypatch.setattr(prefect_artifacts, "EVERY", 0.0)
     said: list[str] = []
     away = {PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}
-    with temporary_settings(away), artifacts.FlowReporter(said.append).stage("gradients", "examples") as progress:
+    with temporary_settings(away), prefect_artifacts.FlowReporter(said.append).stage("gradients", "examples") as progress:
         for done in range(3):
             progress(done, 3)
     about = [text for text in said if "artifact" in text]

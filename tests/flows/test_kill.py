@@ -22,8 +22,9 @@ import polars as pl
 import pytest
 
 from flows.pipeline import STAGES
-from storage import check, selections
-from storage.catalog import Catalog
+from storage import check
+from storage.catalog import selections
+from storage.database import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
@@ -35,7 +36,7 @@ Maker = Callable[..., dict[str, Any]]
 
 def start(values: dict[str, Any], log: Path) -> subprocess.Popen[bytes]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"]
-    command = [sys.executable, "-m", "flows.cli", "run", *values["sources"], *flags]
+    command = [sys.executable, "-m", "flows.cli.main", "run", *values["sources"], *flags]
     with log.open("ab") as out:
         return subprocess.Popen(command, cwd=CHECKOUT, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

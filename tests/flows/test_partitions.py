@@ -15,16 +15,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows import passing, pipeline
-from flows.clustering import features_pool
-from flows.job import Job
-from flows.partitions import Progress, Seat, partitioned
-from flows.passing import spread
+from flows import pipeline
+from flows.context import Job
 from flows.progress import SilentReporter
-from storage import clusterings, runs, selections
-from storage.features import open_features
+from flows.stages.cluster import features_pool
+from flows.workers import kmeans as passing
+from flows.workers.executor import Progress, Seat, partitioned
+from flows.workers.kmeans import spread
+from storage.arrays.segments import open_features
+from storage.catalog import clusterings, runs, selections
 from storage.root import open_root
-from tagcos_stream.clustering import assign, batches, kmeans, passes
+from tagcos_stream.clustering import assign, exact_pass, kmeans, stream
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
 
@@ -40,9 +41,9 @@ needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="ray is not installed: pip i
 @pytest.fixture(scope="module")
 def cluster(s3_server: str) -> Iterator[None]:
     """A local Ray cluster of two processors; its workers inherit the way to the S3 server."""
-    from flows import ray_cluster
+    from flows.workers import ray_executor
 
-    assert ray_cluster.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert ray_executor.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
@@ -59,8 +60,8 @@ def select(values: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass over 120 rows is then cut into as many stretches as there are blocks, and workers pay; one pass is enough."""
-    monkeypatch.setattr(batches, "batch_rows", lambda dim: 1)
-    monkeypatch.setattr(batches, "STRETCH_BATCHES", 1)
+    monkeypatch.setattr(stream, "batch_rows", lambda dim: 1)
+    monkeypatch.setattr(stream, "STRETCH_BATCHES", 1)
     monkeypatch.setattr(kmeans, "fit", partial(kmeans.fit, max_passes=1))
     monkeypatch.setattr(passing, "STRETCHES_A_WORKER", 2)
 
@@ -71,7 +72,7 @@ def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any) -> None:
         raise AssertionError("a stretch was computed on the driver")
 
-    monkeypatch.setattr(passes, "pass_sums", refuse)
+    monkeypatch.setattr(exact_pass, "pass_sums", refuse)
     monkeypatch.setattr(assign, "assign_stretch", refuse)
 
 
@@ -124,7 +125,7 @@ def test_settings__refuse_places_that_contradict() -> None:
 def test_in_order__joins_what_waits() -> None:
     r = np.random.default_rng(0)
     for n in (1, 2, 3, 10, 50):
-        parts = [passes.PassSums(r.integers(0, 9, (3, 2)).astype(float), r.integers(0, 9, 3), (float(i),)) for i in range(n)]
+        parts = [exact_pass.PassSums(r.integers(0, 9, (3, 2)).astype(float), r.integers(0, 9, 3), (float(i),)) for i in range(n)]
         for _ in range(20):
             found = list(passing.in_order((int(i), parts[i]) for i in r.permutation(n)))
             whole, ref = reduce(add, found), reduce(add, parts)

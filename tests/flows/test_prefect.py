@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from storage import runs
-from storage.catalog import Catalog
+from storage.catalog import runs
+from storage.database import Catalog
 from storage.root import open_root
 from tagcos_stream.config import SELECT_FIELDS, Settings
 from tagcos_stream.types import UserError

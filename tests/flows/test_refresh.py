@@ -14,11 +14,13 @@ import polars as pl
 import pytest
 
 from flows import pipeline
-from flows.clustering import clustering_recipe
 from flows.progress import SilentReporter
-from storage import check, clustered, clusterings, regroup, runs, selections
+from flows.stages.cluster import clustering_recipe
+from storage import check
+from storage.arrays import grouped, grouped_reader
+from storage.catalog import clusterings, runs, selections
 from storage.root import Root, open_root
-from tagcos_stream import drift
+from tagcos_stream.clustering import drift
 from tagcos_stream.config import load_settings
 from tests import naive
 from tests.benchmarks import bench_refresh
@@ -57,9 +59,9 @@ def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> s
     """A clustering with another's centroids and no rows, which a run with these settings finds: a run from scratch."""
     catalog = root.catalog
     space, first = catalog.read("SELECT space_id, run_id FROM clusterings WHERE clustering_id = ?", [centroids_of]).row(0)
-    reader = clustered.open_clustering(root.files, centroids_of)
+    reader = grouped_reader.open_clustering(root.files, centroids_of)
     name = f"scratch-{values.get('seed', 0)}"
-    regroup.write_centroids(root.files, name, reader.centroids)
+    grouped.write_centroids(root.files, name, reader.centroids)
     noted = runs.run_status(catalog, first).run["clustering_id"]
     clusterings.add_clustering(
         catalog,
@@ -134,8 +136,8 @@ def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
     space = first.stages["warm-up"]["space_id"]
     shutil.copytree(tmp_path / "root" / "spaces", tmp_path / "fresh" / "spaces", ignore=shutil.ignore_patterns("segments"))
     name = first.stages["cluster"]["clustering_id"]
-    centroids = clustered.open_clustering(root.files, name).centroids
-    regroup.write_centroids(other.files, name, centroids)
+    centroids = grouped_reader.open_clustering(root.files, name).centroids
+    grouped.write_centroids(other.files, name, centroids)
     nothing = pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64})
     clusterings.add_clustering(
         other.catalog, "none", name, space, clusters=nothing, rows=pl.DataFrame(), part=None, config={},

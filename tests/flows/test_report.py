@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from flows import cli, diagnosing, pipeline
+from flows import pipeline
+from flows.cli import main
+from flows.compare import diagnose
 from flows.progress import SilentReporter
-from flows.report.writing import make_report, write_report
-from storage import runs
-from storage.catalog import Catalog
+from flows.report.build import make_report, write_report
+from storage.catalog import runs
+from storage.database import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
@@ -78,9 +80,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Root:
     rows: list[dict[str, Any]] = [{"messages": nasty(n), "dataset": NASTY_NAME} for n in range(15)]
     write(folder / "pool" / "nasty.jsonl", [*rows, {"messages": "<script>window.hacked = 6</script>"}])
     pipeline.run(load_settings(values), SilentReporter())
-    diagnosing.diagnose(
-        values["root"], methods=("random", "tagcos"), fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter()
-    )
+    diagnose.diagnose(values["root"], methods=("random", "tagcos"), fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter())
     return open_root(values["root"], create=False)
 
 
@@ -371,7 +371,7 @@ def test_command__finds_the_run_and_names_the_file(
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["tagcos", "report", *map(str, arguments), "--root", grown.url])
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

@@ -12,11 +12,12 @@ import pytest
 
 from flows import pipeline
 from flows.progress import SilentReporter
-from storage import exports, selections
+from storage.catalog import selections
+from storage.exports import write as exports
 from storage.root import open_root
 from tagcos_stream.config import load_settings
-from tagcos_stream.reading.ingest import read_file
-from tagcos_stream.reading.sources import resolve_sources
+from tagcos_stream.data.read import read_file
+from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.types import UserError
 
 Maker = Callable[..., dict[str, Any]]

@@ -13,13 +13,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows import diagnosing, pipeline
+from flows import pipeline
+from flows.compare import diagnose
 from flows.progress import SilentReporter
-from storage import check, diagnostics, exports, runs, selections
+from storage import check
+from storage.catalog import diagnostics, runs, selections
+from storage.exports import write as exports
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, load_settings
-from tagcos_stream.controls import ranking
-from tagcos_stream.controls.methods import METHODS
+from tagcos_stream.selection import scores
+from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
 from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
@@ -124,7 +127,7 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
     assert chosen("herding") == named(naive.naive_herding(rows, rows.mean(axis=0), 12))
     assert chosen("omp") == named([row for row, *_ in naive.naive_omp(rows, rows.mean(axis=0), 12)])
     # stratified: every source and length in proportion
-    strata = ranking.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
+    strata = scores.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
     sizes = np.bincount(strata)
     got = np.bincount(strata[[names.index(name) for name in chosen("stratified")]], minlength=len(sizes))
     assert got.tolist() == naive.allocate(sizes.tolist(), 12)
@@ -168,7 +171,7 @@ def test_run__with_a_control_makes_no_clusters(small_settings: Maker) -> None:
     assert root.catalog.read("FROM match_of(?)", [outcome.run_id])["cluster"].to_list() == [None]
     assert selections.selection(root.catalog, outcome.run_id)["cluster"].unique().to_list() == [0]
     with pytest.raises(UserError, match="has no clusters to measure by"):
-        diagnosing.diagnose(root.url, reporter=SilentReporter())
+        diagnose.diagnose(root.url, reporter=SilentReporter())
 
 
 class Interrupting(SilentReporter):
@@ -211,8 +214,8 @@ METHODS_FAST = ("tagcos", "random", "herding", "omp", "kcenter")
 
 
 def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root) -> None:
-    base = diagnosing.diagnose(root.url, fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter())
-    frame = diagnosing.table(root.url, base)
+    base = diagnose.diagnose(root.url, fractions=(0.1, 0.2), seeds=(0, 1), reporter=SilentReporter())
+    frame = diagnose.table(root.url, base)
     assert sorted(set(frame["method"])) == sorted(METHODS)
     assert len(frame) == 2 * len(METHODS)
     for row in frame.iter_rows(named=True):
@@ -223,7 +226,7 @@ def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root
         assert 0 < row["clusters_reached"] <= 1
         assert METHODS[row["method"]].weights or row["error_weighted"] == pytest.approx(row["error_plain"])
     # a unit by hand: random chooses by id, so that its errors follow from the held-out dimensions alone
-    from tagcos_stream.controls.matching import held_out_dimensions
+    from tagcos_stream.selection.match import held_out_dimensions
 
     pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
@@ -240,16 +243,16 @@ def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root
 
     # what is there is not measured again; what is new is added
     before = root.catalog.read("SELECT method, measured_at FROM diagnostics ORDER BY ALL")
-    diagnosing.diagnose(root.url, base, fractions=(0.1,), seeds=(0, 1), reporter=SilentReporter())
+    diagnose.diagnose(root.url, base, fractions=(0.1,), seeds=(0, 1), reporter=SilentReporter())
     assert root.catalog.read("SELECT method, measured_at FROM diagnostics ORDER BY ALL").equals(before)
-    diagnosing.diagnose(root.url, base, methods=("random",), fractions=(0.3,), seeds=(0,), reporter=SilentReporter())
-    assert len(diagnosing.table(root.url, base)) == len(frame) + 1
+    diagnose.diagnose(root.url, base, methods=("random",), fractions=(0.3,), seeds=(0,), reporter=SilentReporter())
+    assert len(diagnose.table(root.url, base)) == len(frame) + 1
     assert ("random", 0.3, 0) in diagnostics.units_done(root.catalog, base)
 
 
 def test_diagnose__errors_fall_with_the_budget(root: Root) -> None:
-    base = diagnosing.diagnose(root.url, methods=METHODS_FAST, fractions=(0.05, 1.0), seeds=(0,), reporter=SilentReporter())
-    frame = diagnosing.table(root.url, base)
+    base = diagnose.diagnose(root.url, methods=METHODS_FAST, fractions=(0.05, 1.0), seeds=(0,), reporter=SilentReporter())
+    frame = diagnose.table(root.url, base)
     for method in METHODS_FAST:
         small, whole = frame.filter(pl.col("method") == method).sort("fraction")["error_plain"]
         assert small > 0.1
@@ -260,12 +263,12 @@ def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
     said: list[str] = []
     reporter = SilentReporter()
     reporter.say = said.append  # type: ignore[method-assign]
-    base = diagnosing.diagnose(root.url, methods=("omp", "random"), fractions=(0.1,), memory_limit=0.02, reporter=reporter)
-    assert diagnosing.table(root.url, base)["method"].to_list() == ["random"]
+    base = diagnose.diagnose(root.url, methods=("omp", "random"), fractions=(0.1,), memory_limit=0.02, reporter=reporter)
+    assert diagnose.table(root.url, base)["method"].to_list() == ["random"]
     assert len(said) == 1
     assert "omp at 10.0% is left out" in said[0]
     assert "tagcos" in said[0]
     with pytest.raises(UserError, match="unknown method best"):
-        diagnosing.diagnose(root.url, methods=("best",))
+        diagnose.diagnose(root.url, methods=("best",))
     with pytest.raises(UserError, match=r"fraction 1\.5"):
-        diagnosing.diagnose(root.url, fractions=(1.5,))
+        diagnose.diagnose(root.url, fractions=(1.5,))

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from storage import exports
+from storage.exports import write as exports
 from storage.root import Root
-from tagcos_stream.features.chat import encode
-from tagcos_stream.features.model import load_tokenizer
+from tagcos_stream.gradients.chat import encode
+from tagcos_stream.gradients.model import load_tokenizer
 from tests.flows.test_exporting import exported, kinds_of  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagcos_stream.features.chat import PLAIN_TEMPLATE, NoTargets, TemplateRefused, encode, render, template_fingerprint
+from tagcos_stream.gradients.chat import PLAIN_TEMPLATE, NoTargets, TemplateRefused, encode, render, template_fingerprint
 from tests.models import CHATML, tiny_tokenizer
 
 CONVERSATION = [

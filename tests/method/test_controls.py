@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagcos_stream.config import MethodName
-from tagcos_stream.controls import herding as herding_module
-from tagcos_stream.controls import kcenter as kcenter_module
-from tagcos_stream.controls import matching, ranking
-from tagcos_stream.controls.herding import herding
-from tagcos_stream.controls.kcenter import kcenter
-from tagcos_stream.controls.methods import METHODS
+from tagcos_stream.selection import herding as herding_module
+from tagcos_stream.selection import kcenter as kcenter_module
+from tagcos_stream.selection import match, scores
+from tagcos_stream.selection.herding import herding
+from tagcos_stream.selection.kcenter import kcenter
+from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
@@ -48,14 +48,14 @@ def case(seed: int) -> tuple[np.ndarray, int]:
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_draws__equal_naive_and_follow_from_id_and_seed_alone(seed: int) -> None:
     names = [*ids(200), "0" * 32, "f" * 32]
-    drawn = ranking.draws(names, seed)
+    drawn = scores.draws(names, seed)
     assert drawn.tolist() == [naive.naive_draw(name, seed) for name in names]
-    assert ranking.draws(names[50:], seed).tolist() == drawn[50:].tolist()
+    assert scores.draws(names[50:], seed).tolist() == drawn[50:].tolist()
 
 
 def test_draws__are_uniform_and_differ_by_seed() -> None:
     names = ids(20_000)
-    one, two = ranking.draws(names, 0), ranking.draws(names, 1)
+    one, two = scores.draws(names, 0), scores.draws(names, 1)
     assert np.histogram(one, 10, (0, 1))[0].min() > 1800
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
 
@@ -64,29 +64,29 @@ def test_draws__are_uniform_and_differ_by_seed() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45))
 def test_best__equals_naive_with_ties_by_draw(values: list[int], budget: int) -> None:
     scores = np.array(values, np.float64)
-    drawn = ranking.draws(ids(len(values)), 3)
-    choice = ranking.best(scores, drawn, budget)
+    drawn = scores.draws(ids(len(values)), 3)
+    choice = scores.best(scores, drawn, budget)
     assert choice.indices.tolist() == naive.naive_best(values, drawn.tolist(), budget)
     assert choice.scores.tolist() == scores[choice.indices].tolist()
 
 
 def test_best__ties_do_not_go_to_whoever_comes_first() -> None:
-    drawn = ranking.draws(ids(1000), 0)
-    chosen = ranking.best(np.full(1000, 128.0), drawn, 100).indices
+    drawn = scores.draws(ids(1000), 0)
+    chosen = scores.best(np.full(1000, 128.0), drawn, 100).indices
     assert 30 < (chosen < 500).sum() < 70
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 20, allow_nan=False), min_size=1, max_size=30))
 def test_middle__equals_naive(losses: list[float]) -> None:
-    np.testing.assert_allclose(ranking.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
+    np.testing.assert_allclose(scores.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
 
 
 def test_scores__each_method_ranks_by_what_it_says() -> None:
     drawn, tokens, losses = np.array([0.3, 0.1, 0.2]), np.array([5, 9, 7]), np.array([1.0, 3.0, 2.0])
     distances = np.array([0.5, 0.1, 0.9])
     first = {
-        method: int(np.argmax(ranking.scores(method, draws=drawn, target_tokens=tokens, losses=losses, distances=distances)))
+        method: int(np.argmax(scores.scores(method, draws=drawn, target_tokens=tokens, losses=losses, distances=distances)))
         for method, needs in METHODS.items()
         if not needs.features
     }
@@ -97,9 +97,9 @@ def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
     r = np.random.default_rng(1)
     sources = [("a", "b", None)[i] for i in r.integers(0, 3, 900)]
     lengths = r.integers(1, 400, 900)
-    labels = ranking.strata(sources, lengths)
+    labels = scores.strata(sources, lengths)
     assert np.bincount(labels).min() > 0
-    assert labels.max() + 1 == 3 * ranking.LENGTH_BINS
+    assert labels.max() + 1 == 3 * scores.LENGTH_BINS
     for stratum in range(labels.max() + 1):
         inside = labels == stratum
         assert len({sources[i] for i in np.flatnonzero(inside)}) == 1
@@ -111,7 +111,7 @@ def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
 
 
 def test_strata__equal_lengths_are_one_stratum_a_source() -> None:
-    assert ranking.strata(["a", "b", "a"], np.array([7, 7, 7])).tolist() == [0, 1, 0]
+    assert scores.strata(["a", "b", "a"], np.array([7, 7, 7])).tolist() == [0, 1, 0]
 
 
 # --- k-center
@@ -224,9 +224,9 @@ def test_match__equals_naive(seed: int) -> None:
     k = int(labels.max()) + 1
     chosen = r.choice(n, int(r.integers(1, n + 1)), replace=False)
     shares = r.random(len(chosen)) / len(chosen)
-    means = matching.group_means(ArrayRows(rows, 17), labels, k)
+    means = match.group_means(ArrayRows(rows, 17), labels, k)
     sizes = np.bincount(labels, minlength=k)
-    found = matching.match(means, sizes, lambda part: rows[chosen[part]], labels[chosen], shares)
+    found = match.match(means, sizes, lambda part: rows[chosen[part]], labels[chosen], shares)
     plain, weighted = naive.naive_match_errors(rows.astype(np.float64), labels, chosen, shares)
     assert found.plain == pytest.approx(plain, abs=1e-9)
     assert found.weighted == pytest.approx(weighted, abs=1e-9)
@@ -247,17 +247,17 @@ def test_match__equals_naive(seed: int) -> None:
 def test_match__the_whole_pool_has_no_error() -> None:
     rows = np.random.default_rng(0).standard_normal((90, 12))
     labels = np.arange(90) % 3
-    means = matching.group_means(ArrayRows(rows), labels, 3)
-    found = matching.match(means, np.full(3, 30), lambda part: rows[part], labels, np.full(90, 1 / 90))
+    means = match.group_means(ArrayRows(rows), labels, 3)
+    found = match.match(means, np.full(3, 30), lambda part: rows[part], labels, np.full(90, 1 / 90))
     assert max(found.plain, found.weighted, *found.cluster_plain, *found.cluster_weighted) < 1e-12
 
 
 def test_held_out_dimensions__are_an_eighth_and_always_the_same() -> None:
-    held = matching.held_out_dimensions(256)
+    held = match.held_out_dimensions(256)
     assert held.sum() == 32
-    assert (held == matching.held_out_dimensions(256)).all()
+    assert (held == match.held_out_dimensions(256)).all()
     rows = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float16)
-    seen, other = matching.Dimensions(ArrayRows(rows, 16), ~held), matching.Dimensions(ArrayRows(rows, 16), held)
+    seen, other = match.Dimensions(ArrayRows(rows, 16), ~held), match.Dimensions(ArrayRows(rows, 16), held)
     assert (seen.dim, other.dim, seen.n_rows) == (224, 32, 40)
     both = np.empty((16, 256), np.float16)
     both[:, ~held], both[:, held] = seen.read(1), other.read(1)
@@ -268,12 +268,12 @@ def test_fitted_weights__match_better_than_any_scaling_of_plain_ones() -> None:
     rows = np.random.default_rng(3).standard_normal((200, 50)).astype(np.float32) / 7
     mean = rows.mean(axis=0, dtype=np.float64)
     chosen = rows[:40]
-    weights = matching.fitted_weights(chosen, mean, 1e-6)
+    weights = match.fitted_weights(chosen, mean, 1e-6)
     assert (weights >= 0).all()
     plain = chosen.mean(axis=0)
     scaled = plain * (plain @ mean) / (plain @ plain)
-    assert matching.relative_error(weights @ chosen, mean) <= matching.relative_error(scaled, mean)
+    assert match.relative_error(weights @ chosen, mean) <= match.relative_error(scaled, mean)
 
 
 def test_reached__counts_kinds() -> None:
-    assert matching.reached(["a", "a"], ["a", "b", None, "b"]) == pytest.approx(1 / 3)
+    assert match.reached(["a", "a"], ["a", "b", None, "b"]) == pytest.approx(1 / 3)

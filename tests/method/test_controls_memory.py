@@ -9,7 +9,7 @@ import pytest
 
 PEAK = """
 import numpy as np
-from tagcos_stream.controls import herding, kcenter
+from tagcos_stream.selection import herding, kcenter
 from tagcos_stream.types import ArrayRows
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.coreset import allocate
+from tagcos_stream.selection.budget import allocate
 from tests import naive
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from tagcos_stream.evaluation import finetune as training
 from tagcos_stream.evaluation.losses import ExampleLosses, losses_of
-from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, draw_adapter
-from tagcos_stream.features.chat import Encoded
+from tagcos_stream.gradients.adapter import adapter_parameters, attach_adapter, draw_adapter
+from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.types import UserError
 from tests.models import KINDS, random_encoded, tiny_model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tagcos_stream.features.adapter import attach_adapter
-from tagcos_stream.features.gradient_memory import model_shape, peak_bytes, warmup_bytes, working_bytes
+from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.gradients.memory import model_shape, peak_bytes, warmup_bytes, working_bytes
 from tests.benchmarks.gradient_memory import measure
 from tests.models import tiny_model
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from tagcos_stream.features.adam import VARIANTS
-from tagcos_stream.features.adapter import attach_adapter
-from tagcos_stream.features.chat import Encoded
-from tagcos_stream.features.gradients import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
-from tagcos_stream.features.projection import make_projection
-from tagcos_stream.features.selfcheck import SelfCheckFailed, self_check
+from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.extract import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
+from tagcos_stream.gradients.projection.projections import make_projection
+from tagcos_stream.gradients.variants import VARIANTS
+from tagcos_stream.gradients.verify import SelfCheckFailed, self_check
 from tagcos_stream.types import UserError
 from tests.models import KINDS, exact_norms, random_checkpoint, random_encoded, tiny_model
 from tests.naive import naive_feature, naive_gradients

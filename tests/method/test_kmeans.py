@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from tagcos_stream.clustering import batches as kmeans_batches
 from tagcos_stream.clustering import kmeans
+from tagcos_stream.clustering import stream as kmeans_batches
 from tagcos_stream.clustering.assign import Assigned, Assigner, assign_stretch
-from tagcos_stream.clustering.passes import PassSums, pass_sums
+from tagcos_stream.clustering.exact_pass import PassSums, pass_sums
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.benchmarks.features import Shape

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
-from tagcos_stream.features.gradients import GradientBatch, GradientExtractor
-from tagcos_stream.features.model import load_model, model_fingerprint
-from tagcos_stream.features.projection import make_projection
-from tagcos_stream.features.selfcheck import self_check
+from tagcos_stream.gradients.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.gradients.extract import GradientBatch, GradientExtractor
+from tagcos_stream.gradients.model import load_model, model_fingerprint
+from tagcos_stream.gradients.projection.projections import make_projection
+from tagcos_stream.gradients.verify import self_check
 from tagcos_stream.types import UserError
 from tests.models import KINDS, random_checkpoint, random_encoded, tiny_model, tiny_tokenizer
 
@@ -151,7 +151,7 @@ def test_load_model__gradients_pass_through_quantised_weights(tmp_path: Path, qu
 def test_gguf_once__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 
-    from tagcos_stream.features.gguf_once import gguf_once
+    from tagcos_stream.gradients.gguf_cache import gguf_once
 
     made: list[str] = []
 

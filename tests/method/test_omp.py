@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagcos_stream.pursuit import rounds, store
-from tagcos_stream.pursuit.omp import omp_select, peak_bytes
-from tagcos_stream.pursuit.rows import open_rows
+from tagcos_stream.rows.held import open_rows
+from tagcos_stream.selection.pursuit import gram_cache, rounds
+from tagcos_stream.selection.pursuit.omp import omp_select, peak_bytes
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
@@ -86,7 +86,7 @@ def test_omp__choices_do_not_depend_on_how_far_drafts_look(monkeypatch: pytest.M
     monkeypatch.setattr(rounds, "LONGEST", probes)
     monkeypatch.setattr(rounds, "HORIZON", probes)
     monkeypatch.setattr(rounds, "CANDIDATES", candidates)
-    monkeypatch.setattr(store, "LISTED", 2 * candidates + 1)
+    monkeypatch.setattr(gram_cache, "LISTED", 2 * candidates + 1)
     for seed in range(1000, 1060):
         check(seed)
 
@@ -241,14 +241,14 @@ def test_omp__reports_progress_and_what_it_spent() -> None:
 
 
 def test_omp__needs_no_torch() -> None:
-    code = "import sys, tagcos_stream.pursuit.omp; sys.exit('torch' in sys.modules)"
+    code = "import sys, tagcos_stream.selection.pursuit.omp; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_omp__kernels_interpreted_choose_the_same() -> None:
     """The same checks as above, with Numba switched off: kernels are plain Python."""
     code = (
-        "from tests.method import test_omp as t; from tagcos_stream.pursuit import kernels as k;"
+        "from tests.method import test_omp as t; from tagcos_stream.selection.pursuit import kernels as k;"
         "assert not k.compiled(); [t.check(seed) for seed in range(0, 64)]"
     )
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
@@ -260,8 +260,8 @@ def test_shortlist__products_follow_rows_that_come_and_go() -> None:
     rng = np.random.default_rng(5)
     A = unit_rows(300, 32, 5)
     with open_rows(A, hold=True) as rows:
-        slots = store.Slots(rows, 60)
-        listed = store.Shortlist(rows, slots, 40)
+        slots = gram_cache.Slots(rows, 60)
+        listed = gram_cache.Shortlist(rows, slots, 40)
         for _ in range(200):
             free = np.flatnonzero(slots.slot_of < 0)
             wanted = np.sort(rng.choice(free, rng.integers(0, 21), replace=False))

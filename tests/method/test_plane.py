@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tagcos_stream.clustering.plane import plane
+from tagcos_stream.clustering.pca import plane
 
 
 @pytest.mark.parametrize(("k", "dim"), [(2, 5), (3, 64), (40, 8), (30, 300)])

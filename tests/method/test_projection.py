@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.features import projection_torch
-from tagcos_stream.features.projection import KINDS, SparseProjection, make_projection, parameter_key
+from tagcos_stream.gradients.projection import torch_ops
+from tagcos_stream.gradients.projection.projections import KINDS, SparseProjection, make_projection, parameter_key
 from tagcos_stream.types import UserError
 from tests.naive import naive_projection
 
@@ -33,9 +33,9 @@ def test_projection__is_the_same_in_torch_operations(kind: str) -> None:
     make_projection(kind, dim=130, seed=-7).add("w", grads, ref)
     comp, key = torch.zeros(3, 130, dtype=torch.float64), parameter_key(-7, "w")
     if kind == "sparse":
-        projection_torch.add_sparse(torch.from_numpy(grads), comp, key, 2, 2**-0.5)
+        torch_ops.add_sparse(torch.from_numpy(grads), comp, key, 2, 2**-0.5)
     else:
-        projection_torch.add_rademacher(torch.from_numpy(grads), comp, key, 96)
+        torch_ops.add_rademacher(torch.from_numpy(grads), comp, key, 96)
     np.testing.assert_allclose(comp.numpy(), ref, atol=1e-12)
 
 
@@ -129,7 +129,8 @@ def test_projection__refuses_impossible_settings() -> None:
 
 def test_projection__import_is_light() -> None:
     code = (
-        "import sys, tagcos_stream.features.projection, tagcos_stream.features.batching, tagcos_stream.features.chat; "
+        "import sys, tagcos_stream.gradients.projection.projections; "
+        "import tagcos_stream.gradients.batching, tagcos_stream.gradients.chat; "
         "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

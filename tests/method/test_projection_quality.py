@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tagcos_stream.features.adapter import attach_adapter
-from tagcos_stream.features.gradients import GradientExtractor
-from tagcos_stream.features.projection import make_projection
-from tagcos_stream.features.projection_quality import projection_quality
+from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.gradients.extract import GradientExtractor
+from tagcos_stream.gradients.projection.projections import make_projection
+from tagcos_stream.gradients.projection.quality import projection_quality
 from tests.models import random_checkpoint, random_encoded, tiny_model
 
 

@@ -7,11 +7,10 @@ from collections import deque
 import numpy as np
 import pytest
 
-from tagcos_stream import drift
-from tagcos_stream.clustering import kmeans
+from tagcos_stream.clustering import drift, kmeans
 from tagcos_stream.clustering.assign import assign, count
-from tagcos_stream.pursuit.omp import omp_select
-from tagcos_stream.pursuit.sticky import hold_on
+from tagcos_stream.selection.keep_earlier import hold_on
+from tagcos_stream.selection.pursuit.omp import omp_select
 from tagcos_stream.types import ArrayRows
 from tests import naive
 from tests.benchmarks.features import Shape

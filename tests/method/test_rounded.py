@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tagcos_stream.pursuit import rounding_kernels
-from tagcos_stream.pursuit.fine import FineRows
-from tagcos_stream.pursuit.rounded import BYTE, PROBES, RoundedRows, width
-from tagcos_stream.pursuit.rows import open_rows, single
+from tagcos_stream.rows.held import open_rows, single
+from tagcos_stream.selection.pursuit import int_kernels
+from tagcos_stream.selection.pursuit.int8_rows import BYTE, PROBES, RoundedRows, width
+from tagcos_stream.selection.pursuit.int16_rows import FineRows
 from tagcos_stream.types import ArrayRows
 
 KINDS = ["plain", "correlated", "spiky", "sparse", "faint", "huge", "zeros", "equal"]
@@ -49,7 +49,7 @@ def test_products_of_whole_numbers_are_exact(rows: int, probes: int, dim: int, k
     codes[:, :dim] = r.integers(-127, 128, (rows, dim))
     right[:, :dim] = r.integers(-(2**15), 2**15, (probes, dim)) if dim < 300 else r.integers(-5000, 5000, (probes, dim))
     whole = np.full((probes, rows + 5), -1, np.int32)
-    rounding_kernels.multiply(codes, right, whole[:, 2 : rows + 2])
+    int_kernels.multiply(codes, right, whole[:, 2 : rows + 2])
     np.testing.assert_array_equal(whole[:, 2 : rows + 2], right.astype(np.int64) @ codes.astype(np.int64).T)
     assert (whole[:, :2] == -1).all()
     assert (whole[:, rows + 2 :] == -1).all()
@@ -62,7 +62,7 @@ def test_rounding_to_bytes_stays_within_its_bound(kind: str, dim: int) -> None:
     r = np.random.default_rng(2)
     dither = r.random(dim, np.float32) - np.float32(0.5)
     codes, scale, error = np.zeros((200, width(dim)), np.int8), np.empty(200, np.float32), np.empty(200, np.float32)
-    rounding_kernels.encode(A, dither, BYTE, codes, scale, error)
+    int_kernels.encode(A, dither, BYTE, codes, scale, error)
     near = scale[:, None].astype(np.float64) * codes[:, :dim]
     vectors = np.concatenate([r.standard_normal((50, dim)), np.eye(dim)[:20], A[:50], np.sign(A[:20]), np.ones((1, dim))])
     wrong = np.abs((A.astype(np.float64) - near) @ vectors.astype(np.float64).T)

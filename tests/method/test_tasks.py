@@ -14,7 +14,7 @@ import torch
 
 from tagcos_stream.evaluation import answering, scorers
 from tagcos_stream.evaluation.tasks import Question, Task, read_tasks
-from tagcos_stream.features.adapter import attach_adapter
+from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.types import UserError
 from tests.models import tiny_model, tiny_tokenizer
 

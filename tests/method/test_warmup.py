@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tagcos_stream.features.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
-from tagcos_stream.features.warmup import Checkpoint, Warmup, _collate, run_warmup
-from tagcos_stream.features.warmup_import import import_checkpoint
+from tagcos_stream.gradients.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.gradients.import_checkpoint import import_checkpoint
+from tagcos_stream.gradients.warmup import Checkpoint, Warmup, _collate, run_warmup
 from tagcos_stream.types import UserError
 from tests.models import KINDS, random_encoded, tiny_model, train_checkpoint
 
@@ -68,9 +68,9 @@ def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_warmup__loss_at_targets_trains_what_the_trainers_own_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches of unequal numbers of targets, more targets than fit one chunk of the head."""
-    monkeypatch.setattr("tagcos_stream.features.head.HEAD_TOKENS", 7)
+    monkeypatch.setattr("tagcos_stream.gradients.lm_head.HEAD_TOKENS", 7)
     comp = warm(adapted(kind), micro_batch_tokens=60)
-    monkeypatch.setattr("tagcos_stream.features.warmup.find_decoder", lambda model: None)
+    monkeypatch.setattr("tagcos_stream.gradients.warmup.find_decoder", lambda model: None)
     ref = warm(adapted(kind), micro_batch_tokens=60)
     np.testing.assert_allclose(comp.losses, ref.losses, rtol=1e-5)
     for ours, plain in zip(comp.checkpoints, ref.checkpoints, strict=True):

@@ -15,9 +15,9 @@ import duckdb
 import polars as pl
 import pytest
 
-from storage import evaluations, pool, runs
-from storage.catalog import SCHEMA_VERSION, SQL, Catalog, insert_row, migrations, utc_now
+from storage.catalog import evaluations, pool, runs
 from storage.check import check
+from storage.database import SCHEMA_VERSION, SQL, Catalog, insert_row, migrations, utc_now
 from storage.gc import orphans
 from storage.root import Root, open_root
 from tagcos_stream.types import UserError

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from storage import pool, runs, selections
-from storage.catalog import Catalog
+from storage.arrays.chunked import DamagedStore
+from storage.catalog import pool, runs, selections
 from storage.check import check, repair
-from storage.chunks import DamagedStore
+from storage.database import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.types import UserError
 from tests.storage import tiny

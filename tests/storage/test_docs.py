@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import runs
-from storage.catalog import VIEWS
+from storage.catalog import runs
+from storage.database import VIEWS
 from storage.root import Root
 from tests.storage import tiny
 

@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 import zarr
 
-from storage.chunks import DamagedStore
-from storage.features import FeatureRows, create_segment, open_features, open_segment, open_writer, segment_group
-from storage.files import Files, open_files
+from storage.arrays.chunked import DamagedStore
+from storage.arrays.segments import FeatureRows, create_segment, open_features, open_segment, open_writer, segment_group
+from storage.files.base import Files, open_files
 from tagcos_stream.types import UserError
 
 ROWS, DIM, BLOCK = 70, 24, 16

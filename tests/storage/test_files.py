@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.files import Files, LocalFiles, ObjectFiles, open_files
+from storage.files.base import Files, LocalFiles, ObjectFiles, open_files
 from tagcos_stream.types import UserError
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 
-from storage import blocks, check, heldout, pool, runs
+from storage import check
+from storage.catalog import heldout, pool, runs, spaces
 from storage.root import Root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -42,7 +43,7 @@ def test_heldout__so_many_of_every_dataset_and_in_no_pool(root: Root) -> None:
     assert (status.examples, status.heldout) == (270, 30)
     assert runs.list_runs(root.catalog)["heldout"].to_list() == [30]
     # no features are planned for them, every file is accounted for, and `why` says what they are
-    planned = blocks.plan_segments(root.catalog, run_id, "space", dim=4, block_rows=8)
+    planned = spaces.plan_segments(root.catalog, run_id, "space", dim=4, block_rows=8)
     assert planned["segment"].to_list() == ["seg-00001"]
     assert planned["rows"].sum() == 270
     assert [finding for finding in check.check(root) if finding.damage] == []

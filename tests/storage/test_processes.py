@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage import runs, selections
+from storage.catalog import runs, selections
 from storage.check import check
 from storage.gc import orphans, sweep
 from storage.root import Root, open_root

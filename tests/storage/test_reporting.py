@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import reporting, runs, samples
-from storage.clustered import open_clustering, some_centroids
-from storage.files import open_files
-from storage.regroup import write_centroids
+from storage import report_samples
+from storage.arrays.grouped import write_centroids
+from storage.arrays.grouped_reader import open_clustering, some_centroids
+from storage.catalog import report_facts, runs
+from storage.files.base import open_files
 from storage.root import Root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -21,55 +22,55 @@ from tests.storage import tiny
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
 def test_edges__of_whole_numbers_hold_everything_once(a: int, b: int) -> None:
     smallest, largest = sorted((a, b))
-    found = reporting.edges(smallest, largest, whole=True)
+    found = report_facts.edges(smallest, largest, whole=True)
     assert found == sorted(set(found))
     assert found[0] == smallest
     assert found[-1] == largest + 1
     assert all(edge == int(edge) for edge in found)
-    assert 2 <= len(found) <= reporting.BINS + 3
-    if largest - smallest < reporting.BINS:
+    assert 2 <= len(found) <= report_facts.BINS + 3
+    if largest - smallest < report_facts.BINS:
         assert len(found) == largest - smallest + 2, "one bin a value"
 
 
 @given(st.floats(0, 1e3), st.floats(0, 1e3))
 def test_edges__of_other_numbers(a: float, b: float) -> None:
     smallest, largest = sorted((a, b))
-    found = reporting.edges(smallest, largest, whole=False)
+    found = report_facts.edges(smallest, largest, whole=False)
     assert found == sorted(found)
     assert found[0] == smallest
     assert found[-1] >= largest
-    assert len(found) <= reporting.BINS + 1
+    assert len(found) <= report_facts.BINS + 1
 
 
 def test_gather__counts_what_the_tables_hold(filled: Root) -> None:
     run_id = runs.find_run(filled.catalog, "latest")
-    facts = reporting.gather(filled.catalog, run_id)
+    facts = report_facts.gather(filled.catalog, run_id)
     assert facts.groups["size"].sum() == facts.clusters["size"].sum() == facts.group_sources["size"].sum() == 275
     for counts in (facts.sources, facts.clusters, facts.group_sources, facts.groups):
         assert counts["selected"].sum() == 26
-    for measure in reporting.MEASURES:
+    for measure in report_facts.MEASURES:
         bins = facts.histograms.filter(measure=measure)
         assert (bins["pool"].sum(), bins["selected"].sum()) == (275, 26)
     assert facts.found == 286
     assert facts.rejects.select("stage", "reason", "rows").rows() == [("gradients", "non-finite", 11), ("ingest", "no-answer", 3)]
     assert facts.drift == {}
-    assert facts.curve["clusters"].to_list() == [4] * reporting.STEPS
+    assert facts.curve["clusters"].to_list() == [4] * report_facts.STEPS
 
 
 def test_gather__of_a_run_that_is_not_complete(filled: Root) -> None:
     opened = runs.open_run(filled.catalog, config={}, config_hash="x", versions={}, seeds={})
     with pytest.raises(UserError, match="is running, not complete"):
-        reporting.gather(filled.catalog, opened.run_id)
+        report_facts.gather(filled.catalog, opened.run_id)
 
 
 def test_samples__are_bounded_and_verified(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "GROUPS", 2)
-    monkeypatch.setattr(samples, "MOST", 3)
-    monkeypatch.setattr(samples, "LEAST", 1)
-    monkeypatch.setattr(samples, "CLUSTERS", 3)
-    monkeypatch.setattr(samples, "CHARACTERS", 5)
+    monkeypatch.setattr(report_samples, "GROUPS", 2)
+    monkeypatch.setattr(report_samples, "MOST", 3)
+    monkeypatch.setattr(report_samples, "LEAST", 1)
+    monkeypatch.setattr(report_samples, "CLUSTERS", 3)
+    monkeypatch.setattr(report_samples, "CHARACTERS", 5)
     run_id = runs.find_run(filled.catalog, "latest")
-    found = samples.collect(filled, run_id, clustering_id=f"{run_id}-clusters", base=None)
+    found = report_samples.collect(filled, run_id, clustering_id=f"{run_id}-clusters", base=None)
     counted = {kind: rows for kind, rows in found.rows.group_by("kind").len().rows()}
     assert counted == {"chosen": 6, "missed": 6, "nearest": 6}
     assert found.rows.filter(kind="chosen")["place"].unique().sort().to_list() == [0, 1, 2]

@@ -10,14 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from storage import blocks, clusterings, diagnostics, pool, runs, selections
-from storage.arrays import load_arrays, save_arrays
-from storage.chunks import DamagedStore
-from storage.features import open_features, open_segment
-from storage.gc import orphans, sweep, work_key
-from storage.root import Root, open_root
-from storage.snapshot import publish, snapshot_path
-from storage.spaces import (
+from storage.arrays.checkpoints import (
     StoredCheckpoint,
     canonical_json,
     fingerprint_id,
@@ -26,6 +19,13 @@ from storage.spaces import (
     save_checkpoint,
     save_space,
 )
+from storage.arrays.chunked import DamagedStore
+from storage.arrays.safetensors_io import load_arrays, save_arrays
+from storage.arrays.segments import open_features, open_segment
+from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
+from storage.gc import orphans, sweep, work_key
+from storage.root import Root, open_root
+from storage.snapshot import publish, snapshot_path
 from tagcos_stream.types import UserError
 from tests.storage import tiny
 
@@ -83,10 +83,10 @@ def test_pool__is_what_the_runs_files_hold_and_segments_close(root: Root) -> Non
         (tiny.example_id(3), "seg-00001", 2),
         (tiny.example_id(4), "seg-00002", 0),
     ]
-    planned = blocks.plan_segments(catalog, second.run_id, "space", dim=4, block_rows=2)
+    planned = spaces.plan_segments(catalog, second.run_id, "space", dim=4, block_rows=2)
     assert planned.select("segment", "rows").rows() == [("seg-00001", 3), ("seg-00002", 1)]
-    assert blocks.missing(catalog, "space") == {"seg-00001": [0, 1], "seg-00002": [0]}
-    assert blocks.missing(catalog, "space", second.run_id)["seg-00001"] == [1]  # only what the pool needs
+    assert spaces.missing(catalog, "space") == {"seg-00001": [0, 1], "seg-00002": [0]}
+    assert spaces.missing(catalog, "space", second.run_id)["seg-00001"] == [1]  # only what the pool needs
     ingest(first.run_id, "c", [5])  # its segment is planned: new examples begin another
     assert pool.pool(catalog, first.run_id)["segment"].to_list() == ["seg-00001"] * 3 + ["seg-00003"]
 
@@ -184,10 +184,10 @@ def test_commit_block__rejects_must_agree_and_a_block_is_committed_once(filled: 
     rows = pl.DataFrame({"row": [0], "tokens": [1], "target_tokens": [1], "loss": [1.0], "norm": [1.0], "status": ["ok"]})
     nothing = pl.DataFrame({"row": [4], "reason": ["x"], "detail": [""], "snippet": [""]})
     with pytest.raises(ValueError, match="rejects name rows"):
-        blocks.commit_block(filled.catalog, "r", space, "seg-00001", 0, rows, checksum=0, seconds=0.0, rejects=nothing)
+        spaces.commit_block(filled.catalog, "r", space, "seg-00001", 0, rows, checksum=0, seconds=0.0, rejects=nothing)
     before = filled.catalog.read("SELECT count(*) AS n FROM feature_rows")["n"][0]
     with pytest.raises(duckdb.ConstraintException):
-        blocks.commit_block(filled.catalog, "r", space, "seg-00001", 0, rows, checksum=0, seconds=0.0)
+        spaces.commit_block(filled.catalog, "r", space, "seg-00001", 0, rows, checksum=0, seconds=0.0)
     assert filled.catalog.read("SELECT count(*) AS n FROM feature_rows")["n"][0] == before
 
 
@@ -198,10 +198,10 @@ def test_forget_block__is_computed_again_to_the_same(filled: Root) -> None:
     space = runs.list_runs(root.catalog)["space_id"][0]
     before = open_segment(root.files, space, "seg-00001").read_block(3).copy()
     assert root.catalog.read("SELECT sealed FROM feature_segments")["sealed"].to_list() == [True]
-    blocks.forget_block(root.catalog, space, "seg-00001", 3)
-    assert blocks.missing(root.catalog, space) == {"seg-00001": [3]}
+    spaces.forget_block(root.catalog, space, "seg-00001", 3)
+    assert spaces.missing(root.catalog, space) == {"seg-00001": [3]}
     assert root.catalog.read("SELECT sealed FROM feature_segments")["sealed"].to_list() == [False]
-    assert len(blocks.features_pool(root.catalog, first["run_id"], space)) < 275
+    assert len(spaces.features_pool(root.catalog, first["run_id"], space)) < 275
     second = tiny.run(root)
     assert second.blocks_computed == 1
     assert second.selection.equals(chosen)
@@ -210,7 +210,7 @@ def test_forget_block__is_computed_again_to_the_same(filled: Root) -> None:
 
 def test_features_pool__leaves_out_rejects_and_uncommitted_blocks(filled: Root) -> None:
     run = runs.list_runs(filled.catalog).row(0, named=True)
-    pooled = blocks.features_pool(filled.catalog, run["run_id"], run["space_id"])
+    pooled = spaces.features_pool(filled.catalog, run["run_id"], run["space_id"])
     rows = open_features(filled.files, run["space_id"], pooled)
     for block in range(len(rows.starts) - 1):
         assert np.isfinite(rows.read(block)).all()

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from storage import blocks, clusterings, diagnostics, pool, runs, selections
-from storage.clustered import open_clustering
-from storage.features import create_segment, open_features
-from storage.regroup import regroup, write_centroids
+from storage.arrays.checkpoints import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from storage.arrays.grouped import regroup, write_centroids
+from storage.arrays.grouped_reader import open_clustering
+from storage.arrays.segments import create_segment, open_features
+from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
 from storage.root import Root, open_root
-from storage.spaces import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
 from tagcos_stream.types import IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
@@ -122,11 +122,11 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
 
     fingerprint = {"model": "none", "dim": DIM}
     space_id = fingerprint_id(fingerprint)
-    if blocks.find_space(catalog, "tiny") is None:
+    if spaces.find_space(catalog, "tiny") is None:
         weights = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3)}
         saved = save_checkpoint(files, space_id, StoredCheckpoint(10, 1e-5, 10, weights, weights, weights))
         save_space(files, space_id, fingerprint)
-        blocks.add_space(
+        spaces.add_space(
             catalog,
             run_id,
             space_id,
@@ -141,13 +141,13 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
 
     computed = 0
     reader = pool.example_reader(root)
-    for segment in blocks.plan_segments(catalog, run_id, space_id, dim=DIM, block_rows=block_rows).iter_rows(named=True):
+    for segment in spaces.plan_segments(catalog, run_id, space_id, dim=DIM, block_rows=block_rows).iter_rows(named=True):
         name = segment["segment"]
         writer = create_segment(
-            files, space_id, name, example_ids=blocks.segment_ids(catalog, name), dim=DIM, chunk_rows=segment["block_rows"]
+            files, space_id, name, example_ids=spaces.segment_ids(catalog, name), dim=DIM, chunk_rows=segment["block_rows"]
         )
         step("segment")
-        for block in blocks.missing(catalog, space_id, run_id).get(name, []):
+        for block in spaces.missing(catalog, space_id, run_id).get(name, []):
             start, stop = writer.block_range(block)
             ids = reader.read(name, start, stop)["example_id"].to_list()
             features = np.stack([feature(identity) for identity in ids])
@@ -164,11 +164,11 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
                     "status": np.where(bad, "non-finite", "ok"),
                 }
             )
-            blocks.commit_block(catalog, run_id, space_id, name, block, rows, checksum=checksum, seconds=0.0)
+            spaces.commit_block(catalog, run_id, space_id, name, block, rows, checksum=checksum, seconds=0.0)
             computed += 1
             step("block")
 
-    pooled = blocks.features_pool(catalog, run_id, space_id)
+    pooled = spaces.features_pool(catalog, run_id, space_id)
     clustering_id = f"{run_id}-clusters"
     if opened.clustering_id is None:
         stored = open_features(files, space_id, pooled)

@@ -1,0 +1,1 @@
+"""The `tagcos` command: one module for each group of subcommands."""

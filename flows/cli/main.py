@@ -1,0 +1,136 @@
+"""The command line: `tagcos`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.evaluate import PANELS as EVALUATION_PANELS
+from flows.cli.evaluate import evaluate
+from flows.cli.options import JsonOption, takes_settings
+from flows.cli.prepare import doctor, estimate
+from flows.cli.report import report
+from flows.cli.select import diagnose, select, tell_run
+from flows.cli.store import check, export, gc, open_reader, sql, status
+from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.evaluation.config import Evaluation
+from tagcos_stream.types import UserError
+
+EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
+RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
+
+app = typer.Typer(
+    name="tagcos",
+    help="Choose the few percent of an instruction-tuning pool that are worth training on, and see why.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+@takes_settings
+def run(
+    sources: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")] = None,
+    preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Run as a Prefect flow (does so by itself where PREFECT_API_URL is set).")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    as_json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
+    if sources:
+        settings["sources"] = tuple(sources)
+    _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out, as_json=as_json)
+
+
+app.command()(takes_settings(select, SELECT_FIELDS))
+app.command()(diagnose)
+for command in (takes_settings(estimate), doctor, status, sql, report, export, check, gc):
+    app.command()(command)
+app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation, EVALUATION_PANELS))
+
+
+@app.command()
+def demo(
+    root: Annotated[str, typer.Option(help="Folder that holds everything durable.")] = "tagcos-demo",
+    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole job on a small real model and 400 examples made from the Python standard library; under five minutes."""
+    from flows.demo.data import write_demo_data
+    from flows.demo.model import demo_model
+
+    files = write_demo_data(Path(root) / "demo-data")
+    settings = load_settings(
+        {
+            "sources": tuple(str(path) for path in files),
+            "root": root,
+            "model": str(demo_model()),
+            "fraction": fraction,
+            "max_length": 128,
+            "warmup_examples": 64,
+            "clusters": 8,
+        }
+    )
+    run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl", as_json=as_json)
+    if as_json:
+        return
+    print(
+        "\nGo on with:\n"
+        f"  tagcos status --root {root}\n"
+        f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
+        f"  tagcos report {run_id} --root {root}\n"
+        f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
+        "  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction 0.05"
+    )
+
+
+def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) -> str:
+    from flows import pipeline
+    from storage.exports import write as exports
+
+    exports.check_target(out)
+    if prefect or os.environ.get("PREFECT_API_URL"):
+        from flows.prefect_flow import run_flow
+
+        run_id = run_flow(settings)
+    else:
+        run_id = pipeline.run(settings).run_id
+    tell_run(open_reader(settings.root), run_id, out, as_json)
+    return run_id
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
+    try:
+        app()
+    except UserError as error:
+        print(f"tagcos: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer turns Ctrl-C into this
+            print(f"\ntagcos: interrupted; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
+        raise
+
+
+def how_to_go_on(arguments: list[str]) -> str:
+    line = shlex.join(["tagcos", *arguments])
+    if arguments[:1] and arguments[0] in RESUMED:
+        return f"what was committed is kept. Go on with the same command:\n  {line}"
+    return f"nothing was changed. To do it again:\n  {line}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The commands that look before work starts: `tagcos estimate` and `tagcos doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption
+from flows.cli.output import print_frame, print_json
+from tagcos_stream.config import load_settings
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from flows.estimate import Estimate
+
+ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")]
+
+
+def estimate(
+    sources: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")] = None,
+    config: ConfigOption = None,
+    preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
+    seconds: Annotated[float, typer.Option(min=0, help="How long gradient passes are measured.")] = 30.0,
+    as_json: JsonOption = False,
+    **settings: Any,
+) -> None:
+    """What a run would take: rows, tokens, disk and hours, from real passes of the model on a sample of rows. Writes nothing."""
+    from flows import estimate
+    from flows.progress import default_reporter
+
+    if sources:
+        settings["sources"] = tuple(sources)
+    given = load_settings(settings, toml=config, preset=preset)
+    if not given.sources:
+        raise UserError("no sources given: name files, folders or globs with instruction data")
+    found = estimate.estimate(given, seconds, default_reporter())
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_estimate(found)
+
+
+def _print_estimate(found: Estimate) -> None:
+    import polars as pl
+
+    share = found.rows_read / max(found.rows, 1)
+    rows = [
+        ("rows", f"{found.rows:,}", "counted" if found.rows_read == found.rows else f"from the {share:.0%} that were read"),
+        ("examples", f"{found.examples:,}", f"different ones; {found.rejected_rows:,} rows rejected"),
+        ("without a gradient", f"{found.without_gradient:,}", "no target token left within max_length"),
+        ("cut at max_length", f"{found.truncated:,}", ""),
+        ("selected", f"{found.selected:,}", f"from {found.clusters:,} cluster{'s' * (found.clusters != 1)}"),
+        ("tokens", f"{found.tokens:,}", f"plus or minus {found.tokens_error:,}; {found.tokens_an_example:.0f} an example"),
+        ("tokens a second", f"{found.tokens_a_second:,.0f}", f"measured in {found.probe_seconds:.0f} s on {found.device}"),
+    ]
+    if found.heldout:
+        rows.insert(2, ("held out", f"{found.heldout:,}", "kept out of the pool, no gradient"))
+    if found.known_examples:
+        rows.insert(2, ("known examples", f"{found.known_examples:,}", "whose features the root has: not computed again"))
+    rows.append(("disk", size(found.disk_bytes), "" if found.free_bytes is None else f"{size(found.free_bytes)} are free"))
+    rows += [(f"  {name}", size(n), "") for name, n in found.disk.items()]
+    rows.append(("time", duration(found.seconds), ""))
+    arithmetic = {"cluster": "arithmetic: matrix products", "select": "arithmetic: matrix products"}
+    rows += [(f"  {name}", duration(n), arithmetic.get(name, "")) for name, n in found.stages.items()]
+    print_frame(pl.DataFrame(rows, schema=["what", "value", "how"], orient="row"))
+    if found.free_bytes is not None and found.disk_bytes > found.free_bytes:
+        print("\nthe disk is too small: choose a --root elsewhere (an object store will do), or lower --dim")
+
+
+def size(count: int) -> str:
+    """In the unit that suits: 54 MB, 1.6 GB."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits: 12 s, 3.4 min, 5.6 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def doctor(
+    root: RootOption = DEFAULT_ROOT,
+    config: ConfigOption = None,
+    model: Annotated[str | None, typer.Option(help="Model that runs will use.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device that runs will use.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Is this machine ready: versions, devices, memory, disk, root, servers that you configured. Exit code 1 if not.
+
+    Contacts only what is configured: the hub for a hub model, Prefect where PREFECT_API_URL is set, a root's object store.
+    """
+    import polars as pl
+
+    from flows.doctor import examine
+
+    given = {name: value for name, value in {"model": model, "device": device}.items() if value is not None}
+    if root != DEFAULT_ROOT or config is None:
+        given["root"] = root
+    findings = examine(load_settings(given, toml=config))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_frame(pl.DataFrame([asdict(finding) for finding in findings]))
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)

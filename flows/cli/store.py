@@ -1,0 +1,154 @@
+"""The commands that look at a root or tidy it: `tagcos status`, `sql`, `export`, `check` and `gc`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption, run_ids
+from flows.cli.output import print_frame, print_json
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from storage.database import Catalog
+    from storage.exports.write import Exported
+    from storage.root import Root
+
+FormatName = Literal["messages", "sharegpt", "alpaca", "prompt-completion", "datasets", "llama-factory", "axolotl", "trl"]
+
+
+def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Runs of a root: what is done, what is not, and what it took."""
+    import polars as pl
+
+    from storage.catalog import runs
+
+    catalog = open_reader(root).catalog
+    listed = runs.list_runs(catalog).to_dicts()
+    if as_json:
+        print_json([{**row, "stages": _stages(catalog, row["run_id"])} for row in listed])
+        return
+    lines: list[dict[str, Any]] = []
+    for row in listed:
+        head = {"run, stage": row["run_id"], "status": row["status"], "UTC": f"{row['started_at']:%m-%d %H:%M}"}
+        lines.append(head | {name: row[name] for name in ("pool", "heldout", "selected", "seconds")})
+        for stage in _stages(catalog, row["run_id"]):
+            peak = (stage["peak_bytes"] or 0) / 2**30
+            lines.append({"run, stage": f"  {stage['stage']}", "seconds": stage["seconds"], "peak GiB": peak})
+    kinds: dict[str, Any] = dict.fromkeys(("run, stage", "status", "UTC"), pl.String)
+    kinds |= {"pool": pl.Int64, "heldout": pl.Int64, "selected": pl.Int64, "seconds": pl.Float64, "peak GiB": pl.Float64}
+    print_frame(pl.DataFrame(lines, schema=kinds))
+    for row in listed:
+        if row["error"]:
+            print(f"\n{row['run_id']}: {row['error']}")
+
+
+def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
+    from storage.catalog import runs
+
+    return runs.run_status(catalog, run_id).stages.to_dicts()
+
+
+def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Ask the catalog, read-only: tables, views and macros are described in docs/store.md, questions in docs/cookbook.md."""
+    import duckdb
+
+    try:
+        frame = open_reader(root).catalog.read(query)
+    except duckdb.Error as error:
+        raise UserError(f"query failed: {error}") from error
+    if as_json:
+        print_json(frame.to_dicts())
+    else:
+        print_frame(frame)
+
+
+def export(
+    out: Annotated[Path, typer.Option(help="File (.jsonl or .parquet) or, for the last four formats, folder to write.")],
+    run_id: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="A complete run's id, its first letters, or latest.", autocompletion=run_ids)
+    ] = "latest",
+    format: Annotated[FormatName, typer.Option(help="Shape to write (docs/exports.md).")] = "messages",
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Leave out and count what the format cannot hold, instead of refusing.")
+    ] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="For trl: model whose tokens to write; default the run's.")] = None,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a selection for a trainer: conversations with weight, cluster and rank."""
+    from flows import export
+
+    done = export.export(open_reader(root), run_id, out, format=format, leave_out=leave_out, tokenizer=tokenizer)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print_exported(done)
+
+
+def print_exported(done: Exported) -> None:
+    left = sum(done.left_out.values())
+    print(f"{done.rows} rows of {done.examples - left} of {done.examples} examples of {done.run_id} written to {done.path}")
+    for reason, n in done.left_out.items():
+        print(f"  left out: {n} with {reason}")
+    for note, n in done.notes.items():
+        print(f"  note: {n} {note}")
+
+
+def check(
+    root: RootOption = DEFAULT_ROOT,
+    fast: Annotated[bool, typer.Option("--fast", help="Look at presence, sizes and counts only, not at every byte.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended from what is left.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something stays damaged."""
+    from flows.progress import default_reporter
+    from storage import check as checking
+
+    opened = open_reader(root)
+    with default_reporter().stage("check", "files") as progress:
+        findings = checking.check(opened, deep=not fast, progress=lambda _, done, total: progress(done, total))
+    mended = []
+    if repair:
+        with opened.writer():
+            mended = checking.repair(opened, findings)
+    if as_json:
+        told = ("place", "problem", "remedy", "damage")
+        print_json([{**{name: getattr(f, name) for name in told}, "mended": f in mended} for f in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.place}: {finding.problem}\n    {'mended' if finding in mended else finding.remedy}")
+        print(f"{len(findings)} findings, {len(mended)} mended" if findings else "everything is as it was written")
+    if any(finding.damage for finding in findings if finding not in mended):
+        raise typer.Exit(1)
+
+
+def gc(
+    root: RootOption = DEFAULT_ROOT,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List files that nothing refers to, left by interrupted work; with --yes, remove them."""
+    from storage.gc import orphans, sweep
+
+    opened = open_reader(root)
+    with opened.writer():
+        found = orphans(opened)
+        removed = sweep(opened, found) if yes else 0
+    if as_json:
+        print_json([{**asdict(orphan), "removed": yes} for orphan in found])
+        return
+    for orphan in found:
+        print(f"{orphan.key}  {orphan.bytes} bytes  {orphan.reason}")
+    total = sum(orphan.bytes for orphan in found)
+    told = f"; {removed} bytes removed" if yes else "; --yes removes them" if found else ""
+    print(f"{len(found)} files, {total} bytes{told}")
+
+
+def open_reader(root: str) -> Root:
+    from storage.root import open_root
+
+    return open_root(root, create=False)

@@ -1,0 +1,1 @@
+"""Methods compared: without training (diagnose) and by training (evaluate)."""

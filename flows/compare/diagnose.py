@@ -1,0 +1,245 @@
+"""`tagcos diagnose`: every method on the same features, selecting by seven eighths of the dimensions, measured on the rest.
+
+One unit is a method, a fraction and a seed; it is committed when done, so a kill costs one. The clusterings that units select
+from are made anew on the dimensions they may see, one a seed. Coverage and errors by cluster are of the run's own clustering.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from flows.context import memory_bytes
+from flows.pipeline import changed_settings
+from flows.progress import Reporter, default_reporter
+from flows.stages.choose import Groups, choose, labelled, scalars, strata, warning, whole_pool
+from flows.stages.cluster import keys
+from flows.stages.match import coverage, measured_rows
+from storage.arrays import segments
+from storage.catalog import clusterings, diagnostics, runs, spaces
+from storage.root import Root, open_root
+from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.selection.budget import allocate
+from tagcos_stream.selection.match import (
+    Dimensions,
+    fit_bytes,
+    fitted_weights,
+    group_means,
+    held_out_dimensions,
+    match,
+    match_bytes,
+    relative_error,
+)
+from tagcos_stream.selection.methods import METHODS
+from tagcos_stream.types import UserError
+
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Unit:
+    method: str
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A clustering of one seed on the dimensions seen."""
+
+    labels: np.ndarray  # (N,) int32
+    distances: np.ndarray  # (N,) float32
+    means: np.ndarray  # (K, seen) float32
+
+
+def plan(methods: Sequence[str], fractions: Sequence[float], seeds: Sequence[int]) -> list[Unit]:
+    """By seed first, so that a clustering is made once; a method that no seed touches is measured with the first only."""
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise UserError(f"unknown method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+    if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
+        raise UserError(f"fraction {wrong[0]} must lie above 0 and be at most 1")
+    return [
+        Unit(method, fraction, seed)
+        for n, seed in enumerate(seeds)
+        for method in methods
+        for fraction in fractions
+        if n == 0 or METHODS[method].seeded
+    ]
+
+
+def diagnose(
+    root: str,
+    run_id: str | None = None,
+    *,
+    methods: Sequence[str] = (),
+    fractions: Sequence[float] = FRACTIONS,
+    seeds: Sequence[int] = SEEDS,
+    memory_limit: float | None = None,
+    reporter: Reporter | None = None,
+) -> str:
+    """Measure methods (default all) on the features of a complete run (default the newest); returns that run's id.
+
+    Units that are there already are not measured again; a unit that does not fit in memory is said and left out.
+
+    Raises:
+        UserError: no such run, a run without a clustering, an unknown method or a wrong fraction.
+    """
+    reporter = reporter or default_reporter()
+    units = plan(methods or tuple(METHODS), fractions, seeds)
+    opened = open_root(root, create=False, on_wait=reporter.say)
+    opened.catalog.upgrade()
+    base = runs.complete_run(opened.catalog, run_id)
+    if base["clustering_id"] is None:
+        raise UserError(
+            f"run {base['run_id']} has no clusters to measure by: name another with --run, or make one with "
+            "`tagcos select --method tagcos`"
+        )
+    changes = {} if memory_limit is None else {"memory_limit": memory_limit}
+    settings = load_settings(changed_settings(base, root, changes))
+    with opened.writer():
+        bench = _Bench(opened, base, settings, reporter)
+        done = diagnostics.units_done(opened.catalog, base["run_id"])
+        left = [unit for unit in units if (unit.method, unit.fraction, unit.seed) not in done]
+        with reporter.stage("diagnose", "selections") as progress:
+            for n, unit in enumerate(left):
+                progress(len(units) - len(left) + n, len(units))
+                try:
+                    bench.measure(unit)
+                except UserError as error:
+                    reporter.say(f"{unit.method} at {unit.fraction:.1%} is left out: {error}")
+            progress(len(units), len(units))
+    return str(base["run_id"])
+
+
+class _Bench:
+    """What all units share: the pool, its features, the dimensions held out and the means measured against."""
+
+    def __init__(self, root: Root, base: dict[str, object], settings: Settings, reporter: Reporter) -> None:
+        self.root, self.settings, self.reporter = root, settings, reporter
+        self.run_id, space = str(base["run_id"]), str(base["space_id"])
+        self.limit = memory_bytes(settings)
+        self.pool = spaces.features_pool(root.catalog, self.run_id, space)
+        self.rows = segments.open_features(root.files, space, self.pool)
+        self.held = held_out_dimensions(self.rows.dim)
+        self.seen = Dimensions(self.rows, ~self.held)
+        assigned = clusterings.assignments(root.catalog, str(base["clustering_id"]))
+        found = self.pool.select("segment", "row").join(assigned, on=["segment", "row"], how="left", maintain_order="left")
+        self.labels = found["cluster"].to_numpy().astype(np.int64)
+        self.sizes = np.bincount(self.labels)
+        needed = match_bytes(len(self.sizes), self.rows.dim)
+        if needed > self.limit:
+            raise UserError(
+                f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions needs {needed / 2**30:.1f} GiB, limit "
+                f"{self.limit / 2**30:.1f} GiB: raise memory_limit"
+            )
+        means = group_means(self.rows, self.labels, len(self.sizes))
+        self.held_means = means[:, self.held]
+        mean = self.sizes @ means / len(self.pool)
+        self.held_mean, self.seen_mean = mean[self.held], mean[~self.held]
+        self._clusters: tuple[int, Clusters] | None = None
+
+    def measure(self, unit: Unit) -> None:
+        own = self.settings.model_copy(
+            update={"method": unit.method, "fraction": unit.fraction, "count": None, "seed": unit.seed}
+        )
+        start = time.perf_counter()
+        chosen, shares = self._choose(own)
+        seconds = time.perf_counter() - start
+        found = match(
+            self.held_means, self.sizes, lambda part: self.rows.gather(chosen[part])[:, self.held], self.labels[chosen], shares
+        )
+        diagnostics.commit(
+            self.root.catalog,
+            self.run_id,
+            method=unit.method,
+            fraction=unit.fraction,
+            seed=unit.seed,
+            dimensions="held out",
+            rows=measured_rows(
+                found,
+                self.sizes,
+                coverage(self.pool, chosen, self.labels),
+                by_cluster=True,
+                fitted=self._fitted(chosen),
+                chosen=np.sort(chosen),
+            ),
+            seconds=seconds,
+        )
+
+    def _choose(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the chosen (k,) and their shares in the pool's mean."""
+        method, budget = settings.method, settings.budget(len(self.pool))
+        groups, distances = self._groups(settings)
+        if said := warning(method, len(self.pool), budget, self.seen.dim):
+            self.reporter.say(said)
+        known = scalars(method, self.pool, settings.seed, distances)
+        positions, shares = [], []
+        for g, part in enumerate(allocate(groups.sizes, budget).tolist()):
+            if not part:
+                continue
+            choice = choose(settings, groups, known, g, part, progress=lambda chosen, of: None)
+            positions.append(groups.members(g)[choice.indices])
+            shares.append(
+                np.full(part, 1 / budget) if choice.weights is None else choice.weights * groups.sizes[g] / len(self.pool)
+            )
+        return np.concatenate(positions), np.concatenate(shares)
+
+    def _groups(self, settings: Settings) -> tuple[Groups, np.ndarray | None]:
+        within = METHODS[settings.method].within
+        if within == "strata":
+            return strata(self.pool), None
+        if within == "pool":
+            return whole_pool(self.seen), None
+        made = self._clustering(settings)
+        return labelled(made.labels, len(made.means), self._gather_seen, made.means), made.distances
+
+    def _gather_seen(self, positions: np.ndarray) -> np.ndarray:
+        needed = 4 * len(positions) * self.seen.dim
+        if needed > self.limit:
+            raise UserError(f"a cluster of {len(positions)} rows needs {needed / 2**30:.1f} GiB: raise memory_limit")
+        rows = np.empty((len(positions), self.seen.dim), np.float32)
+        for at, part in _parts(positions):
+            rows[at : at + len(part)] = self.rows.gather(part)[:, ~self.held]
+        return rows
+
+    def _clustering(self, settings: Settings) -> Clusters:
+        from tagcos_stream.clustering import kmeans
+
+        if self._clusters is None or self._clusters[0] != settings.seed:
+            n_clusters = min(settings.clusters or kmeans.default_clusters(len(self.pool)), len(self.pool))
+            *_, state = kmeans.fit(self.seen, n_clusters, seed=settings.seed, memory_limit=self.limit)
+            made = kmeans.finalise(
+                self.seen,
+                state,
+                keys(self.pool),
+                min_cluster_rows=settings.min_cluster_rows,
+                max_cluster_rows=settings.max_cluster_rows,
+                seed=settings.seed,
+            )
+            self._clusters = settings.seed, Clusters(made.labels, made.distances, made.totals.means())
+        return self._clusters[1]
+
+    def _fitted(self, chosen: np.ndarray) -> float | None:
+        """Error on the held-out dimensions of weights fitted to the pool's mean on the others; None where memory lacks."""
+        if fit_bytes(len(chosen), self.rows.dim) > self.limit:
+            return None
+        weights = fitted_weights(self._gather_seen(chosen), self.seen_mean, self.settings.ridge)
+        estimate = np.zeros(len(self.held_mean))
+        for at, part in _parts(chosen):
+            estimate += weights[at : at + len(part)] @ self.rows.gather(part)[:, self.held].astype(np.float64)
+        return relative_error(estimate, self.held_mean)
+
+
+def _parts(positions: np.ndarray, size: int = 1024) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(positions), size):
+        yield start, positions[start : start + size]
+
+
+def table(root: str, run_id: str) -> pl.DataFrame:
+    """Methods side by side by fraction, means over seeds: the macro comparison_of."""
+    return diagnostics.comparison(open_root(root, create=False).catalog, run_id)

@@ -1,0 +1,99 @@
+"""What an evaluation trains: one unit a method, gradient variant, setting, fraction, seed, regime, with or without weights.
+
+Selections are runs like all others: found in the catalog, made where they are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from flows.context import config_hash, run_stage
+from flows.pipeline import changed_settings, reselect
+from flows.progress import Reporter
+from storage.catalog import runs, selections, spaces
+from storage.catalog.evaluations import UnitKey
+from storage.root import Root
+from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.evaluation.config import BASE, FULL, OWN, Evaluation, changed, varied
+from tagcos_stream.selection.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model to train and measure."""
+
+    key: UnitKey
+    selection: str | None  # the run whose choice it trains on; None of full and base
+    rows: int  # examples that it may train on
+    mean_tokens: float  # of them, as the run counted
+
+    @property
+    def name(self) -> str:
+        key = self.key
+        share = "" if key.method in (BASE, FULL) else f"{key.fraction:.3g}"
+        words = (key.method, key.gradient, key.setting, share, f"seed {key.seed}", key.regime, "weighted" if key.weighted else "")
+        return " ".join(word for word in words if word)
+
+
+def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Reporter) -> Iterator[Unit]:
+    """Everything asked for, seed by seed, so that what can be compared is there early. `base`: row of the run of the pool."""
+    pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"])
+    mean = float(pool["tokens"].to_numpy().mean())
+    yield Unit(UnitKey(BASE, "", "", 0.0, 0, "none", False), None, 0, 0.0)
+    for seed in range(asked.seeds):
+        for regime in asked.regime:
+            for method in sorted(asked.method, key=lambda name: name == FULL):  # the longest training last
+                if method == FULL:
+                    yield Unit(UnitKey(FULL, "", "", 1.0, seed, regime, False), None, len(pool), mean)
+                    continue
+                weights = (False, True) if asked.weights and METHODS[method].weights else (False,)
+                ways = product(asked.fraction, _variants(method, asked, base), varied(method, asked.vary))
+                for fraction, gradient, setting in ways:
+                    run_id = _selection(asked, base, root, reporter, method, gradient, setting, fraction, seed)
+                    chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
+                    for weighted in weights:
+                        key = UnitKey(method, gradient, "" if setting == OWN else setting, fraction, seed, regime, weighted)
+                        yield Unit(key, run_id, len(chosen), float(chosen.mean()))
+
+
+def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Settings:
+    """The settings of the run whose pool it is, changed."""
+    return load_settings(changed_settings(base, asked.root, changes))
+
+
+def _variants(method: str, asked: Evaluation, base: dict[str, Any]) -> tuple[str, ...]:
+    """The gradient variants that make a difference to the method."""
+    if not METHODS[method].features and METHODS[method].within != "clusters":
+        return ("",)
+    return asked.gradient or (run_settings(base, asked).gradient,)
+
+
+def _selection(
+    asked: Evaluation,
+    base: dict[str, Any],
+    root: Root,
+    reporter: Reporter,
+    method: str,
+    gradient: str,
+    setting: str,
+    fraction: float,
+    seed: int,
+) -> str:
+    """The complete run that selected so from the pool of `base`. A method that no seed touches selects by the run's own."""
+    changes: dict[str, Any] = {"method": method, "fraction": fraction, **changed(setting)}
+    if METHODS[method].seeded:
+        changes["seed"] = seed
+    if gradient:
+        changes["gradient"] = gradient
+    settings = run_settings(base, asked, **changes)
+    if settings.identity() == run_settings(base, asked).identity():
+        return str(base["run_id"])
+    known = runs.find_complete(root.catalog, config_hash(settings, base["run_id"]))
+    if known is not None:
+        return known
+    machine = {"threads": asked.threads, "memory_limit": asked.memory_limit, "wait": asked.wait}
+    changes |= {name: value for name, value in machine.items() if value is not None}
+    return reselect(asked.root, base["run_id"], reporter, run_stage, **changes).run_id

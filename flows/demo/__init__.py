@@ -1,0 +1,1 @@
+"""What `tagcos demo` works on."""

@@ -1,0 +1,349 @@
+"""`tagcos estimate`: rows, tokens, disk and hours of a run, from a look at its sources and half a minute of its own model.
+
+What is measured here: rows (read whole where that takes seconds, else by the share of bytes read), tokens and rejects (a sample
+through the tokenizer), the speed of the warm-up and of the gradient passes (real ones, on that sample), the size of an example on
+disk, and the speed of matrix products. What follows is arithmetic.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.progress import Reporter, SilentReporter
+from flows.stages.gradients import recipe, variants
+from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length
+from storage.arrays.segments import ids_spec
+from storage.catalog import heldout, spaces
+from storage.catalog.pool import PARQUET_GROUP_ROWS
+from storage.database import Catalog
+from storage.root import open_root
+from tagcos_stream.config import Settings
+from tagcos_stream.data.read import read_file
+from tagcos_stream.data.sources import SourceFile, resolve_sources
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.types import UserError
+
+SAMPLE = 1024  # examples that are tokenised
+READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
+# an example's rows in the catalog, its copy and two snapshots, and what these take when empty (16,000 and 4,000 rows of one run)
+CATALOG_BYTES, CATALOG_EMPTY = 300, 24_000_000
+REGROUPED = 1.07  # features by cluster, for each byte of features (docs/store.md)
+KMEANS_PASSES = 7  # a mini-batch epoch, five exact ones, one to assign (docs/scaling.md)
+PRODUCTS_A_CHOICE = 4  # products of a row with all that a pursuit takes the time of, for each row it chooses (docs/clustering.md)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the sources hold. rows_read = rows where they were read whole."""
+
+    files: int
+    bytes: int
+    rows: int
+    rows_read: int
+    examples: int  # different ones among the rows
+    rejected: int
+    sample: pl.DataFrame  # example_id, messages, tools of up to SAMPLE examples
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts, bytes and seconds; `tokens_error` is the standard error of tokens."""
+
+    files: int
+    source_bytes: int
+    rows: int
+    rows_read: int
+    examples: int
+    heldout: int  # of them, kept out of the pool
+    known_examples: int
+    rejected_rows: int
+    without_gradient: int
+    truncated: int
+    selected: int
+    clusters: int
+    tokens_an_example: float
+    tokens: int
+    tokens_error: int
+    device: str
+    tokens_a_pass: int
+    tokens_a_second: float
+    probe_seconds: float
+    disk_bytes: int
+    free_bytes: int | None
+    disk: dict[str, int]
+    seconds: float
+    stages: dict[str, float]
+
+
+def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | None = None) -> Estimate:
+    """Estimate `tagcos run` with these settings; reads sources and model, writes nothing. `seconds`: how long to measure passes.
+
+    Raises:
+        UserError: a source or model that cannot be read, no usable example, or a model whose passes do not fit in memory.
+    """
+    reporter = reporter or SilentReporter()
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    started = time.perf_counter()
+    with reporter.stage("read sources", "bytes") as progress:
+        pool = look(resolve_sources(settings.sources), progress)
+    reading = time.perf_counter() - started
+    if not len(pool.sample):
+        raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
+    catalog = _catalog(settings)
+    held_out = heldout.share(catalog, settings.heldout) if catalog else settings.heldout or 0.0
+    known = _known(catalog, settings, pool) if catalog else 0
+    reporter.say(f"loading model {settings.model}")
+    started = time.perf_counter()
+    loaded = load_adapted(settings, settings.device)
+    loading = time.perf_counter() - started
+    try:
+        encoded, rejected, lengths = _encode(settings, loaded, pool.sample)
+        with reporter.stage("probe", "tokens") as progress:
+            probe = Probe(settings, loaded, encoded)
+            warm_up = probe.warm_up()
+            rate, spent = probe.gradients(seconds, progress)
+        adapter = sum(p.numel() for name, p in loaded.model.named_parameters() if ".lora_" in name)
+    finally:
+        load_adapted.cache_clear()
+    share = 1 - rejected / len(pool.sample)
+    aside = round(pool.examples * held_out)
+    kept = pool.examples - aside
+    usable = round(kept * share)
+    fresh = max(kept - known, 0) * share
+    mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
+    chosen, kinds = settings.budget(max(usable, 1)), len(variants(settings))
+    from tagcos_stream.clustering.kmeans import default_clusters
+
+    clusters = min(settings.clusters or default_clusters(usable), usable)
+    checkpoints = 1 if settings.adapter else settings.checkpoints
+    stages = {
+        "ingest": reading * pool.rows / max(pool.rows_read, 1),
+        "load model": loading * (1 if known else 2 if settings.workers > 1 else 1),
+        "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
+        "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
+        "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / matrix_rate(),
+        "select": 2 * usable * settings.dim * (chosen / clusters) * PRODUCTS_A_CHOICE / matrix_rate(),
+    }
+    ids = ids_spec(round(fresh))
+    features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes
+    disk = {
+        "examples": round((pool.examples - known) * _stored_bytes(pool.sample)),
+        "features": features * kinds,
+        "features by cluster": round(usable * settings.dim * 2 * REGROUPED),
+        "checkpoints": 0 if known else 12 * adapter * checkpoints * kinds,
+        "catalog": CATALOG_EMPTY + CATALOG_BYTES * pool.examples,
+    }
+    return Estimate(
+        files=pool.files,
+        source_bytes=pool.bytes,
+        rows=pool.rows,
+        rows_read=pool.rows_read,
+        examples=pool.examples,
+        heldout=aside,
+        known_examples=known,
+        rejected_rows=pool.rejected,
+        without_gradient=kept - usable,
+        truncated=round(kept * sum(e.truncated for e in encoded) / len(pool.sample)),
+        selected=chosen,
+        clusters=clusters,
+        tokens_an_example=mean,
+        tokens=round(fresh * mean),
+        tokens_error=round(fresh * error),
+        device=loaded.device,
+        tokens_a_pass=probe.tokens_a_pass,
+        tokens_a_second=rate,
+        probe_seconds=spent,
+        disk_bytes=sum(disk.values()),
+        free_bytes=free_disk(settings.root),
+        disk=disk,
+        seconds=sum(stages.values()),
+        stages=stages,
+    )
+
+
+def look(files: list[SourceFile], progress: Any = lambda done, total=None: None, seconds: float = READ_SECONDS) -> Pool:
+    """Read the files, or of each its first blocks for its share of the seconds, and keep a sample in proportion to their rows."""
+    total = max(sum(file.size for file in files), 1)
+    rows = rejected = read = before = 0
+    ids: list[pl.Series] = []
+    kept: list[tuple[int, pl.DataFrame]] = []
+    generator = np.random.default_rng(0)
+    for file in files:
+        deadline = time.perf_counter() + max(seconds * file.size / total, 0.2)
+        most = max(8, math.ceil(4 * SAMPLE * file.size / total))
+        seen = bad = at = 0
+        mine: pl.DataFrame | None = None
+        for block in read_file(file):
+            found = block.occurrences
+            seen, bad, at = seen + len(found) + len(block.rejects), bad + len(block.rejects), block.bytes_read
+            ids.append(found["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64))
+            drawn = found.select("example_id", "messages", "tools").with_columns(draw=pl.Series(generator.random(len(found))))
+            mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
+            progress(before + at, total)
+            if block.last or time.perf_counter() > deadline:
+                at = file.size if block.last else at
+                break
+        scale = max(file.size, 1) / max(at, 1)
+        rows, rejected, read, before = rows + round(seen * scale), rejected + round(bad * scale), read + seen, before + file.size
+        if mine is not None and len(mine):
+            kept.append((round((seen - bad) * scale), mine))
+    usable = sum(n for n, _ in kept)
+    parts = [frame.head(max(1, round(SAMPLE * n / usable))) for n, frame in kept]
+    sample = pl.concat(parts).unique("example_id", keep="first", maintain_order=True) if parts else pl.DataFrame()
+    different = pl.concat(ids).n_unique() / max(sum(map(len, ids)), 1) if ids else 0.0
+    return Pool(len(files), total, rows, read, round((rows - rejected) * different), rejected, sample)
+
+
+class Probe:
+    """Real passes over the sample, with the settings' adapter, variants and projection."""
+
+    def __init__(self, settings: Settings, loaded: Any, encoded: list[Encoded]) -> None:
+        self.settings, self.loaded = settings, loaded
+        self.encoded = encoded
+        self.tokens_a_pass = gradient_tokens(settings, loaded, len(variants(settings)), settings.checkpoints)
+        self.checkpoint: Any = None
+
+    def warm_up(self) -> float:
+        """Seconds a token of a training step: the second of two, whose moments the gradient passes use. An adapter of the user's
+        own is imported instead, in no time."""
+        from tagcos_stream.gradients import warmup
+        from tagcos_stream.gradients.import_checkpoint import import_checkpoint
+
+        if self.settings.adapter:
+            self.checkpoint = import_checkpoint(self.settings.adapter, self.loaded.model)
+            return 0.0
+        size = min(self.settings.warmup_batch_size, len(self.encoded))
+        sample = self.encoded[: 2 * size]
+        ends: list[float] = []
+        done = warmup.run_warmup(
+            self.loaded.model,
+            sample,
+            steps=2,
+            batch_size=size,
+            learning_rate=self.settings.learning_rate,
+            checkpoints=[2],
+            seed=0,
+            micro_batch_tokens=self.tokens_a_pass,
+            progress=lambda step, of: ends.append(time.perf_counter()),
+        )
+        self.checkpoint = done.checkpoints[0]
+        return (ends[1] - ends[0]) / (sum(map(len, sample)) / len(sample) * size)
+
+    def gradients(self, seconds: float, progress: Any) -> tuple[float, float]:
+        """(tokens a second and checkpoint, seconds measured): passes of blocks planned as the run would, in random order, until
+        the time is over; a first one, which compiles and allocates, is not counted."""
+        from tagcos_stream.gradients.batching import plan_batches
+        from tagcos_stream.gradients.extract import GradientExtractor
+        from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
+        from tagcos_stream.gradients.projection.projections import make_projection
+
+        settings = self.settings
+        extractor = GradientExtractor(
+            self.loaded.model,
+            variants=variants(settings),
+            projection=make_projection(settings.projection, dim=settings.dim, seed=settings.feature_seed),
+        )
+        extractor.use(self.checkpoint)
+        passes: list[list[Encoded]] = []
+        for start in range(0, len(self.encoded), settings.block_rows):
+            block = self.encoded[start : start + settings.block_rows]
+            plan = plan_batches([len(e) for e in block], self.tokens_a_pass, MAX_BATCH_ROWS)
+            passes += [[block[i] for i in batch] for batch in plan]
+        order = np.random.default_rng(0).permutation(len(passes))
+        self._pass(extractor, min(passes, key=lambda batch: sum(map(len, batch))))
+        tokens, turn, begun = 0, 0, time.perf_counter()
+        while not turn or time.perf_counter() - begun < seconds:
+            batch = passes[order[turn % len(order)]]
+            self._pass(extractor, batch)
+            tokens, turn = tokens + sum(map(len, batch)), turn + 1
+            progress(tokens)
+        spent = time.perf_counter() - begun
+        return tokens / spent, spent
+
+    @staticmethod
+    def _pass(extractor: Any, batch: list[Encoded]) -> None:
+        for rows in extractor.features(batch).features.values():
+            rows.cpu()  # waits for a device to be done
+
+
+def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list[Encoded], int, np.ndarray]:
+    """(examples that can be computed, number of those that cannot, tokens of those that can)."""
+    longest, reject = max_length(settings, loaded), settings.too_long == "reject"
+    tried = [encode_row(loaded.tokenizer, row, longest, reject) for row in sample.iter_rows(named=True)]
+    good = [e for e in tried if isinstance(e, Encoded)]
+    if not good:
+        raise UserError(
+            f"none of {len(tried)} examples drawn has a target token within max_length {settings.max_length}: "
+            "raise --max-length, or check that answers are in assistant turns"
+        )
+    order = np.random.default_rng(0).permutation(len(good))
+    return [good[i] for i in order], len(tried) - len(good), np.array([len(e) for e in good], np.float64)
+
+
+def _catalog(settings: Settings) -> Catalog | None:
+    """Of the root; None where there is none yet, or one that `tagcos run` will have to say something about."""
+    try:
+        return open_root(settings.root, create=False, wait_seconds=settings.wait).catalog
+    except UserError:
+        return None
+
+
+def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
+    """Examples of the pool, by the share of the sample, whose features the root has already."""
+    try:
+        spaces = [spaces.find_space(catalog, recipe(settings, variant)) for variant in variants(settings)]
+    except UserError:
+        return 0
+    if any(space is None for space in spaces):
+        return 0
+    found = catalog.read(
+        """SELECT count(*) AS n FROM examples e JOIN feature_rows r ON r.segment = e.segment AND r.row = e.row
+        WHERE r.space_id = ? AND list_contains(?::VARCHAR[], e.example_id)""",
+        [spaces[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
+    )
+    return round(pool.examples * found["n"][0] / len(pool.sample))
+
+
+def _stored_bytes(sample: pl.DataFrame) -> float:
+    """Bytes an example takes as the store writes it."""
+    buffer = io.BytesIO()
+    sample.select("example_id", "messages", "tools").write_parquet(buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS)
+    return buffer.tell() / len(sample)
+
+
+def matrix_rate(n: int = 1024, seconds: float = 0.2) -> float:
+    """Operations a second of float32 matrix products on this machine's processor."""
+    a = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    np.dot(a, a)
+    begun, turns = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        np.dot(a, a)
+        turns += 1
+    return 2 * n**3 * turns / (time.perf_counter() - begun)
+
+
+def free_disk(root: str) -> int | None:
+    """Bytes free where a local root is or would be; None in an object store."""
+    if "://" in root and not root.startswith("file://"):
+        return None
+    place = Path(root.removeprefix("file://")).expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _devices(settings: Settings, device: str) -> int:
+    """What shares the gradient stage: on one machine's processor several workers share the same cores."""
+    return settings.workers if device.startswith("cuda") or settings.run_on == "ray" else 1

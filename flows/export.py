@@ -1,0 +1,64 @@
+"""`tagcos export`: a run's selection for a trainer, tokenised with the run's own model where the format asks for tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from storage.catalog import runs
+from storage.exports import write as exports
+from storage.exports.shapes import Unfit
+from storage.root import Root
+from tagcos_stream.config import Settings
+from tagcos_stream.types import UserError
+
+
+def export(
+    root: Root,
+    run_id: str | None,
+    path: Path,
+    *,
+    format: str | None = None,
+    leave_out: bool = False,
+    tokenizer: str | None = None,
+) -> exports.Exported:
+    """Write a complete run's selection (None or "latest": the newest run), as `storage.exports.write.export` does.
+
+    tokenizer: model whose tokens `trl` has; default the run's.
+
+    Raises:
+        UserError: as there, and a model that cannot be found.
+    """
+    name = exports.check_target(path, format)
+    run = runs.complete_run(root.catalog, run_id)
+    encode = _encoder(run, tokenizer) if name == "trl" else None
+    if tokenizer and not encode:
+        raise UserError(f"--tokenizer is for format trl; {name} holds text")
+    return exports.export(root, run["run_id"], path, format=name, leave_out=leave_out, encode=encode)
+
+
+def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
+    from tagcos_stream.gradients.chat import NoTargets, encode
+    from tagcos_stream.gradients.model import load_tokenizer
+
+    config = json.loads(run["config"])
+    # a run's record may be older than a setting
+    settings = Settings(**{name: value for name, value in config.items() if name in Settings.model_fields})
+    own = tokenizer is None or tokenizer == settings.model
+    loaded = load_tokenizer(
+        settings.model if tokenizer is None else tokenizer,
+        revision=settings.revision if own else None,
+        trust_remote_code=settings.trust_remote_code and own,
+    )
+
+    def encoded(example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        try:
+            found = encode(loaded, example["messages"], max_length=settings.max_length, tools=example["tools"])
+        except NoTargets as error:
+            raise Unfit(str(error)) from error
+        ids = found.input_ids.tolist()
+        return ids, [token if target else -100 for token, target in zip(ids, found.target.tolist(), strict=True)]
+
+    return encoded

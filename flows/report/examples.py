@@ -1,0 +1,67 @@
+"""The examples of a report with their text: chosen beside just missed, and what entered and left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from flows.report.elements import Example, Group, Sources, named, snippet, written
+from storage.catalog.report_facts import Facts
+from storage.report_samples import Samples
+
+
+def side_by_side(facts: Facts, samples: Samples, known: Sources, word: str) -> list[Group]:
+    """Chosen and just-missed examples of the largest groups."""
+    shown: dict[int, dict[str, list[Example]]] = {}
+    sizes = {row["cluster"]: row for row in facts.groups.iter_rows(named=True)}
+    for row in samples.rows.filter(pl.col("kind").is_in(["chosen", "missed"])).iter_rows(named=True):
+        missed = "would be next" if row["place"] == 1 else f"{row['place']} from the cut"
+        heading = f"choice {row['place'] + 1}" if row["kind"] == "chosen" else missed
+        reason = row["reason"] or ("kept its place (sticky)" if row["kind"] == "chosen" else "no score was recorded")
+        shown.setdefault(row["cluster"], {"chosen": [], "missed": []})[row["kind"]].append(
+            example(row, samples, known, heading, reason)
+        )
+    groups = []
+    for cluster, kinds in shown.items():
+        size = sizes[cluster]
+        name = "The whole pool" if word == "pool" else f"{word.capitalize()} {cluster}"
+        groups.append(
+            Group(cluster, f"{name}: {size['selected']:,} of {size['size']:,} chosen", kinds["chosen"], kinds["missed"])
+        )
+    return groups
+
+
+def example(row: dict[str, Any], samples: Samples, known: Sources, heading: str, reason: str) -> Example:
+    told = [
+        f"{written(row[name], 'count')} {words}"
+        for name, words in (("tokens", "tokens"), ("target_tokens", "of them targets"))
+        if row.get(name) is not None
+    ]
+    told += [f"loss {row['loss']:.3g}"] if row.get("loss") is not None else []
+    told += [f"weight {row['weight']:.3g}"] if row.get("weight") is not None else []
+    identity = row["example_id"]
+    return Example(
+        example_id=identity,
+        source=named(row["dataset"]),
+        s=known.place(row["dataset"]),
+        cluster=row["cluster"],
+        heading=heading,
+        reason=reason,
+        facts=", ".join(told),
+        messages=samples.messages[identity],
+        turns=samples.turns[identity],
+    )
+
+
+def opening(samples: Samples, identity: str) -> str:
+    """The first words of an example: of its first user turn, else of its first turn."""
+    messages = samples.messages[identity]
+    first = next((message for message in messages if message.role == "user"), messages[0])
+    return snippet(first.content)
+
+
+def changed(samples: Samples, known: Sources) -> list[Example]:
+    """Examples that entered or left since the run before, a few of each reason."""
+    rows = samples.rows.filter(pl.col("kind").is_in(["entered", "left"]))
+    return [example(row, samples, known, row["kind"], row["reason"]) for row in rows.iter_rows(named=True)]

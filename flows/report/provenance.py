@@ -1,0 +1,254 @@
+"""Sections of a report that tell how it came about: rejects, what changed since the run before, controls, lineage, cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from flows.compare.tables import named as trained_name
+from flows.report import plots
+from flows.report.elements import Column, Section, Table, first_rows, named, plain_url, snippet
+from storage.catalog.report_facts import Facts
+
+# what drift is measured by (tagcos_stream/clustering/drift.py): in a word, and in words
+DRIFT = {
+    "share": ("joined", "share of the pool that came after the clusters were fitted"),
+    "distance_shift": ("distance", "how much further from their centroids new rows are (standard deviations)"),
+    "movement": ("movement", "how far the means moved (root mean square distances)"),
+    "loss_shift": ("loss", "how much higher the loss of rows unseen by the warm-up is (standard deviations)"),
+    "unseen": ("unseen", "share of the pool that the warm-up could not see"),
+}
+
+
+def rejects(facts: Facts) -> Section:
+    if facts.rejects.is_empty():
+        return Section("rejects", "Rejects", missing="No row was rejected: every input row is an example with a feature.")
+    rows = [
+        row | {"source": named(row["source"]) if row["source"] else "", "snippet": snippet(row["snippet"] or "")}
+        for row in facts.rejects.to_dicts()
+    ]
+    totals = facts.rejects.group_by("stage", "reason").agg(pl.col("rows").sum()).sort("rows", "reason", descending=[True, False])
+    drawn = [
+        {"name": row["reason"], "value": row["rows"], "stage": row["stage"]} for row in totals.head(30).iter_rows(named=True)
+    ]
+    columns = (
+        Column("reason", "reason"),
+        Column("stage", "found at"),
+        Column("rows", "rows", "count"),
+        Column("source", "file or source"),
+        Column("detail", "for example"),
+        Column("snippet", "begins with"),
+    )
+    shown, more = first_rows(rows, 'tagcos sql "FROM rejects_by_reason"')
+    plot = plots.bars(
+        "rejects", "Rejects by reason", "Bars: rejected rows by reason.", drawn, words="rows", form=",d", colour="stage"
+    )
+    lead = f"Rows of this run's files, and examples of its pool, that were not used: {facts.rejects['rows'].sum():,}."
+    return Section("rejects", "Rejects", lead, plots=(plot,), tables=(Table("rejects", "Rejects", columns, shown, more),))
+
+
+def changes(facts: Facts) -> Section:
+    """Drift, and the difference to the run before."""
+    drift = facts.drift
+    if not drift:
+        return Section("changes", "Since the run before", missing="There was no run before this one in its feature space.")
+    told = [f"{drift['pool']:,} examples have a feature."]
+    if drift["base_run"]:
+        told.append(
+            f"Since {drift['base_run']}: {drift['added']:,} new, {drift['returned']:,} back, {drift['retired']:,} retired."
+        )
+    if drift["churn"] is not None:
+        told.append(f"{drift['left_it']:,} of {drift['earlier']:,} chosen before left ({drift['churn']:.1%}).")
+    told.append("Clusters were made anew." if drift["refitted"] else f"Advice: {drift['advice']}.")
+    if drift["why"]:
+        told.append(f"Because {drift['why']}.")
+    limits = json.loads(drift["thresholds"]) if drift["thresholds"] else {}
+    measured = [
+        {"name": short, "measure": words, "value": drift[name], "limit": limits.get(name)}
+        for name, (short, words) in DRIFT.items()
+        if drift[name] is not None
+    ]
+    drawn, tables = [], []
+    if measured:
+        bars = [{"name": row["name"], "value": row["value"] / row["limit"]} for row in measured if row["limit"]]
+        drawn.append(
+            plots.bars(
+                "drift", "Drift, as a share of its limit", "Bars: drift measures.", bars, words="of the limit", form="%", rule=1
+            )
+        )
+        columns = (
+            Column("name", "drift"),
+            Column("measure", "what it is"),
+            Column("value", "value", "number"),
+            Column("limit", "limit", "number"),
+        )
+        tables.append(Table("drift", "Drift", columns, measured))
+    else:
+        told.append("No drift was measured: there were no earlier clusters to hold against.")
+    if not facts.changes.is_empty():
+        rows = facts.changes.to_dicts()
+        bars = [{"name": row["reason"], "value": row["examples"], "change": row["change"]} for row in rows]
+        drawn.append(
+            plots.bars(
+                "changes",
+                "What entered and what left, and why",
+                "Bars: examples that entered or left.",
+                bars,
+                words="examples",
+                form=",d",
+                colour="change",
+            )
+        )
+        told_of = (Column("change", "change"), Column("reason", "reason"), Column("examples", "examples", "count"))
+        tables.append(Table("changes", "Difference to the run before", told_of, rows))
+    elif drift["base_run"]:
+        told.append("It chose the same examples.")
+    return Section("changes", "Since the run before", " ".join(told), plots=tuple(drawn), tables=tuple(tables))
+
+
+def controls(facts: Facts) -> Section:
+    """Other methods at the same budgets, where somebody asked."""
+    lead, drawn, tables = [], [], []
+    if facts.diagnosed:
+        lead.append(
+            f"`tagcos diagnose` on the features of {facts.diagnosed}: each method selected by seven eighths of the dimensions "
+            "and was measured on the rest; fitted is the error with non-negative weights fitted to what it saw. It says what "
+            "stands for the pool's gradient, not what trains best."
+        )
+        rows = facts.comparison.to_dicts()
+        lines = [
+            {"fraction": row["fraction"], "error": row["error_fitted"], "who": row["method"], "selected": row["selected"]}
+            for row in rows
+            if row["error_fitted"] is not None
+        ]
+        drawn.append(plots.errors("controls", "Error on held-out dimensions, weights fitted", lines))
+        columns = (
+            Column("method", "method"),
+            Column("fraction", "share", "share"),
+            Column("seeds", "seeds", "count"),
+            Column("error_plain", "plain", "number"),
+            Column("error_weighted", "weighted", "number"),
+            Column("error_fitted", "fitted", "number"),
+            Column("sd_fitted", "spread", "number"),
+            Column("sources_reached", "sources reached", "share"),
+            Column("clusters_reached", "clusters reached", "share"),
+            Column("jaccard", "overlap of seeds", "share"),
+        )
+        tables.append(Table("controls", "Methods on held-out dimensions", columns, rows))
+    if not facts.evaluations.is_empty():
+        lead.append(
+            "`tagcos evaluate` trained models on selections from this pool and measured them on rows held out: means over seeds, "
+            "with standard errors, and the difference from random selection of the same size."
+        )
+        rows = [row | {"trained": trained_name(row)} for row in facts.evaluations.to_dicts()]
+        bars = [
+            {
+                "name": f"{row['trained']}, {row['fraction']:.1%}, {row['regime']}",
+                "value": row["vs_random"],
+                "model": row["model"],
+            }
+            for row in rows
+            if row["measure"] == "loss" and row["vs_random"] is not None
+        ]
+        if bars:
+            title = "Held-out loss against random selection"
+            label = "Bars: difference in held-out loss from random selection; below zero is better."
+            drawn.append(plots.bars("evaluations", title, label, bars, words="nats; below 0 is better", form=".4f"))
+        found = (
+            Column("measure", "measure"),
+            Column("trained", "selected by"),
+            Column("fraction", "share", "share"),
+            Column("regime", "equal"),
+            Column("seeds", "seeds", "count"),
+            Column("value", "mean", "number"),
+            Column("se", "standard error", "number"),
+            Column("vs_random", "against random", "number"),
+            Column("vs_random_se", "its standard error", "number"),
+            Column("median_vs_random", "median source against random", "number"),
+            Column("sources_ahead", "sources ahead", "count"),
+            Column("sources", "of", "count"),
+            Column("model", "model"),
+        )
+        shown, more = first_rows(rows, 'tagcos sql "FROM evaluation_scores"')
+        tables.append(Table("evaluations", "Models trained on selections", found, shown, more))
+    if not tables:
+        missing = "No controls were measured on this pool: `tagcos diagnose` compares the methods without training."
+        return Section("controls", "Controls", missing=missing)
+    return Section("controls", "Controls", " ".join(lead), plots=tuple(drawn), tables=tuple(tables))
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def lineage(facts: Facts) -> Section:
+    run, space = facts.run, facts.space
+    general = {
+        "run": run["run_id"],
+        "started (UTC)": f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
+        "finished (UTC)": f"{run['finished_at']:%Y-%m-%d %H:%M:%S}" if run["finished_at"] else None,
+        "attempts": run["attempts"],
+        "selects again from": run["reselects"],
+        "configuration hash": run["config_hash"],
+        "feature space": run["space_id"],
+        "gradient": space.get("variant"),
+        "feature dimension": space.get("dim"),
+        "clustering": run["clustering_id"],
+    }
+    config = json.loads(run["config"])
+    files = [row | {"source": plain_url(row["source"]), "url": plain_url(row["url"])} for row in facts.files.to_dicts()]
+    shown, more = first_rows(files, 'tagcos sql "FROM files"')
+    columns = (
+        Column("source", "source"),
+        Column("url", "file"),
+        Column("format", "format"),
+        Column("size", "size", "bytes"),
+        Column("rows", "rows", "count"),
+        Column("digest", "digest"),
+    )
+    tables = [
+        _pairs("lineage", "Run", general),
+        _pairs("settings", "Settings", {name: _setting(value) for name, value in config.items()}),
+        Table("files", "Files", columns, shown, more, folded=True),
+        _pairs(
+            "versions", "Versions", json.loads(run["versions"]) | {f"seed {k}": v for k, v in json.loads(run["seeds"]).items()}
+        ),
+    ]
+    if space:
+        fingerprint = {name: _setting(value) for name, value in json.loads(space["fingerprint"]).items()}
+        tables.append(_pairs("space", "Feature space: what a feature means", fingerprint))
+    return Section("lineage", "Configuration and lineage", "All that decided this selection.", tables=tuple(tables))
+
+
+def _setting(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_url(value)
+    if isinstance(value, list):
+        return ", ".join(str(_setting(entry)) for entry in value)
+    return _cell(value)
+
+
+def _pairs(id: str, caption: str, values: dict[str, Any]) -> Table:
+    rows = [{"name": name, "value": value} for name, value in values.items() if value is not None and value != ""]
+    return Table(id, caption, (Column("name", "name"), Column("value", "value")), rows, folded=id != "lineage")
+
+
+def stages(facts: Facts) -> Section:
+    rows = facts.stages.to_dicts()
+    if not rows:
+        return Section("stages", "Time and memory", missing="No stage was recorded.")
+    seconds = [{"name": row["stage"], "value": row["seconds"]} for row in rows]
+    memory = [{"name": row["stage"], "value": row["peak_bytes"] / 2**30} for row in rows if row["peak_bytes"] is not None]
+    drawn = [plots.bars("seconds", "Wall time by stage", "Bars: seconds by stage.", seconds, words="seconds", form=",.1f")]
+    if memory:
+        label = "Bars: peak memory of the process up to the end of each stage."
+        drawn.append(plots.bars("memory", "Peak memory of the process by then", label, memory, words="GiB", form=",.2f"))
+    columns = (
+        Column("stage", "stage"),
+        Column("seconds", "seconds", "seconds"),
+        Column("peak_bytes", "peak memory so far", "bytes"),
+    )
+    lead = f"{facts.stages['seconds'].sum():,.1f} seconds in all."
+    return Section("stages", "Time and memory", lead, plots=tuple(drawn), tables=(Table("stages", "Stages", columns, rows),))

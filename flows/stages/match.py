@@ -1,0 +1,85 @@
+"""How well a selection stands for its pool: measured at the end of every run, and of every unit of `diagnose`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.context import Job
+from flows.stages.cluster import View, open_view
+from storage.arrays import segments
+from storage.catalog import clusterings, diagnostics
+from tagcos_stream.selection.match import Match, group_means, match, match_bytes, reached
+
+
+def measure(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> dict[str, Any]:
+    """Record how well the selection matches the pool's mean feature, over all dimensions (those that it was made by), as a whole
+    and by cluster: of `view`, the run's clustering, else of the newest that has every example of the pool.
+
+    The chosen rows are read, and no others where there is a clustering, whose totals are exact.
+    """
+    start = time.perf_counter()
+    if view is None and (name := clusterings.find_covering(job.catalog, job.run_id, space_id)):
+        view = open_view(job, name, pool)
+    rows = segments.open_features(job.root.files, space_id, pool)
+    by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= job.memory_limit
+    labels = np.zeros(len(pool), np.int64)
+    if view is None:
+        means = group_means(rows, labels, 1)
+    elif by_cluster:
+        labels, means = view.labels.astype(np.int64), view.totals.means()
+    else:
+        means = view.totals.sums.sum(axis=0)[None] / len(pool)
+        job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
+    sizes = np.bincount(labels, minlength=len(means))
+    shares = job.catalog.read("SELECT segment, row, share FROM selection_of(?)", [job.run_id])
+    chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
+    at = chosen["at"].to_numpy().astype(np.int64)
+    found = match(means, sizes, lambda part: rows.gather(at[part]), labels[at], chosen["share"].to_numpy())
+    diagnostics.commit(
+        job.catalog,
+        job.run_id,
+        method=job.settings.method,
+        fraction=len(at) / len(pool),
+        seed=job.settings.seed,
+        dimensions="seen",
+        rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=by_cluster),
+        seconds=time.perf_counter() - start,
+    )
+    return {"error_plain": round(found.plain, 4), "error_weighted": round(found.weighted, 4)}
+
+
+def measured_rows(
+    found: Match,
+    sizes: np.ndarray,
+    covered: tuple[float, float],
+    *,
+    by_cluster: bool,
+    fitted: float | None = None,
+    chosen: np.ndarray | None = None,
+) -> pl.DataFrame:
+    """The rows of `diagnostics` that say what one selection was measured to be: the pool's, and one a cluster that has rows."""
+    k = len(sizes) if by_cluster else 0
+    frame = pl.DataFrame(
+        {
+            "cluster": pl.Series([None, *range(k)], dtype=pl.Int32),
+            "size": [int(sizes.sum()), *sizes[:k].tolist()],
+            "selected": [int(found.selected.sum()), *found.selected[:k].tolist()],
+            "error_plain": [found.plain, *found.cluster_plain[:k].tolist()],
+            "error_weighted": [found.weighted, *found.cluster_weighted[:k].tolist()],
+            "error_fitted": pl.Series([fitted, *[None] * k], dtype=pl.Float64),
+            "sources_reached": pl.Series([covered[0], *[None] * k], dtype=pl.Float64),
+            "clusters_reached": pl.Series([covered[1] if by_cluster else None, *[None] * k], dtype=pl.Float64),
+            "chosen": pl.Series([None if chosen is None else chosen.tolist(), *[None] * k], dtype=pl.List(pl.UInt32)),
+        }
+    )
+    return frame.filter(pl.col("size") > 0).with_columns(pl.col("error_plain", "error_weighted", "error_fitted").fill_nan(None))
+
+
+def coverage(pool: pl.DataFrame, chosen: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Shares of the datasets and of the clusters with an example among the chosen positions."""
+    datasets = pool["dataset"]
+    return reached(datasets.gather(chosen).to_list(), datasets.to_list()), reached(labels[chosen].tolist(), labels.tolist())

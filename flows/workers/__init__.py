@@ -1,0 +1,1 @@
+"""Where and how partitions of a stage are computed: threads, processes, Ray."""

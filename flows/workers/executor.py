@@ -1,0 +1,122 @@
+"""Where partitions run: threads of this process, processes of this machine, or a Ray cluster. One seam for all stages.
+
+A stage hands over a function `work(spec, seat, tasks, progress)`, a generator of one result a task, in order. It is found by name
+in the process that runs it, and gets plain data: where the root is, settings, partition numbers. A partition depends on nothing
+but itself, so that the result is the same whoever computes it (on a CPU, up to the order of additions, which follows the
+number of threads). The driver gets results as they finish, and alone writes to the catalog.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tagcos_stream.config import Settings
+from tagcos_stream.types import UserError
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a worker may use."""
+
+    device: str  # of torch
+    threads: int | None  # None: whatever the process has
+
+
+Progress = Callable[[float], None]
+Work = Callable[[Any, Seat, Iterator[Any], Progress | None], Iterator[Any]]
+
+
+def place_of(settings: Settings) -> str:
+    """threads, processes or ray."""
+    return settings.run_on or ("processes" if settings.workers > 1 else "threads")
+
+
+def sharing(settings: Settings, tasks: int) -> int:
+    """Workers that share this machine's memory."""
+    return min(settings.workers, max(1, tasks)) if place_of(settings) == "processes" else 1
+
+
+def devices_of(device: str, workers: int) -> list[str]:
+    """A device per worker: "auto" and "cuda" with several workers are spread over the GPUs there are."""
+    if device not in ("auto", "cuda") or workers == 1:
+        return [device] * workers
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus == 0 and device == "cuda":
+        raise UserError("device cuda: no GPU is visible; use --device cpu or check the driver")
+    return [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(workers)]
+
+
+def partitioned(
+    work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, *, ahead: int = 1, progress: Progress | None = None
+) -> Iterator[Any]:
+    """Do all tasks; on threads in order, else in the order in which they finish.
+
+    Args:
+        ahead: tasks that `work` takes before it gives the first one's result.
+        progress: told of the work within tasks, on threads.
+    """
+    place = place_of(settings)
+    if place == "threads":
+        yield from work(spec, Seat(settings.device, settings.threads), iter(tasks), progress)
+    elif place == "processes":
+        yield from _in_processes(work, spec, tasks, settings)
+    else:
+        from flows.workers.ray_executor import on_ray
+
+        yield from on_ray(work, spec, tasks, settings, ahead)
+
+
+def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings) -> Iterator[Any]:
+    devices = devices_of(settings.device, min(settings.workers, len(tasks)))
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(devices)))
+    # spawned, not forked: a forked process cannot use CUDA, nor trust the locks of its parent's threads
+    context = multiprocessing.get_context("spawn")
+    todo, done = context.Queue(), context.Queue()
+    for task in tasks:
+        todo.put(task)
+    for _ in devices:
+        todo.put(None)
+    processes = [
+        context.Process(target=_worker, args=(work, spec, Seat(device, threads), todo, done), daemon=True) for device in devices
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield from _collect(processes, done, len(tasks))
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _worker(work: Work, spec: Any, seat: Seat, todo: Any, done: Any) -> None:
+    try:
+        for result in work(spec, seat, iter(todo.get, None), None):
+            done.put(result)
+    except Exception as error:  # told to the driver, which raises it: nobody sees this process's standard error
+        done.put(error)
+
+
+def _collect(processes: Sequence[Any], done: Any, expected: int) -> Iterator[Any]:
+    while expected:
+        try:
+            result = done.get(timeout=1.0)
+        except queue.Empty:
+            lost = [process for process in processes if process.exitcode not in (None, 0)]
+            if lost:
+                raise UserError(
+                    f"a worker ended with exit code {lost[0].exitcode} (-9 often means out of memory): lower --workers or "
+                    "--batch-tokens; run the same command again to go on"
+                ) from None
+            continue
+        if isinstance(result, Exception):
+            raise result
+        expected -= 1
+        yield result

@@ -1,0 +1,301 @@
+"""The model with its adapter, turning blocks of examples into feature chunks: the part of the gradient stage that a worker runs.
+
+A worker needs the root's address, the settings and block numbers; it writes chunks and says what it measured. Only the driver,
+which owns the catalog, makes a block true.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.token_budget import tokens_per_pass
+from flows.workers.executor import Progress, Seat
+from storage.arrays import checkpoints, segments
+from storage.catalog.pool import ExampleReader
+from storage.catalog.spaces import Space
+from storage.files.base import Files
+from tagcos_stream.config import Settings
+from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
+from tagcos_stream.types import UserError
+
+NO_TARGETS = "no target tokens"
+NON_FINITE = "non-finite gradient"
+TOO_LONG = "too long"
+SNIPPET = 200  # characters of a rejected row that are kept
+TENSORS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A block to compute."""
+
+    segment: str
+    block: int
+    rows: int
+    spaces: tuple[str, ...]  # that lack it
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block whose chunks are written, ready to be committed."""
+
+    task: Task
+    rows: pl.DataFrame  # row, tokens, target_tokens, loss, norm, status
+    rejects: pl.DataFrame  # row, reason, detail, snippet
+    checksums: dict[str, int]  # by space
+    seconds: float  # since the block before was computed: waiting for tokens, for chunks on disk and for the driver included
+    model_seconds: float  # of these within forward and backward passes
+    truncated: int
+    token_budget: int  # halved after running out of device memory
+    halvings: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An example that cannot be computed, and why."""
+
+    reason: str
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """All that a worker needs to open an engine; plain data that travels to other processes."""
+
+    files: Files
+    reader: ExampleReader
+    settings: Settings
+    spaces: tuple[Space, ...]  # of one adapter, one per gradient variant
+    processes: int = 1  # that share this machine's memory
+
+
+AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
+
+
+def compute(spec: EngineSpec, seat: Seat, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
+    """The work of a gradient worker: blocks as they come, with one engine."""
+    if seat.threads:
+        import torch
+
+        torch.set_num_threads(seat.threads)
+    try:
+        yield from Engine(spec, seat.device).run(tasks, progress)
+    finally:
+        load_adapted.cache_clear()  # the stages to come need the memory, not the model
+
+
+class Engine:
+    """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
+
+    def __init__(self, spec: EngineSpec, device: str) -> None:
+        from tagcos_stream.gradients.extract import GradientExtractor
+        from tagcos_stream.gradients.projection.projections import make_projection
+
+        self.spec = spec
+        loaded = load_adapted(spec.settings, device)
+        first = spec.spaces[0]
+        if first.fingerprint["model"] != loaded.fingerprint:
+            raise UserError(
+                f"model {spec.settings.model} has content {loaded.fingerprint}, but feature space {first.space_id} was made with "
+                f"{first.fingerprint['model']}: features of two models never mix; restore it, or give the new one another path"
+            )
+        self.tokenizer = loaded.tokenizer
+        self.max_length = max_length(spec.settings, loaded)
+        self.checkpoints = [
+            from_store(checkpoints.load_checkpoint(spec.files, first.space_id, row["step"], row["digest"]), row["weight"])
+            for row in first.checkpoints.iter_rows(named=True)
+        ]
+        self.extractor = GradientExtractor(
+            loaded.model,
+            variants=[space.variant for space in spec.spaces],
+            projection=make_projection(spec.settings.projection, dim=first.dim, seed=spec.settings.feature_seed),
+        )
+        self.token_budget = gradient_tokens(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
+        self._checked = False
+        self._writers: dict[tuple[str, str], segments.SegmentWriter] = {}
+
+    def run(self, tasks: Iterable[Task], progress: Callable[[float], None] | None = None) -> Iterator[Done]:
+        """Compute blocks in order; each is yielded once its chunks are on disk. `progress` gets the number of examples done."""
+        done = 0
+        upcoming, start = iter(tasks), time.perf_counter()
+        with ThreadPoolExecutor(1, "tokenise") as ahead, ThreadPoolExecutor(1, "write") as behind:
+            prepared = self._submit(ahead, upcoming)
+            written: Future[Done] | None = None
+            while prepared is not None:
+                task, frame, encoded = prepared.result()
+                prepared = self._submit(ahead, upcoming)
+                count = len(encoded)
+                outcome = self._compute(encoded, partial(_advance, progress, done))
+                if outcome is not None:
+                    self.token_budget = outcome.token_budget  # what ran out of memory once would do so again
+                start, before = time.perf_counter(), start
+                if written is not None:
+                    yield written.result()
+                written = behind.submit(self._write, task, frame, encoded, outcome, start - before)
+                done += count
+            if written is not None:
+                yield written.result()
+
+    def _submit(self, pool: ThreadPoolExecutor, tasks: Iterator[Task]) -> Future[tuple[Task, pl.DataFrame, list[Any]]] | None:
+        task = next(tasks, None)
+        return None if task is None else pool.submit(self._prepare, task)
+
+    def _prepare(self, task: Task) -> tuple[Task, pl.DataFrame, list[Encoded | Rejected]]:
+        frame = self.spec.reader.read(task.segment, *self._writer(task, task.spaces[0]).block_range(task.block))
+        reject_long = self.spec.settings.too_long == "reject"
+        return task, frame, [encode_row(self.tokenizer, row, self.max_length, reject_long) for row in frame.iter_rows(named=True)]
+
+    def _compute(self, encoded: Sequence[Encoded | Rejected], progress: Callable[[float], None]) -> Any:
+        """BlockFeatures of the examples that can be computed, or None where there are none."""
+        from tagcos_stream.gradients.extract import block_features
+        from tagcos_stream.gradients.verify import self_check
+
+        good = [e for e in encoded if isinstance(e, Encoded)]
+        if not good:
+            return None
+        if not self._checked:
+            # the shortest two: the check takes several plain passes, more than a few new rows do
+            self_check(self.extractor, self.checkpoints[0], sorted(good, key=len)[:2])
+            self._checked = True
+        return block_features(
+            self.extractor,
+            self.checkpoints,
+            good,
+            token_budget=self.token_budget,
+            progress=lambda done, of: progress(done / of * len(encoded)),
+        )
+
+    def _write(
+        self, task: Task, frame: pl.DataFrame, encoded: Sequence[Encoded | Rejected], outcome: Any, seconds: float
+    ) -> Done:
+        at = np.array([i for i, e in enumerate(encoded) if isinstance(e, Encoded)], dtype=np.int64)
+        tokens, targets = np.zeros((2, len(encoded)), np.int64)
+        loss, norm = np.full((2, len(encoded)), np.nan)
+        reasons = [e.reason if isinstance(e, Rejected) else "ok" for e in encoded]
+        details = [e.detail if isinstance(e, Rejected) else None for e in encoded]
+        if outcome is not None:
+            good = [e for e in encoded if isinstance(e, Encoded)]
+            tokens[at], targets[at] = [len(e) for e in good], [e.n_target for e in good]
+            loss[at], norm[at] = outcome.loss, outcome.norm
+            for i in at[~outcome.finite]:
+                reasons[i] = NON_FINITE
+        checksums = {}
+        for space in (space for space in self.spec.spaces if space.space_id in task.spaces):
+            rows = np.full((len(encoded), space.dim), np.nan, np.float16)
+            if outcome is not None:
+                rows[at] = outcome.features[space.variant]
+            checksums[space.space_id] = self._writer(task, space.space_id).write_block(task.block, rows)
+        last_turn = pl.col("messages").list.last().struct.field("content").str.slice(0, SNIPPET)
+        bad = frame.with_columns(reason=pl.Series(reasons), detail=pl.Series(details, dtype=pl.String))
+        measured = {"tokens": tokens, "target_tokens": targets, "loss": loss, "norm": norm, "status": reasons}
+        return Done(
+            task=task,
+            rows=frame.select("row").hstack(pl.DataFrame(measured)),
+            rejects=bad.filter(pl.col("reason") != "ok").select("row", "reason", "detail", snippet=last_turn),
+            checksums=checksums,
+            seconds=seconds,
+            model_seconds=0.0 if outcome is None else outcome.model_seconds,
+            truncated=sum(isinstance(e, Encoded) and e.truncated for e in encoded),
+            token_budget=self.token_budget if outcome is None else outcome.token_budget,
+            halvings=0 if outcome is None else outcome.halvings,
+        )
+
+    def _writer(self, task: Task, space_id: str) -> segments.SegmentWriter:
+        key = (space_id, task.segment)
+        if key not in self._writers:
+            self._writers[key] = segments.open_writer(self.spec.files, *key)
+        return self._writers[key]
+
+
+def _advance(progress: Callable[[float], None] | None, before: int, now: float) -> None:
+    if progress is not None:
+        progress(before + now)
+
+
+def encode_row(tokenizer: Any, row: dict[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
+    """The example as tokens, or why not."""
+    try:
+        encoded = encode(tokenizer, row["messages"], max_length=longest, tools=row["tools"])
+    except NoTargets as error:
+        return Rejected(NO_TARGETS, str(error))
+    if encoded.truncated and reject_long:
+        return Rejected(TOO_LONG, f"more than {longest} tokens")
+    return encoded
+
+
+def gradient_tokens(settings: Settings, loaded: Any, variants: int, checkpoints: int, processes: int = 1) -> int:
+    """Tokens of a pass of the gradient stage; UserError where the memory is too little even so."""
+    from tagcos_stream.gradients.memory import model_shape, peak_bytes
+
+    shape = model_shape(loaded.model)
+    held = {"variants": variants, "checkpoints": checkpoints, "block_rows": settings.block_rows, "dim": settings.dim}
+
+    def need(tokens: int) -> int:
+        return peak_bytes(shape, token_budget=tokens, max_length=max_length(settings, loaded), **held) - shape.weight_bytes
+
+    return tokens_per_pass(settings, loaded, "the gradient stage", need, processes)
+
+
+def max_length(settings: Settings, loaded: Any) -> int:
+    return min(settings.max_length, loaded.max_positions)
+
+
+@lru_cache(maxsize=1)
+def load_adapted(settings: Settings, device: str) -> Any:
+    """The model with its adapter attached; kept for the stages of one run, until `cache_clear()`."""
+    from transformers.utils import logging
+
+    from tagcos_stream.gradients.adapter import attach_adapter, attach_from_checkpoint
+    from tagcos_stream.gradients.model import load_model
+
+    if not settings.model:
+        raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
+    logging.disable_progress_bar()  # ours tell enough
+    loaded = load_model(
+        settings.model,
+        device=device,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        quantize=settings.quantize,
+    )
+    if settings.adapter:
+        loaded.model = attach_from_checkpoint(loaded.model, settings.adapter)
+    else:
+        loaded.model = attach_adapter(
+            loaded.model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets) or "auto",
+            rank_pattern=settings.rank_pattern(),
+            rslora=settings.rslora,
+            seed=settings.feature_seed,
+        )
+    return loaded
+
+
+def to_store(checkpoint: Any) -> checkpoints.StoredCheckpoint:
+    """A warm-up's checkpoint as arrays by parameter name."""
+    parts = {part: {name: tensor.numpy() for name, tensor in getattr(checkpoint, part).items()} for part in TENSORS}
+    return checkpoints.StoredCheckpoint(
+        step=checkpoint.step, learning_rate=checkpoint.learning_rate, adam_steps=checkpoint.adam_steps, **parts
+    )
+
+
+def from_store(stored: checkpoints.StoredCheckpoint, weight: float) -> Any:
+    """The checkpoint again; it counts by its weight in the space, which stands in for the learning rate that gave it."""
+    import torch
+
+    from tagcos_stream.gradients.warmup import Checkpoint
+
+    parts = {part: {name: torch.from_numpy(np.array(array)) for name, array in getattr(stored, part).items()} for part in TENSORS}
+    return Checkpoint(step=stored.step, learning_rate=weight, adam_steps=stored.adam_steps, **parts)

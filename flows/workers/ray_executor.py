@@ -1,0 +1,139 @@
+"""Partitions on a Ray cluster: the one that RAY_ADDRESS names, or one on this machine that ends with the process.
+
+Actors, not tasks: a worker opens its model once. The driver feeds each worker, so that it knows what a lost one had in hand and
+gives it to another. Ray's own calls, not prefect-ray's: under Prefect's Ray runner a task costs a hundred times as much
+(docs/scaling.md), and the command line needs the same code without a server.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# before Ray is imported: nothing is reported to anybody, and a worker without a GPU keeps its variables
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+from flows.workers.executor import Seat, Work
+from tagcos_stream.config import Settings
+from tagcos_stream.types import UserError
+
+LOSSES = 3  # workers lost without a result in between: then it is no accident
+
+
+class RayWorker:
+    """Does tasks as they are given; `results` begins with a sign that the worker is there."""
+
+    def __init__(self, work: Work, spec: Any, seat: Seat) -> None:
+        self._work, self._spec, self._seat = work, spec, seat
+        self._todo: queue.Queue[Any] = queue.Queue()
+
+    def give(self, task: Any) -> None:
+        """None: there is no more."""
+        self._todo.put(task)
+
+    def results(self) -> Iterator[Any]:
+        yield None
+        try:
+            # not "yield from": Ray sends into its generators, and what it sends would reach an iterator that takes nothing
+            for result in self._work(self._spec, self._seat, iter(self._todo.get, None), None):  # noqa: UP028
+                yield result
+        except Exception as error:  # as it is: Ray would wrap it
+            yield error
+
+
+@dataclass
+class _Worker:
+    actor: Any
+    in_hand: deque[Any] = field(default_factory=deque)  # given, no result yet; results come in this order
+    told: bool = False  # that there is no more
+
+
+def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahead: int) -> Iterator[Any]:
+    """See flows.workers.executor.partitioned. A lost worker is replaced, and what it had in hand is done again."""
+    ray = _connected()
+    needs = {"num_cpus": settings.threads or 1, "num_gpus": settings.gpus_per_worker}
+    _check_fits(ray, needs)
+    device = "cpu" if settings.device == "auto" and not settings.gpus_per_worker else settings.device
+    seat = Seat(device, settings.threads or 1)
+    shared = ray.put(spec)  # once a machine, not once a worker
+    todo, workers, losses = deque(tasks), {}, 0
+
+    def start() -> None:
+        actor = ray.remote(RayWorker).options(max_concurrency=2, **needs).remote(work, shared, seat)
+        workers[actor.results.options(num_returns="streaming").remote()] = _Worker(actor)
+
+    def feed(worker: _Worker) -> None:
+        while todo and len(worker.in_hand) < ahead:
+            task = todo.popleft()
+            worker.in_hand.append(task)
+            worker.actor.give.remote(task)
+        if not todo and not worker.told:
+            worker.told = True
+            worker.actor.give.remote(None)
+
+    for _ in range(min(settings.workers, len(tasks))):
+        start()
+    expected = len(tasks)
+    try:
+        while expected:
+            (stream,), _ = ray.wait(list(workers), num_returns=1)
+            worker = workers[stream]
+            try:
+                result = ray.get(next(stream))
+            except StopIteration:
+                del workers[stream]
+                continue
+            except ray.exceptions.RayActorError as error:
+                del workers[stream]
+                losses += 1
+                if losses >= LOSSES:
+                    raise UserError(
+                        f"{losses} Ray workers were lost one after the other ({str(error).splitlines()[0]}); if for memory, "
+                        "lower --batch-tokens or ask for more CPUs a worker with --threads; run the same command again to go on"
+                    ) from error
+                todo.extendleft(reversed(worker.in_hand))
+                if todo:
+                    start()
+                continue
+            if isinstance(result, Exception):
+                raise result
+            if worker.in_hand and result is not None:
+                worker.in_hand.popleft()
+                expected, losses = expected - 1, 0
+            feed(worker)
+            if result is not None:
+                yield result
+    finally:
+        for worker in workers.values():
+            ray.kill(worker.actor)
+
+
+def _connected() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("run_on ray needs the package ray: pip install 'tagcos-stream[ray]'") from error
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    return ray
+
+
+def _check_fits(ray: Any, needs: dict[str, float]) -> None:
+    """Ray would wait for ever for what no node has."""
+    wanted = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"]}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise UserError(
+            f"a Ray worker asks for {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, but the cluster's nodes have {has}: lower "
+            "--threads or --gpus-per-worker, or add nodes"
+        )

@@ -1,0 +1,1 @@
+"""Feature rows, clusterings and adapters on disk: Zarr and safetensors."""

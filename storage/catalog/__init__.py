@@ -1,0 +1,1 @@
+"""Tables of the DuckDB catalog, one module each."""

@@ -1,0 +1,148 @@
+"""What models trained on selections were measured to be, in the catalog: evaluations, their units, their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from storage.database import Catalog, insert, insert_row, require, utc_now
+from tagcos_stream.types import UserError
+
+SCORE_COLUMNS = ["measure", "part", "value", "sd", "items"]
+
+
+@dataclass(frozen=True)
+class UnitKey:
+    """One model that is trained and measured; its columns in evaluation_units."""
+
+    method: str
+    gradient: str
+    setting: str  # NAME=VALUE, where the selection differs in it from the run's own settings
+    fraction: float
+    seed: int
+    regime: str
+    weighted: bool
+
+
+def begin(
+    catalog: Catalog,
+    evaluation_id: str,
+    *,
+    run_id: str,
+    model: str,
+    model_fingerprint: str,
+    heldout_examples: int,
+    heldout_digest: str | None,
+    config: Mapping[str, Any],
+    versions: Mapping[str, Any],
+) -> None:
+    """Name what is held fixed; said again, the first word stands."""
+    with catalog.transaction() as connection:
+        if connection.execute("SELECT 1 FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).fetchall():
+            return
+        insert_row(
+            connection,
+            "evaluations",
+            evaluation_id=evaluation_id,
+            run_id=run_id,
+            model=model,
+            model_fingerprint=model_fingerprint,
+            heldout_examples=heldout_examples,
+            heldout_digest=heldout_digest,
+            config=json.dumps(config),
+            versions=json.dumps(versions),
+            started_at=utc_now(),
+        )
+
+
+def units(catalog: Catalog, evaluation_id: str) -> dict[UnitKey, dict[str, Any]]:
+    """The complete units with their rows of evaluation_units."""
+    rows = catalog.read("SELECT * FROM evaluation_units WHERE evaluation_id = ?", [evaluation_id]).to_dicts()
+    return {UnitKey(**{name: row[name] for name in UnitKey.__dataclass_fields__}): row for row in rows}
+
+
+def commit(
+    catalog: Catalog,
+    evaluation_id: str,
+    key: UnitKey,
+    *,
+    selection_run: str | None,
+    examples: int,
+    steps: int,
+    passes: float,
+    tokens: int,
+    train_loss: float | None,
+    train_seconds: float,
+    measure_seconds: float,
+    scores: pl.DataFrame,
+) -> None:
+    """A unit, whole, in one transaction. scores: measure, part (null for all), value, sd, items."""
+    unit = {"evaluation_id": evaluation_id, **asdict(key)}
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "evaluation_units",
+            replace=True,
+            **unit,
+            selection_run=selection_run,
+            examples=examples,
+            steps=steps,
+            passes=passes,
+            tokens=tokens,
+            train_loss=train_loss,
+            train_seconds=train_seconds,
+            measure_seconds=measure_seconds,
+            copied=False,
+            finished_at=utc_now(),
+        )
+        _forget_scores(connection, unit)
+        named = {name: pl.lit(value) for name, value in unit.items()}
+        insert(connection, "evaluation_scores", require(scores, SCORE_COLUMNS).with_columns(**named))
+
+
+def copy(catalog: Catalog, evaluation_id: str, key: UnitKey, regime: str) -> None:
+    """The unit as it was trained under the other regime, under this one's name too."""
+    unit = {"evaluation_id": evaluation_id, **asdict(key)}
+    same = _same(unit)
+    with catalog.transaction() as connection:
+        _forget_scores(connection, unit | {"regime": regime})
+        connection.execute(
+            f"""INSERT OR REPLACE INTO evaluation_units BY NAME
+            SELECT * REPLACE ($other AS regime, true AS copied, $now::TIMESTAMP AS finished_at)
+            FROM evaluation_units WHERE {same}""",
+            unit | {"other": regime, "now": utc_now()},
+        )
+        connection.execute(
+            f"INSERT INTO evaluation_scores BY NAME SELECT * REPLACE ($other AS regime) FROM evaluation_scores WHERE {same}",
+            unit | {"other": regime},
+        )
+
+
+def _forget_scores(connection: Any, unit: Mapping[str, Any]) -> None:
+    connection.execute(f"DELETE FROM evaluation_scores WHERE {_same(unit)}", dict(unit))
+
+
+def _same(unit: Mapping[str, Any]) -> str:
+    """The unit as a condition: column names are ours, values are parameters."""
+    return " AND ".join(f"{name} = ${name}" for name in unit)
+
+
+def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
+    """The columns of the macro evaluation_of, in order of regime, fraction, measure, part and method."""
+    return catalog.read(
+        """FROM evaluation_of(?) ORDER BY regime DESC, fraction, measure, part NULLS FIRST, method = 'base' DESC,
+            method = 'full', value, method, gradient, setting, weighted""",
+        [evaluation_id],
+    )
+
+
+def described(catalog: Catalog, evaluation_id: str) -> dict[str, Any]:
+    """The row of `evaluations`, config and versions as plain data. UserError where there is none."""
+    found = catalog.read("SELECT * FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).to_dicts()
+    if not found:
+        raise UserError(f"there is no evaluation {evaluation_id} in {catalog.path}: `tagcos sql 'FROM evaluations'` lists them")
+    return {**found[0], "config": json.loads(found[0]["config"]), "versions": json.loads(found[0]["versions"])}

@@ -1,0 +1,60 @@
+"""Examples that are held out: met, counted and kept, but in no run's pool. They are what trained models are evaluated on.
+
+Which ones is decided when an example is first met, before anything is computed of it, and for good: a segment of their own holds
+them, which no pool sees. So nothing that is warmed up, clustered or selected can depend on them.
+"""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from storage.database import Catalog
+from tagcos_stream.types import UserError
+
+
+def share(catalog: Catalog, asked: float | None) -> float:
+    """The share of every dataset that the root holds out: what its first run asked for, the same ever after.
+
+    Raises:
+        UserError: another share is asked for; examples that were warmed up on and selected from cannot be held out afterwards.
+    """
+    first = catalog.read(
+        """SELECT coalesce((config->>'heldout')::DOUBLE, 0) AS share FROM runs
+        WHERE run_id IN (SELECT run_id FROM segments) ORDER BY started_at, run_id LIMIT 1"""
+    )["share"].to_list()
+    if not first:
+        return asked or 0.0
+    if asked is not None and asked != first[0]:
+        kept = f"holds out {first[0]:g} of every dataset" if first[0] else "holds nothing out"
+        raise UserError(
+            f"heldout {asked:g}: this root {kept}, decided by its first run and true of every example since; leave heldout away, "
+            "start another --root, or evaluate on files of your own (`tagcos evaluate --heldout-files`)"
+        )
+    return float(first[0])
+
+
+def choose(connection: duckdb.DuckDBPyConnection, new: pl.DataFrame, share: float) -> pl.Series:
+    """Which of the new examples (example_id, dataset; not in the catalog yet) are held out: (n,) Boolean.
+
+    With them every dataset has round(share * examples) held out, as near as new examples allow. Those with the lowest ids are
+    taken: ids are hashes of the content, so that is a draw, and the same one wherever the same examples are met together.
+    """
+    if not share or new.is_empty():
+        return pl.Series(np.zeros(len(new), bool))
+    known = connection.sql(
+        """SELECT e.dataset, count(*) AS known, count(*) FILTER (WHERE s.heldout) AS held
+        FROM examples e JOIN segments s USING (segment) GROUP BY e.dataset"""
+    ).pl()
+    lowest = pl.col("example_id").rank("ordinal").over("dataset")
+    ranked = new.select("example_id", "dataset", place=lowest, arrived=pl.len().over("dataset"))
+    met = ranked.join(known, on="dataset", how="left", maintain_order="left", nulls_equal=True).fill_null(0)
+    # a half rounds up, not to even: one rule, whatever the count
+    wanted = (share * (pl.col("known") + pl.col("arrived")) + 0.5).floor() - pl.col("held")
+    return met.select((pl.col("place") <= wanted).alias("heldout"))["heldout"]
+
+
+def heldout(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Examples of the run's files that are held out: example_id, segment, row, dataset, turns, chars, in order of id."""
+    return catalog.read("FROM heldout_of(?) ORDER BY example_id", [run_id])

@@ -1,0 +1,272 @@
+"""The pool: which files a run reads, which examples occur in them, and the Parquet parts that hold the examples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import duckdb
+import polars as pl
+
+from storage.arrays.chunked import DamagedStore
+from storage.arrays.safetensors_io import content_digest
+from storage.catalog import heldout
+from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.files.base import Files
+from storage.root import Root
+from tagcos_stream.types import IngestBlock
+
+# Polars' default (one group a file) makes later scans hold it whole.
+PARQUET_GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class IngestCounts:
+    """rows = new + known + rejected; known counts repeats within the block, too."""
+
+    rows: int
+    new: int
+    known: int
+    rejected: int
+
+
+def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame) -> pl.DataFrame:
+    """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules).
+
+    Returns one row a file version, in the order given: file_id, rows_done, complete, and the columns given. A version met
+    before keeps its progress, so that an unchanged file costs nothing.
+    """
+    if "spec" not in files.columns:
+        files = files.with_columns(spec=pl.lit(""))
+    given = require(files, ["source", "url", "digest", "size", "format", "spec"])
+    ids = [
+        content_digest("\0".join([row["url"], row["digest"], row["spec"]]).encode())[:16] for row in given.iter_rows(named=True)
+    ]
+    given = given.insert_column(0, pl.Series("file_id", ids, pl.String)).unique("file_id", keep="first", maintain_order=True)
+    with catalog.transaction() as connection:
+        connection.register("given", given.to_arrow())
+        connection.execute(
+            """INSERT INTO files BY NAME SELECT g.*, 0 AS rows_done, false AS complete, ? AS first_run, ?::TIMESTAMP AS added_at
+            FROM given g ANTI JOIN files USING (file_id)""",
+            [run_id, utc_now()],
+        )
+        connection.execute("INSERT OR IGNORE INTO run_files SELECT ?, file_id FROM given", [run_id])
+        progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
+    return given.join(progress, on="file_id", how="left", maintain_order="left")
+
+
+def unknown_ids(catalog: Catalog, ids: pl.Series) -> pl.Series:
+    """Those of `ids` that no example has, each once, in their first order."""
+    with catalog.reading() as connection:
+        return _unknown(connection, ids)
+
+
+def _unknown(connection: duckdb.DuckDBPyConnection, ids: pl.Series) -> pl.Series:
+    incoming = (
+        pl.DataFrame({"example_id": ids}).with_row_index("position").unique("example_id", keep="first", maintain_order=True)
+    )
+    connection.register("incoming", incoming.to_arrow())
+    found = connection.sql("SELECT position, example_id FROM incoming ANTI JOIN examples USING (example_id)").pl()
+    return found.sort("position")["example_id"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """New examples of a block as the next part of the segment that takes them."""
+
+    rows: pl.DataFrame
+    segment: str
+    heldout: bool
+    is_new: bool
+    first_row: int
+    part: int
+
+    @property
+    def path(self) -> str:
+        return f"examples/{self.segment}/part-{self.part:05d}.parquet"
+
+    def write(self, files: Files) -> bytes:
+        buffer = io.BytesIO()
+        self.rows.select("example_id", "dataset", "messages", "tools").write_parquet(
+            buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS
+        )
+        body = buffer.getvalue()
+        files.write(self.path, body)
+        return body
+
+    def insert(self, connection: duckdb.DuckDBPyConnection, run_id: str, body: bytes) -> None:
+        if self.is_new:
+            insert_row(
+                connection,
+                "segments",
+                segment=self.segment,
+                run_id=run_id,
+                closed=False,
+                added_at=utc_now(),
+                heldout=self.heldout,
+            )
+        insert_row(
+            connection,
+            "parts",
+            segment=self.segment,
+            part=self.part,
+            first_row=self.first_row,
+            rows=len(self.rows),
+            path=self.path,
+            bytes=len(body),
+            digest=content_digest(body),
+        )
+        contents = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+        insert(
+            connection,
+            "examples",
+            self.rows.select(
+                "example_id",
+                "dataset",
+                segment=pl.lit(self.segment),
+                row=pl.int_range(self.first_row, self.first_row + len(self.rows), dtype=pl.Int64),
+                turns=pl.col("messages").list.len(),
+                chars=contents,
+                first_run=pl.lit(run_id),
+            ),
+        )
+
+
+def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, heldout_share: float = 0.0) -> IngestCounts:
+    """Make one block of one file true: its new examples' parts are written and flushed, then one transaction names it all.
+
+    heldout_share: of every dataset's examples, how much goes to a segment that no pool sees (storage.catalog.heldout).
+    """
+    seen = block.occurrences
+    with root.catalog.reading() as connection:
+        new_ids = _unknown(connection, seen["example_id"])
+        new = seen.unique("example_id", keep="first", maintain_order=True).filter(pl.col("example_id").is_in(new_ids.implode()))
+        aside = heldout.choose(connection, new, heldout_share)
+        parts: list[_Part] = []
+        for rows, held in ((new.filter(~aside), False), (new.filter(aside), True)):
+            if len(rows):
+                parts.append(_Part(rows, *_open_segment(connection, run_id, held, sum(part.is_new for part in parts))))
+    bodies = [part.write(root.files) for part in parts]
+    with root.catalog.transaction() as connection:
+        for part, body in zip(parts, bodies, strict=True):
+            part.insert(connection, run_id, body)
+        insert(connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", file_id=pl.lit(file_id)))
+        if len(block.rejects):
+            rejects = require(block.rejects, ["row", "reason", "detail", "snippet"])
+            insert(
+                connection,
+                "rejects",
+                rejects.with_columns(run_id=pl.lit(run_id), stage=pl.lit("ingest"), file_id=pl.lit(file_id)),
+            )
+        connection.execute(
+            "UPDATE files SET rows_done = ?, complete = ? WHERE file_id = ?", [block.next_row, block.last, file_id]
+        )
+    return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
+
+
+def _open_segment(connection: duckdb.DuckDBPyConnection, run_id: str, held: bool, begun: int) -> tuple[str, bool, bool, int, int]:
+    """(segment, are its rows held out, is it new, its next row, its next part) that takes the run's new examples; `begun` new
+    segments are not in the catalog yet."""
+    query = "SELECT segment FROM segments WHERE run_id = ? AND NOT closed AND heldout = ?"
+    found = connection.execute(query, [run_id, held]).fetchall()
+    if not found:
+        count = connection.execute("SELECT count(*) FROM segments").fetchall()[0][0]
+        return f"seg-{count + begun + 1:05d}", held, True, 0, 0
+    rows, parts = connection.execute(
+        "SELECT coalesce(sum(rows), 0)::BIGINT, count(*) FROM parts WHERE segment = ?", [found[0][0]]
+    ).fetchall()[0]
+    return found[0][0], held, False, rows, parts
+
+
+def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """The run's examples: example_id, segment, row, dataset, turns, chars, in order of segment and row."""
+    return catalog.read("FROM pool_of(?) ORDER BY segment, row", [run_id])
+
+
+def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
+    """Give a run the pool and the feature space of another: its file versions, without what it left out as near-duplicates."""
+    named = {"run": run_id, "base": base}
+    with catalog.transaction() as connection:
+        connection.execute("INSERT OR IGNORE INTO run_files SELECT $run, file_id FROM run_files WHERE run_id = $base", named)
+        connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
+        connection.execute(
+            """INSERT INTO rejects BY NAME SELECT * REPLACE ($run AS run_id) FROM rejects
+            WHERE run_id = $base AND stage = 'near-duplicates'""",
+            named,
+        )
+        connection.execute(
+            "UPDATE runs SET space_id = (SELECT b.space_id FROM runs b WHERE b.run_id = $base) WHERE run_id = $run", named
+        )
+
+
+def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
+    """Leave these out of the run's pool: segment, row, example_id, reason, detail. Replaces what was said before."""
+    found = require(found, ["segment", "row", "example_id", "reason", "detail"])
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
+        insert(connection, "rejects", found.with_columns(run_id=pl.lit(run_id), stage=pl.lit("near-duplicates")))
+
+
+def pool_sample(catalog: Catalog, run_id: str, n: int, seed: int) -> pl.DataFrame:
+    """n examples of the pool (all, where it has fewer) in random order, the same on every platform and version: order of md5."""
+    return catalog.read("FROM pool_of(?) ORDER BY md5(example_id || ?), example_id LIMIT ?", [run_id, f"/{seed}", n])
+
+
+@dataclass
+class ExampleReader:
+    """Reads examples from their parts, each verified whole. Needs no catalog: it can be sent to a worker."""
+
+    files: Files
+    parts: pl.DataFrame  # segment, part, first_row, rows, path, digest
+    _last: tuple[str, pl.DataFrame] | None = field(default=None, repr=False)
+
+    def read(self, segment: str, start: int, stop: int) -> pl.DataFrame:
+        """Rows [start, stop) of a segment: row, example_id, dataset, messages, tools."""
+        wanted = self.parts.filter(
+            pl.col("segment") == segment, pl.col("first_row") < stop, pl.col("first_row") + pl.col("rows") > start
+        )
+        found = [
+            self._part(part).filter(pl.col("row").is_between(start, stop, closed="left"))
+            for part in wanted.sort("part").iter_rows(named=True)
+        ]
+        rows = pl.concat(found) if found else pl.DataFrame({"row": []})
+        if len(rows) != stop - start:
+            raise ValueError(f"segment {segment} has no rows [{start}, {stop}): found {len(rows)}")
+        return rows
+
+    def iterate(self, rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """The examples of `rows` (segment, row, and what else should stay with them), a part at a time, by segment and row."""
+        for part in self.parts.sort("segment", "part").iter_rows(named=True):
+            inside = pl.col("row").is_between(part["first_row"], part["first_row"] + part["rows"], closed="left")
+            mine = rows.filter(pl.col("segment") == part["segment"], inside)
+            if len(mine):
+                texts = self._part(part).select("row", "messages", "tools")
+                yield mine.join(texts, on="row", how="left", maintain_order="left").sort("row")
+
+    def _part(self, part: dict[str, object]) -> pl.DataFrame:
+        path, digest = str(part["path"]), part["digest"]
+        if self._last is not None and self._last[0] == path:
+            return self._last[1]
+        place = self.files.place(path)
+        remedy = "restore the file from a copy, or start a new --root from the sources"
+        try:
+            body = self.files.read(path)
+        except FileNotFoundError:
+            raise DamagedStore(f"{place} (examples of {part['segment']}, part {part['part']}) is missing; {remedy}") from None
+        if content_digest(body) != digest:
+            raise DamagedStore(
+                f"{place} (examples of {part['segment']}, part {part['part']}) is not what was written: {len(body)} bytes, "
+                f"digest {content_digest(body)}, catalog {digest}; {remedy}"
+            )
+        frame = pl.read_parquet(io.BytesIO(body))
+        frame = frame.insert_column(
+            0, pl.Series("row", range(int(str(part["first_row"])), int(str(part["first_row"])) + len(frame)), pl.Int64)
+        )
+        self._last = (path, frame)
+        return frame
+
+
+def example_reader(root: Root) -> ExampleReader:
+    parts = root.catalog.read("SELECT segment, part, first_row, rows, path, digest FROM parts ORDER BY segment, part")
+    return ExampleReader(root.files, parts)

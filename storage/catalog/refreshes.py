@@ -1,0 +1,70 @@
+"""What changed since the run before, and what was decided: one row a run in `refreshes`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from storage.database import Catalog, insert_row, utc_now
+
+
+def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:
+    """The complete run before this one that chose in this space, by the same method: its selection is the earlier one."""
+    found = catalog.read(
+        """SELECT run_id FROM runs r
+        WHERE status = 'complete' AND space_id = $space AND run_id <> $run
+            AND coalesce(config->>'method', 'tagcos')
+                = (SELECT coalesce(m.config->>'method', 'tagcos') FROM runs m WHERE m.run_id = $run)
+        ORDER BY finished_at DESC, run_id DESC LIMIT 1""",
+        {"run": run_id, "space": space_id},
+    )
+    return None if found.is_empty() else str(found["run_id"][0])
+
+
+def changes(catalog: Catalog, run_id: str, base: str) -> dict[str, int]:
+    """added, returned and retired: examples of the run's pool and of the base run's that the other lacks."""
+    found = catalog.read(
+        """WITH mine AS (FROM pool_of($run)), theirs AS (FROM pool_of($base)),
+            began AS (SELECT started_at FROM runs WHERE run_id = $base),
+            came AS (
+                SELECT m.example_id, s.added_at FROM mine m ANTI JOIN theirs USING (example_id) JOIN segments s USING (segment)
+            )
+        SELECT (SELECT count(*) FROM came WHERE added_at > (FROM began)) AS added,
+            (SELECT count(*) FROM came WHERE added_at <= (FROM began)) AS returned,
+            (SELECT count(*) FROM theirs ANTI JOIN mine USING (example_id)) AS retired""",
+        {"run": run_id, "base": base},
+    )
+    return dict(found.to_dicts()[0])
+
+
+def warm_up_view(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
+    """Rows of the pool by whether the warm-up could draw from them: seen, n, loss, std."""
+    return catalog.read(
+        """SELECT s.added_at <= f.added_at AS seen, count(*) AS n, avg(r.loss) AS loss, coalesce(stddev_samp(r.loss), 0) AS std
+        FROM pool_of($run) p JOIN segments s USING (segment)
+        JOIN feature_rows r ON r.space_id = $space AND r.segment = p.segment AND r.row = p.row AND r.status = 'ok'
+        JOIN feature_spaces f ON f.space_id = $space GROUP BY 1""",
+        {"run": run_id, "space": space_id},
+    )
+
+
+def record(catalog: Catalog, run_id: str, values: Mapping[str, Any], thresholds: Mapping[str, float] | None = None) -> None:
+    """The first word stands: a resumed run keeps what it decided."""
+    with catalog.transaction() as connection:
+        if not connection.execute("SELECT 1 FROM refreshes WHERE run_id = ?", [run_id]).fetchall():
+            insert_row(
+                connection,
+                "refreshes",
+                run_id=run_id,
+                thresholds=json.dumps(thresholds) if thresholds else None,
+                decided_at=utc_now(),
+                **values,
+            )
+
+
+def recorded(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
+    found = catalog.read("SELECT * FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()
+    return found[0] if found else None

@@ -1,0 +1,227 @@
+"""What a report tells of one run, as frames counted in the catalog: small, whatever the size of the pool.
+
+Everything is read in one go on one read-only connection, so that the numbers belong together; a run that is writing meanwhile
+waits for it as for any reader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from storage.catalog import clusterings, runs
+from storage.database import Catalog
+
+STEPS = 50  # points of a cluster's residual curve
+CURVES = 100  # clusters whose own curve is told, the largest
+BINS = 30
+# of the examples with a feature: measure -> (its column, whether it counts something)
+MEASURES = {
+    "tokens": ("tokens", True),
+    "target tokens": ("target_tokens", True),
+    "characters": ("chars", True),
+    "turns": ("turns", True),
+    "loss": ("loss", False),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One complete run. `dataset` may be null, where the input names none; `cluster` is the group that shared the budget, but in
+    `clusters`, which tells of the clustering whatever the run selected by."""
+
+    run: dict[str, Any]  # its row of `runs`
+    clustering_id: str | None  # the run's own, else the newest that covers its pool
+    space: dict[str, Any]  # its row of `feature_spaces`, empty where it has none
+    stages: pl.DataFrame  # stage, seconds, peak_bytes
+    files: pl.DataFrame  # source, url, format, size, rows, digest
+    found: int  # examples in the pool, those without a feature included
+    sources: pl.DataFrame  # the columns of by_source
+    groups: pl.DataFrame  # the columns of coverage_of, and seconds, kept, copied_from
+    group_sources: pl.DataFrame  # cluster, dataset, size, selected
+    clusters: pl.DataFrame  # cluster, dataset, size, selected
+    match: pl.DataFrame  # the columns of match_of
+    sizes: pl.DataFrame  # measure, chosen (null: the whole pool), n, total, mean, median, p90, largest
+    histograms: pl.DataFrame  # measure, bin, low, high, dataset, pool, selected
+    curves: pl.DataFrame  # cluster, chosen, residual, of the largest groups
+    curve: pl.DataFrame  # step (of STEPS), clusters, p10, median, p90, over all groups
+    budgets: pl.DataFrame  # run_id, method, fraction, selected, error_plain, error_weighted: runs on this pool
+    rejects: pl.DataFrame  # stage, reason, source, rows, detail, snippet
+    drift: dict[str, Any]  # of `refreshes` and `churn`; empty for a run that had nothing before it
+    changes: pl.DataFrame  # change, reason, examples
+    diagnosed: str | None  # the run whose features `comparison` was measured on
+    comparison: pl.DataFrame  # the columns of comparison_of
+    evaluations: pl.DataFrame  # model, and the columns of evaluation_of: models trained on selections from this pool
+
+
+def gather(catalog: Catalog, run_id: str) -> Facts:
+    """Everything but the texts. UserError where there is no such complete run."""
+    run = runs.complete_run(catalog, run_id)
+    clustering = run["clustering_id"] or clusterings.find_covering(catalog, run_id, run["space_id"])
+    named = {"run": run_id, "space": run["space_id"]}
+    with catalog.reading() as connection:
+
+        def ask(query: str, **values: Any) -> pl.DataFrame:
+            known = {**named, **values}
+            return connection.sql(query, params={name: known[name] for name in re.findall(r"\$(\w+)", query)}).pl()
+
+        def one(query: str) -> dict[str, Any]:
+            return next(iter(ask(query).to_dicts()), {})
+
+        _pool(connection, clustering, named)
+        drift = one(DRIFT)
+        sizes = pl.concat([_sizes(connection, name) for name in MEASURES])
+        return Facts(
+            run=run,
+            clustering_id=clustering,
+            space=one("SELECT * FROM feature_spaces WHERE space_id = $space"),
+            stages=ask("SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = $run ORDER BY finished_at"),
+            files=ask(FILES),
+            found=ask("SELECT count(*) AS n FROM report_pool")["n"][0],
+            sources=ask("FROM by_source($run) ORDER BY pool DESC, dataset"),
+            groups=ask(GROUPS),
+            group_sources=ask(GROUP_SOURCES),
+            clusters=ask(CLUSTERS),
+            match=ask("FROM match_of($run) ORDER BY cluster NULLS FIRST"),
+            sizes=sizes,
+            histograms=pl.concat([_histogram(connection, name, sizes) for name in MEASURES]),
+            curves=ask(CURVES_OF, steps=STEPS, curves=CURVES),
+            curve=ask(CURVE, steps=STEPS),
+            budgets=ask(BUDGETS),
+            rejects=ask(REJECTS),
+            drift=drift,
+            changes=ask(CHANGES, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
+            **_compared(connection, run),
+        )
+
+
+def _pool(connection: duckdb.DuckDBPyConnection, clustering: str | None, named: dict[str, Any]) -> None:
+    """The pool with all that is known of each example, once: in the connection's own temporary table, which may spill to disk."""
+    connection.execute(
+        """CREATE TEMP TABLE report_pool AS
+        SELECT p.dataset, p.turns, p.chars, r.tokens, r.target_tokens, r.loss, r.status, a.cluster,
+            s.example_id IS NOT NULL AS chosen
+        FROM pool_of($run) p
+        LEFT JOIN (SELECT * FROM feature_rows WHERE space_id = $space) r ON r.segment = p.segment AND r.row = p.row
+        LEFT JOIN (SELECT * FROM assignments WHERE clustering_id = $clustering) a ON a.segment = p.segment AND a.row = p.row
+        LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = p.example_id""",
+        {**named, "clustering": clustering},
+    )
+
+
+def _sizes(connection: duckdb.DuckDBPyConnection, measure: str) -> pl.DataFrame:
+    column = MEASURES[measure][0]  # ours, never a user's
+    return connection.sql(
+        f"""SELECT $measure AS measure, chosen, count(x) AS n, sum(x)::DOUBLE AS total, avg(x) AS mean,
+            median(x)::DOUBLE AS median, quantile_cont(x, 0.9)::DOUBLE AS p90, min(x)::DOUBLE AS smallest,
+            max(x)::DOUBLE AS largest
+        FROM (SELECT chosen, {column} AS x FROM report_pool WHERE status = 'ok' AND isfinite({column}::DOUBLE))
+        GROUP BY GROUPING SETS ((chosen), ()) ORDER BY chosen NULLS FIRST""",
+        params={"measure": measure},
+    ).pl()
+
+
+def _histogram(connection: duckdb.DuckDBPyConnection, measure: str, sizes: pl.DataFrame) -> pl.DataFrame:
+    column, whole = MEASURES[measure]
+    everything = sizes.filter(pl.col("measure") == measure, pl.col("chosen").is_null(), pl.col("n") > 0)
+    lows = edges(everything["smallest"][0], everything["largest"][0], whole=whole) if len(everything) else [0.0, 1.0]
+    bins = pl.DataFrame({"bin": range(len(lows) - 1), "low": lows[:-1], "high": lows[1:]})
+    connection.register("report_bins", bins.to_arrow())
+    return connection.sql(
+        f"""SELECT $measure AS measure, b.bin, b.low, b.high, v.dataset, count(*) AS pool,
+            count(*) FILTER (v.chosen) AS selected
+        FROM (
+            SELECT dataset, chosen, {column}::DOUBLE AS x FROM report_pool WHERE status = 'ok' AND isfinite({column}::DOUBLE)
+        ) v ASOF JOIN report_bins b ON v.x >= b.low GROUP BY ALL ORDER BY b.bin, v.dataset""",
+        params={"measure": measure},
+    ).pl()
+
+
+def edges(smallest: float, largest: float, *, whole: bool, bins: int = BINS) -> list[float]:
+    """Increasing edges of at most `bins` bins [low, high) that hold everything from smallest to largest.
+
+    Whole numbers get whole edges: one bin a value where these are few, else growing by a constant factor. Other numbers get
+    equal widths; the last edge is `largest`, which its bin includes.
+    """
+    if not whole:
+        width = (largest - smallest) / bins
+        return [smallest + n * width for n in range(bins)] + [largest] if width > 0 else [smallest, smallest + 1]
+    if largest - smallest < bins:
+        return [float(value) for value in range(int(smallest), int(largest) + 2)]
+    low, high = math.log(smallest + 1), math.log(largest + 2)
+    grown = {round(math.exp(low + (high - low) * n / bins)) - 1 for n in range(bins + 1)}
+    return [float(value) for value in sorted(grown | {int(smallest), int(largest) + 1})]
+
+
+def _compared(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> dict[str, Any]:
+    """What `tagcos diagnose` measured on this pool, of the run or of the one that it selects from again; and evaluations."""
+    asked: Sequence[str] = [name for name in (run["run_id"], run["reselects"]) if name]
+    measured = {row[0] for row in connection.execute("SELECT run_id FROM diagnostics WHERE dimensions = 'held out'").fetchall()}
+    diagnosed = next((name for name in asked if name in measured), None)
+    return {
+        "diagnosed": diagnosed,
+        "comparison": connection.sql(
+            "FROM comparison_of($run) ORDER BY fraction, error_fitted, error_plain, method", params={"run": diagnosed}
+        ).pl(),
+        "evaluations": _evaluations(connection, asked),
+    }
+
+
+def _evaluations(connection: duckdb.DuckDBPyConnection, asked: Sequence[str]) -> pl.DataFrame:
+    """The macro evaluation_of for every evaluation of these runs."""
+    known = connection.execute(
+        "SELECT evaluation_id, model FROM evaluations WHERE run_id IN (SELECT unnest(?)) ORDER BY started_at DESC", [list(asked)]
+    ).fetchall()
+    found = [
+        connection.sql(
+            "SELECT $model AS model, * FROM evaluation_of($id) WHERE part IS NULL ORDER BY measure, regime, fraction, value",
+            params={"id": identity, "model": model},
+        ).pl()
+        for identity, model in known
+    ]
+    return pl.concat(found) if found else pl.DataFrame()
+
+
+FILES = """SELECT f.source, f.url, f.format, f.size, f.rows_done AS rows, f.digest FROM run_files r JOIN files f USING (file_id)
+    WHERE r.run_id = $run ORDER BY f.source, f.url"""
+GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c
+    JOIN run_clusters k ON k.run_id = $run AND k.cluster = c.cluster ORDER BY c.cluster"""
+GROUP_SOURCES = """SELECT c.cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected FROM candidates_of($run) c
+    JOIN examples e ON e.segment = c.segment AND e.row = c.row
+    LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = e.example_id
+    GROUP BY ALL ORDER BY c.cluster, size DESC, e.dataset"""
+CLUSTERS = """SELECT cluster, dataset, count(*) AS size, count(*) FILTER (chosen) AS selected FROM report_pool
+    WHERE cluster IS NOT NULL GROUP BY ALL ORDER BY cluster, size DESC, dataset"""
+# the residual after each fiftieth of a group's budget; a group that chose fewer has the same point more than once
+_CURVE = """FROM run_clusters k CROSS JOIN range(1, $steps + 1) g(step)
+    JOIN selections s ON s.run_id = k.run_id AND s.cluster = k.cluster AND s.rank = ceil(g.step * k.selected / $steps) - 1
+    WHERE k.run_id = $run AND s.residual_after IS NOT NULL"""
+CURVES_OF = f"""SELECT DISTINCT s.cluster, s.rank + 1 AS chosen, s.residual_after AS residual {_CURVE}
+    AND k.cluster IN (SELECT cluster FROM run_clusters WHERE run_id = $run ORDER BY size DESC, cluster LIMIT $curves)
+    ORDER BY s.cluster, chosen"""
+CURVE = f"""SELECT g.step::INTEGER AS step, count(*) AS clusters, quantile_cont(s.residual_after, 0.1) AS p10,
+    median(s.residual_after) AS median, quantile_cont(s.residual_after, 0.9) AS p90 {_CURVE} GROUP BY g.step ORDER BY g.step"""
+BUDGETS = """WITH read AS (SELECT run_id, list(file_id ORDER BY file_id) AS files FROM run_files GROUP BY run_id),
+        measured AS (
+            SELECT d.*, f.files FROM diagnostics d JOIN runs r USING (run_id) JOIN read f USING (run_id)
+            WHERE d.dimensions = 'seen' AND d.cluster IS NULL AND r.status = 'complete' AND r.space_id = $space
+        )
+    SELECT m.run_id, m.method, m.fraction, m.selected, m.error_plain, m.error_weighted FROM measured m
+    JOIN (FROM measured WHERE run_id = $run) own ON m.files = own.files AND m.size = own.size
+    ORDER BY m.method, m.fraction, m.run_id"""
+REJECTS = """SELECT r.stage, r.reason, f.source, count(*) AS rows, min(r.detail) AS detail, min_by(r.snippet, r.row) AS snippet
+    FROM rejects r LEFT JOIN files f USING (file_id)
+    WHERE (r.stage = 'ingest' AND r.file_id IN (SELECT file_id FROM run_files WHERE run_id = $run))
+        OR (r.stage = 'near-duplicates' AND r.run_id = $run)
+        OR (r.stage = 'gradients' AND r.space_id = $space AND r.example_id IN (SELECT example_id FROM pool_of($run)))
+    GROUP BY ALL ORDER BY rows DESC, r.stage, r.reason, f.source"""
+DRIFT = """SELECT f.*, c.earlier, c.left_it, c.kept_by_sticky, c.churn, c.churn_without_sticky FROM refreshes f
+    LEFT JOIN churn c USING (run_id) WHERE f.run_id = $run"""
+CHANGES = """SELECT change, reason, count(*) AS examples FROM selection_diff($base, $run)
+    GROUP BY ALL ORDER BY change, examples DESC, reason"""

@@ -1,0 +1,252 @@
+"""Runs and their stages in the catalog: start or resume, report, finish."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from storage.database import Catalog, insert_row, utc_now
+from tagcos_stream.types import UserError
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run in progress. `stages` holds what is finished already: stage -> its detail."""
+
+    run_id: str
+    resumed: bool
+    stages: dict[str, dict[str, Any]]
+    space_id: str | None
+    clustering_id: str | None
+
+
+def open_run(
+    catalog: Catalog,
+    *,
+    config: Mapping[str, Any],
+    config_hash: str,
+    versions: Mapping[str, Any],
+    seeds: Mapping[str, Any],
+    label: str = "run",
+    reselects: str | None = None,
+) -> OpenRun:
+    """Resume the newest unfinished run with this config_hash, or begin one named label-date-time. Call it as the root's writer:
+    then an unfinished run is one that nobody works on. `reselects` names the run whose pool it selects from again."""
+    now = utc_now()
+    here = [platform.node(), os.getpid(), now]
+    with catalog.transaction() as connection:
+        found = connection.execute(
+            """SELECT run_id, space_id, clustering_id FROM runs WHERE config_hash = ? AND status <> 'complete'
+            ORDER BY started_at DESC, run_id DESC LIMIT 1""",
+            [config_hash],
+        ).fetchall()
+        if found:
+            run_id = found[0][0]
+            connection.execute(
+                "UPDATE runs SET status = 'running', attempts = attempts + 1, host = ?, pid = ?, updated_at = ? WHERE run_id = ?",
+                [*here, run_id],
+            )
+            stages = connection.execute("SELECT stage, detail FROM stages WHERE run_id = ?", [run_id]).fetchall()
+            return OpenRun(run_id, True, {stage: json.loads(detail) for stage, detail in stages}, *found[0][1:])
+        run_id = _free_name(connection, f"{label}-{now:%Y%m%d-%H%M%S}")
+        insert_row(
+            connection,
+            "runs",
+            run_id=run_id,
+            status="running",
+            config=json.dumps(config),
+            config_hash=config_hash,
+            versions=json.dumps(versions),
+            seeds=json.dumps(seeds),
+            attempts=1,
+            host=here[0],
+            pid=here[1],
+            started_at=now,
+            updated_at=now,
+            reselects=reselects,
+        )
+    return OpenRun(run_id, False, {}, None, None)
+
+
+def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
+    taken = {row[0] for row in connection.execute("SELECT run_id FROM runs WHERE starts_with(run_id, ?)", [name]).fetchall()}
+    return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
+
+
+def find_run(catalog: Catalog, name: str = "latest") -> str:
+    """The id of the run meant by `latest` (the newest complete one), by an id, or by the first letters of just one id.
+
+    Raises:
+        UserError: no run or several are meant.
+    """
+    if name == "latest":
+        latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
+        if not latest:
+            raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")
+        return str(latest[0])
+    found = catalog.read("SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC, run_id", [name])
+    ids = found["run_id"].to_list()
+    if name in ids or len(ids) == 1:
+        return name if name in ids else str(ids[0])
+    if not ids:
+        raise UserError(f"there is no run {name} in {catalog.path}: `tagcos status` lists them")
+    shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+    raise UserError(f"{name} may be any of {shown}: give more of the id")
+
+
+def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
+    """A complete run's row of `runs`, named as for `find_run`; by default that of the newest.
+
+    Raises:
+        UserError: there is none, or the run named is unknown or not complete.
+    """
+    run = run_status(catalog, find_run(catalog, name or "latest")).run
+    if run["status"] != "complete":
+        raise UserError(f"run {run['run_id']} is {run['status']}, not complete: start the same command again to finish it")
+    return run
+
+
+def newest_of_sources(catalog: Catalog) -> dict[str, Any]:
+    """The row of the newest complete run that read sources, whatever was selected again from its pool since. UserError where
+    there is none."""
+    found = catalog.read(
+        """SELECT run_id FROM runs WHERE status = 'complete' AND reselects IS NULL
+        ORDER BY finished_at DESC, run_id DESC LIMIT 1"""
+    )
+    return complete_run(catalog, None if found.is_empty() else str(found["run_id"][0]))
+
+
+def find_complete(catalog: Catalog, config_hash: str) -> str | None:
+    """The newest complete run with this configuration hash."""
+    found = catalog.read(
+        "SELECT run_id FROM runs WHERE config_hash = ? AND status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1",
+        [config_hash],
+    )
+    return None if found.is_empty() else str(found["run_id"][0])
+
+
+def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clustering_id: str | None = None) -> None:
+    """Note what the run works with; None leaves it as it is."""
+    with catalog.transaction() as connection:
+        connection.execute(
+            """UPDATE runs SET space_id = coalesce(?, space_id), clustering_id = coalesce(?, clustering_id), updated_at = ?
+            WHERE run_id = ?""",
+            [space_id, clustering_id, utc_now(), run_id],
+        )
+
+
+def stage_done(
+    catalog: Catalog, run_id: str, stage: str, *, seconds: float, peak_bytes: int | None, detail: Mapping[str, Any]
+) -> None:
+    """Said again, it replaces what was said before."""
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "stages",
+            replace=True,
+            run_id=run_id,
+            stage=stage,
+            seconds=seconds,
+            peak_bytes=peak_bytes,
+            detail=json.dumps(detail),
+            finished_at=utc_now(),
+        )
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+
+
+def stop_run(catalog: Catalog, run_id: str, status: str, error: str) -> None:
+    """'failed' or 'interrupted': it can be resumed by the same command."""
+    if status not in ("failed", "interrupted"):
+        raise ValueError(f"a run stops as failed or interrupted, not {status!r}")
+    with catalog.transaction() as connection:
+        connection.execute(
+            "UPDATE runs SET status = ?, error = ?, updated_at = ? WHERE run_id = ?", [status, error, utc_now(), run_id]
+        )
+
+
+def finish_run(catalog: Catalog, run_id: str) -> None:
+    """From this transaction on the run's selection is the latest."""
+    with catalog.transaction() as connection:
+        connection.execute(
+            "UPDATE runs SET status = 'complete', error = NULL, updated_at = ?, finished_at = ? WHERE run_id = ?",
+            [utc_now(), utc_now(), run_id],
+        )
+
+
+def list_runs(catalog: Catalog) -> pl.DataFrame:
+    """Newest first: run_id, status, started_at, finished_at, attempts, pool, heldout, selected, seconds, error."""
+    return catalog.read("""
+        SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
+            r.clustering_id, r.error
+        FROM runs r
+        LEFT JOIN (
+            SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_clusters GROUP BY run_id
+        ) c USING (run_id)
+        LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
+        LEFT JOIN (
+            SELECT f.run_id, count(DISTINCT e.example_id) AS heldout
+            FROM segments g JOIN examples e USING (segment) JOIN occurrences o USING (example_id) JOIN run_files f USING (file_id)
+            WHERE g.heldout GROUP BY f.run_id
+        ) h USING (run_id)
+        ORDER BY r.started_at DESC, r.run_id DESC""")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    run: dict[str, Any]
+    stages: pl.DataFrame
+    examples: int
+    heldout: int
+    rejects: int
+    blocks_done: int
+    blocks: int
+    clusters_done: int
+    selected: int
+
+
+def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
+    """Of one run, or of the newest. UserError where there is none."""
+    with catalog.reading() as connection:
+
+        def one(query: str, *parameters: Any) -> dict[str, Any]:
+            rows = connection.sql(query, params=list(parameters)).pl().to_dicts()
+            return rows[0] if rows else {}
+
+        run = one(
+            "SELECT * FROM runs WHERE ?::VARCHAR IS NULL OR run_id = ? ORDER BY started_at DESC, run_id DESC LIMIT 1",
+            run_id,
+            run_id,
+        )
+        if not run:
+            raise UserError(
+                f"there is no run {run_id or 'yet'} in {catalog.path}: `tagcos status` lists them, `tagcos run` makes one"
+            )
+        name = run["run_id"]
+        blocks = one(
+            """SELECT coalesce(sum(ceil(f.rows / f.block_rows)), 0)::BIGINT AS total,
+                (SELECT count(*) FROM blocks b WHERE b.space_id = ?) AS done
+            FROM feature_segments f WHERE f.space_id = ?""",
+            run["space_id"],
+            run["space_id"],
+        )
+        clusters = one(
+            "SELECT count(*) AS done, coalesce(sum(selected), 0)::BIGINT AS selected FROM run_clusters WHERE run_id = ?", name
+        )
+        return RunStatus(
+            run=run,
+            stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
+            examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
+            heldout=one("SELECT count(*) AS n FROM heldout_of(?)", name)["n"],
+            rejects=one("SELECT count(*) AS n FROM rejects WHERE run_id = ?", name)["n"],
+            blocks_done=blocks["done"],
+            blocks=blocks["total"],
+            clusters_done=clusters["done"],
+            selected=clusters["selected"],
+        )

@@ -1,0 +1,113 @@
+"""What runs chose, cluster by cluster, and what they left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from storage.catalog.pool import example_reader
+from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.root import Root
+from tagcos_stream.types import UserError
+
+SELECTION_COLUMNS = ["example_id", "rank", "round", "correlation", "residual_after", "weight"]
+CANDIDATE_COLUMNS = ["segment", "row", "margin"]
+
+
+def commit_cluster(
+    catalog: Catalog,
+    run_id: str,
+    cluster: int,
+    *,
+    budget: int,
+    residual: float | None,
+    seconds: float,
+    stats: Mapping[str, Any],
+    selection: pl.DataFrame,
+    candidates: pl.DataFrame,
+    inertia: float | None = None,
+    inputs: str | None = None,
+    kept: int | None = None,
+) -> None:
+    """A finished cluster (or other group that shares the budget), in one transaction. selection: example_id, rank, round,
+    correlation, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
+    margin (may be null) of every row it could choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
+    choice depends on, by which a later run copies it. kept: choices that only `sticky` kept."""
+    run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "run_clusters",
+            run_id=run_id,
+            cluster=cluster,
+            size=len(candidates),
+            budget=budget,
+            selected=len(selection),
+            residual=residual,
+            seconds=seconds,
+            stats=json.dumps(stats),
+            inertia=inertia,
+            inputs=inputs,
+            kept=kept,
+        )
+        insert(connection, "selections", require(selection, SELECTION_COLUMNS).with_columns(run, number))
+        insert(connection, "candidates", require(candidates, CANDIDATE_COLUMNS).with_columns(run, number))
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+
+
+def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> set[int]:
+    """Take over the choice of every cluster whose inputs an earlier run had, in one transaction; returns the clusters.
+
+    Candidates stay where they are: run_clusters.copied_from says whose they are.
+    """
+    asked = pl.DataFrame({"cluster": list(inputs), "inputs": list(inputs.values())}, {"cluster": pl.Int32, "inputs": pl.String})
+    with catalog.transaction() as connection:
+        connection.register("asked", asked.to_arrow())
+        connection.execute(
+            """CREATE TEMP TABLE unchanged AS
+            SELECT DISTINCT ON (k.cluster) k.* FROM run_clusters k JOIN asked USING (cluster, inputs)
+            WHERE k.run_id <> $run AND k.cluster NOT IN (SELECT d.cluster FROM run_clusters d WHERE d.run_id = $run)
+            ORDER BY k.cluster, k.copied_from IS NOT NULL, k.run_id""",
+            {"run": run_id},
+        )
+        connection.execute(
+            """INSERT INTO selections BY NAME SELECT s.* REPLACE ($run AS run_id)
+            FROM selections s JOIN unchanged u ON s.run_id = u.run_id AND s.cluster = u.cluster""",
+            {"run": run_id},
+        )
+        connection.execute(
+            """INSERT INTO run_clusters BY NAME
+            SELECT u.* REPLACE ($run AS run_id, 0 AS seconds, coalesce(u.copied_from, u.run_id) AS copied_from)
+            FROM unchanged u""",
+            {"run": run_id},
+        )
+        copied = {row[0] for row in connection.execute("SELECT cluster FROM unchanged").fetchall()}
+        connection.execute("DROP TABLE unchanged")
+    return copied
+
+
+def chosen_by(catalog: Catalog, run_id: str) -> set[str]:
+    """Ids of a run's selection."""
+    return set(catalog.read("SELECT example_id FROM selections WHERE run_id = ?", [run_id])["example_id"])
+
+
+def clusters_done(catalog: Catalog, run_id: str) -> set[int]:
+    return set(catalog.read("SELECT cluster FROM run_clusters WHERE run_id = ?", [run_id])["cluster"].to_list())
+
+
+def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """The columns of the macro selection_of, in order of cluster and rank. UserError where the run is unknown or not complete."""
+    status = catalog.read("SELECT status FROM runs WHERE run_id = ?", [run_id])["status"].to_list()
+    if not status:
+        raise UserError(f"there is no run {run_id}: `tagcos status` lists them")
+    if status != ["complete"]:
+        raise UserError(f"run {run_id} is {status[0]}, not complete: start the same `tagcos run` again to finish it")
+    return catalog.read("FROM selection_of(?) ORDER BY cluster, rank", [run_id])
+
+
+def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:
+    """The selection with messages and tools, a part of examples at a time, in order of segment and row: for exports."""
+    yield from example_reader(root).iterate(selection(root.catalog, run_id))

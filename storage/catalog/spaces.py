@@ -1,0 +1,206 @@
+"""Feature spaces in the catalog, and the blocks of features that are complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from storage.arrays.checkpoints import SavedFile
+from storage.database import Catalog, insert, insert_row, require, utc_now
+
+
+@dataclass(frozen=True)
+class Space:
+    space_id: str
+    recipe: str
+    variant: str
+    dim: int
+    fingerprint: dict[str, Any]
+    checkpoints: pl.DataFrame  # step, weight, path, bytes, digest, in order of step
+
+
+def find_space(catalog: Catalog, recipe: str) -> Space | None:
+    """The newest space made by this recipe: a grown pool works in it."""
+    with catalog.reading() as connection:
+        found = (
+            connection.sql("SELECT * FROM feature_spaces WHERE recipe = ? ORDER BY added_at DESC LIMIT 1", params=[recipe])
+            .pl()
+            .to_dicts()
+        )
+        if not found:
+            return None
+        row = found[0]
+        query = "SELECT step, weight, path, bytes, digest FROM checkpoints WHERE space_id = ? ORDER BY step"
+        checkpoints = connection.sql(query, params=[row["space_id"]]).pl()
+    return Space(row["space_id"], recipe, row["variant"], row["dim"], json.loads(row["fingerprint"]), checkpoints)
+
+
+def add_space(
+    catalog: Catalog,
+    run_id: str,
+    space_id: str,
+    *,
+    recipe: str,
+    variant: str,
+    dim: int,
+    fingerprint: Mapping[str, Any],
+    checkpoints: Sequence[tuple[int, float, SavedFile]],
+) -> None:
+    """After its files are written. checkpoints: (step, weight, what save_checkpoint returned). Notes the space at the run."""
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "feature_spaces",
+            replace=True,
+            space_id=space_id,
+            recipe=recipe,
+            variant=variant,
+            dim=dim,
+            fingerprint=json.dumps(fingerprint),
+            run_id=run_id,
+            added_at=utc_now(),
+        )
+        for step, weight, saved in checkpoints:
+            insert_row(
+                connection,
+                "checkpoints",
+                replace=True,
+                space_id=space_id,
+                step=step,
+                weight=weight,
+                path=saved.path,
+                bytes=saved.bytes,
+                digest=saved.digest,
+            )
+        connection.execute("UPDATE runs SET space_id = ?, updated_at = ? WHERE run_id = ?", [space_id, utc_now(), run_id])
+
+
+def plan_segments(catalog: Catalog, run_id: str, space_id: str, *, dim: int, block_rows: int) -> pl.DataFrame:
+    """The segments that hold the run's pool: segment, rows, block_rows, sealed; unknown ones are registered in the space.
+
+    They take no more examples from here on. A segment keeps the block_rows it was begun with.
+    """
+    with catalog.transaction() as connection:
+        connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT segment FROM pool_of(?)", [run_id])
+        connection.execute("UPDATE segments SET closed = true WHERE NOT closed AND segment IN (SELECT segment FROM wanted)")
+        connection.execute(
+            """INSERT OR IGNORE INTO feature_segments
+            SELECT ?, segment, sum(rows), ?, ?, false FROM parts SEMI JOIN wanted USING (segment) GROUP BY segment""",
+            [space_id, dim, block_rows],
+        )
+        query = """SELECT segment, rows, block_rows, sealed FROM feature_segments SEMI JOIN wanted USING (segment)
+            WHERE space_id = ? ORDER BY segment"""
+        planned = connection.sql(query, params=[space_id]).pl()
+        connection.execute("DROP TABLE wanted")
+    return planned
+
+
+def segment_ids(catalog: Catalog, segment: str) -> pl.Series:
+    """The example ids of a segment, in row order: for create_segment."""
+    return catalog.read("SELECT example_id FROM examples WHERE segment = ? ORDER BY row", [segment])["example_id"]
+
+
+def missing(catalog: Catalog, space_id: str, run_id: str | None = None) -> dict[str, list[int]]:
+    """Blocks that are not complete, by segment; with a run, only those in which its pool has a row. One query for all segments:
+    a pool that grows daily has many."""
+    found = catalog.read(
+        """WITH wanted AS (
+            SELECT DISTINCT segment, e.row // s.block_rows AS block FROM feature_segments s JOIN examples e USING (segment)
+            WHERE s.space_id = $space AND NOT s.sealed
+                AND ($run::VARCHAR IS NULL OR e.example_id IN (SELECT p.example_id FROM pool_of($run) p))
+        )
+        SELECT segment, block FROM wanted
+        ANTI JOIN (SELECT b.segment, b.block FROM blocks b WHERE b.space_id = $space) USING (segment, block)
+        ORDER BY segment, block""",
+        {"space": space_id, "run": run_id},
+    )
+    return {str(segment): part["block"].to_list() for (segment,), part in found.group_by("segment", maintain_order=True)}
+
+
+ROW_COLUMNS = ["row", "tokens", "target_tokens", "loss", "norm", "status"]
+
+
+def commit_block(
+    catalog: Catalog,
+    run_id: str,
+    space_id: str,
+    segment: str,
+    block: int,
+    rows: pl.DataFrame,
+    *,
+    checksum: int,
+    seconds: float,
+    rejects: pl.DataFrame | None = None,
+) -> None:
+    """After write_block: from this transaction on the block exists, and with the last one the segment is sealed.
+
+    rows: every row of the block (row in the segment, tokens, target_tokens, loss, norm, status 'ok' or the reject's reason).
+    rejects: row, reason, detail, snippet of those that are not 'ok'; made from rows where not given.
+    """
+    rows = require(rows, ROW_COLUMNS)
+    bad = rows.filter(pl.col("status") != "ok")
+    if rejects is None:
+        rejects = bad.select("row", reason="status", detail=pl.lit(None, pl.String), snippet=pl.lit(None, pl.String))
+    if set(rejects["row"]) != set(bad["row"]):
+        raise ValueError(
+            f"block {block} of {segment}: rejects name rows {sorted(rejects['row'])[:5]}, status {sorted(bad['row'])[:5]}"
+        )
+    with catalog.transaction() as connection:
+        insert_row(
+            connection,
+            "blocks",
+            space_id=space_id,
+            segment=segment,
+            block=block,
+            rows=len(rows),
+            rejected=len(bad),
+            tokens=int(rows["tokens"].sum()),
+            seconds=seconds,
+            checksum=checksum,
+            run_id=run_id,
+            committed_at=utc_now(),
+        )
+        insert(connection, "feature_rows", rows.with_columns(space_id=pl.lit(space_id), segment=pl.lit(segment)))
+        if len(rejects):
+            connection.register("turned_down", require(rejects, ["row", "reason", "detail", "snippet"]).to_arrow())
+            connection.execute(
+                """INSERT INTO rejects BY NAME
+                SELECT t.*, e.example_id, $segment AS segment, $run AS run_id, $space AS space_id, 'gradients' AS stage
+                FROM turned_down t JOIN examples e ON e.segment = $segment AND e.row = t.row""",
+                {"segment": segment, "run": run_id, "space": space_id},
+            )
+        connection.execute(
+            """UPDATE feature_segments SET sealed = true WHERE space_id = $space AND segment = $segment
+                AND rows = (SELECT sum(b.rows) FROM blocks b WHERE b.space_id = $space AND b.segment = $segment)""",
+            {"space": space_id, "segment": segment},
+        )
+
+
+def forget_block(catalog: Catalog, space_id: str, segment: str, block: int) -> None:
+    """Take a damaged block back: `missing` names it, and the next run computes it again."""
+    named = {"space": space_id, "segment": segment, "block": block}
+    inside = """space_id = $space AND segment = $segment AND row // (
+        SELECT f.block_rows FROM feature_segments f WHERE f.space_id = $space AND f.segment = $segment) = $block"""
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM blocks WHERE space_id = $space AND segment = $segment AND block = $block", named)
+        connection.execute(f"DELETE FROM feature_rows WHERE {inside}", named)
+        connection.execute(f"DELETE FROM rejects WHERE stage = 'gradients' AND {inside}", named)
+        connection.execute(
+            "UPDATE feature_segments SET sealed = false WHERE space_id = $space AND segment = $segment",
+            {"space": space_id, "segment": segment},
+        )
+
+
+def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
+    """The run's examples that have a feature: example_id, segment, row, dataset, turns, chars, tokens, target_tokens, loss, norm,
+    in order of segment and row. Only rows of complete blocks: an orphan is never read."""
+    return catalog.read(
+        """SELECT p.*, r.tokens, r.target_tokens, r.loss, r.norm FROM pool_of($run) p
+        JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
+        WHERE r.space_id = $space AND r.status = 'ok' ORDER BY p.segment, p.row""",
+        {"run": run_id, "space": space_id},
+    )

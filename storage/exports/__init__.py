@@ -1,0 +1,1 @@
+"""Selections written for trainers."""

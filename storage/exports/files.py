@@ -1,0 +1,153 @@
+"""Files for others, whole or not at all: rows as JSON lines or Parquet, and what stands beside them for their reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.files.base import sync_path
+from tagcos_stream.types import UserError
+
+MARK = "tagcos-export.json"
+DATA = "tagcos.parquet"  # the one data file of folders for trainers
+GROUP_ROWS = 1024
+
+Write = Callable[[list[dict[str, Any]]], None]
+
+
+@contextmanager
+def beside(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A place beside `path` that takes its place at the end. A folder is replaced only where an earlier export made it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if folder:
+                partial.mkdir()
+            yield partial
+            if folder and path.exists():
+                path.rename(old)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+            sync_path(path.parent)
+        finally:
+            for left in (partial, old):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+
+
+@contextmanager
+def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool) -> Iterator[Write]:
+    """A function that takes rows, written through to disk at the end. In folders the data are Parquet: `datasets`, which trainers
+    read JSON lines with, takes a column's type from a file's first megabytes and fails where a flag or a tool comes later."""
+    if suffix == ".jsonl":
+        with path.open("wb") as file:
+            yield lambda rows: file.writelines(_line(row) for row in rows)
+            _flush(file)
+        return
+    with (path / DATA if folder else path).open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=GROUP_ROWS)
+        _flush(file)
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(_without_null(row), ensure_ascii=False).encode() + b"\n"
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_null(v) for k, v in value.items() if v is not None}
+    return [_without_null(v) for v in value] if isinstance(value, list) else value
+
+
+def _card(path: Path, done: Any, columns: str) -> str:
+    return (
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: " + DATA + "\n---\n\n"
+        f"{done.rows:,} rows of {done.examples:,} examples that tagcos run `{done.run_id}` selected. "
+        f"`{MARK}` says what was left out.\n\n"
+        "```python\nfrom datasets import load_dataset\n\n"
+        f'selected = load_dataset({str(path)!r}, split="train")\n```\n\n{columns}\n'
+    )
+
+
+def _datasets(path: Path, done: Any) -> dict[str, str]:
+    return {
+        "README.md": _card(
+            path,
+            done,
+            "`messages` (role, content, name, train: trained character ranges, null for the role's default), `tools` (JSON), "
+            "`example_id`, `dataset`, `weight` (mean 1), `cluster`, `rank`.",
+        )
+    }
+
+
+def _trl(path: Path, done: Any) -> dict[str, str]:
+    return {
+        "README.md": _card(
+            path,
+            done,
+            "`input_ids`, `labels` (-100 where nothing is trained on), `weight` (mean 1): for `trl.SFTTrainer` as they are, "
+            "and for `tagcos_stream.weighted_sft.weighted_sft_trainer`, which takes the weights.",
+        )
+    }
+
+
+def _llama_factory(path: Path, done: Any) -> dict[str, str]:
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+    tags |= {"observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
+    columns = {"messages": "conversations", "tools": "tools"}
+    entry = {"file_name": DATA, "formatting": "sharegpt", "columns": columns, "tags": tags}
+    return {"dataset_info.json": json.dumps({"tagcos": entry}, indent=2) + "\n"}
+
+
+def _axolotl(path: Path, done: Any) -> dict[str, str]:
+    place = json.dumps((path.absolute() / DATA).as_posix(), ensure_ascii=False)  # a JSON string is a YAML string
+    return {
+        "axolotl.yaml": f"""# Copy into your axolotl configuration; the path changes when the folder is moved.
+datasets:
+  - path: {place}
+    ds_type: parquet
+    type: chat_template
+    field_messages: messages
+    field_tools: tools
+    message_property_mappings:
+      role: role
+      content: content
+      name: name
+    message_field_training: train
+    message_field_training_detail: train_detail
+    roles_to_train: [assistant]
+    train_on_eos: turn
+"""
+    }
+
+
+# format -> the texts beside its data, by file name
+BESIDE: dict[str, Callable[[Path, Any], dict[str, str]]] = {
+    "datasets": _datasets,
+    "trl": _trl,
+    "llama-factory": _llama_factory,
+    "axolotl": _axolotl,
+}

@@ -1,0 +1,1 @@
+"""Named bytes under a root: local folder or object store."""

@@ -1,0 +1,110 @@
+"""Examples worth showing of a run, with their text: a bounded number, whatever the size of the selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from storage.catalog.pool import example_reader
+from storage.root import Root
+
+GROUPS = 40  # whose chosen and just-missed examples are shown: the largest
+EXAMPLES = 160  # of each of the two, shared by the groups shown
+LEAST, MOST = 4, 10  # of each, a group
+CLUSTERS = 300  # whose nearest examples are shown: the largest
+NEAREST = 2
+CHANGED = 4  # of each kind of change
+MESSAGES, CHARACTERS = 6, 600  # of an example, of a message
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str  # its first CHARACTERS characters
+    left_out: int  # characters
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One row an example and role: kind, cluster, place, example_id, dataset, score, weight, tokens, target_tokens, loss, reason.
+
+    kind is `chosen` (place: order of choice, from 0), `missed` (place 1 would have been chosen next), `nearest` (to its centroid,
+    from 1), `entered` or `left` (since the earlier run, in no particular order).
+    """
+
+    rows: pl.DataFrame
+    messages: dict[str, list[Message]]  # by example_id, the first MESSAGES
+    turns: dict[str, int]  # by example_id, all
+
+
+def collect(root: Root, run_id: str, *, clustering_id: str | None, base: str | None) -> Samples:
+    """Of a complete run. clustering_id: whose nearest examples are wanted; base: the run to tell changes from.
+
+    Reads each file of examples that holds one of them whole, to verify it. Raises DamagedStore.
+    """
+    named = {"run": run_id, "groups": GROUPS, "least": LEAST, "most": MOST, "all": EXAMPLES}
+    found = [root.catalog.read(CHOSEN_AND_MISSED, named)]
+    if clustering_id is not None:
+        wanted = {"run": run_id, "clustering": clustering_id, "clusters": CLUSTERS, "each": NEAREST}
+        found.append(root.catalog.read(NEAREST_TO_CENTROID, wanted))
+    if base is not None:
+        found.append(root.catalog.read(CHANGES, {"run": run_id, "base": base, "each": CHANGED}))
+    rows = pl.concat(found, how="diagonal_relaxed")
+    messages: dict[str, list[Message]] = {}
+    turns: dict[str, int] = {}
+    places = rows.select("example_id", "segment", "row").unique("example_id", maintain_order=True)
+    for part in example_reader(root).iterate(places):
+        for example in part.iter_rows(named=True):
+            turns[example["example_id"]] = len(example["messages"])
+            messages[example["example_id"]] = [_message(message) for message in example["messages"][:MESSAGES]]
+    return Samples(rows.drop("segment", "row"), messages, turns)
+
+
+def _message(message: dict[str, Any]) -> Message:
+    content = message["content"] or ""
+    return Message(message["role"], content[:CHARACTERS], max(len(content) - CHARACTERS, 0))
+
+
+# Places are those of the macro why: by margin, then segment and row.
+CHOSEN_AND_MISSED = """
+    WITH asked AS (
+            SELECT run_id, coalesce(config->>'method', 'tagcos') AS method, space_id FROM runs WHERE run_id = $run
+        ),
+        shown AS (
+            SELECT cluster, greatest($least, least($most, $all // count(*) OVER ())) AS each
+            FROM (SELECT cluster FROM run_clusters WHERE run_id = $run ORDER BY size DESC, cluster LIMIT $groups)
+        ),
+        chosen AS (
+            SELECT 'chosen' AS kind, s.cluster, s.rank AS place, s.example_id, s.correlation AS score, s.weight
+            FROM selections s JOIN shown USING (cluster) WHERE s.run_id = $run AND s.rank < shown.each
+        ),
+        missed AS (
+            SELECT 'missed' AS kind, c.cluster, e.example_id, c.margin::DOUBLE AS score,
+                row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place
+            FROM candidates_of($run) c JOIN shown USING (cluster) JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            WHERE e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = $run)
+            QUALIFY place <= shown.each
+        ),
+        together AS (FROM chosen UNION ALL BY NAME FROM missed)
+    SELECT b.*, e.dataset, r.tokens, r.target_tokens, r.loss, e.segment, e.row,
+        score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) AS reason
+    FROM together b JOIN examples e USING (example_id)
+    LEFT JOIN feature_rows r ON r.space_id = (SELECT space_id FROM asked) AND r.segment = e.segment AND r.row = e.row
+    ORDER BY b.cluster, b.kind, b.place"""
+NEAREST_TO_CENTROID = """
+    WITH near AS (
+            SELECT a.cluster, p.example_id, p.dataset, p.segment, p.row, count(*) OVER (PARTITION BY a.cluster) AS size,
+                row_number() OVER (PARTITION BY a.cluster ORDER BY a.distance, a.segment, a.row) AS place
+            FROM (SELECT * FROM assignments WHERE clustering_id = $clustering) a
+            JOIN pool_of($run) p ON p.segment = a.segment AND p.row = a.row
+        ),
+        largest AS (SELECT cluster FROM near WHERE place = 1 ORDER BY size DESC, cluster LIMIT $clusters)
+    SELECT 'nearest' AS kind, cluster, place, example_id, dataset, segment, row FROM near
+    WHERE place <= $each AND cluster IN (FROM largest) ORDER BY cluster, place"""
+CHANGES = """
+    SELECT d.change AS kind, d.cluster_b AS cluster, d.example_id, d.dataset, d.reason, e.segment, e.row,
+        row_number() OVER (PARTITION BY d.change, d.reason ORDER BY d.example_id) AS place
+    FROM selection_diff($base, $run) d JOIN examples e USING (example_id) QUALIFY place <= $each
+    ORDER BY d.change, d.reason, place"""

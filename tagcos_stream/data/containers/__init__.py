@@ -1,0 +1,1 @@
+"""File containers: bytes to rows."""

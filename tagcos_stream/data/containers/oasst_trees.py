@@ -1,0 +1,89 @@
+"""Files with one message of an OASST tree a row: the only shape whose examples take more than one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tagcos_stream.data.canonical import occurrences_frame
+from tagcos_stream.data.containers.jsonl import Limits, Reject
+from tagcos_stream.data.containers.registry import open_blocks
+from tagcos_stream.data.convert_rows import loads, records, reject, rejects_frame
+from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat
+from tagcos_stream.data.shapes import finished
+from tagcos_stream.data.turns import RowError
+from tagcos_stream.types import IngestBlock, Message
+
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
+
+
+def has_trees(file: SourceFile, limits: Limits) -> bool:
+    """Whether the file has a message of an OASST tree in each row: as set, or by its first row."""
+    if file.spec.options.shape is not None or file.spec.options.columns:
+        return file.spec.options.shape == "oasst_messages"
+    raw = next(open_blocks(file, 0, 1, limits))
+    raw.cut(limits)
+    first = next(records(raw, np.arange(min(len(raw.rows), 1))), None)
+    try:
+        return is_flat(loads(first) if isinstance(first, bytes) else first)
+    except RowError:
+        return False
+
+
+def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[IngestBlock]:
+    """Blocks of a file with a message a row; they end where a tree ends, and a resumed read goes through what comes before
+    again.
+    """
+    options = file.spec.options
+    rejects: list[Reject] = []
+    read = 0
+
+    def messages_of_file() -> Iterator[tuple[int, dict[str, Any]]]:
+        nonlocal read
+        for raw in open_blocks(file, 0, block_rows, limits):
+            raw.cut(limits)
+            rejects.extend(raw.rejects)
+            for row, value in zip(raw.rows, records(raw, np.arange(len(raw.rows))), strict=True):
+                if file.spec.limit is not None and row >= file.spec.limit:
+                    return
+                try:
+                    record = loads(value) if isinstance(value, bytes) else value
+                    if not is_flat(record):
+                        raise RowError("unknown_shape", f"a message of a tree has {', '.join(FLAT_FIELDS)}")
+                except RowError as e:
+                    rejects.append(reject(row, e, value))
+                else:
+                    yield row, record
+            read = raw.bytes_read
+
+    rows: list[int] = []
+    messages: list[list[Message]] = []
+
+    def block(end: int, last: bool) -> IngestBlock:
+        n = len(rows)
+        ours = [r for r in rejects if start_row <= r.row < end or (last and r.row >= start_row)]
+        frame = occurrences_frame(rows, messages, [None] * n, [file.dataset] * n, [None] * n)
+        end = max([end, *(r.row + 1 for r in ours)]) if last else end
+        rejects[:] = [r for r in rejects if r.row >= end]
+        return IngestBlock(frame, rejects_frame(ours), end, read, last)
+
+    begin = end = start_row
+    for tree_end, found in flat_trees(messages_of_file()):
+        if tree_end - begin > block_rows and end > begin:
+            yield block(end, False)
+            rows, messages, begin, start_row = [], [], end, end
+        end = max(tree_end, start_row)
+        for row, thread in found:
+            if row < start_row:
+                continue
+            try:
+                if isinstance(thread, RowError):
+                    raise thread
+                messages.append(finished(thread, options))
+                rows.append(row)
+            except RowError as e:
+                rejects.append(reject(row, e, "" if isinstance(thread, RowError) else thread[-1]["content"]))
+    yield block(end, True)

@@ -1,0 +1,271 @@
+"""The common shapes, a block at a time: what `formats.convert` does row by row, in whole columns.
+
+Only rows that are clean beyond doubt are converted here; every other row goes to `formats.convert`, which gives its reason. So
+the fast way skips work whose result is known and decides nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.json
+
+from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
+from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
+from tagcos_stream.data.turns import NEXT_ROLES, ROLE_WORDS, TURN_KEYS
+from tagcos_stream.types import ROLES
+
+PAIRS = (
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("prompt", None, "completion"),
+    ("prompt", None, "response"),
+    ("question", None, "answer"),
+    ("question", None, "response"),
+    ("query", None, "answer"),
+    ("query", None, "response"),
+    ("input", None, "output"),
+)
+TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
+_FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
+_BESIDE_TURNS = (
+    ROW_FIELDS - {"system", "system_prompt", "tools", "functions"} - set(CHAT_FIELDS)
+)  # not read where there are turns
+_CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
+_ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
+for _before, _after in NEXT_ROLES.items():
+    for _role in _after:
+        _ALLOWED[ROLES.index(_before) if _before in ROLES else len(ROLES), ROLES.index(_role)] = True
+
+
+def can_convert(options: RowOptions) -> bool:
+    """Whether these options are the plain ones that this module knows; others are read row by row."""
+    return options == RowOptions()
+
+
+def parse_block(block: bytes) -> pl.DataFrame | None:
+    """One row a line, or None where any line is not plainly a JSON object whose known fields have their usual types.
+
+    pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair
+    for a NUL, and is 2.5 times slower. What pyarrow lets pass is caught here: invalid UTF-8, and documents that share a line.
+    """
+    data = np.frombuffer(block, np.uint8)
+    breaks = np.flatnonzero(data == ord("\n"))
+    n = len(breaks) + 1
+    # with braces at both ends of every line, as many documents as lines means one in each
+    if not (
+        block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
+    ):
+        return None
+    frame = _parse(block, block[: block.find(b"\n")] if n > 1 else block, False)
+    return frame if frame is not None and frame.height == n else None
+
+
+def parse_texts(texts: Sequence[bytes]) -> pl.DataFrame | None:
+    """As `parse_block`, from texts that may hold line breaks."""
+    if not all(t[:1] == b"{" and t[-1:] == b"}" for t in texts):
+        return None
+    block = b"\n".join(texts)
+    frame = _parse(block, texts[0], block.count(b"\n") >= len(texts))
+    return frame if frame is not None and frame.height == len(texts) else None
+
+
+def _parse(block: bytes, first: bytes, breaks: bool) -> pl.DataFrame | None:
+    # documents on several lines cannot be cut into parts that are parsed at once
+    read = pa.json.ReadOptions(use_threads=not breaks, block_size=len(block) + 1 if breaks else max(1 << 20, len(block) // 4 + 1))
+    try:
+        pl.Series([block], dtype=pl.Binary).cast(pl.String)
+        record = orjson.loads(first)
+    except (ValueError, pl.exceptions.PolarsError):
+        return None
+    # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field
+    # refuses
+    for schema, others in ((_schema(record, _keys(record)), "error"), (_schema(record), "ignore")):
+        try:
+            options = pa.json.ParseOptions(schema, newlines_in_values=breaks, unexpected_field_behavior=others)
+            frame = pl.from_arrow(pa.json.read_json(pa.BufferReader(block), read, options))
+        except pa.ArrowException:
+            continue
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+    return None
+
+
+def _keys(record: object) -> set[str]:
+    """Names of the record's own fields and of its turns'."""
+    if not isinstance(record, dict):
+        return set()
+    turns = [t for name in ("messages", "conversations") if isinstance(record.get(name), list) for t in record[name]]
+    return set(record).union(*(t for t in turns if isinstance(t, dict)))
+
+
+def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
+    """Every field that means something to a converter, or those of them that are in `keys`; a field that only names the row may
+    be an integer.
+    """
+    turn = pa.struct(
+        [(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys]
+    )
+    fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(ROW_FIELDS | _FREE | set(CHAT_FIELDS))}
+    fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
+    for name in ID_FIELDS:
+        if isinstance(record, dict) and type(record.get(name)) is int:
+            fields[name] = pa.int64()
+    return pa.schema([(name, kind) for name, kind in fields.items() if keys is None or name in keys])
+
+
+def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str) -> tuple[pl.DataFrame, np.ndarray]:
+    """Occurrences of the clean rows, in order, and which rows those are.
+
+    frame: any columns, N rows; rows (N,) their numbers in the file; dataset: the name where a row has none of its own.
+    Returns a frame of canonical.OCCURRENCES and a mask (N,) bool.
+    """
+    done = np.zeros(frame.height, bool)
+    parts = []
+    present = {name: _present(frame[name]) for name in frame.columns if name in ROW_FIELDS | set(CHAT_FIELDS)}
+    for picked, flat in _shapes(frame, present):
+        clean, codes, contents, starts = flat
+        if not len(clean):
+            continue
+        index = picked[clean]
+        done[index] = True
+        meta = frame.select(_source_id(frame), _dataset(frame, dataset))[index]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "row": rows[index].astype(np.uint64),
+                    "example_id": plain_ids(codes, contents, starts),
+                    "dataset": meta["dataset"],
+                    "source_id": meta["source_id"],
+                    "messages": plain_messages(codes, contents, starts),
+                    "tools": pl.Series([None] * len(index), dtype=pl.String),
+                },
+                schema=OCCURRENCES,
+            )
+        )
+    out = pl.concat(parts) if parts else pl.DataFrame(schema=OCCURRENCES)
+    return (out.sort("row") if len(parts) > 1 else out), done
+
+
+Flat = tuple[np.ndarray, np.ndarray, pl.Series, np.ndarray]  # clean rows among those picked, role codes, contents, starts
+
+
+def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray]):  # type: ignore[no-untyped-def]
+    """(row indices, their flat turns) for each shape that occurs in the block; no row is in two."""
+    for name in ("messages", "conversations"):
+        if name in present and (keys := _turn_keys(frame[name].dtype)):
+            picked = _only(present, {name}, {name} | _BESIDE_TURNS, frame.height)
+            if len(picked):
+                yield picked, _flat_turns(frame[name].gather(picked), *keys)
+    for prompt, extra, answer in PAIRS:
+        if all(name in present and frame[name].dtype == pl.String for name in (prompt, answer)):
+            fields = {prompt, answer} | ({extra} if extra else set())
+            if extra in present and frame[extra].dtype != pl.String:
+                fields -= {extra}
+            picked = _only(present, {prompt, answer}, fields, frame.height)
+            if len(picked):
+                yield picked, _flat_pair(frame[picked], prompt, extra if extra in present and extra in fields else None, answer)
+
+
+def _present(column: pl.Series) -> np.ndarray:
+    if column.dtype == pl.List:
+        if column.name == "history":
+            return (column.list.len() > 0).fill_null(False).to_numpy()
+    elif column.dtype == pl.String and column.name in ("system", "system_prompt", "tools", "functions"):
+        return (column != "").fill_null(False).to_numpy()
+    return column.is_not_null().to_numpy()
+
+
+def _only(present: dict[str, np.ndarray], needed: set[str], allowed: set[str], n: int) -> np.ndarray:
+    """Indices of rows that have all needed fields and no field beyond the allowed ones."""
+    mask = np.ones(n, bool)
+    for name, has in present.items():
+        if name in needed:
+            mask &= has
+        elif name not in allowed:
+            mask &= ~has
+    return np.flatnonzero(mask)
+
+
+def _turn_keys(dtype: pl.DataType) -> tuple[str, str] | None:
+    """(role key, content key) of a list of turns whose role and content are text under one pair of names, else None."""
+    if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
+        return None
+    fields = {f.name: f.dtype for f in dtype.inner.fields}
+    pairs = [p for p in (("role", "content"), ("from", "value")) if fields.get(p[0]) == fields.get(p[1]) == pl.String]
+    return pairs[0] if pairs else None
+
+
+def _flat_turns(column: pl.Series, role_key: str, content_key: str) -> Flat:
+    starts = np.zeros(len(column) + 1, np.int64)
+    lengths = column.list.len().to_numpy().astype(np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    turns = column.explode(empty_as_null=False).struct.unnest()
+    other = ("from", "value") if role_key == "role" else ("role", "content")
+    if set(other) <= set(turns.columns) and turns[other[0]].null_count() < turns.height:
+        both = turns[role_key].is_not_null() & turns[other[0]].is_not_null()
+        turns = turns.with_columns(
+            pl.when(both).then(None).otherwise(pl.coalesce(role_key, other[0])).alias(role_key),
+            pl.when(both).then(None).otherwise(pl.coalesce(content_key, other[1])).alias(content_key),
+        )
+    codes = turns[role_key].replace_strict(_CODES, default=255, return_dtype=pl.UInt8).to_numpy()
+    contents = turns[content_key]
+    answer = codes == ROLES.index("assistant")
+    bad = contents.is_null().to_numpy() | (codes == 255)
+    has_text = contents.str.contains(TEXT).fill_null(False).to_numpy()
+    bad |= answer & ~has_text
+    used = {role_key, content_key, *other}
+    for name in turns.columns:
+        if name not in used and (name in TURN_KEYS or name in _OTHER_KEYS) and turns[name].null_count() < turns.height:
+            bad |= turns[name].is_not_null().to_numpy()
+    before = np.empty_like(codes)
+    before[1:] = codes[:-1]
+    before[starts[:-1][lengths > 0]] = len(ROLES)
+    known = np.where(codes == 255, 0, codes)
+    bad |= ~_ALLOWED[np.where(before == 255, 0, before), known]
+    good = (_sum(bad, starts) == 0) & (_sum(answer, starts) > 0) & (_sum(has_text & ~answer, starts) > 0)
+    keep = np.repeat(good, lengths)
+    clean = np.flatnonzero(good)
+    kept = np.zeros(len(clean) + 1, np.int64)
+    np.cumsum(lengths[clean], out=kept[1:])
+    return clean, codes[keep], contents if keep.all() else contents.filter(pl.Series(keep)), kept
+
+
+_OTHER_KEYS = ("speaker", "author", "text", "message", "utterance")  # rarer names of role and content: left to `turns`
+
+
+def _sum(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(N,) number of set flags in each row's stretch; right for empty rows, where reduceat is not."""
+    total = np.zeros(len(flags) + 1, np.int64)
+    np.cumsum(flags, out=total[1:])
+    return total[starts[1:]] - total[starts[:-1]]
+
+
+def _flat_pair(frame: pl.DataFrame, prompt: str, extra: str | None, answer: str) -> Flat:
+    first = pl.col(prompt)
+    if extra is not None:
+        more = pl.col(extra).fill_null("")
+        first = pl.when(more == "").then(first).when(first == "").then(more).otherwise(pl.concat_str(first, pl.lit("\n\n"), more))
+    pair = frame.select(first.alias("prompt"), pl.col(answer).alias("answer"))
+    good = pair.select(pl.col("prompt").str.contains(TEXT) & pl.col("answer").str.contains(TEXT)).to_series()
+    pair = pair.filter(good)
+    n = pair.height
+    contents = pl.concat([pair["prompt"].rename("content"), pair["answer"].rename("content")])
+    contents = contents.gather(np.arange(2 * n).reshape(2, n).T.ravel())
+    codes = np.tile(np.array([ROLES.index("user"), ROLES.index("assistant")], np.uint8), n)
+    return np.flatnonzero(good.to_numpy()), codes, contents, 2 * np.arange(n + 1, dtype=np.int64)
+
+
+def _source_id(frame: pl.DataFrame) -> pl.Expr:
+    names = [n for n in ID_FIELDS if n in frame.columns and (frame[n].dtype == pl.String or frame[n].dtype.is_integer())]
+    return pl.coalesce(*(pl.col(n).cast(pl.String) for n in names), pl.lit(None, pl.String)).alias("source_id")
+
+
+def _dataset(frame: pl.DataFrame, default: str) -> pl.Expr:
+    if "dataset" not in frame.columns or frame["dataset"].dtype != pl.String:
+        return pl.repeat(pl.lit(default), pl.len()).alias("dataset")
+    return pl.when(pl.col("dataset") == "").then(None).otherwise(pl.col("dataset")).fill_null(default).alias("dataset")

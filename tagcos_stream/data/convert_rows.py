@@ -1,0 +1,82 @@
+"""Rows one at a time: the exact way, which the fast one of `frames.py` falls back on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, overload
+
+import numpy as np
+import orjson
+import polars as pl
+
+from tagcos_stream.data.canonical import REJECTS, occurrences_frame
+from tagcos_stream.data.containers.jsonl import Raw, Reject, snippet
+from tagcos_stream.data.shapes import RowOptions, convert, dataset_of, source_id_of
+from tagcos_stream.data.turns import RowError
+
+
+def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject]) -> pl.DataFrame:
+    """Occurrences of the rows at `index`; what cannot be converted is added to `rejects`."""
+    rows, messages, tools, datasets, ids = [], [], [], [], []
+    for i, row in zip(index.tolist(), records(raw, index), strict=True):
+        try:
+            record = loads(row) if isinstance(row, bytes) else row
+            converted = convert(record, options)
+        except RowError as e:
+            rejects.append(reject(raw.rows[i], e, row))
+            continue
+        for found, found_tools in converted:
+            rows.append(raw.rows[i])
+            messages.append(found)
+            tools.append(found_tools)
+            datasets.append(_plain(dataset_of(record, options.columns, dataset)))
+            ids.append(_plain(source_id_of(record, options.columns)))
+    return occurrences_frame(rows, messages, tools, datasets, ids)
+
+
+def records(raw: Raw, index: np.ndarray) -> Iterator[bytes | dict[str, Any]]:
+    """The rows at `index`: JSON texts, or records of a frame."""
+    if raw.block is not None:
+        lines = raw.block.split(b"\n")
+        return (lines[i] for i in index.tolist())
+    if raw.texts is not None:
+        return (raw.texts[i] for i in index.tolist())
+    return raw.frame[index].iter_rows(named=True) if raw.frame is not None else iter(())
+
+
+def loads(text: bytes) -> Any:
+    """A JSON value. orjson first; what it refuses is tried with the standard library, which also reads NaN and tells deep from
+    broken.
+    """
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise RowError("bad_encoding", str(e)) from None
+    except RecursionError:
+        raise RowError("too_deep", "nested deeper than the JSON parsers' limit (1,000 levels)") from None
+    except ValueError as e:
+        raise RowError("broken_json", str(e)) from None
+
+
+def reject(row: int, error: RowError, shown: object) -> Reject:
+    text = shown if isinstance(shown, bytes) else json.dumps(shown, ensure_ascii=False, default=str)
+    return Reject(row, error.reason, _plain(error.detail)[:500], snippet(text))
+
+
+def rejects_frame(rejects: list[Reject]) -> pl.DataFrame:
+    rows = [(r.row, r.reason, r.detail, r.snippet) for r in rejects]
+    return pl.DataFrame(rows, schema=REJECTS, orient="row").sort("row", maintain_order=True)
+
+
+@overload
+def _plain(text: str) -> str: ...
+@overload
+def _plain(text: None) -> None: ...
+def _plain(text: str | None) -> str | None:
+    """The text with halves of surrogate pairs, which no file can hold, as question marks."""
+    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()

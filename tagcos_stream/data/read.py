@@ -1,0 +1,133 @@
+"""Instruction data of any common shape to blocks of examples and rejects: every row of a file ends in one of the two."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+
+from tagcos_stream.data.canonical import OCCURRENCES, example_id
+from tagcos_stream.data.containers.jsonl import Limits, Raw
+from tagcos_stream.data.containers.oasst_trees import has_trees, tree_blocks
+from tagcos_stream.data.containers.registry import open_blocks
+from tagcos_stream.data.convert_columns import can_convert, convert_frame, parse_block, parse_texts
+from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
+from tagcos_stream.data.sources import SourceFile, SourceSpec, resolve_sources
+from tagcos_stream.types import IngestBlock
+
+__all__ = ["IngestBlock", "Limits", "SourceFile", "SourceSpec", "example_id", "read_file", "resolve_sources"]
+
+BLOCK_ROWS = 8192
+STRETCH = 256  # rows that are parsed at once where a block cannot be
+T = TypeVar("T")
+
+
+def read_file(
+    file: SourceFile, *, start_row: int = 0, block_rows: int = BLOCK_ROWS, limits: Limits | None = None
+) -> Iterator[IngestBlock]:
+    """Blocks of a file from row `start_row` on; at least one block, the last one with `last` set.
+
+    Every row is an occurrence or a reject (OASST trees give an occurrence a thread, all with the tree's row; blank lines of
+    JSONL are neither). Where reading goes on after an interruption does not change what a row gives. UserError where nothing of
+    the file can be read.
+    """
+    limits = limits or Limits()
+    if start_row < 0 or block_rows < 1:
+        raise ValueError(f"start_row {start_row} must be 0 or more, block_rows {block_rows} 1 or more")
+    if has_trees(file, limits):
+        yield from tree_blocks(file, start_row, block_rows, limits)
+        return
+    held: Parsed | None = None
+    for parsed in ahead(
+        _parsed(_limited(open_blocks(file, start_row, block_rows, limits), file.spec.limit, limits), file, limits)
+    ):
+        if held is not None:
+            yield _block(held, file, last=False)
+        held = parsed
+    assert held is not None
+    yield _block(held, file, last=True)
+
+
+# a reader's block and its rows as columns: (first, end, frame) a stretch; what no stretch covers is converted row by row
+Parsed = tuple[Raw, list[tuple[int, int, pl.DataFrame]]]
+
+
+def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator[Parsed]:
+    fast = can_convert(file.spec.options)
+    for raw in blocks:
+        if (
+            fast
+            and raw.block is not None
+            and len(raw.block) <= limits.max_row_bytes
+            and (frame := parse_block(raw.block)) is not None
+        ):
+            raw.rows = list(range(raw.first, raw.first + frame.height))
+            yield raw, [(0, frame.height, frame)]
+            continue
+        raw.cut(limits)
+        if not fast:
+            yield raw, []
+        elif raw.frame is not None:
+            yield raw, [(0, raw.frame.height, raw.frame)]
+        else:
+            yield raw, _stretches(raw.texts or [])
+
+
+def _stretches(texts: list[bytes]) -> list[tuple[int, int, pl.DataFrame]]:
+    """Stretches of the block that can be parsed at once: one bad row costs its stretch the fast way, not the block."""
+    if texts and (frame := parse_texts(texts)) is not None:
+        return [(0, len(texts), frame)]
+    found = []
+    for first in range(0, len(texts), STRETCH):
+        part = texts[first : first + STRETCH]
+        if (frame := parse_texts(part)) is not None:
+            found.append((first, first + len(part), frame))
+        elif first == 3 * STRETCH and not found:
+            break  # not a bad row here and there: rows of this file are of another kind
+    return found
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one made in a second thread meanwhile: reading and parsing leave the interpreter free most of
+    the time.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, items, None)
+        while (item := future.result()) is not None:
+            future = pool.submit(next, items, None)
+            yield item
+
+
+def _limited(blocks: Iterator[Raw], stop: int | None, limits: Limits) -> Iterator[Raw]:
+    """The blocks without the rows from `stop` on."""
+    for raw in blocks:
+        if stop is None or raw.next_row < stop:
+            yield raw
+            continue
+        raw.cut(limits)
+        keep = bisect_left(raw.rows, stop)
+        rejects = [r for r in raw.rejects if r.row < stop]
+        texts = None if raw.texts is None else raw.texts[:keep]
+        frame = None if raw.frame is None else raw.frame[:keep]
+        yield Raw(min(raw.next_row, stop), raw.bytes_read, raw.rows[:keep], texts, frame, rejects)
+        return
+
+
+def _block(parsed: Parsed, file: SourceFile, last: bool) -> IngestBlock:
+    raw, stretches = parsed
+    rows, rejects = np.asarray(raw.rows, np.int64), list(raw.rejects)
+    done = np.zeros(len(rows), bool)
+    parts = [pl.DataFrame(schema=OCCURRENCES)]
+    for first, end, frame in stretches:
+        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset)
+        parts.append(part)
+    if not done.all():
+        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects))
+    occurrences = pl.concat(parts)
+    if len(parts) > 2:
+        occurrences = occurrences.sort("row", maintain_order=True)
+    return IngestBlock(occurrences, rejects_frame(rejects), raw.next_row, raw.bytes_read, last)

@@ -1,0 +1,158 @@
+"""What to read: paths, folders, globs and lists of named sources, resolved to files whose content has a digest."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import xxhash
+
+from tagcos_stream.data.remote import is_remote, list_files
+from tagcos_stream.data.shapes import SHAPE_NAMES
+from tagcos_stream.data.source_lists import is_list, read_list
+from tagcos_stream.data.source_spec import SourceSpec
+from tagcos_stream.types import UserError
+
+CONTAINERS = {
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
+}  # fmt: skip
+READER_VERSION = 1  # raise it when the same file gives other rows than before
+PACKED = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file. url: absolute path or URL. digest: of the content as it lies (local: XXH3-128; object stores: size and etag)."""
+
+    source: str
+    url: str
+    size: int
+    digest: str
+    format: str
+    spec: SourceSpec
+
+    @property
+    def dataset(self) -> str:
+        """Name for rows that carry none."""
+        return self.spec.dataset or stem(self.url)
+
+    @property
+    def version(self) -> str:
+        """32 hex digits that name what reading this file gives: the content, the reader, and the settings that change rows."""
+        spec = self.spec
+        named = [self.url, self.digest, self.format, READER_VERSION, spec.key, spec.limit, self.dataset, asdict(spec.options)]
+        return blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:
+    """The files of all sources, each once, in the order of the sources and by name within one.
+
+    A string is a path (file, folder, glob), a URL, or a file that lists sources (.toml, dataset_info.json, axolotl .yaml;
+    `#a,b` behind it picks some by name). UserError: no such path, a glob or folder without a readable file, an unknown ending,
+    an empty file that was named itself.
+    """
+    files: dict[str, SourceFile] = {}
+    for spec in [s for given in specs for s in _specs(given)]:
+        if spec.options.shape is not None and spec.options.shape not in SHAPE_NAMES:
+            raise UserError(f"source {spec.path}: shape {spec.options.shape!r} is unknown; there are {', '.join(SHAPE_NAMES)}")
+        for file in _remote(spec) if is_remote(spec.path) else _local(spec):
+            files.setdefault(file.url, file)
+    return list(files.values())
+
+
+def _specs(given: str | SourceSpec) -> list[SourceSpec]:
+    if isinstance(given, SourceSpec):
+        return [given]
+    path, _, names = given.partition("#")
+    if is_list(Path(path)) and not Path(given).is_dir() and "://" not in given:
+        return read_list(Path(path).expanduser(), names)
+    return [SourceSpec(given)]
+
+
+def stem(url: str) -> str:
+    """The file's name without its endings."""
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    for ending in (*PACKED, *CONTAINERS):
+        name = name.removesuffix(ending)
+    return name
+
+
+def container_of(url: str) -> str | None:
+    """A value of CONTAINERS from the name's ending, or None."""
+    name = url.lower()
+    for ending in PACKED:
+        name = name.removesuffix(ending)
+    return CONTAINERS.get(os.path.splitext(name)[1])
+
+
+def _local(spec: SourceSpec) -> list[SourceFile]:
+    path = Path(spec.path).expanduser()
+    alone = path.is_file()
+    if alone:
+        paths = [path]
+    elif path.is_dir():
+        paths = sorted(p for p in path.rglob("*") if p.is_file() and container_of(p.name) and not _hidden(p.relative_to(path)))
+        if not paths:
+            raise UserError(f"source {spec.path}: the folder holds no file ending in {', '.join(CONTAINERS)}")
+    elif glob.has_magic(spec.path):
+        paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+        if not paths:
+            raise UserError(f"source {spec.path}: no file matches; check the pattern (** goes into folders)")
+    else:
+        raise UserError(f"source {spec.path}: no such file or folder")
+    if spec.split is not None:
+        paths = [p for p in paths if _of_split(str(p), spec.split)]
+        if not paths:
+            raise UserError(f"source {spec.path}: no file of split {spec.split!r}")
+    return [_file(spec, p, alone) for p in paths]
+
+
+def _remote(spec: SourceSpec) -> list[SourceFile]:
+    found = list_files(spec.path)
+    files = [f for f in found if (spec.format or container_of(f.url)) and (spec.split is None or _of_split(f.url, spec.split))]
+    if not files:
+        raise UserError(
+            f"source {spec.path}: {len(found)} files there, none that can be read"
+            + (f" of split {spec.split!r}" if spec.split else "")
+        )
+    return [
+        SourceFile(spec.name or stem(spec.path), f.url, f.size, f.digest, spec.format or str(container_of(f.url)), spec)
+        for f in files
+    ]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _of_split(path: str, split: str) -> bool:
+    return split in re.split(r"[^A-Za-z0-9]+", path)
+
+
+def _file(spec: SourceSpec, path: Path, alone: bool) -> SourceFile:
+    kind = spec.format or container_of(path.name)
+    if kind is None:
+        raise UserError(f"source {path}: unknown ending; name its format, one of {', '.join(sorted(set(CONTAINERS.values())))}")
+    try:
+        size = path.stat().st_size
+        if size == 0 and alone:
+            raise UserError(f"source {path}: the file is empty")
+        digest = _digest(path)
+    except OSError as e:
+        raise UserError(f"source {path}: cannot be read: {e.strerror}; check its permissions") from None
+    return SourceFile(spec.name or stem(spec.path), str(path.resolve()), size, digest, kind, spec)
+
+
+def _digest(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 22):
+            state.update(chunk)
+    return "xxh3:" + state.hexdigest()

@@ -1,0 +1,232 @@
+"""Gradient features: projected per-sample LoRA gradients of batches and blocks of examples.
+
+Loss of an example: mean cross-entropy over its target tokens. A batch is padded on the right; under causal attention no token
+sees one after it, so padding and batch mates cannot reach an example and no mask is needed (self_check and the tests hold this
+against autograd one example at a time). The language-model head is computed at target positions only.
+
+Dimension letters: n examples of a block, B rows of a batch, T tokens, H hidden size, P adapter parameters, D feature dimension.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tagcos_stream.gradients.adapter import adapter_parameters, require_fit
+from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.hooks import AdapterCapture
+from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, head_losses
+from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
+from tagcos_stream.gradients.projection.projections import Projection
+from tagcos_stream.gradients.variants import VARIANTS, Moments, transform
+from tagcos_stream.gradients.warmup import Checkpoint
+from tagcos_stream.types import UserError
+
+
+@dataclass(frozen=True)
+class GradientBatch:
+    features: dict[str, torch.Tensor]  # per variant (B, D) float32 (float64 for a float64 model), rows of unit length
+    loss: torch.Tensor  # (B,) mean cross-entropy over target tokens
+    grad_norm: torch.Tensor  # (B,) length of the example's whole adapter gradient, before variant and projection
+    finite: torch.Tensor  # (B,) bool: loss, gradient and every feature are finite and the features have a direction
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    features: dict[str, np.ndarray]  # per variant (n, D) float16; NaN where not finite
+    loss: np.ndarray  # (n,) float32, averaged over checkpoints by weight
+    norm: np.ndarray  # (n,) float32, likewise
+    finite: np.ndarray  # (n,) bool
+    token_budget: int  # the one it ended with: halved on running out of device memory
+    halvings: int
+    model_seconds: float  # time within forward and backward passes, hooks included
+    tokens: int  # of all examples, without padding, times checkpoints
+    padded_tokens: int
+
+
+class GradientExtractor:
+    """Computes features with one adapter state at a time: `use` a checkpoint, then `features` of batches.
+
+    model: a PeftModel (or a LoadedModel holding one) with LoRA adapters. It is put in eval mode (dropout off).
+    """
+
+    def __init__(self, model: Any, *, variants: Sequence[str], projection: Projection) -> None:
+        unknown = [variant for variant in variants if variant not in VARIANTS]
+        if unknown or not variants:
+            raise UserError(f"gradient variant {unknown or 'none'}: use some of {', '.join(VARIANTS)}")
+        self.model = getattr(model, "model", model) if hasattr(model, "tokenizer") else model
+        self.model.eval()
+        self.variants = tuple(dict.fromkeys(variants))
+        self.projection = projection
+        self.parameters = adapter_parameters(self.model)
+        self.capture = AdapterCapture(self.model)
+        missing = self.parameters.keys() - self.capture.layers.keys()
+        if missing:
+            raise UserError(f"adapter matrices outside linear layers are not supported: {', '.join(sorted(missing)[:3])}")
+        self.device = next(iter(self.parameters.values())).device
+        self.dtype = next(iter(self.parameters.values())).dtype
+        self._moments: dict[str, Moments] = {}
+        self._checkpoint: Checkpoint | None = None
+        self._decoder = find_decoder(self.model)
+
+    def use(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the
+        model."""
+        if checkpoint is self._checkpoint:
+            return
+        for part in ("weights", "exp_avg", "exp_avg_sq"):
+            require_fit(getattr(checkpoint, part), self.parameters, f"the checkpoint's {part}")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(checkpoint.weights[name])
+        self._moments = {
+            name: Moments(
+                checkpoint.exp_avg[name].to(self.device, self.dtype).reshape(-1),
+                checkpoint.exp_avg_sq[name].to(self.device, self.dtype).reshape(-1),
+                checkpoint.adam_steps,
+            )
+            for name in self.parameters
+        }
+        self._checkpoint = checkpoint
+
+    def features(self, batch: Sequence[Encoded]) -> GradientBatch:
+        """Features of a batch under the checkpoint in use, from one forward and one backward pass."""
+        if self._checkpoint is None:
+            raise ValueError("no checkpoint in use: call use(checkpoint) first")
+        sums = {v: torch.zeros(len(batch), self.projection.dim, dtype=self.dtype, device=self.device) for v in self.variants}
+        squares = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+        widest = max(parameter.numel() for parameter in self.parameters.values())
+        scratch = torch.empty(0 if self.variants == ("sgd",) else len(batch) * widest, dtype=self.dtype, device=self.device)
+
+        def consume(name: str, gradients: torch.Tensor) -> None:
+            squares.add_(torch.linalg.vector_norm(gradients, dim=1).double().square_())
+            for variant in self.variants:
+                target = scratch[: gradients.numel()].view_as(gradients) if variant != "sgd" else gradients
+                self.projection.add(name, transform(variant, gradients, self._moments[name], target), sums[variant])
+
+        with self.capture.recording(consume), torch.enable_grad():
+            loss = self._backward(batch)
+        norm = squares.sqrt_()
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        unit = {}
+        for variant, rows in sums.items():
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            finite &= torch.isfinite(length[:, 0]) & (length[:, 0] > 0)
+            unit[variant] = rows.div_(length)
+        return GradientBatch(unit, loss, norm.to(self.dtype), finite)
+
+    def _backward(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Run forward and backward of the sum over examples of their mean losses; returns the losses (B,).
+
+        Sum, not mean: a mean would make a gradient depend on the size of its batch.
+        """
+        ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
+        weights = weights.to(self.dtype)
+        loss = torch.zeros(len(batch), dtype=self.dtype, device=self.device)
+        if self._decoder is None:
+            logits = self.model(input_ids=ids, use_cache=False).logits[rows, positions]
+            each = cross_entropy(logits, labels).to(self.dtype) * weights
+            loss.index_add_(0, rows, each.detach())
+            each.sum().backward()
+            return loss
+        decoder, head = self._decoder
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # (targets, H)
+        each, gradient = head_losses(head, hidden, labels, weights)
+        loss.index_add_(0, rows, each)
+        hidden.backward(gradient)
+        return loss
+
+
+def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids (B, T) padded on the right with 0; and per target token, in order: its row, the position that predicts it, its id, and
+    the weight 1 / (targets of its example)."""
+    ids = np.zeros((len(batch), max(len(e) for e in batch)), np.int64)
+    rows, positions, labels, weights = [], [], [], []
+    for row, example in enumerate(batch):
+        ids[row, : len(example)] = example.input_ids
+        targets = np.flatnonzero(example.target)
+        if len(targets) == 0 or targets[0] == 0:
+            raise ValueError("an example needs a target token, and its first token cannot be one: encode() sees to both")
+        rows.append(np.full(len(targets), row))
+        positions.append(targets - 1)
+        labels.append(example.input_ids[targets].astype(np.int64))
+        weights.append(np.full(len(targets), 1 / len(targets)))
+    flat = (torch.from_numpy(np.concatenate(parts)) for parts in (rows, positions, labels, weights))
+    return torch.from_numpy(ids), *flat  # type: ignore[return-value]
+
+
+def checkpoint_weights(checkpoints: Sequence[Checkpoint]) -> np.ndarray:
+    """(C,) float64 proportional to the learning rates around the checkpoints, summing to 1 (equal where all are zero)."""
+    rates = np.array([checkpoint.learning_rate for checkpoint in checkpoints], np.float64)
+    if len(rates) == 0 or (rates < 0).any() or not np.isfinite(rates).all():
+        raise ValueError(f"learning rates {rates.tolist()}: need at least one, none negative")
+    return rates / rates.sum() if rates.sum() > 0 else np.full(len(rates), 1 / len(rates))
+
+
+def block_features(
+    extractor: GradientExtractor,
+    checkpoints: Sequence[Checkpoint],
+    encoded: Sequence[Encoded],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> BlockFeatures:
+    """Features of a block: per example the weighted sum over checkpoints of unit rows, in the block's order.
+
+    One checkpoint at a time over the whole block. Out of device memory: the budget is halved and the block begun again.
+    """
+    halvings = 0
+    while True:
+        try:
+            return _block_once(extractor, checkpoints, encoded, token_budget, halvings, progress)
+        except torch.OutOfMemoryError as error:
+            if token_budget <= max(len(e) for e in encoded):
+                raise UserError(
+                    f"out of device memory at one example a batch ({error}): lower the maximum length or the rank"
+                ) from error
+        torch.cuda.empty_cache()
+        token_budget, halvings = max(1, token_budget // 2), halvings + 1
+
+
+def _block_once(
+    extractor: GradientExtractor,
+    checkpoints: Sequence[Checkpoint],
+    encoded: Sequence[Encoded],
+    token_budget: int,
+    halvings: int,
+    progress: Callable[[int, int], None] | None,
+) -> BlockFeatures:
+    n, dim = len(encoded), extractor.projection.dim
+    lengths = np.array([len(e) for e in encoded])
+    batches = plan_batches(lengths, token_budget, MAX_BATCH_ROWS)
+    sums = {variant: np.zeros((n, dim), np.float32) for variant in extractor.variants}
+    loss, norm, finite = np.zeros(n), np.zeros(n), np.ones(n, bool)
+    seconds, done = 0.0, 0
+    for checkpoint, weight in zip(checkpoints, checkpoint_weights(checkpoints), strict=True):
+        extractor.use(checkpoint)
+        for batch in batches:
+            started = time.perf_counter()
+            result = extractor.features([encoded[i] for i in batch])
+            for variant, rows in result.features.items():
+                sums[variant][batch] += np.float32(weight) * rows.cpu().numpy().astype(np.float32, copy=False)
+            loss[batch] += weight * result.loss.cpu().numpy()
+            norm[batch] += weight * result.grad_norm.cpu().numpy()
+            finite[batch] &= result.finite.cpu().numpy()
+            seconds += time.perf_counter() - started
+            done += len(batch)
+            if progress is not None:
+                progress(done, n * len(checkpoints))
+    features = {variant: rows.astype(np.float16) for variant, rows in sums.items()}
+    for stored in features.values():
+        stored[~finite] = np.nan
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return BlockFeatures(
+        features, loss.astype(np.float32), norm.astype(np.float32), finite, token_budget, halvings, seconds,
+        int(lengths.sum()) * len(checkpoints), padded * len(checkpoints),
+    )  # fmt: skip

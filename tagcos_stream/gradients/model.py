@@ -1,0 +1,151 @@
+"""The language model and its tokenizer, from wherever they lie, and the fingerprint of what they compute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tagcos_stream.gradients.gguf_cache import gguf_once
+from tagcos_stream.types import UserError
+
+
+@dataclass
+class LoadedModel:
+    model: Any  # a transformers causal language model, in eval mode
+    tokenizer: Any
+    name: str  # as the user gave it
+    fingerprint: str  # of weights, configuration and tokenizer: 32 hex digits, independent of where the files lie
+    max_positions: int  # longest sequence that the configuration allows
+    device: str
+    dtype: str
+
+
+def load_model(
+    ref: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
+) -> LoadedModel:
+    """A causal language model from a hub id, a folder, or a single .gguf file.
+
+    device "auto": CUDA where there is one, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU (bfloat16 is slower
+    there). quantize "8bit" or "4bit" holds the base weights in bitsandbytes' formats; gradients stay float32. UserError where
+    nothing can be loaded under that name.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    dtype = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise UserError(f"dtype is {dtype!r}: use auto, float32, bfloat16 or float16")
+    source, options = _source(ref)
+    options |= {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        with gguf_once() if "gguf_file" in options else nullcontext():
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(ref, error) from error
+    if "gguf_file" in options:  # dequantised on loading, and yet still said to be quantised, which bars training and saving it
+        model.hf_quantizer, model.is_quantized = None, False
+        for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
+            owner.__dict__.pop(attribute, None)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference at the
+            module.support_avx512bf16_for_cpu = False  # first pass, they would pass no gradient back, and not say so
+    if quantize is None:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    return LoadedModel(model, tokenizer, ref, model_fingerprint(model, tokenizer), int(positions), device, dtype)
+
+
+def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer alone of what `load_model` loads, without the weights. UserError where there is none under that name."""
+    from transformers import AutoTokenizer
+
+    source, options = _source(ref)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(ref, error) from error
+
+
+def _not_loaded(ref: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "
+        "a private hub model needs `hf auth login`)"
+    )
+
+
+def _source(ref: str) -> tuple[str, dict[str, Any]]:
+    path = Path(ref).expanduser()
+    if ref.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"model {ref!r}: no such file")
+        return str(path.parent), {"gguf_file": path.name}
+    if ref.strip() and path.is_dir():
+        return str(path), {}
+    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or not ref.strip():
+        raise UserError(f"model {ref!r}: no such folder (a hub id has the form owner/name)")
+    return ref, {}
+
+
+def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:
+    if quantize is None:
+        return {}
+    if quantize not in ("8bit", "4bit"):
+        raise UserError(f"quantize is {quantize!r}: use 8bit or 4bit, or leave it out")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"quantize {quantize!r} needs the package bitsandbytes: pip install bitsandbytes") from error
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": getattr(torch, dtype), "bnb_4bit_quant_type": "nf4"}
+    return {
+        "quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True})),
+        "device_map": device,
+    }
+
+
+def model_fingerprint(model: Any, tokenizer: Any) -> str:
+    """Hash of what the model computes: every weight as it lies in memory, the configuration, and the tokenizer's content."""
+    tensors = sorted((name, tensor.detach()) for name, tensor in model.state_dict().items())
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
+        digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "use_cache")}
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    for (name, _), content in zip(tensors, digests, strict=True):
+        digest.update(name.encode() + b"\0" + content)
+    if tokenizer is not None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        # Padding and truncation are state that calls leave behind, not what the tokenizer is.
+        words = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+        words = {k: v for k, v in words.items() if k not in ("padding", "truncation")}
+        digest.update(json.dumps([words, tokenizer.chat_template], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _tensor_digest(tensor: torch.Tensor) -> bytes:
+    digest = hashlib.blake2b(f"{tuple(tensor.shape)}{tensor.dtype}".encode(), digest_size=16)
+    flat = tensor.reshape(-1)
+    flat = flat.view(torch.uint8) if flat.numel() else flat.to(torch.uint8)
+    for start in range(0, flat.numel(), 1 << 26):  # 64 MiB at a time: a tensor on a device is not copied whole
+        digest.update(flat[start : start + (1 << 26)].cpu().contiguous().numpy().data)
+    return digest.digest()

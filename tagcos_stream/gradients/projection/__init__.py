@@ -1,0 +1,1 @@
+"""Random projections from adapter parameters to feature dimensions."""

@@ -1,0 +1,79 @@
+"""The check at the start of every gradient run: the optimised path against plain autograd, one example at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.extract import GradientExtractor
+from tagcos_stream.gradients.variants import Moments, transform
+from tagcos_stream.gradients.warmup import Checkpoint
+
+# Relative error allowed. The two paths differ in the order of additions only: by the base model's precision.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
+
+
+class SelfCheckFailed(RuntimeError):
+    """Batched gradient features differ from autograd's on this model: none of them can be trusted."""
+
+
+def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: Sequence[Encoded]) -> None:
+    """Compare loss, gradient length and features of a batch of the given (two) examples with autograd at batch size 1.
+
+    Raises SelfCheckFailed naming the first quantity that differs by more than the precision of the model explains.
+    """
+    extractor.use(checkpoint)
+    batch = extractor.features(examples)
+    compute = next(
+        (p.dtype for p in extractor.model.parameters() if p.is_floating_point() and p.dtype != torch.float32), torch.float32
+    )
+    if any(type(module).__module__.startswith("bitsandbytes") for module in extractor.model.modules()):
+        compute = torch.bfloat16
+    tolerance = TOLERANCE[compute]
+    for row, example in enumerate(examples):
+        loss, norm, features = autograd_features(extractor, checkpoint, example)
+        pairs = {"loss": (batch.loss[row], loss), "gradient length": (batch.grad_norm[row], norm)}
+        pairs |= {f"{variant} feature": (batch.features[variant][row], feature) for variant, feature in features.items()}
+        for what, (ours, plain) in pairs.items():
+            # `sign` and the momentum-free variants amplify rounding where a gradient is all but zero.
+            allowed = tolerance * (50 if what.startswith(("sign", "preconditioned", "adam-corrected")) else 1)
+            error = float((ours.double() - plain.double()).norm() / plain.double().norm().clamp_min(1e-30))
+            if not error <= allowed and bool(torch.isfinite(plain).all()):
+                raise SelfCheckFailed(
+                    f"{what} of example {row} differs from autograd at batch size 1 by {error:.2g} (allowed {allowed:.2g}, "
+                    f"{compute}): this model ({type(extractor.model.get_base_model()).__name__}) does not fit batched gradients; "
+                    "please report it"
+                )
+
+
+def autograd_features(
+    extractor: GradientExtractor, checkpoint: Checkpoint, example: Encoded
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss, gradient length and unit features of one example the plain way: no hooks, no batch, the model's own logits."""
+    ids = torch.from_numpy(example.input_ids.astype("int64"))[None].to(extractor.device)
+    target = torch.from_numpy(example.target).to(extractor.device)
+    parameters = extractor.parameters
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        logits = extractor.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits[target[1:]], ids[0, 1:][target[1:]])
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+    dim, like = extractor.projection.dim, gradients[0]
+    sums = {variant: like.new_zeros(1, dim) for variant in extractor.variants}
+    for name, gradient in zip(parameters, gradients, strict=True):
+        row = gradient.reshape(1, -1)
+        m, v = (moment[name].to(row).reshape(-1) for moment in (checkpoint.exp_avg, checkpoint.exp_avg_sq))
+        for variant, total in sums.items():
+            moved = transform(variant, row, Moments(m, v, checkpoint.adam_steps), torch.empty_like(row))
+            extractor.projection.add(name, moved.contiguous(), total)
+    norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+    return loss.detach(), norm, {variant: (total / total.norm())[0] for variant, total in sums.items()}

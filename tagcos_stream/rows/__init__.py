@@ -1,0 +1,1 @@
+"""Feature rows in memory or streamed from disk, and loops over them."""

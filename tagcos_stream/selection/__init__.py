@@ -1,0 +1,1 @@
+"""Selection methods: ours and the controls."""

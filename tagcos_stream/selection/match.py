@@ -1,0 +1,125 @@
+"""How well a selection stands for its pool: the error of the mean feature, on dimensions seen or held out.
+
+N rows, D feature dimension, K clusters, k chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagcos_stream.rows.held import gram
+from tagcos_stream.selection.ridge import nonnegative_ridge
+from tagcos_stream.types import RowBlocks
+
+CHUNK = 1024  # chosen rows that are read at once
+HELD_OUT = 8  # one dimension in so many is kept for measuring
+HELD_OUT_SEED = 8192
+
+
+def held_out_dimensions(dim: int) -> np.ndarray:
+    """(D,) bool: the eighth of the dimensions, drawn once and for all, that a measured selection must not see."""
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(dim)
+    held = np.zeros(dim, bool)
+    held[order[: max(dim // HELD_OUT, 1)]] = True
+    return held
+
+
+class Dimensions:
+    """RowBlocks over some of the dimensions of others; `which` (D,) bool."""
+
+    def __init__(self, rows: RowBlocks, which: np.ndarray) -> None:
+        self._rows = rows
+        self._which = np.flatnonzero(which)
+        self.n_rows, self.starts, self.dim = rows.n_rows, rows.starts, len(self._which)
+
+    def read(self, block: int) -> np.ndarray:
+        return np.ascontiguousarray(self._rows.read(block)[:, self._which])
+
+
+def group_means(rows: RowBlocks, labels: np.ndarray, n_groups: int) -> np.ndarray:
+    """(K, D) float64: mean row of each group, in one pass; zeros for an empty one. labels (N,) int in [0, K)."""
+    sums = np.zeros((n_groups, rows.dim))
+    for block in range(len(rows.starts) - 1):
+        mine = labels[rows.starts[block] : rows.starts[block + 1]]
+        found = rows.read(block)
+        for group in np.unique(mine):
+            sums[group] += found[mine == group].sum(axis=0, dtype=np.float64)
+    return sums / np.maximum(np.bincount(labels, minlength=n_groups), 1)[:, None]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Relative errors |estimate - mean| / |mean| of the pool's mean feature and of each cluster's.
+
+    `plain` counts every chosen row alike, `weighted` by its share. 1 explains nothing, and so does a cluster without a
+    chosen row; NaN where the mean itself is zero.
+    """
+
+    plain: float
+    weighted: float
+    cluster_plain: np.ndarray  # (K,)
+    cluster_weighted: np.ndarray  # (K,)
+    selected: np.ndarray  # (K,) int64
+
+
+def match(
+    means: np.ndarray, sizes: np.ndarray, gather: Callable[[np.ndarray], np.ndarray], labels: np.ndarray, shares: np.ndarray
+) -> Match:
+    """Errors of a selection.
+
+    Args:
+        means: (K, D) exact means of the clusters. sizes: (K,) rows in each.
+        gather: from positions among the chosen to their rows (m, D); called with at most CHUNK of them.
+        labels: (k,) cluster of each chosen row. shares: (k,) its share in the pool's mean; need not sum to 1.
+    """
+    n_clusters, k = len(sizes), len(labels)
+    plain, weighted = np.zeros((2, n_clusters, means.shape[1]))
+    for start in range(0, k, CHUNK):
+        part = np.arange(start, min(start + CHUNK, k))
+        found = gather(part).astype(np.float64)
+        for cluster in np.unique(labels[part]):
+            mine = labels[part] == cluster
+            plain[cluster] += found[mine].sum(axis=0)
+            weighted[cluster] += shares[part[mine]] @ found[mine]
+    selected = np.bincount(labels, minlength=n_clusters)
+    total = int(sizes.sum())
+    mean = sizes @ means / total
+    own_plain = plain / np.maximum(selected, 1)[:, None]
+    own_weighted = weighted * (total / np.maximum(sizes, 1))[:, None]
+    return Match(
+        plain=relative_error(plain.sum(axis=0) / max(k, 1), mean),
+        weighted=relative_error(weighted.sum(axis=0), mean),
+        cluster_plain=np.array([relative_error(a, b) for a, b in zip(own_plain, means, strict=True)]),
+        cluster_weighted=np.array([relative_error(a, b) for a, b in zip(own_weighted, means, strict=True)]),
+        selected=selected,
+    )
+
+
+def match_bytes(n_clusters: int, dim: int) -> int:
+    """Memory of `group_means` and `match`, bytes: means, both estimates, and what they are divided into."""
+    return 8 * 6 * n_clusters * dim + 3 * 8 * CHUNK * dim
+
+
+def relative_error(estimate: np.ndarray, mean: np.ndarray) -> float:
+    length = float(np.linalg.norm(mean))
+    return float(np.linalg.norm(estimate - mean)) / length if length else float("nan")
+
+
+def fitted_weights(chosen: np.ndarray, mean: np.ndarray, ridge: float) -> np.ndarray:
+    """(k,) float64: the non-negative ridge weights with which the chosen rows (k, D) float32 match the pool's mean (D,) best."""
+    products = np.array([row.astype(np.float64) @ mean for row in chosen])
+    return nonnegative_ridge(gram(chosen, np.inner), products, ridge)
+
+
+def fit_bytes(k: int, dim: int) -> int:
+    """Memory of `fitted_weights` with its rows, bytes."""
+    return 4 * k * dim + 4 * 8 * k * k + 2 * 8 * 1024 * k
+
+
+def reached(chosen: Sequence[object], everything: Sequence[object]) -> float:
+    """Share of the kinds (sources, clusters) in `everything` that have at least one chosen example."""
+    kinds = set(everything)
+    return len(set(chosen) & kinds) / len(kinds)

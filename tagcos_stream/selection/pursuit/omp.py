@@ -1,0 +1,258 @@
+"""Ridge-regularised non-negative orthogonal matching pursuit: the few rows whose weighted sum stands for a target.
+
+n rows of a cluster, D feature dimension, k budget. The algorithm is GRAD-MATCH's (arXiv 2103.00123) as TAGCOS runs it (arXiv
+2407.15235, released code `OrthogonalMP_REG_Parallel`), in rounds that restart on the remaining rows. We differ on purpose: every
+round makes progress, the order of choice is kept, and one solve over all chosen rows gives the weights. No torch in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagcos_stream.rows import kernels as row_kernels
+from tagcos_stream.rows.held import CHUNK, Rows, gram, open_rows, shape
+from tagcos_stream.selection.pursuit import int8_rows, kernels, rounds
+from tagcos_stream.selection.pursuit.gram_cache import Shortlist, Slots, capacity, list_length
+from tagcos_stream.selection.pursuit.int8_rows import RoundedRows, width
+from tagcos_stream.selection.pursuit.rounds import Counts, Problem, Round
+from tagcos_stream.selection.ridge import nonnegative_ridge
+from tagcos_stream.types import RowBlocks, UserError
+
+TAKEN = 1024  # chosen rows read at once to measure the match
+SEED = 20240721  # of the hash keys; results do not depend on it
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a pursuit cost."""
+
+    rounds: int
+    columns: int  # rows drafted: their Gram columns were computed, among themselves
+    unused: int  # of them, not chosen
+    blocks: int  # drafts they came in
+    taken_back: int  # steps that a proof refused
+    compared: int  # pairs of a step and a row that bytes did not rule out
+    exact_checks: int  # steps decided in float64
+    held: bool  # rows kept in memory, or read again for every proof
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """The chosen rows, in order of choice, and the match that their weights reach."""
+
+    indices: np.ndarray  # (k,) int64
+    rounds: np.ndarray  # (k,) int32, from 0
+    correlations: np.ndarray  # (k,) float64: <a, r> with the residual when chosen
+    residuals: np.ndarray  # (k,) float64: |r|/|b| after the choice, within its round; 0 where |b| is 0
+    weights: np.ndarray  # (k,) float64, not negative: ridge fit of the target by all chosen rows
+    residual: float  # |b - sum of weight times row| / |b|; 0 where |b| is 0
+    margins: np.ndarray  # (n,) float32: <a, b - sum of weight times row> of every row
+    stats: Stats
+
+
+def omp_select(
+    features: np.ndarray | RowBlocks,
+    target: np.ndarray,
+    budget: int,
+    *,
+    ridge: float = 1.0,
+    tol: float = 1e-4,
+    memory_limit: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pursuit:
+    """Choose `budget` rows whose non-negative combination comes nearest to the target, greedily.
+
+    In rounds: take the row with the largest (signed) correlation with the residual, fit the target by the rows of the round with
+    a ridge penalty, drop rows with negative weight, until a row of the round comes up again, the newest row drops out or the
+    residual is below `tol`; then start over on the rows not yet chosen. Ties go to the lowest row (correlations within 1e-11
+    |a||b| are tied); choices are those of exact arithmetic, whatever the number of threads and whether rows are held or streamed.
+
+    Args:
+        features: (n, D) floating array, read as float32, or blocks of rows. Need not have unit rows.
+        target: (D,) vector, usually the mean of the rows.
+        budget: rows to choose, 0 or more; more than n chooses all.
+        ridge: penalty on the squared weights, above 0. The first fit of a round is not penalised.
+        tol: relative residual |r|/|b| at which a round ends.
+        memory_limit: bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are
+            streamed: read again for every proof.
+        threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
+        progress: called with (rows chosen so far, budget).
+
+    Returns:
+        A Pursuit.
+
+    Raises:
+        UserError: shapes that do not fit, a row or target that is not finite (names it), a parameter out of range, or
+            a problem that does not fit in memory_limit even when streamed.
+
+    Examples:
+        >>> rows = np.eye(3, dtype=np.float32)
+        >>> omp_select(rows, np.array([0.1, 0.9, 0.5]), budget=2).indices
+        array([1, 2])
+    """
+    n, dim = shape(features)
+    target = np.asarray(target, np.float64)
+    if target.shape != (dim,):
+        raise UserError(f"target has shape {target.shape}, but the features have {dim} dimensions: expected ({dim},)")
+    if not np.isfinite(target).all():
+        raise UserError(f"target dimension {np.flatnonzero(~np.isfinite(target))[0]} is NaN or infinite")
+    if budget < 0:
+        raise UserError(f"budget {budget} must be 0 or more")
+    if not ridge > 0 or not np.isfinite(ridge):
+        raise UserError(f"ridge {ridge} must be above 0: use a small one, such as 1e-6, for next to none")
+    budget = min(budget, n)
+    hold = _holds(features, n, dim, budget, memory_limit)
+    with open_rows(features, hold=hold, threads=threads) as rows:
+        return _select(rows, hold, target, budget, ridge, tol, progress or (lambda done, total: None))
+
+
+def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, blocks: int | None) -> int:
+    """Most memory that `omp_select` takes on top of its features, in bytes.
+
+    Args:
+        n, dim, budget: as there. hold: with the rows rounded to bytes and, of `blocks`, the rows themselves in at most float32.
+            blocks: largest block where features are read in blocks, None where they are an array.
+    """
+    budget = min(budget, n)
+    slots = capacity(n, budget)
+    listed, states = list_length(n), rounds.LONGEST + 1
+    if hold:
+        rows = width(dim) * n + (0 if blocks is None else (4 * n + 8 * blocks) * dim)
+    else:
+        rows = 5 * CHUNK * dim if blocks is None else 13 * blocks * dim
+    store = 8 * slots * slots + 4 * slots * dim
+    shortlist = (listed + slots) * (2 * width(dim) + 4 * listed)
+    factor = 8 * budget * budget
+    local = 8 * slots * slots + 4 * slots * listed
+    local += (budget + states) * max(8 * slots, 4 * (slots + listed))
+    logs = 2 * 8 * states * (2 * slots + listed + budget)
+    proof = 4 * int8_rows.PROBES * (n + dim) + 16 * states * dim + 2 * 4 * rounds.COMPARED * dim
+    proof += 8 * dim * (budget // rounds.SUBTRACTED + 1)
+    drafted = 4 * 2 * rounds.CANDIDATES * (2 * listed + slots + 2 * dim) + 4 * slots * dim
+    weights = 4 * 8 * budget * budget + 4 * budget * dim + 2 * 8 * 1024 * budget
+    vectors = 136 * n + 4 * TAKEN * dim
+    return rows + store + shortlist + factor + max(local + logs + proof + drafted, weights) + vectors + (32 << 20)
+
+
+def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None) -> bool:
+    """Whether to hold the rows, or refuse."""
+    blocks = None if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
+    needed = peak_bytes(n, dim, budget, hold=False, blocks=blocks)
+    if memory_limit is not None and needed > memory_limit:
+        raise UserError(
+            f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, "
+            f"limit {memory_limit / 2**30:.1f} GiB: raise memory_limit or lower max_cluster_rows"
+        )
+    return memory_limit is None or peak_bytes(n, dim, budget, hold=True, blocks=blocks) <= memory_limit
+
+
+def _select(
+    rows: Rows, hold: bool, target: np.ndarray, budget: int, ridge: float, tol: float, progress: Callable[[int, int], None]
+) -> Pursuit:
+    n = rows.n
+    codes = RoundedRows(rows, hold=hold)
+    products, hashes = rows.scan(target, SEED, also=codes.take_in)
+    norm = np.sqrt(products[:, 1])
+    twin, lowest = _copies(products, hashes)
+    problem = Problem(rows, target, products[:, 0].copy(), norm, lowest, ridge, tol)
+    store = Slots(rows, capacity(n, budget))
+    shortlist = Shortlist(rows, store, list_length(n))
+    fit = kernels.Fit(
+        np.empty((budget, budget)),
+        np.empty(budget),
+        np.empty(budget),
+        np.empty(budget, np.int64),
+        np.zeros(1, np.int64),
+        np.zeros(1),
+    )
+    counts = Counts()
+    indices, rounds, correlations, residuals = (
+        np.empty(budget, np.int64),
+        np.empty(budget, np.int32),
+        np.empty(budget),
+        np.empty(budget),
+    )
+    done, number = 0, 0
+    while done < budget:
+        first = _largest(problem)
+        alone = _alone(problem, first)
+        story = {first: (float(problem.products[first]), alone)}
+        members = np.array([first])
+        if alone >= tol and budget - done > 1:
+            current = Round(problem, codes, store, shortlist, fit, counts, budget - done)
+            members = current.run()
+            story = current.story
+            if not members.size:  # nothing lasted: the design's rule, so that every round makes progress
+                members, story = np.array([first]), {first: (float(problem.products[first]), 1.0)}
+        for row in members.tolist():
+            indices[done], rounds[done], (correlations[done], residuals[done]) = row, number, story[row]
+            done += 1
+            problem.open[row] = False
+            if twin[row] >= 0:
+                problem.open[twin[row]] = True
+            if store.slot_of[row] >= 0:
+                store.open[store.slot_of[row]] = False
+        number += 1
+        progress(done, budget)
+    weights = nonnegative_ridge(_chosen_gram(store, rows, indices), problem.products[indices], ridge)
+    margins, residual = _match(problem, indices, weights)
+    unused = store.computed - int((store.slot_of[indices] >= 0).sum())
+    stats = Stats(
+        number, store.computed, unused, store.batches, counts.taken_back, counts.compared, counts.exact_checks, held=hold
+    )
+    return Pursuit(indices, rounds, correlations, residuals, weights, residual, margins, stats)
+
+
+def _copies(products: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal rows. They tie in every step and the lowest wins, so a row need not compete before its lower copies are chosen.
+
+    Returns:
+        twin (n,) int64: the next copy of each row, or -1; lowest (n,) bool: rows without a lower copy.
+    """
+    n = len(hashes)
+    order = np.lexsort((np.arange(n), products[:, 1], products[:, 0], hashes))
+    same = (hashes[order[1:]] == hashes[order[:-1]]) & (products[order[1:]] == products[order[:-1]]).all(axis=1)
+    twin = np.full(n, -1, np.int64)
+    twin[order[:-1][same]] = order[1:][same]
+    lowest = np.ones(n, bool)
+    lowest[order[1:][same]] = False
+    return twin, lowest
+
+
+def _largest(problem: Problem) -> int:
+    """The open row with the largest <a, b>; of tied ones the lowest."""
+    products = np.where(problem.open, problem.products, -np.inf)
+    best = int(np.argmax(products))
+    slack = kernels.TIE * problem.length * np.maximum(problem.norm, problem.norm[best])
+    return int(np.argmax(products[best] - products <= slack))
+
+
+def _alone(problem: Problem, row: int) -> float:
+    """|r|/|b| after fitting the target by one row, not penalised."""
+    if problem.length == 0.0:
+        return 0.0
+    cosine = problem.products[row] / (problem.norm[row] * problem.length) if problem.norm[row] > 0 else 0.0
+    return float(np.sqrt(max(1.0 - cosine * cosine, 0.0)))
+
+
+def _chosen_gram(store: Slots, rows: Rows, indices: np.ndarray) -> np.ndarray:
+    """(k, k) float64; computed anew where some chosen row never needed a slot, or lost it."""
+    slots = store.slot_of[indices]
+    if (slots >= 0).all():
+        return store.gram[np.ix_(slots, slots)]
+    return gram(rows.take(indices), rows.product)
+
+
+def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Every row's correlation with the final residual, and that residual's relative length."""
+    left = problem.target.copy()
+    for start in range(0, len(indices), TAKEN):
+        part = indices[start : start + TAKEN]
+        row_kernels.subtract(problem.rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
+    margins = np.empty(problem.rows.n, np.float32)
+    problem.rows.correlate(left, margins)
+    return margins, float(np.linalg.norm(left) / problem.length) if problem.length else 0.0

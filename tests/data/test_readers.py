@@ -1,0 +1,326 @@
+"""Files of every kind: rows and their numbers, resuming, damage, limits."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from tagcos_stream.data.read import Limits
+from tagcos_stream.types import UserError
+from tests.data.tools import GOOD, chat, read, write, write_bytes
+
+BAD: Any = {"messages": [{"role": "user", "content": "no answer"}]}
+ROWS = [BAD if i % 7 == 3 else chat(i) for i in range(60)]
+
+
+def _make(path: Path, rows: list[Any]) -> Path:
+    """The rows as a file of the kind that the path's ending names."""
+    kind = path.name.split(".", 1)[1]
+    if kind.startswith("jsonl") or kind.startswith("ndjson"):
+        return write(path, rows)
+    if kind == "pretty.json":
+        return write_bytes(path, json.dumps(rows, indent=2).encode())
+    if kind == "object.json":
+        return write_bytes(path, json.dumps({"version": 1, "note": [1, 2], "data": rows, "end": {"a": []}}).encode())
+    if kind.startswith("json"):
+        return write_bytes(path, json.dumps(rows).encode())
+    if kind.startswith(("csv", "tsv")):
+        out = io.StringIO()
+        writer = csv.writer(out, delimiter="\t" if kind.startswith("tsv") else ",")
+        writer.writerow(["id", "messages"])
+        writer.writerows([[r.get("id", ""), json.dumps(r["messages"])] for r in rows])
+        return write_bytes(path, out.getvalue().encode())
+    frame = pl.DataFrame([{"id": r.get("id"), "messages": r["messages"]} for r in rows])
+    if kind == "parquet":
+        frame.write_parquet(path, row_group_size=17)
+    elif kind == "stream.arrow":
+        table = frame.to_arrow()
+        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_stream(f, table.schema) as out_:
+            out_.write_table(table, max_chunksize=13)
+    else:
+        frame.write_ipc(path)
+    return path
+
+
+KINDS = [
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "ndjson",
+    "json",
+    "json.gz",
+    "json.zst",
+    "pretty.json",
+    "object.json",
+    "csv",
+    "csv.gz",
+    "tsv",
+    "tsv.zst",
+    "parquet",
+    "arrow",
+    "stream.arrow",
+    "feather",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_file__every_kind_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    got = read(_make(tmp_path / f"a.{kind}", ROWS))
+    good = [i for i, r in enumerate(ROWS) if r is not BAD]
+    assert got.occurrences["row"].to_list() == good
+    assert got.texts == [[("user", f"Question {i}?"), ("assistant", f"Answer {i} é")] for i in good]
+    assert got.occurrences["source_id"].to_list() == [f"row-{i}" for i in good]
+    assert got.occurrences["dataset"].unique().to_list() == [
+        "a.pretty" if "pretty" in kind else "a.object" if "object" in kind else "a.stream" if "stream" in kind else "a"
+    ]
+    assert got.reasons == {i: "no_assistant" for i in range(60) if i % 7 == 3}
+    assert got.blocks[-1].next_row == 60
+    assert got.blocks[-1].bytes_read > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_file__resumes_exactly(tmp_path: Path, kind: str) -> None:
+    path = _make(tmp_path / f"a.{kind}", ROWS)
+    whole = read(path)
+    for start in (0, 1, 16, 17, 18, 59, 60, 61):
+        rest = read(path, start_row=start, block_rows=7)
+        assert rest.occurrences.equals(whole.occurrences.filter(pl.col("row") >= start))
+        assert rest.rejects.equals(whole.rejects.filter(pl.col("row") >= start))
+        assert all(b.occurrences.height + b.rejects.height <= 7 for b in rest.blocks)
+    at = 0
+    for block in read(path, block_rows=9).blocks:
+        there = {*block.occurrences["row"].to_list(), *block.rejects["row"].to_list()}
+        assert there == set(range(at, block.next_row))
+        at = block.next_row
+
+
+def test_read_file__limit_takes_the_first_rows(tmp_path: Path) -> None:
+    for kind in ("jsonl", "json", "parquet", "csv"):
+        got = read(_make(tmp_path / f"a.{kind}", ROWS), limit=10, block_rows=4)
+        assert got.blocks[-1].next_row == 10
+        assert got.occurrences.height + got.rejects.height == 10
+
+
+def test_jsonl__counts_every_physical_line(tmp_path: Path) -> None:
+    text = json.dumps(GOOD).encode()
+    path = write_bytes(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + text + b"\r\n\n  \t\n" + text + b"\r\n{broken\n\n" + text)
+    got = read(path)
+    assert got.occurrences["row"].to_list() == [0, 3, 6]
+    assert got.reasons == {4: "broken_json"}
+    assert got.blocks[-1].next_row == 7
+
+
+def test_jsonl__bad_lines_name_their_reason(tmp_path: Path) -> None:
+    cases = {
+        b"{broken": "broken_json",
+        b'{"messages": [1, 2}': "broken_json",
+        b'{"prompt": "a", "completion": "b"} {"prompt": "a", "completion": "b"}': "broken_json",
+        b'{"prompt": "caf\xe9", "completion": "b"}': "bad_encoding",
+        b'{"prompt": "\\ud800", "completion": "b"}': "bad_encoding",
+        b'{"prompt": "a", "completion": "\\udc00x"}': "bad_encoding",
+        b"[1, 2]": "wrong_type",
+        b"null": "wrong_type",
+        b'"text"': "wrong_type",
+        b'{"prompt": 5, "completion": "b"}': "wrong_type",
+        b'{"prompt": "a", "completion": ["b", {"type": "image_url"}]}': "unknown_role",
+        b'{"prompt": "a", "completion": 5}': "wrong_type",
+        b'{"messages": "hello"}': "wrong_type",
+        b'{"messages": {"role": "user", "content": "x"}}': "wrong_type",
+        b'{"a": 1}': "unknown_shape",
+        b"{}": "unknown_shape",
+        b'{"prompt": "a", "completion": ""}': "empty_answer",
+        b'{"prompt": "a", "completion": null}': "unknown_shape",
+        b'{"prompt": "a", "completion": " \\u2003\\n"}': "only_whitespace",
+        b'{"prompt": "a", "completion": "\\u001c"}': "only_whitespace",
+        b'{"prompt": " ", "completion": "b"}': "only_whitespace",
+        b'{"messages": []}': "no_assistant",
+        b'{"messages": [{"role": "assistant", "content": "b"}]}': "role_order",
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": 5}]}': "wrong_type",
+        b'{"messages": [{"role": "pirate", "content": "a"}, {"role": "assistant", "content": "b"}]}': "unknown_role",
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "prompt": "a", "completion": 1}': "too_deep",
+    }
+    cases[b'{"prompt": "a", "completion": ["b", {"type": "image_url"}]}'] = "wrong_type"
+    good = json.dumps(GOOD).encode()
+    rows = [line for bad in cases for line in (bad, good)]
+    got = read(write(tmp_path / "a.jsonl", rows))
+    assert list(got.reasons.values()) == list(cases.values())
+    assert list(got.reasons) == list(range(0, 2 * len(cases), 2))
+    assert got.occurrences.height == len(cases)
+    # one at a time: what a row gives does not depend on its neighbours
+    for bad, reason in cases.items():
+        assert read(write(tmp_path / "b.jsonl", [bad])).reasons == {0: reason}
+    for snippet in got.rejects["snippet"]:
+        assert len(snippet) <= 200
+
+
+def test_jsonl__oversized_line_is_read_over(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode()
+    limits = Limits(max_row_bytes=1000, block_bytes=4000)
+    long = b'{"prompt": "a", "completion": "' + b"x" * 5_000_000 + b'"}'
+    for rows, bad in (([good, long, good], 1), ([long, good], 0), ([good, long], 1)):
+        got = read(write(tmp_path / "a.jsonl", rows), limits=limits)
+        assert got.reasons == {bad: "oversized_row"}
+        assert "max_row_bytes 1,000" in got.rejects["detail"][0]
+        assert got.occurrences.height == len(rows) - 1
+        listed = write_bytes(tmp_path / "a.json", b"[" + b", ".join(rows) + b"]")
+        again = read(listed, limits=limits)
+        assert again.reasons == {bad: "oversized_row"}
+        assert again.occurrences.equals(got.occurrences)
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_packed__damage_keeps_what_came_before(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / f"a.jsonl.{ending}", [{**chat(i), "noise": hash_text(i)} for i in range(4000)])
+    data = path.read_bytes()
+    for broken in (data[: len(data) // 2], data[: len(data) // 2] + b"\0" * 500 + data[len(data) // 2 :]):
+        path.write_bytes(broken)
+        got = read(path)
+        assert 0 < got.occurrences.height < 4000
+        last = got.blocks[-1].next_row - 1
+        assert got.reasons[last] in ("corrupt_file", "broken_json")
+        assert "corrupt_file" in got.reasons.values() or broken != data[: len(data) // 2]
+        assert got.occurrences.height + got.rejects.height == got.blocks[-1].next_row
+
+
+def hash_text(i: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(str(i).encode()).hexdigest()
+
+
+def test_packed__zip_bomb_stops(tmp_path: Path) -> None:
+    good = json.dumps(GOOD).encode() + b"\n"
+    limits = Limits(ratio_from=1 << 20)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + b" " * (20 << 20)))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(good + b"\n" * (100 << 20)))
+    for name in ("a.jsonl.gz", "b.jsonl.zst"):
+        got = read(tmp_path / name, limits=limits)
+        assert "zip_bomb" in got.reasons.values()
+        assert got.texts == [[("user", "Why?"), ("assistant", "Because.")]]
+    got = read(tmp_path / "b.jsonl.zst", limits=Limits(max_unpacked_bytes=1 << 20, max_ratio=1 << 40))
+    assert "max_unpacked_bytes" in got.rejects["detail"][-1]
+
+
+def test_json__shapes_of_a_file(tmp_path: Path) -> None:
+    good = json.dumps(GOOD)
+    pretty = json.dumps(GOOD, indent=1)
+    path = tmp_path / "a.json"
+    for text in (
+        good,
+        pretty,
+        f"[{good}]",
+        f" \n[ {good} , \n]\n",
+        f'{{"x": [1], "rows": [{pretty}]}}',
+        f"{good}\n",
+        f"\ufeff[{good}]",
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert read(path).texts == [[("user", "Why?"), ("assistant", "Because.")]], text
+        assert read(path).rejects.height == 0, text
+    path.write_text(f"{good}\n{good}\n", encoding="utf-8")  # JSONL under the wrong name
+    assert read(path).occurrences["row"].to_list() == [0, 1]
+    path.write_text(f'{{"train": [{good}], "test": [{good}, {good}]}}', encoding="utf-8")
+    assert (read(path).occurrences.height, read(path).reasons) == (1, {1: "unread_list"})
+    assert (read(path, key="test").occurrences.height, read(path, key="test").rejects.height) == (2, 0)
+    path.write_text("[]", encoding="utf-8")
+    assert read(path).blocks[-1].next_row == 0
+
+
+def test_json__a_broken_element_costs_one_row(tmp_path: Path) -> None:
+    good = json.dumps(GOOD)
+    path = tmp_path / "a.json"
+    path.write_text(f'[{good}, {{"a" 1}}, {good}, {{"prompt": NaN}}, 5, "x, ]", {good}, , {good}]', encoding="utf-8")
+    got = read(path)
+    assert got.occurrences["row"].to_list() == [0, 2, 6, 8]
+    assert got.reasons == {1: "broken_json", 3: "unknown_shape", 4: "wrong_type", 5: "wrong_type", 7: "broken_json"}
+    path.write_text(f"[{good}, {good[:-9]}", encoding="utf-8")
+    got = read(path)
+    assert (got.occurrences["row"].to_list(), got.reasons) == ([0], {1: "broken_json"})
+    path.write_text(f"[{good}] and more", encoding="utf-8")
+    assert read(path).reasons == {1: "broken_json"}
+    # a quote that is not escaped, in a file with line breaks: the list is found again at the line's end
+    lines = json.dumps([GOOD, {"prompt": "a QUOTE b", "completion": "c"}, GOOD], indent=1).replace("QUOTE", '"')
+    path.write_text(lines, encoding="utf-8")
+    assert (read(path).occurrences["row"].to_list(), read(path).reasons) == ([0, 2], {1: "broken_json"})
+
+
+def test_csv__cells_keep_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('instruction,input,output\r\n"a, ""b""\nc",,"  d\n"\r\nx,y,z\r\n\r\nonly,two\r\nq,,\r\n', encoding="utf-8")
+    got = read(path)
+    assert got.texts == [[("user", 'a, "b"\nc'), ("assistant", "  d\n")], [("user", "x\n\ny"), ("assistant", "z")]]
+    assert got.reasons == {2: "wrong_type", 3: "empty_answer"}
+    path.write_bytes(b"prompt,completion\na\xff,b\nc,d\n" + b"x" * 3000 + b",y\ne,f\n")
+    got = read(path, limits=Limits(max_row_bytes=2000))
+    assert (got.reasons, got.occurrences["row"].to_list()) == ({0: "bad_encoding", 2: "oversized_row"}, [1, 3])
+
+
+def test_tables__missing_columns_are_the_users_to_mend(tmp_path: Path) -> None:
+    pl.DataFrame({"foo": ["a"], "bar": ["b"]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="columns foo, bar make no known shape"):
+        read(tmp_path / "a.parquet")
+    from tagcos_stream.data.shapes import RowOptions
+
+    with pytest.raises(UserError, match="no column 'answer'"):
+        read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "answer"}))
+    got = read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "bar"}))
+    assert got.texts == [[("user", "a"), ("assistant", "b")]]
+    for name in ("b.parquet", "b.arrow"):
+        (tmp_path / name).write_bytes(b"PAR1 not really")
+        with pytest.raises(UserError, match="no readable"):
+            read(tmp_path / name)
+
+
+def test_parquet__damage_keeps_what_came_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame([{**chat(i), "noise": hash_text(i)} for i in range(2000)]).write_parquet(path, row_group_size=500)
+    data = bytearray(path.read_bytes())
+    at = len(data) * 7 // 10
+    data[at : at + 2000] = b"\xff" * 2000
+    path.write_bytes(data)
+    got = read(path, block_rows=100)
+    assert got.occurrences.height + got.rejects.height == 2000
+    assert 500 <= got.occurrences.height < 2000
+    assert set(got.reasons.values()) == {"corrupt_file"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables__text_that_is_not_utf8_costs_its_row(tmp_path: Path, kind: str) -> None:
+    good, bad = [b"a", b"b", b"c", b"d"], [b"a", b"b", b"\xff\xfe", b"d"]
+
+    def table(prompts: list[bytes]) -> pa.Table:
+        # no writer makes such a file from Python text: relabel the bytes
+        text = pa.StringArray.from_buffers(4, *pa.array(prompts, pa.binary()).buffers()[1:])
+        return pa.table({"prompt": text, "completion": pa.array(["x"] * 4), "unread": pa.array([b"\xff"] * 4)})
+
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table(bad), path)
+        assert read(path).reasons == {2: "bad_encoding"}
+        assert read(path).occurrences["row"].to_list() == [0, 1, 3]
+    else:
+        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, table(good).schema) as out:
+            out.write_table(table(good))
+            out.write_table(table(bad))
+        # a batch that fails its check is not touched further
+        assert (read(path).occurrences["row"].to_list(), read(path).reasons) == ([0, 1, 2, 3], {4: "corrupt_file"})
+
+
+def test_tables__names_that_cannot_be_used(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"]), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("prompt,completion,prompt\na,b,c\n", encoding="utf-8")
+    for name in ("a.parquet", "b.csv"):
+        with pytest.raises(UserError, match="column prompt stands there more than once"):
+            read(tmp_path / name)
+    (tmp_path / "c.csv").write_bytes(b"prompt,completion,\xff\na,b,c\n")
+    assert read(tmp_path / "c.csv").texts == [[("user", "a"), ("assistant", "b")]]

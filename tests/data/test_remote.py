@@ -1,0 +1,77 @@
+"""Object stores, against a server on this machine that speaks S3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tagcos_stream.data.read import read_file, resolve_sources
+from tagcos_stream.types import UserError
+from tests.data.tools import chat, read, write
+
+server = pytest.importorskip("moto.server")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "thing",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import urllib.request
+
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/pool", method="PUT")).close()
+    yield "s3://pool"
+    running.stop()
+
+
+def _put(url: str, data: bytes) -> None:
+    import obstore
+    from obstore.store import from_url
+
+    store, _, path = url.removeprefix("s3://").partition("/")
+    obstore.put(from_url(f"s3://{store}"), path, data)
+
+
+def test_s3__reads_what_lies_there(bucket: str, tmp_path: Path) -> None:
+    rows = [chat(i) for i in range(300)]
+    _put(f"{bucket}/a/one.jsonl.gz", write(tmp_path / "one.jsonl.gz", rows).read_bytes())
+    _put(f"{bucket}/a/two.json", json.dumps(rows).encode())
+    pl.DataFrame(rows).write_parquet(tmp_path / "three.parquet", row_group_size=64)
+    _put(f"{bucket}/a/b/three.parquet", (tmp_path / "three.parquet").read_bytes())
+    pl.DataFrame(rows).write_ipc(tmp_path / "four.arrow")
+    _put(f"{bucket}/a/b/four.arrow", (tmp_path / "four.arrow").read_bytes())
+    _put(f"{bucket}/a/notes.md", b"x")
+    local = read(tmp_path / "one.jsonl.gz")
+    files = resolve_sources([f"{bucket}/a"])
+    assert [f.url for f in files] == [f"{bucket}/a/{n}" for n in ("b/four.arrow", "b/three.parquet", "one.jsonl.gz", "two.json")]
+    for file in files:
+        got = pl.concat([b.occurrences for b in read_file(file, block_rows=100)])
+        assert got.drop("dataset").equals(local.occurrences.drop("dataset"))
+        assert file.digest.startswith(f"etag:{file.size}:")
+        rest = pl.concat([b.occurrences for b in read_file(file, start_row=150)])
+        assert rest["row"].to_list() == list(range(150, 300))
+    assert [f.url for f in resolve_sources([f"{bucket}/a/*.json*"])] == [f"{bucket}/a/one.jsonl.gz", f"{bucket}/a/two.json"]
+    assert [f.size for f in resolve_sources([f"{bucket}/a/two.json"])] == [files[3].size]
+    before = files[3].digest
+    _put(f"{bucket}/a/two.json", json.dumps(rows[1:]).encode())
+    assert resolve_sources([f"{bucket}/a/two.json"])[0].digest != before
+
+
+def test_s3__mistakes_are_named(bucket: str) -> None:
+    with pytest.raises(UserError, match="0 files there"):
+        resolve_sources([f"{bucket}/nothing"])
+    with pytest.raises(UserError, match="check the address and credentials"):
+        resolve_sources(["s3://no-such-bucket/x"])
