@@ -188,6 +188,18 @@ def naive_herding(A: np.ndarray, b: np.ndarray, k: int) -> list[int]:
     return chosen
 
 
+def naive_stands(A: np.ndarray, chosen: list[int]) -> list[tuple[int, float]]:
+    """(place in `chosen` of the nearest by cosine, the cosine) of every row; the first of those that are tied."""
+    A = A.astype(np.float64)
+    lengths = np.sqrt((A**2).sum(axis=1))
+    found = []
+    for i in range(len(A)):
+        cosines = [A[i] @ A[c] / (lengths[i] * lengths[c]) if lengths[i] * lengths[c] else 0.0 for c in chosen]
+        place = next(p for p, cosine in enumerate(cosines) if cosine >= max(cosines) - 1e-12)
+        found.append((place, cosines[place]))
+    return found
+
+
 def naive_match_errors(A: np.ndarray, labels: np.ndarray, chosen: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
     """|mean of the chosen - mean| / |mean|, plain and by shares."""
     mean = A.mean(axis=0)
