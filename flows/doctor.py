@@ -26,6 +26,7 @@ from storage.catalog import runs
 from storage.files.base import LocalFiles
 from storage.root import NoRoot, open_root
 from tagcos_stream.config import GIB, Settings
+from tagcos_stream.machine import affinity, available_cpus, cpu_quota, instruction_sets, matrix_rate
 from tagcos_stream.types import UserError
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -45,7 +46,15 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Every check, in order; none raises."""
-    return [*_versions(), *_devices(settings), *_memory(settings), *_root(settings), *_hub(settings), *_prefect()]
+    return [
+        *_versions(),
+        *_processor(settings),
+        *_devices(settings),
+        *_memory(settings),
+        *_root(settings),
+        *_hub(settings),
+        *_prefect(),
+    ]
 
 
 def _versions() -> Iterator[Finding]:
@@ -91,6 +100,18 @@ def _installed(name: str) -> str | None:
         return None
 
 
+def _processor(settings: Settings) -> Iterator[Finding]:
+    cpus, quota = available_cpus(), cpu_quota()
+    allowed = "no quota" if quota is None else f"a quota of {quota:g} CPUs"
+    sets = f"; {', '.join(instruction_sets())}" if instruction_sets() else ""
+    found = f"{os.cpu_count()} cores, {affinity()} in the affinity mask, {allowed}: {cpus} threads{sets}; "
+    found += f"{matrix_rate() / 1e9:,.0f} GFLOP/s of float32 products"
+    if settings.threads and settings.threads > cpus:
+        yield Finding("processor", "note", found, f"--threads {settings.threads} is more: leave it out or set at most {cpus}")
+    else:
+        yield Finding("processor", "ok", found)
+
+
 def _devices(settings: Settings) -> Iterator[Finding]:
     import torch
 
@@ -102,7 +123,7 @@ def _devices(settings: Settings) -> Iterator[Finding]:
     if not count:
         asked = settings.device.startswith("cuda")
         remedy = "install a CUDA build of torch and its driver, or leave --device out" if asked else ""
-        found = f"none; {os.cpu_count()} processor cores, torch {torch.__version__}"
+        found = f"none; torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
         yield Finding("gpu", "problem" if asked else "note", found, remedy)
 
 

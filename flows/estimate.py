@@ -30,6 +30,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import SourceFile, resolve_sources
 from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.machine import available_cpus, matrix_rate
 from tagcos_stream.types import UserError
 
 SAMPLE = 1024  # examples that are tokenised
@@ -74,6 +75,8 @@ class Estimate:
     tokens: int
     tokens_error: int
     device: str
+    cpus: int  # that this process may use at the same time
+    matrix_rate: float  # operations per second of float32 products on them
     tokens_a_pass: int
     tokens_a_second: float
     probe_seconds: float
@@ -128,13 +131,14 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
 
     clusters = min(settings.clusters or default_clusters(usable), usable)
     checkpoints = 1 if settings.adapter else settings.checkpoints
+    rate_of_products = matrix_rate()
     stages = {
         "ingest": reading * pool.rows / max(pool.rows_read, 1),
         "load model": loading * (1 if known else 2 if settings.workers > 1 else 1),
         "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
-        "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / matrix_rate(),
-        "select": 2 * usable * settings.dim * (chosen / clusters) * PRODUCTS_A_CHOICE / matrix_rate(),
+        "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / rate_of_products,
+        "select": 2 * usable * settings.dim * (chosen / clusters) * PRODUCTS_A_CHOICE / rate_of_products,
     }
     ids = ids_spec(round(fresh))
     features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes
@@ -162,6 +166,8 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         tokens=round(fresh * mean),
         tokens_error=round(fresh * error),
         device=loaded.device,
+        cpus=available_cpus(),
+        matrix_rate=rate_of_products,
         tokens_a_pass=probe.tokens_a_pass,
         tokens_a_second=rate,
         probe_seconds=spent,
@@ -303,17 +309,17 @@ def _catalog(settings: Settings) -> Catalog | None:
 def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
     """Examples of the pool, by the share of the sample, whose features the root has already."""
     try:
-        spaces = [spaces.find_space(catalog, recipe(settings, variant)) for variant in variants(settings)]
+        found = [spaces.find_space(catalog, recipe(settings, variant)) for variant in variants(settings)]
     except UserError:
         return 0
-    if any(space is None for space in spaces):
+    if any(space is None for space in found):
         return 0
-    found = catalog.read(
+    counted = catalog.read(
         """SELECT count(*) AS n FROM examples e JOIN feature_rows r ON r.segment = e.segment AND r.row = e.row
         WHERE r.space_id = ? AND list_contains(?::VARCHAR[], e.example_id)""",
-        [spaces[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
+        [found[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
     )
-    return round(pool.examples * found["n"][0] / len(pool.sample))
+    return round(pool.examples * counted["n"][0] / len(pool.sample))
 
 
 def _stored_bytes(sample: pl.DataFrame) -> float:
@@ -321,17 +327,6 @@ def _stored_bytes(sample: pl.DataFrame) -> float:
     buffer = io.BytesIO()
     sample.select("example_id", "messages", "tools").write_parquet(buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS)
     return buffer.tell() / len(sample)
-
-
-def matrix_rate(n: int = 1024, seconds: float = 0.2) -> float:
-    """Operations a second of float32 matrix products on this machine's processor."""
-    a = np.random.default_rng(0).standard_normal((n, n), np.float32)
-    np.dot(a, a)
-    begun, turns = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
-        np.dot(a, a)
-        turns += 1
-    return 2 * n**3 * turns / (time.perf_counter() - begun)
 
 
 def free_disk(root: str) -> int | None:

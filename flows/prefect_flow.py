@@ -1,5 +1,6 @@
 """The pipeline as Prefect flows: the same stages as tasks, the same settings as flat, checked parameters: docs/prefect.md."""
 
+# ruff: noqa: E402 -- environment variables that are read at import are set first
 from __future__ import annotations
 
 import os
@@ -13,6 +14,10 @@ from typing import Any
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+from tagcos_stream.machine import set_thread_defaults
+
+set_thread_defaults()
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE

@@ -56,6 +56,7 @@ def _print_estimate(found: Estimate) -> None:
         ("tokens", f"{found.tokens:,}", f"plus or minus {found.tokens_error:,}; {found.tokens_an_example:.0f} an example"),
         ("tokens a second", f"{found.tokens_a_second:,.0f}", f"measured in {found.probe_seconds:.0f} s on {found.device}"),
     ]
+    rows.append(("processor", f"{found.matrix_rate / 1e9:,.0f} GFLOP/s", f"float32 products on {found.cpus} cores, measured"))
     if found.heldout:
         rows.insert(2, ("held out", f"{found.heldout:,}", "kept out of the pool, no gradient"))
     if found.known_examples:

@@ -9,13 +9,13 @@ number of threads). The driver gets results as they finish, and alone writes to 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tagcos_stream.config import Settings
+from tagcos_stream.machine import available_cpus, set_thread_defaults
 from tagcos_stream.types import UserError
 
 
@@ -75,7 +75,8 @@ def partitioned(
 
 def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings) -> Iterator[Any]:
     devices = devices_of(settings.device, min(settings.workers, len(tasks)))
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(devices)))
+    threads = settings.threads or max(1, available_cpus() // max(1, len(devices)))
+    set_thread_defaults()  # the processes inherit them
     # spawned, not forked: a forked process cannot use CUDA, nor trust the locks of its parent's threads
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()

@@ -5,7 +5,6 @@ N examples, D feature dimension, K clusters, r rows of a batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.clustering.kernels import add_rows, squares
+from tagcos_stream.machine import available_cpus
 from tagcos_stream.types import RowBlocks
 
 BATCH_BYTES = 64 << 20  # of float32 rows
@@ -108,7 +108,7 @@ class Sums:
     def __init__(self, sums: np.ndarray, device: str = "cpu") -> None:
         self.sums = sums
         self.device = device
-        self._threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = available_cpus()
 
     def add(self, batch: np.ndarray, labels: np.ndarray) -> None:
         if self.device != "cpu":

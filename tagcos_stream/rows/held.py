@@ -5,7 +5,6 @@ n rows of a cluster, D feature dimension.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,16 +12,13 @@ from contextlib import contextmanager
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from tagcos_stream.machine import available_cpus
 from tagcos_stream.rows import kernels as row_kernels
 from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
 PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
 LEAST = 8  # rows of a piece at the least, more than any kernel multiplies at once
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Rows:
@@ -195,7 +191,7 @@ def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
 @contextmanager
 def open_rows(features: np.ndarray | RowBlocks, *, hold: bool, threads: int | None = None) -> Iterator[Rows]:
     """Rows with their threads, default all cores; BLAS is limited to one thread in the whole process as long as they are open."""
-    cores = threads or usable_cores()
+    cores = threads or available_cpus()
     # rows are checked to be finite when first read; a BLAS kernel may yet raise the flag on lanes past an array's end
     with threadpool_limits(1, user_api="blas"), np.errstate(invalid="ignore"), ThreadPoolExecutor(cores) as pool:
         yield Rows(features, pool, hold=hold, threads=cores)

@@ -15,6 +15,7 @@ import pytest
 from flows import doctor
 from flows.pipeline import load_settings
 from storage.root import open_root
+from tagcos_stream.machine import available_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,18 @@ def test_doctor__a_machine_that_is_ready(tmp_path: Path, contacted: list[Any]) -
     assert {"python", "packages", "memory", "root", "disk"} <= set(states(found))
     assert not contacted
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor__says_what_the_processor_may_do(tmp_path: Path) -> None:
+    def processor(**settings: Any) -> doctor.Finding:
+        found = doctor.examine(load_settings({"root": str(tmp_path), **settings}))
+        return next(finding for finding in found if finding.what == "processor")
+
+    assert processor().state == "ok"
+    for part in ("cores", "affinity", "quota", f"{available_cpus()} threads", "GFLOP/s"):
+        assert part in processor().found
+    more = processor(threads=available_cpus() + 1)
+    assert (more.state, more.remedy[:10]) == ("note", "--threads ")
 
 
 def test_doctor__a_root_that_is_there(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 from storage.root import open_root
 from tagcos_stream.data.read import resolve_sources
+from tagcos_stream.machine import available_cpus
 from tagcos_stream.types import UserError
 from tests.flows.conftest import conversation
 
@@ -35,6 +36,7 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     assert (found.tokens, found.without_gradient) == (tokens, 120 - outcome.stages["gradients"]["rows"])
     assert found.tokens_an_example == pytest.approx(tokens / 120)
     assert found.probe_seconds >= 0.2
+    assert (found.cpus, found.matrix_rate > 1e8) == (available_cpus(), True)
     assert found.stages["gradients"] == pytest.approx(tokens / found.tokens_a_second)
     assert found.seconds == pytest.approx(sum(found.stages.values()))
 

@@ -1,0 +1,142 @@
+"""The processor that this process may use: cores, quota, instruction sets, speed, and the defaults of its threads.
+
+Light to import, because the defaults must be set before torch and Numba are imported.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path, PurePosixPath
+
+# instruction sets that the kernels' speed depends on, as /proc/cpuinfo names them (x86 and ARM)
+INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "asimddp", "sve")
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Threads that can run at the same time: the cores of the affinity mask, or fewer under a container's CPU quota.
+
+    A quota of 2.5 CPUs gives 2: with a third thread all three would be stopped in every period, and a parallel region waits for
+    its slowest thread.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds ``proc`` and ``sys``.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    quota = cpu_quota(root)
+    cores = affinity()
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def affinity() -> int:
+    """Cores that this process may be scheduled on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPU time per second of wall-clock time that the control groups of this process allow, in CPUs.
+
+    The limit of every group from the process's own up to the root counts: ``cpu.max`` in version 2, ``cpu.cfs_quota_us`` and
+    ``cpu.cfs_period_us`` in version 1.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds ``proc`` and ``sys``.
+
+    Returns
+    -------
+    float or None
+        None without a limit, or where there are no control groups.
+    """
+    return min((quota for folder in _groups(root) if (quota := _quota(folder)) is not None), default=None)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Folders of the control groups that this process belongs to, with their ancestors.
+
+    Inside a container the path in /proc may be the host's, of which only the mount's top is visible: what does not exist is
+    skipped, and the top always counts.
+    """
+    mounts = root / "sys" / "fs" / "cgroup"
+    try:
+        memberships = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for membership in memberships:
+        _, controllers, path = membership.split(":", 2)
+        if controllers == "":
+            tops = (mounts, mounts / "unified")
+        elif "cpu" in controllers.split(","):
+            tops = (mounts / "cpu", mounts / controllers)
+        else:
+            continue
+        own = PurePosixPath(path)
+        for top in tops:
+            for group in (own, *own.parents):
+                folder = top / group.relative_to("/") if group.is_absolute() else top
+                if folder.is_dir():
+                    yield folder
+
+
+def _quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None  # "max" and -1: none
+
+
+def instruction_sets(root: Path = Path("/")) -> list[str]:
+    """Vector instruction sets of the processor that matter here, of INSTRUCTION_SETS; empty where /proc does not list them."""
+    try:
+        text = (root / "proc" / "cpuinfo").read_text()
+    except OSError:
+        return []
+    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith(("flags", "Features"))), [])
+    return [name for name in INSTRUCTION_SETS if name in flags]
+
+
+def matrix_rate(n: int = 1024, seconds: float = 0.2) -> float:
+    """Floating-point operations per second of float32 products of (n, n) matrices, measured on `available_cpus()` threads."""
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    a = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    with threadpool_limits(available_cpus(), user_api="blas"):
+        np.dot(a, a)
+        begun, turns = time.perf_counter(), 0
+        while not turns or time.perf_counter() - begun < seconds:
+            np.dot(a, a)
+            turns += 1
+        return 2 * n**3 * turns / (time.perf_counter() - begun)
+
+
+def set_thread_defaults(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
+    """Set environment variables that torch, OpenBLAS and Numba read when they are imported; what is set already stays.
+
+    Under a CPU quota below the number of cores: as many threads as the quota has CPUs.
+
+    Parameters
+    ----------
+    environment : mutable mapping
+        The environment to change; child processes inherit that of this process.
+    root : Path
+        Folder that holds ``proc`` and ``sys``.
+    """
+    cpus = available_cpus(root)
+    if cpus < affinity():
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            environment.setdefault(name, str(cpus))

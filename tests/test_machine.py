@@ -1,0 +1,85 @@
+"""The processor that this process may use, with control groups in a folder made for the test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tagcos_stream import machine
+
+
+def groups(root: Path, memberships: str, files: dict[str, str]) -> Path:
+    """A file system with these lines in /proc/self/cgroup and these files under /sys/fs/cgroup."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "self" / "cgroup").write_text(memberships)
+    for name, text in files.items():
+        path = root / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+V1 = "4:memory:/docker/abc\n1:cpu,cpuacct:/docker/abc\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "quota"),
+    [
+        ("0::/\n", {}, None),  # no limit file: the top group of a machine has none
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),  # in a container the own group is the top
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000\n", "a/b/cpu.max": "max 100000\n"}, 0.5),  # an ancestor limits
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000\n", "a/b/cpu.max": "300000 100000\n"}, 3.0),
+        ("0::/unseen/path\n", {"cpu.max": "200000 100000\n"}, 2.0),  # the host's path, not visible in the container
+        (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        (V1, {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
+        (V1, {"cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "7000\n", "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "10000\n"}, 0.7),
+        (V1, {"memory/docker/abc/cpu.cfs_quota_us": "7000\n", "memory/docker/abc/cpu.cfs_period_us": "10000\n"}, None),
+    ],
+)
+def test_cpu_quota__of_both_versions(memberships: str, files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
+    root = groups(tmp_path, memberships, files)
+    assert machine.cpu_quota(root) == quota
+    cores = machine.affinity()
+    assert machine.available_cpus(root) == (cores if quota is None else max(1, min(cores, int(quota))))
+
+
+def test_available_cpus__without_proc_are_the_cores(tmp_path: Path) -> None:
+    assert machine.cpu_quota(tmp_path) is None
+    assert machine.available_cpus(tmp_path) == machine.affinity()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity mask on this system")
+def test_available_cpus__follow_the_affinity_mask() -> None:
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from tagcos_stream import machine as m; "
+    done = subprocess.run([sys.executable, "-c", code + "print(m.available_cpus())"], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_thread_defaults__follow_the_quota_and_leave_what_the_user_set(tmp_path: Path) -> None:
+    limited = groups(tmp_path / "limited", "0::/\n", {"cpu.max": "50000 100000\n"})
+    free = groups(tmp_path / "free", "0::/\n", {"cpu.max": "max 100000\n"})
+    environment: dict[str, str] = {}
+    machine.set_thread_defaults(environment, free)
+    assert "OMP_NUM_THREADS" not in environment
+    machine.set_thread_defaults(environment, limited)
+    expected = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} if machine.affinity() > 1 else {}
+    assert {name: value for name, value in environment.items() if name.endswith("_NUM_THREADS")} == expected
+    environment = {"OMP_NUM_THREADS": "7"}
+    machine.set_thread_defaults(environment, limited)
+    assert environment["OMP_NUM_THREADS"] == "7"
+
+
+def test_instruction_sets__as_cpuinfo_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text("processor : 0\nflags : fpu avx avx2 avx512f fma\n\nprocessor : 1\nflags : fpu\n")
+    assert machine.instruction_sets(tmp_path) == ["avx2", "avx512f"]
+    assert machine.instruction_sets(tmp_path / "none") == []
+
+
+def test_matrix_rate__is_that_of_a_processor() -> None:
+    assert 1e8 < machine.matrix_rate(256, 0.01) < 1e15
