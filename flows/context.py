@@ -8,14 +8,14 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.progress import Reporter
 from storage.catalog import runs
 from storage.database import Catalog
 from storage.root import Root, open_root
-from tagcos_stream.config import GIB, Settings, digest
+from tagcos_stream.config import GIB, Settings
+from tagcos_stream.identity import config_hash
 
 DEFAULT_MEMORY = 4.0  # GiB
 VERSIONED = ("tagcos-stream", "torch", "transformers", "peft", "polars", "duckdb", "zarr", "numba", "numpy", "prefect")
@@ -66,19 +66,6 @@ def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str 
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")
     return Job(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
-
-
-def config_hash(settings: Settings, reselects: str | None = None) -> str:
-    """Name of what tells one run from another; `reselects`: the run whose pool it selects from again."""
-    identity = {**settings.identity(), "sources": absolute_sources(settings.sources)}
-    if reselects is not None:  # its pool is that run's, whatever the sources hold by now
-        identity["reselects"] = reselects
-    return digest(identity)
-
-
-def absolute_sources(sources: tuple[str, ...]) -> list[str]:
-    """Local paths made absolute: the same words from another folder name another pool."""
-    return [source if "://" in source else str(Path(source).absolute()) for source in sources]
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from flows.progress import Reporter, SilentReporter
-from flows.stages.gradients import recipe, variants
+from flows.stages.gradients import variants
 from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length
 from storage.arrays.segments import ids_spec
 from storage.catalog import heldout, spaces
@@ -30,6 +30,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import SourceFile, resolve_sources
 from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.identity import space_recipe
 from tagcos_stream.machine import available_cpus, matrix_rate
 from tagcos_stream.types import UserError
 
@@ -309,7 +310,7 @@ def _catalog(settings: Settings) -> Catalog | None:
 def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
     """Examples of the pool, by the share of the sample, whose features the root has already."""
     try:
-        found = [spaces.find_space(catalog, recipe(settings, variant)) for variant in variants(settings)]
+        found = [spaces.find_space(catalog, space_recipe(settings, variant)) for variant in variants(settings)]
     except UserError:
         return 0
     if any(space is None for space in found):

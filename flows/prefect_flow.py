@@ -31,7 +31,7 @@ from flows.pipeline import Outcome, reselect, run
 from flows.prefect_artifacts import FlowReporter, publish_artifacts, publish_evaluation
 from flows.prefect_parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
 from storage.root import open_root
-from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.config import DEFAULT_FRACTION, Settings, load_settings
 from tagcos_stream.evaluation.config import load_evaluation
 from tagcos_stream.types import TransientError, UserError
 
@@ -98,7 +98,7 @@ def _name(kind: str) -> str:
     words = [kind, f"{flow_run.scheduled_start_time:%Y-%m-%d}"]
     if given.get("model"):
         words.append(re.sub(r"\.gguf$", "", PurePath(given["model"]).name).lower())
-    words.append(f"count-{given['count']}" if given.get("count") else f"{given.get('fraction') or 0.05:g}")
+    words.append(f"count-{given['count']}" if given.get("count") else f"{given.get('fraction') or DEFAULT_FRACTION:g}")
     return "-".join(words)
 
 

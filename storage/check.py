@@ -12,7 +12,6 @@ import polars as pl
 from storage.arrays.checkpoints import load_space
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped_reader import open_clustering, regroup_again
-from storage.arrays.safetensors_io import content_digest
 from storage.arrays.segments import SegmentReader, open_segment
 from storage.catalog.clusterings import replace_part
 from storage.catalog.pool import ExampleReader
@@ -20,6 +19,7 @@ from storage.catalog.spaces import forget_block
 from storage.database import SQL
 from storage.gc import orphans
 from storage.root import Root
+from tagcos_stream.identity import content_digest
 from tagcos_stream.types import UserError
 
 CHECKS = SQL / "checks.sql"

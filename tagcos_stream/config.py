@@ -1,23 +1,23 @@
 """Settings of a run: plain, frozen, checked data, the same for command line, TOML file and Prefect flow.
 
-Every field states its unit and its default; the command line is made from this model. `SPACE_FIELDS` are those that fix what a
-feature means: they name the feature space, and two runs that agree on them share every gradient. `MACHINE_FIELDS` change how fast
-a run goes, never what it selects, and so do not tell one run from another.
+Every field states its unit, its default, and what it decides (tagcos_stream/declare.py): command line, forms and identities are
+derived from that. `SPACE_FIELDS` name the feature space: two runs that agree on them share every gradient. `MACHINE_FIELDS`
+change how fast a run goes, never what it selects, and so do not tell one run from another.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
 from tagcos_stream.types import UserError
 
 GIB = 1024**3
+DEFAULT_FRACTION = 0.05  # of the pool that is selected
 Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
 MethodName = Literal[
     "tagcos", "omp", "random", "stratified", "longest", "hardest", "perplexity", "kcenter", "centroid", "herding",
@@ -55,107 +55,158 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # pool
-    sources: tuple[str, ...] = Field((), description="Files, folders, globs, URLs, or files that list sources.")
-    root: str = Field("tagcos-data", description="Folder that holds everything durable.")
-    max_rejects: float = Field(
-        0.5, ge=0, description="Stop when more rows than this are rejected: a share below 1, a count from 1 on."
+    sources: tuple[str, ...] = setting("pool", (), description="Files, folders, globs, URLs, or files that list sources.")
+    root: str = setting("machine", "tagcos-data", panel="Pool", description="Folder that holds everything durable.")
+    max_rejects: float = setting(
+        "machine",
+        0.5,
+        ge=0,
+        panel="Pool",
+        description="Stop when more rows than this are rejected: a share below 1, a count from 1 on.",
     )
-    near_duplicates: float | None = Field(
+    near_duplicates: float | None = setting(
+        "pool",
         None,
         gt=0,
         le=1,
         description="Leave out examples at least this alike to an earlier one (Jaccard, 3-word runs); off by default.",
     )
-    heldout: float | None = Field(
+    heldout: float | None = setting(
+        "pool",
         None,
         ge=0,
         le=0.5,
         description="Share of every dataset kept out of the pool, to evaluate on; default as in the root's first run, or 0.",
     )
-    decontaminate: tuple[str, ...] = Field(
-        (), description="Evaluation files: reject rows that share a run of 13 words with them."
+    decontaminate: tuple[str, ...] = setting(
+        "pool", (), description="Evaluation files: reject rows that share a run of 13 words with them."
     )
 
     # model
-    model: str = Field("", description="Hugging Face id, model folder, or .gguf file of a causal language model.")
-    revision: str | None = Field(None, description="Revision of a hub model (branch, tag or commit).")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model, if you trust its author.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number type of the base model; auto is float32 on a CPU and the model's own on a GPU."
+    model: str = setting("weights", "", description="Hugging Face id, model folder, or .gguf file of a causal language model.")
+    revision: str | None = setting("weights", None, description="Revision of a hub model (branch, tag or commit).")
+    trust_remote_code: bool = setting(
+        "run", False, panel="Model", description="Run Python code that comes with the model, if you trust its author."
     )
-    quantize: Literal["8bit", "4bit"] | None = Field(
-        None, description="Hold the base weights in 8 or 4 bits (needs bitsandbytes)."
+    device: str = setting("machine", "auto", panel="Model", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "feature",
+        "auto",
+        panel="Model",
+        description="Number type of the base model; auto is float32 on a CPU and the model's own on a GPU.",
     )
-    max_length: int = Field(1024, ge=8, description="Tokens an example is cut to, or rejected from.")
-    too_long: Literal["truncate", "reject"] = Field("truncate", description="What happens to examples with more tokens.")
+    quantize: Literal["8bit", "4bit"] | None = setting(
+        "feature", None, panel="Model", description="Hold the base weights in 8 or 4 bits (needs bitsandbytes)."
+    )
+    max_length: int = setting("feature", 1024, ge=8, panel="Model", description="Tokens an example is cut to, or rejected from.")
+    too_long: Literal["truncate", "reject"] = setting(
+        "feature", "truncate", panel="Model", description="What happens to examples with more tokens."
+    )
 
     # warm-up
-    adapter: str | None = Field(None, description="Trainer or PEFT checkpoint folder with optimizer.pt, instead of a warm-up.")
-    warmup_examples: int | None = Field(None, ge=1, description="Examples to warm up on; default 5% of the pool, 64 to 3840.")
-    warmup_batch_size: int = Field(8, ge=1, description="Examples per warm-up step.")
-    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the warm-up.")
-    rise_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from zero to its peak.")
-    schedule_steps: int | None = Field(
-        None, ge=1, description="Steps after which the rate would reach zero; default the warm-up's."
+    adapter: str | None = setting(
+        "weights", None, panel="Warm-up", description="Trainer or PEFT checkpoint folder with optimizer.pt, instead of a warm-up."
     )
-    lora_rank: int = Field(8, ge=1, description="Rank of the adapter.")
-    lora_alpha: float = Field(32, gt=0, description="Scale of the adapter (alpha).")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients.")
-    rslora: bool = Field(False, description="Scale the adapter by alpha over the square root of its rank.")
-    lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
-    lora_ranks: tuple[str, ...] = Field((), description="Ranks of single layers, as NAME=RANK.")
-    checkpoints: int = Field(1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over.")
+    warmup_examples: int | None = setting(
+        "warmup", None, ge=1, description="Examples to warm up on; default 5% of the pool, 64 to 3840."
+    )
+    warmup_batch_size: int = setting("warmup", 8, ge=1, description="Examples per warm-up step.")
+    learning_rate: float = setting("warmup", 1e-4, gt=0, description="Peak learning rate of the warm-up.")
+    rise_steps: int = setting("warmup", 0, ge=0, description="Steps over which the learning rate rises from zero to its peak.")
+    schedule_steps: int | None = setting(
+        "warmup", None, ge=1, description="Steps after which the rate would reach zero; default the warm-up's."
+    )
+    lora_rank: int = setting("warmup", 8, ge=1, description="Rank of the adapter.")
+    lora_alpha: float = setting("warmup", 32, gt=0, description="Scale of the adapter (alpha).")
+    lora_dropout: float = setting(
+        "warmup", 0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients."
+    )
+    rslora: bool = setting("warmup", False, description="Scale the adapter by alpha over the square root of its rank.")
+    lora_targets: tuple[str, ...] = setting(
+        "warmup", (), description="Linear layers to adapt; default the attention projections."
+    )
+    lora_ranks: tuple[str, ...] = setting("warmup", (), description="Ranks of single layers, as NAME=RANK.")
+    checkpoints: int = setting(
+        "warmup", 1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over."
+    )
 
     # features
-    gradient: Variant = Field("adam-delta", description="Gradient variant (docs/gradients.md); adam is the published one.")
-    also_gradients: tuple[Variant, ...] = Field((), description="Variants to compute in the same pass, each a space of its own.")
-    projection: Literal["sparse", "rademacher"] = Field("sparse", description="Random projection from parameters to features.")
-    dim: int = Field(8192, ge=8, description="Feature dimension.")
-    feature_seed: int = Field(0, ge=0, description="Seed of adapter, warm-up sample and projection.")
-    block_rows: int = Field(256, ge=1, description="Rows per block, the unit of work, of resuming and of storage.")
-    batch_tokens: int | None = Field(
-        None, ge=8, description="Tokens per forward and backward pass; default 1024 on a CPU, on a GPU what fits, at most 8192."
+    gradient: Variant = setting(
+        "feature", "adam-delta", description="Gradient variant (docs/gradients.md); adam is the published one."
+    )
+    also_gradients: tuple[Variant, ...] = setting(
+        "run", (), panel="Gradient features", description="Variants to compute in the same pass, each a space of its own."
+    )
+    projection: Literal["sparse", "rademacher"] = setting(
+        "feature", "sparse", description="Random projection from parameters to features."
+    )
+    dim: int = setting("feature", 8192, ge=8, description="Feature dimension.")
+    feature_seed: int = setting("feature", 0, ge=0, description="Seed of adapter, warm-up sample and projection.")
+    block_rows: int = setting(
+        "run", 256, ge=1, panel="Gradient features", description="Rows per block, the unit of work, of resuming and of storage."
+    )
+    batch_tokens: int | None = setting(
+        "run",
+        None,
+        ge=8,
+        panel="Gradient features",
+        description="Tokens per forward and backward pass; default 1024 on a CPU, on a GPU what fits, at most 8192.",
     )
 
     # clusters
-    clusters: int | None = Field(None, ge=1, description="Clusters; default from the number of examples (100 at a million).")
-    min_cluster_rows: int = Field(8, ge=1, description="Clusters with fewer rows join their nearest.")
-    max_cluster_rows: int = Field(20_000, ge=2, description="Clusters with more rows are split.")
-    refit: Literal["auto", "never", "always"] = Field(
-        "auto", description="Cluster a pool that grew anew: when its clusters no longer fit, never (it is only said), or always."
+    clusters: int | None = setting(
+        "clusters", None, ge=1, description="Clusters; default from the number of examples (100 at a million)."
+    )
+    min_cluster_rows: int = setting("clusters", 8, ge=1, description="Clusters with fewer rows join their nearest.")
+    max_cluster_rows: int = setting("clusters", 20_000, ge=2, description="Clusters with more rows are split.")
+    refit: Literal["auto", "never", "always"] = setting(
+        "run",
+        "auto",
+        panel="Clusters",
+        description="Cluster a pool that grew anew: when its clusters no longer fit, never (it is only said), or always.",
     )
 
     # selection
-    method: MethodName = Field("tagcos", description="How to select: tagcos, or a control to compare it with (docs/controls.md).")
-    fraction: float | None = Field(None, gt=0, le=1, description="Share of the pool to select; default 0.05.")
-    count: int | None = Field(None, ge=1, description="Number of examples to select, instead of a fraction.")
-    ridge: float = Field(1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
-    tol: float = Field(1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
-    sticky: float | None = Field(
+    method: MethodName = setting(
+        "choice", "tagcos", description="How to select: tagcos, or a control to compare it with (docs/controls.md)."
+    )
+    fraction: float | None = setting(
+        "budget", None, gt=0, le=1, description=f"Share of the pool to select; default {DEFAULT_FRACTION}."
+    )
+    count: int | None = setting("budget", None, ge=1, description="Number of examples to select, instead of a fraction.")
+    ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
+    tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
+    sticky: float | None = setting(
+        "choice",
         None,
         ge=0,
         description="Keep earlier choices while a cluster's residual stays within this share above the best; off by default.",
     )
-    seed: int = Field(0, ge=0, description="Seed of clustering and of the controls.")
+    seed: int = setting(("clusters", "choice"), 0, ge=0, panel="Selection", description="Seed of clustering and of the controls.")
 
     # machine
-    memory_limit: float | None = Field(
+    memory_limit: float | None = setting(
+        "machine",
         None,
         gt=0,
         description="GiB that a stage may take at its peak; default 4 to cluster and select, what is free to run the model.",
     )
-    run_on: Literal["threads", "processes", "ray"] | None = Field(
+    run_on: Literal["threads", "processes", "ray"] | None = setting(
+        "machine",
         None,
         description="Where blocks and clusters are computed: threads of this process, processes, or a Ray cluster; "
         "default processes where there are several workers.",
     )
-    workers: int = Field(1, ge=1, description="Processes or Ray workers, each with a model of its own; on several GPUs one each.")
-    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that each Ray worker asks for; a fraction shares one.")
-    threads: int | None = Field(
-        None, ge=1, description="Processor threads of a worker; default all of the machine, shared (on Ray one)."
+    workers: int = setting(
+        "machine", 1, ge=1, description="Processes or Ray workers, each with a model of its own; on several GPUs one each."
     )
-    wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
+    gpus_per_worker: float = setting(
+        "machine", 0.0, ge=0, description="GPUs that each Ray worker asks for; a fraction shares one."
+    )
+    threads: int | None = setting(
+        "machine", None, ge=1, description="Processor threads of a worker; default all of the machine, shared (on Ray one)."
+    )
+    wait: float = setting("machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
     @field_validator("sources", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
     @classmethod
@@ -190,7 +241,7 @@ class Settings(BaseModel):
         if self.count is not None:
             return min(self.count, n_examples)
         # Python rounds halves to even; fine, as long as it is one rule for all
-        return min(max(1, round((self.fraction or 0.05) * n_examples)), n_examples)
+        return min(max(1, round((self.fraction or DEFAULT_FRACTION) * n_examples)), n_examples)
 
     def warmup_size(self, n_examples: int) -> int:
         """Number of examples to warm up on, out of n_examples."""
@@ -201,32 +252,17 @@ class Settings(BaseModel):
         """Ranks of single layers by name or the end of a name."""
         return {name: int(rank) for name, _, rank in (item.rpartition("=") for item in self.lora_ranks)}
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that tell one run from another."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in MACHINE_FIELDS}
 
-    def space_settings(self) -> dict[str, Any]:
-        """The settings that fix what a feature means (the model itself, and an adapter of the user's own, are named by their
-        content elsewhere; such an adapter brings its own rank, targets and training)."""
-        dump = self.model_dump(mode="json")
-        return {name: dump[name] for name in SPACE_FIELDS if not (self.adapter and name in WARMUP_FIELDS)}
-
-
-MACHINE_FIELDS = frozenset(
-    {"root", "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait", "device", "max_rejects"}
+check_declared(Settings)
+MACHINE_FIELDS = frozenset(decided_by(Settings, "machine"))
+WARMUP_FIELDS = decided_by(Settings, "warmup")
+SPACE_FIELDS = decided_by(Settings, "warmup", "feature")
+# what selecting again may change: everything that comes after the gradients, and the variant among those that were computed
+SELECT_FIELDS = tuple(
+    name
+    for name in Settings.model_fields
+    if name == "gradient" or panel_of(Settings, name) in ("Clusters", "Selection", "Machine")
 )
-# what selecting again may change: everything that comes after the gradients
-SELECT_FIELDS = (
-    "gradient", "clusters", "min_cluster_rows", "max_cluster_rows", "refit", "method", "fraction", "count", "ridge", "tol",
-    "sticky", "seed", "memory_limit", "run_on", "workers", "gpus_per_worker", "threads", "wait",
-)  # fmt: skip
-WARMUP_FIELDS = (
-    "warmup_examples", "warmup_batch_size", "learning_rate", "rise_steps", "schedule_steps", "lora_rank", "lora_alpha",
-    "lora_dropout", "rslora", "lora_targets", "lora_ranks", "checkpoints",
-)  # fmt: skip
-SPACE_FIELDS = (
-    "dtype", "quantize", "max_length", "too_long", *WARMUP_FIELDS, "gradient", "projection", "dim", "feature_seed",
-)  # fmt: skip
 
 
 def wrong_values(error: ValidationError) -> str:
@@ -263,9 +299,3 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
         return Settings(**merged)
     except ValidationError as error:
         raise UserError(wrong_values(error) + f"; see `tagcos run --help`{f' and {toml}' if toml else ''}") from error
-
-
-def digest(value: Any, length: int = 16) -> str:
-    """Short stable name of plain data: hex of blake2b over its sorted JSON."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()

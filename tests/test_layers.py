@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {"tagcos_stream": {"storage", "flows"}, "storage": {"flows"}}
-METHOD_TYPES = {"tagcos_stream.types", "tagcos_stream.config"}  # all that storage may know of the method
+METHOD_TYPES = {
+    "tagcos_stream.types",
+    "tagcos_stream.config",
+    "tagcos_stream.identity",
+}  # all that storage may know of the method
 
 
 def imports(path: Path) -> set[str]:
@@ -43,6 +47,7 @@ def test_storage__knows_only_the_plain_types_of_the_method() -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
+        ("tagcos_stream.identity", ("torch", "transformers", "peft", "prefect", "polars")),
         ("tagcos_stream.config", ("torch", "transformers", "peft", "prefect", "polars")),
         ("tagcos_stream.selection.pursuit.omp", ("torch", "transformers", "peft", "prefect")),
         ("tagcos_stream.data.read", ("torch", "transformers", "peft", "prefect")),

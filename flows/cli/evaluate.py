@@ -8,8 +8,6 @@ from flows.cli.options import JsonOption
 from flows.cli.output import print_json
 from flows.cli.select import PlotOption
 
-PANELS = {"root": "What is compared", "model": "How it is trained", "heldout_rows": "What it is measured on", "device": "Machine"}
-
 
 def evaluate(
     as_json: JsonOption = False,

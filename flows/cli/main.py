@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.evaluate import PANELS as EVALUATION_PANELS
 from flows.cli.evaluate import evaluate
 from flows.cli.options import JsonOption, takes_settings
 from flows.cli.prepare import doctor, estimate
 from flows.cli.report import report
 from flows.cli.select import diagnose, select, tell_run
 from flows.cli.store import check, export, gc, open_reader, sql, status
-from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
 from tagcos_stream.machine import set_thread_defaults
 from tagcos_stream.types import UserError
@@ -59,13 +58,13 @@ app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
 for command in (takes_settings(estimate), doctor, status, sql, report, export, check, gc):
     app.command()(command)
-app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation, EVALUATION_PANELS))
+app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation))
 
 
 @app.command()
 def demo(
     root: Annotated[str, typer.Option(help="Folder that holds everything durable.")] = "tagcos-demo",
-    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.05,
+    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = DEFAULT_FRACTION,
     as_json: JsonOption = False,
 ) -> None:
     """The whole job on a small real model and 400 examples made from the Python standard library; under five minutes."""
@@ -93,7 +92,7 @@ def demo(
         f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
         f"  tagcos report {run_id} --root {root}\n"
         f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
-        "  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction 0.05"
+        f"  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}"
     )
 
 

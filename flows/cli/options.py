@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
@@ -11,20 +11,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tagcos_stream.config import Settings
+from tagcos_stream.declare import panel_of
 
 ROOT_VARIABLE = "TAGCOS_ROOT"
 DEFAULT_ROOT = Settings.model_fields["root"].default
-
-# where each panel of `tagcos run --help` begins; the order is that of the model's fields
-PANELS = {
-    "sources": "Pool",
-    "model": "Model",
-    "adapter": "Warm-up",
-    "gradient": "Gradient features",
-    "clusters": "Clusters",
-    "method": "Selection",
-    "memory_limit": "Machine",
-}
 
 ALL = [name for name in Settings.model_fields if name != "sources"]  # sources are a command's arguments
 
@@ -44,21 +34,17 @@ def _help(field: FieldInfo) -> str:
     return f"{text.removesuffix('.')}; default {default}."
 
 
-def settings_parameters(
-    names: Collection[str] = ALL, of: type[BaseModel] = Settings, panels: Mapping[str, str] = PANELS
-) -> list[inspect.Parameter]:
+def settings_parameters(names: Collection[str] = ALL, of: type[BaseModel] = Settings) -> list[inspect.Parameter]:
     """One keyword parameter per setting named, all optional: None leaves file, preset and default in force."""
     parameters = []
-    panel = "Pool"
     for name, field in of.model_fields.items():
-        panel = panels.get(name, panel)
         if name not in names:
             continue
         kind = _option_type(field.annotation)
         option = typer.Option(
             "--" + name.replace("_", "-"),
             help=_help(field),
-            rich_help_panel=panel,
+            rich_help_panel=panel_of(of, name),
             show_default=False,
             envvar=ROOT_VARIABLE if name == "root" else None,
         )
@@ -71,13 +57,12 @@ def takes_settings(
     command: Callable[..., Any],
     names: Collection[str] = ALL,
     of: type[BaseModel] = Settings,
-    panels: Mapping[str, str] = PANELS,
 ) -> Callable[..., Any]:
     """Replace a command's `**settings` by one option per setting (of `names`); the command gets those that were given."""
     own = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    extra = settings_parameters(names, of, panels)
+    extra = settings_parameters(names, of)
 
     def wrapper(**given: Any) -> Any:
         settings = {

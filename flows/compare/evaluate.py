@@ -22,10 +22,11 @@ from flows.workers.gradients import load_adapted
 from storage.catalog import evaluations, heldout, runs, selections, spaces
 from storage.catalog.evaluations import UnitKey
 from storage.root import Root, open_root
-from tagcos_stream.config import Settings, digest
-from tagcos_stream.evaluation.config import BASE, FIXED_FIELDS, Evaluation
+from tagcos_stream.config import Settings
+from tagcos_stream.evaluation.config import BASE, TRAINING_FIELDS, Evaluation
 from tagcos_stream.evaluation.tasks import Task, read_tasks
 from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.identity import evaluation_id
 from tagcos_stream.types import UserError
 
 
@@ -116,10 +117,10 @@ class _Bench:
         self.pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"]).select("example_id", "segment", "row")
         largest = max(run_settings(base, asked, fraction=fraction).budget(len(self.pool)) for fraction in asked.fraction)
         self.steps = asked.steps or self._passes(largest)
-        config = {name: value for name, value in asked.model_dump(mode="json").items() if name in FIXED_FIELDS}
+        config = {name: value for name, value in asked.model_dump(mode="json").items() if name in TRAINING_FIELDS}
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
         config |= {"tasks": self.measures.digests}
-        self.evaluation_id = digest([base["run_id"], loaded.fingerprint, config, rows.digest], 12)
+        self.evaluation_id = evaluation_id(base["run_id"], loaded.fingerprint, config, rows.digest)
         evaluations.begin(
             root.catalog,
             self.evaluation_id,

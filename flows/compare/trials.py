@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from flows.context import config_hash, run_stage
+from flows.context import run_stage
 from flows.pipeline import changed_settings, reselect
 from flows.progress import Reporter
 from storage.catalog import runs, selections, spaces
@@ -18,6 +18,7 @@ from storage.catalog.evaluations import UnitKey
 from storage.root import Root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.evaluation.config import BASE, FULL, OWN, Evaluation, changed, varied
+from tagcos_stream.identity import config_hash, run_identity
 from tagcos_stream.selection.methods import METHODS
 
 
@@ -89,7 +90,7 @@ def _selection(
     if gradient:
         changes["gradient"] = gradient
     settings = run_settings(base, asked, **changes)
-    if settings.identity() == run_settings(base, asked).identity():
+    if run_identity(settings) == run_identity(run_settings(base, asked)):
         return str(base["run_id"])
     known = runs.find_complete(root.catalog, config_hash(settings, base["run_id"]))
     if known is not None:

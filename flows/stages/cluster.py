@@ -14,7 +14,7 @@ from storage import gc
 from storage.arrays import grouped, grouped_reader, safetensors_io, segments
 from storage.catalog import clusterings, refreshes, runs, spaces
 from tagcos_stream.clustering import drift
-from tagcos_stream.config import Settings, digest
+from tagcos_stream.identity import clustering_id, clustering_recipe
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from tagcos_stream.clustering.sums import Totals
 
 STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
-
-
-def clustering_recipe(settings: Settings, space_id: str) -> str:
-    """Name of what is decided about a clustering, without the pool: a grown pool finds by it the one that is there."""
-    bounds = [settings.min_cluster_rows, settings.max_cluster_rows]
-    return digest({"space": space_id, "clusters": settings.clusters, "rows": bounds, "seed": settings.seed})
-
-
-def clustering_id(settings: Settings, space_id: str, pool: pl.DataFrame) -> str:
-    """Name of the clustering fitted to just this pool."""
-    return digest({"recipe": clustering_recipe(settings, space_id), "pool": digest("".join(pool["example_id"].to_list()))})
 
 
 def features_pool(job: Job) -> tuple[str, pl.DataFrame]:
@@ -89,7 +78,7 @@ def cluster(job: Job) -> dict[str, Any]:
     if METHODS[settings.method].within != "clusters":
         _record(job, space_id, pool, None, None, refitted=False)
         return {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)}
-    exact = clustering_id(settings, space_id, pool)
+    exact = clustering_id(settings, space_id, pool["example_id"].to_list())
     known: str | None = exact
     if not clusterings.exists(job.catalog, exact):
         known = clusterings.find_clustering(job.catalog, clustering_recipe(settings, space_id), pool)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, get_args
 
 from flows.context import Job
@@ -26,29 +24,10 @@ from flows.workers.gradients import (
 )
 from storage.arrays import checkpoints, segments
 from storage.catalog import pool, runs, spaces
-from tagcos_stream.config import Settings, Variant, digest
+from tagcos_stream import identity
+from tagcos_stream.config import Settings, Variant
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
 from tagcos_stream.types import UserError
-
-
-def recipe(settings: Settings, variant: str) -> str:
-    """Name of everything that is decided before a warm-up: runs that agree on it share one feature space, whatever their pool."""
-    decided = settings.space_settings() | {"gradient": variant, "model": settings.model, "revision": settings.revision}
-    if settings.adapter:
-        decided["adapter"] = _adapter_content(settings.adapter)
-    return digest(decided)
-
-
-@lru_cache(maxsize=1)
-def _adapter_content(folder: str) -> str:
-    """Hash of what an imported adapter consists of: trained further in the same place, it is another one."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt"):
-        path = Path(folder, name)
-        if path.is_file():
-            with path.open("rb") as file:
-                hashed.update(name.encode() + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
-    return hashed.hexdigest()
 
 
 def variants(settings: Settings) -> tuple[str, ...]:
@@ -63,7 +42,7 @@ def warm_up(job: Job) -> dict[str, Any]:
     """
     settings = job.settings
     wanted = variants(settings)
-    known = {variant: spaces.find_space(job.catalog, recipe(settings, variant)) for variant in get_args(Variant)}
+    known = {variant: spaces.find_space(job.catalog, identity.space_recipe(settings, variant)) for variant in get_args(Variant)}
     detail: dict[str, Any] = {"reused": True}
     if any(known[variant] is None for variant in wanted):
         sibling = next((space for space in known.values() if space is not None), None)
@@ -125,7 +104,7 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
         detail = {"reused": False, "examples": len(sample), "tokens": sum(map(len, sample)), "losses": losses}
     weights = checkpoint_weights(made).tolist()
     fingerprint = {
-        "settings": settings.space_settings(),
+        "settings": identity.space_settings(settings),
         "adapter": adapter_settings(loaded.model),
         "model": loaded.fingerprint,
         "model_name": loaded.name,
@@ -139,14 +118,14 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
 
 def _add_space(job: Job, variant: str, made: Sequence[Any], weights: Sequence[float], fingerprint: dict[str, Any]) -> None:
     own = {**fingerprint, "settings": {**fingerprint["settings"], "gradient": variant}}
-    space_id = checkpoints.fingerprint_id(own)
+    space_id = identity.space_id(own)
     saved = [checkpoints.save_checkpoint(job.root.files, space_id, to_store(checkpoint)) for checkpoint in made]
     checkpoints.save_space(job.root.files, space_id, own)
     spaces.add_space(
         job.catalog,
         job.run_id,
         space_id,
-        recipe=recipe(job.settings, variant),
+        recipe=identity.space_recipe(job.settings, variant),
         variant=variant,
         dim=job.settings.dim,
         fingerprint=own,
@@ -247,6 +226,6 @@ def _commit(job: Job, space_id: str, block: Done) -> None:
 
 
 def _space(job: Job, variant: str) -> spaces.Space:
-    known = spaces.find_space(job.catalog, recipe(job.settings, variant))
+    known = spaces.find_space(job.catalog, identity.space_recipe(job.settings, variant))
     assert known is not None, "the warm-up stage comes first"
     return known

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 
 from flows.context import Job
-from flows.stages.gradients import recipe
 from storage import gc
 from storage.catalog import heldout, pool, runs, spaces
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.data.sources import resolve_sources
+from tagcos_stream.identity import space_recipe
 from tagcos_stream.types import IngestBlock, UserError
 
 Filter = Callable[[IngestBlock], IngestBlock]
@@ -84,7 +84,7 @@ def _adopt_variant(job: Job) -> None:
     variant = job.settings.gradient
     if variant == json.loads(base["config"])["gradient"]:
         return
-    space = spaces.find_space(job.catalog, recipe(job.settings, variant))
+    space = spaces.find_space(job.catalog, space_recipe(job.settings, variant))
     computed = 0 if space is None else len(spaces.features_pool(job.catalog, job.run_id, space.space_id))
     if space is None or computed < len(spaces.features_pool(job.catalog, job.run_id, base["space_id"])):
         raise UserError(

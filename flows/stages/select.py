@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,11 +17,9 @@ from flows.workers.executor import partitioned, sharing
 from storage import snapshot
 from storage.arrays import segments
 from storage.catalog import clusterings, refreshes, runs, selections
-from tagcos_stream.config import Settings, digest
+from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.budget import allocate
 from tagcos_stream.selection.methods import METHODS, Choice
-
-CHOICE = 1  # raise it when the same inputs choose otherwise than before
 
 Chosen = Iterator[tuple[int, Choice, float]]  # group, what was chosen from it, seconds
 
@@ -44,7 +41,7 @@ def select(job: Job) -> dict[str, Any]:
     earlier = _earlier(job, space_id, pool)
     place = space_id if view is None else view.reader.clustering_id
     inputs = {
-        g: _inputs(settings, place, g, pool[members], int(budgets[g]), None if earlier is None else earlier[members])
+        g: choice_id(settings, place, g, pool[members], int(budgets[g]), _earlier_of(pool, members, earlier))
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
     copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
@@ -90,17 +87,9 @@ def _earlier(job: Job, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
     return pool["example_id"].is_in(list(chosen)).to_numpy()
 
 
-def _inputs(settings: Settings, place: str, group: int, rows: pl.DataFrame, budget: int, earlier: np.ndarray | None) -> str:
-    """Equal inputs, equal choice: members (their mean and scores follow from them and `place`, the clustering or the space),
-    budget, settings, and earlier choices if sticky."""
-    members = hashlib.blake2b(digest_size=16)
-    for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
-        members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
-    sticky = None if earlier is None else [settings.sticky, rows["example_id"].filter(pl.Series(earlier)).to_list()]
-    named = [CHOICE, place, group, members.hexdigest(), budget, settings.ridge, settings.tol, sticky]
-    if settings.method != "tagcos":  # whose seed is the clustering's
-        named += [settings.method, settings.seed]
-    return digest(named, 32)
+def _earlier_of(pool: pl.DataFrame, members: np.ndarray, earlier: np.ndarray | None) -> list[str] | None:
+    """Ids of the members that are to keep their place."""
+    return None if earlier is None else pool["example_id"].gather(members[earlier[members]]).to_list()
 
 
 def _pursue(

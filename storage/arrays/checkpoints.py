@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from storage.arrays.chunked import DamagedStore, read_json
-from storage.arrays.safetensors_io import content_digest, load_arrays, save_arrays
+from storage.arrays.safetensors_io import load_arrays, save_arrays
 from storage.files.base import Files
+from tagcos_stream import identity
 from tagcos_stream.types import UserError
 
 FORMAT = 1
@@ -37,16 +38,6 @@ class SavedFile:
     path: str
     bytes: int
     digest: str
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces. NaN and infinity are refused: they are no JSON."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def fingerprint_id(fingerprint: Mapping[str, Any]) -> str:
-    """16 hex digits: the name of a space."""
-    return content_digest(canonical_json(fingerprint).encode())[:16]
 
 
 def checkpoint_key(space_id: str, step: int) -> str:
@@ -81,8 +72,8 @@ def load_checkpoint(files: Files, space_id: str, step: int, digest: str | None =
 
 
 def save_space(files: Files, space_id: str, fingerprint: Mapping[str, Any]) -> None:
-    if fingerprint_id(fingerprint) != space_id:
-        raise ValueError(f"the fingerprint's id is {fingerprint_id(fingerprint)}, not {space_id}")
+    if identity.space_id(fingerprint) != space_id:
+        raise ValueError(f"the fingerprint's id is {identity.space_id(fingerprint)}, not {space_id}")
     files.write(
         f"spaces/{space_id}/space.json",
         json.dumps({"format": FORMAT, "fingerprint": fingerprint}, indent=2, sort_keys=True).encode(),
@@ -98,6 +89,8 @@ def load_space(files: Files, space_id: str) -> dict[str, Any]:
             f"{files.place(key)} has format {found.get('format')}, this version reads {FORMAT}: use the version that wrote it"
         )
     fingerprint = dict(found["fingerprint"])
-    if fingerprint_id(fingerprint) != space_id:
-        raise DamagedStore(f"{files.place(key)} describes space {fingerprint_id(fingerprint)}, not {space_id}: restore the file")
+    if identity.space_id(fingerprint) != space_id:
+        raise DamagedStore(
+            f"{files.place(key)} describes space {identity.space_id(fingerprint)}, not {space_id}: restore the file"
+        )
     return fingerprint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +12,7 @@ from safetensors.numpy import load, save
 
 from storage.arrays.chunked import DamagedStore
 from storage.files.base import Files
-
-
-def content_digest(data: bytes) -> str:
-    """blake2b-128, 32 hex digits: of example ids, files and fingerprints alike."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+from tagcos_stream.identity import content_digest
 
 
 def save_arrays(

@@ -10,11 +10,11 @@ import duckdb
 import polars as pl
 
 from storage.arrays.chunked import DamagedStore
-from storage.arrays.safetensors_io import content_digest
 from storage.catalog import heldout
 from storage.database import Catalog, insert, insert_row, require, utc_now
 from storage.files.base import Files
 from storage.root import Root
+from tagcos_stream.identity import content_digest, file_id
 from tagcos_stream.types import IngestBlock
 
 # Polars' default (one group a file) makes later scans hold it whole.
@@ -40,9 +40,7 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame) -> pl.DataFram
     if "spec" not in files.columns:
         files = files.with_columns(spec=pl.lit(""))
     given = require(files, ["source", "url", "digest", "size", "format", "spec"])
-    ids = [
-        content_digest("\0".join([row["url"], row["digest"], row["spec"]]).encode())[:16] for row in given.iter_rows(named=True)
-    ]
+    ids = [file_id(row["url"], row["digest"], row["spec"]) for row in given.iter_rows(named=True)]
     given = given.insert_column(0, pl.Series("file_id", ids, pl.String)).unique("file_id", keep="first", maintain_order=True)
     with catalog.transaction() as connection:
         connection.register("given", given.to_arrow())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import xxhash
@@ -17,13 +15,13 @@ from tagcos_stream.data.remote import is_remote, list_files
 from tagcos_stream.data.shapes import SHAPE_NAMES
 from tagcos_stream.data.source_lists import is_list, read_list
 from tagcos_stream.data.source_spec import SourceSpec
+from tagcos_stream.identity import source_version
 from tagcos_stream.types import UserError
 
 CONTAINERS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
-READER_VERSION = 1  # raise it when the same file gives other rows than before
 PACKED = (".gz", ".zst")
 
 
@@ -47,8 +45,15 @@ class SourceFile:
     def version(self) -> str:
         """32 hex digits that name what reading this file gives: the content, the reader, and the settings that change rows."""
         spec = self.spec
-        named = [self.url, self.digest, self.format, READER_VERSION, spec.key, spec.limit, self.dataset, asdict(spec.options)]
-        return blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return source_version(
+            self.url,
+            self.digest,
+            self.format,
+            key=spec.key,
+            limit=spec.limit,
+            dataset=self.dataset,
+            options=asdict(spec.options),
+        )
 
 
 def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:

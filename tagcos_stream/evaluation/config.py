@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from tagcos_stream.config import Settings, Variant, wrong_values
+from tagcos_stream.config import DEFAULT_FRACTION, Settings, Variant, wrong_values
+from tagcos_stream.declare import check_declared, decided_by, setting
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -16,8 +17,11 @@ Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
 TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
 OWN = "own"  # a selection by the run's own settings
-# those that may be varied: of the clusters, of the pursuit
-OF_CLUSTERS, OF_PURSUIT = ("clusters", "min_cluster_rows", "max_cluster_rows"), ("ridge", "tol")
+# settings that may be varied: those of clusters and choice, but for what an evaluation varies anyway, and `sticky`, which
+# keeps the choices of an earlier run that no comparison has
+APART = ("method", "seed", "sticky")
+OF_CLUSTERS = tuple(name for name in decided_by(Settings, "clusters") if name not in APART)
+OF_PURSUIT = tuple(name for name in decided_by(Settings, "choice") if name not in APART)
 
 
 def _of_run(name: str) -> str:
@@ -30,64 +34,91 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # what is compared
-    root: str = Field("tagcos-data", description="Folder that holds everything durable.")
-    run: str = Field("latest", description="Complete run whose pool and features are selected from; latest is the newest.")
-    method: tuple[str, ...] = Field(
-        (RANDOM, "tagcos", FULL), description="Methods to compare: those of docs/controls.md, and full for the whole pool."
+    root: str = setting("machine", "tagcos-data", panel="What is compared", description="Folder that holds everything durable.")
+    run: str = setting(
+        "subject",
+        "latest",
+        panel="What is compared",
+        description="Complete run whose pool and features are selected from; latest is the newest.",
     )
-    fraction: tuple[float, ...] = Field((0.05,), description="Shares of the pool to select.")
-    seeds: int = Field(3, ge=1, description="Seeds of selection and training, the same for all methods: 0, 1 and on.")
-    gradient: tuple[Variant, ...] = Field(
-        (), description="Gradient variants to select by, where the run computed them; default the run's own."
+    method: tuple[str, ...] = setting(
+        "trials",
+        (RANDOM, "tagcos", FULL),
+        description="Methods to compare: those of docs/controls.md, and full for the whole pool.",
     )
-    vary: tuple[str, ...] = Field(
+    fraction: tuple[float, ...] = setting("trials", (DEFAULT_FRACTION,), description="Shares of the pool to select.")
+    seeds: int = setting("trials", 3, ge=1, description="Seeds of selection and training, the same for all methods: 0, 1 and on.")
+    gradient: tuple[Variant, ...] = setting(
+        "trials", (), description="Gradient variants to select by, where the run computed them; default the run's own."
+    )
+    vary: tuple[str, ...] = setting(
+        "trials",
         (),
         description=f"Settings to select by, each as NAME=VALUE ({', '.join(OF_CLUSTERS + OF_PURSUIT)}) or {OWN!r}, for the "
         "methods that read them; default the run's own.",
     )
-    weights: bool = Field(False, description="Also train with the selection's weights, where the method gives them.")
-    regime: tuple[Regime, ...] = Field(
+    weights: bool = setting("trials", False, description="Also train with the selection's weights, where the method gives them.")
+    regime: tuple[Regime, ...] = setting(
+        "trials",
         ("steps", "epochs"),
         description="Train all for as many steps, or for as many passes over their own examples; both by default.",
     )
 
     # how it is trained
-    model: str = Field("", description="Model to train, another than the run's to see whether a selection transfers.")
-    revision: str | None = Field(None, description="Revision of a hub model (branch, tag or commit).")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model, if you trust its author.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description=_of_run("dtype"))
-    quantize: Literal["8bit", "4bit"] | None = Field(None, description=_of_run("quantize"))
-    max_length: int | None = Field(None, ge=8, description="Tokens an example is cut to; default the run's.")
-    epochs: float = Field(4.0, gt=0, description="Passes over a selection (regime epochs).")
-    steps: int | None = Field(
-        None, ge=1, description="Steps of every training (regime steps); default those of the largest selection's passes."
+    model: str = setting(
+        "subject", "", description="Model to train, another than the run's to see whether a selection transfers."
     )
-    batch_size: int = Field(8, ge=1, description="Examples per step.")
-    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW.")
-    schedule: Schedule = Field("cosine", description="How the rate falls after its rise: cosine or linear to zero, or constant.")
-    rise: float = Field(0.03, ge=0, lt=1, description="Share of the steps over which the rate rises.")
-    lora_rank: int = Field(8, ge=1, description="Rank of the adapter.")
-    lora_alpha: float = Field(32, gt=0, description="Scale of the adapter (alpha).")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the adapter while it trains.")
-    lora_targets: tuple[str, ...] = Field((), description="Linear layers to adapt; default the attention projections.")
+    revision: str | None = setting("subject", None, description="Revision of a hub model (branch, tag or commit).")
+    trust_remote_code: bool = setting(
+        "machine",
+        False,
+        panel="How it is trained",
+        description="Run Python code that comes with the model, if you trust its author.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = setting("subject", None, description=_of_run("dtype"))
+    quantize: Literal["8bit", "4bit"] | None = setting("subject", None, description=_of_run("quantize"))
+    max_length: int | None = setting("training", None, ge=8, description="Tokens an example is cut to; default the run's.")
+    epochs: float = setting("training", 4.0, gt=0, description="Passes over a selection (regime epochs).")
+    steps: int | None = setting(
+        "subject",
+        None,
+        ge=1,
+        description="Steps of every training (regime steps); default those of the largest selection's passes.",
+    )
+    batch_size: int = setting("training", 8, ge=1, description="Examples per step.")
+    learning_rate: float = setting("training", 3e-4, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Schedule = setting(
+        "training", "cosine", description="How the rate falls after its rise: cosine or linear to zero, or constant."
+    )
+    rise: float = setting("training", 0.03, ge=0, lt=1, description="Share of the steps over which the rate rises.")
+    lora_rank: int = setting("training", 8, ge=1, description="Rank of the adapter.")
+    lora_alpha: float = setting("training", 32, gt=0, description="Scale of the adapter (alpha).")
+    lora_dropout: float = setting("training", 0.0, ge=0, lt=1, description="Dropout of the adapter while it trains.")
+    lora_targets: tuple[str, ...] = setting(
+        "training", (), description="Linear layers to adapt; default the attention projections."
+    )
 
     # what it is measured on
-    heldout_rows: int = Field(
-        64, ge=0, description="Held-out examples of each dataset that the loss is measured on, at most; 0 for all."
+    heldout_rows: int = setting(
+        "measured", 64, ge=0, description="Held-out examples of each dataset that the loss is measured on, at most; 0 for all."
     )
-    heldout_files: tuple[str, ...] = Field(
-        (), description="Files of your own to measure the loss on, instead of the rows that the root holds out."
+    heldout_files: tuple[str, ...] = setting(
+        "measured", (), description="Files of your own to measure the loss on, instead of the rows that the root holds out."
     )
-    tasks: str | None = Field(None, description="Folder with task data (docs/evaluation.md); default no tasks.")
-    task: tuple[TaskName, ...] = Field((), description="Tasks to measure; default all whose data is in the folder.")
-    task_items: int | None = Field(None, ge=1, description="Questions of each part of a task, at most; default all.")
+    tasks: str | None = setting("measured", None, description="Folder with task data (docs/evaluation.md); default no tasks.")
+    task: tuple[TaskName, ...] = setting("measured", (), description="Tasks to measure; default all whose data is in the folder.")
+    task_items: int | None = setting(
+        "measured", None, ge=1, description="Questions of each part of a task, at most; default all."
+    )
 
     # machine
-    device: str | None = Field(None, description=_of_run("device"))
-    batch_tokens: int | None = Field(None, ge=8, description="Tokens per pass; default 1024 on a CPU, on a GPU what fits.")
-    memory_limit: float | None = Field(None, gt=0, description="GiB that training may take; default what is free.")
-    threads: int | None = Field(None, ge=1, description="Processor threads; default all of the machine.")
-    wait: float = Field(60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
+    device: str | None = setting("machine", None, description=_of_run("device"))
+    batch_tokens: int | None = setting(
+        "machine", None, ge=8, description="Tokens per pass; default 1024 on a CPU, on a GPU what fits."
+    )
+    memory_limit: float | None = setting("machine", None, gt=0, description="GiB that training may take; default what is free.")
+    threads: int | None = setting("machine", None, ge=1, description="Processor threads; default all of the machine.")
+    wait: float = setting("machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
     @field_validator("method", "fraction", "gradient", "vary", "regime", "lora_targets", "heldout_files", "task", mode="before")
     @classmethod
@@ -129,11 +160,9 @@ class Evaluation(BaseModel):
         return self
 
 
+check_declared(Evaluation)
 # what tells one evaluation from another, beside pool, model and rows measured on; the others say how much of it is done
-FIXED_FIELDS = (
-    "max_length", "epochs", "batch_size", "learning_rate", "schedule", "rise", "lora_rank", "lora_alpha", "lora_dropout",
-    "lora_targets",
-)  # fmt: skip
+TRAINING_FIELDS = decided_by(Evaluation, "training")
 
 
 def changed(setting: str) -> dict[str, Any]:

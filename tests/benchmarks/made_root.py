@@ -18,8 +18,9 @@ from flows.context import Job, open_job, open_settings_root, run_stage
 from flows.progress import SilentReporter
 from flows.stages.gradients import recipe
 from storage.arrays import segments
-from storage.arrays.checkpoints import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from storage.arrays.checkpoints import StoredCheckpoint, save_checkpoint, save_space
 from storage.catalog import runs, spaces
+from tagcos_stream import identity
 from tagcos_stream.config import Settings, load_settings
 from tests.benchmarks.features import Shape
 
@@ -49,7 +50,7 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
     """The warm-up and gradient stages, but for the model: a space, and a feature for every example of the pool."""
     settings = job.settings
     fingerprint = {"model": "made", "dim": settings.dim}
-    space_id, variant = fingerprint_id(fingerprint), settings.gradient
+    space_id, variant = identity.space_id(fingerprint), settings.gradient
     if spaces.find_space(job.catalog, recipe(settings, variant)) is None:
         nothing = {"layer": np.zeros((2, 2), np.float32)}
         saved = save_checkpoint(job.root.files, space_id, StoredCheckpoint(1, 1e-4, 1, nothing, nothing, nothing))

@@ -12,8 +12,6 @@ import pytest
 
 from storage.arrays.checkpoints import (
     StoredCheckpoint,
-    canonical_json,
-    fingerprint_id,
     load_checkpoint,
     load_space,
     save_checkpoint,
@@ -26,6 +24,7 @@ from storage.catalog import clusterings, diagnostics, pool, runs, selections, sp
 from storage.gc import orphans, sweep, work_key
 from storage.root import Root, open_root
 from storage.snapshot import publish, snapshot_path
+from tagcos_stream import identity
 from tagcos_stream.types import UserError
 from tests.storage import tiny
 
@@ -224,7 +223,7 @@ def test_features_pool__leaves_out_rejects_and_uncommitted_blocks(filled: Root) 
 def test_spaces__round_trip_to_the_bit(root: Root) -> None:
     weights = {"a.b": np.array([[0.1, np.pi]], np.float32), "c": np.array(3.5, np.float32)}
     fingerprint = {"model": "m", "weights": [0.1, 1e-30], "é": "ü"}
-    space = fingerprint_id(fingerprint)
+    space = identity.space_id(fingerprint)
     saved = save_checkpoint(root.files, space, StoredCheckpoint(10, 2.1569e-06, 12, weights, weights, weights))
     save_space(root.files, space, fingerprint)
     loaded = load_checkpoint(root.files, space, 10, saved.digest)
@@ -232,7 +231,7 @@ def test_spaces__round_trip_to_the_bit(root: Root) -> None:
     np.testing.assert_array_equal(loaded.exp_avg_sq["a.b"], weights["a.b"])
     assert loaded.weights["c"].shape == ()
     assert load_space(root.files, space) == fingerprint
-    assert canonical_json({"b": 1, "a": [1.5]}) == '{"a":[1.5],"b":1}'
+    assert identity.canonical_json({"b": 1, "a": [1.5]}) == '{"a":[1.5],"b":1}'
     body = bytearray(root.files.read(saved.path))
     body[-3] ^= 1
     root.files.write(saved.path, bytes(body))

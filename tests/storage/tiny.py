@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from storage.arrays.checkpoints import StoredCheckpoint, fingerprint_id, save_checkpoint, save_space
+from storage.arrays.checkpoints import StoredCheckpoint, save_checkpoint, save_space
 from storage.arrays.grouped import regroup, write_centroids
 from storage.arrays.grouped_reader import open_clustering
 from storage.arrays.segments import create_segment, open_features
 from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
 from storage.root import Root, open_root
+from tagcos_stream import identity
 from tagcos_stream.types import IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
@@ -121,7 +122,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             step("ingest")
 
     fingerprint = {"model": "none", "dim": DIM}
-    space_id = fingerprint_id(fingerprint)
+    space_id = identity.space_id(fingerprint)
     if spaces.find_space(catalog, "tiny") is None:
         weights = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3)}
         saved = save_checkpoint(files, space_id, StoredCheckpoint(10, 1e-5, 10, weights, weights, weights))

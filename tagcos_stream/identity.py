@@ -1,0 +1,182 @@
+"""Every identity: what makes two things the same, so that what is there already is found and not computed again.
+
+| thing | the same when these agree | function |
+|---|---|---|
+| example | canonical content of its messages and tools | `tagcos_stream.data.canonical` |
+| source file | URL, content, reader, container, the source's settings that change rows | `source_version`, `file_id` |
+| run | every setting but those of the machine, with absolute sources; the run it selects from again | `config_hash` |
+| recipe of a space | settings that decide `feature`, `warmup` (unless an adapter is imported) and `weights` | `space_recipe` |
+| space | those settings, with model, template and checkpoints by their content: its fingerprint | `space_id` |
+| recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
+| clustering | its recipe, the ids of the pool it was fitted to, in order | `clustering_id` |
+| choice | clustering or space, group, its rows, its budget, settings that decide `choice` | `choice_id` |
+| evaluation | run, model content, settings that decide `training`, what these resolve to, rows measured on | `evaluation_id` |
+
+What a setting decides is declared at the setting (tagcos_stream/config.py), so that a new one enters the identities it must. The
+forms of the hashed values are kept as they were when stores were first written: another form would lose what these hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, WARMUP_FIELDS, Settings
+from tagcos_stream.declare import decided_by
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CHOICE = 1  # raise it when the same inputs choose otherwise than before
+READER_VERSION = 1  # raise it when the same file gives other rows than before
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt")
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Short stable name of plain data: `length` hex digits of blake2b over its sorted JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=length // 2).hexdigest()
+
+
+def content_digest(data: bytes) -> str:
+    """blake2b-128, 32 hex digits: of files and fingerprints alike."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+# source files
+
+
+def source_version(
+    url: str, content: str, container: str, *, key: str | None, limit: int | None, dataset: str, options: Mapping[str, Any]
+) -> str:
+    """32 hex digits that name what reading a file gives: the content, the reader, and the settings that change rows."""
+    named = [url, content, container, READER_VERSION, key, limit, dataset, options]
+    return content_digest(json.dumps(named, sort_keys=True).encode())
+
+
+def file_id(url: str, content: str, rules: str) -> str:
+    """16 hex digits: a file version in the catalog. `rules`: `source_version`, and what rows are decontaminated by."""
+    return content_digest("\0".join([url, content, rules]).encode())[:16]
+
+
+# runs
+
+
+def run_identity(settings: Settings) -> dict[str, Any]:
+    """The settings that tell one run from another."""
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in MACHINE_FIELDS}
+
+
+def config_hash(settings: Settings, reselects: str | None = None) -> str:
+    """Name of what tells one run from another; `reselects`: the run whose pool it selects from again."""
+    identity = {**run_identity(settings), "sources": absolute_sources(settings.sources)}
+    if reselects is not None:  # its pool is that run's, whatever the sources hold by now
+        identity["reselects"] = reselects
+    return digest(identity)
+
+
+def absolute_sources(sources: Sequence[str]) -> list[str]:
+    """Local paths made absolute: the same words in another folder name another pool."""
+    return [source if "://" in source else str(Path(source).absolute()) for source in sources]
+
+
+# feature spaces
+
+
+def space_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that fix what a feature means, but for those named by content: the model, and an adapter of the user's own,
+    which brings its rank, targets and training with it."""
+    values = settings.model_dump(mode="json")
+    return {name: values[name] for name in SPACE_FIELDS if not (settings.adapter and name in WARMUP_FIELDS)}
+
+
+def space_recipe(settings: Settings, variant: str) -> str:
+    """Name of all that is decided before a warm-up: runs that agree on it share one feature space, whatever their pool."""
+    decided = space_settings(settings) | {"gradient": variant}
+    for name in decided_by(Settings, "weights"):
+        if name != "adapter":
+            decided[name] = getattr(settings, name)
+    if settings.adapter:
+        decided["adapter"] = _adapter_content(settings.adapter)
+    return digest(decided)
+
+
+@lru_cache(maxsize=1)
+def _adapter_content(folder: str) -> str:
+    """Hash of what an imported adapter consists of: trained further in the same place, it is another one."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in ADAPTER_FILES:
+        path = Path(folder, name)
+        if path.is_file():
+            with path.open("rb") as file:
+                hashed.update(name.encode() + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return hashed.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces. NaN and infinity are refused: they are no JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def space_id(fingerprint: Mapping[str, Any]) -> str:
+    """16 hex digits: the name of the space with this fingerprint."""
+    return content_digest(canonical_json(fingerprint).encode())[:16]
+
+
+# clusterings
+
+
+def clustering_recipe(settings: Settings, space: str) -> str:
+    """Name of what is decided about a clustering, without the pool: a grown pool finds by it the one that is there."""
+    values = settings.model_dump(mode="json")
+    decided = {name: values[name] for name in decided_by(Settings, "clusters")}
+    decided["rows"] = [decided.pop("min_cluster_rows"), decided.pop("max_cluster_rows")]
+    return digest({"space": space, **decided})
+
+
+def clustering_id(settings: Settings, space: str, example_ids: Sequence[str]) -> str:
+    """Name of the clustering fitted to just this pool: its example ids, in order of segment and row."""
+    return digest({"recipe": clustering_recipe(settings, space), "pool": digest("".join(example_ids))})
+
+
+# choices
+
+
+def choice_id(settings: Settings, place: str, group: int, rows: pl.DataFrame, budget: int, earlier: Sequence[str] | None) -> str:
+    """32 hex digits: equal inputs, equal choice within a group.
+
+    Parameters
+    ----------
+    place
+        The clustering or the space: means and scores of the rows follow from it.
+    rows
+        The group's members: segment, row, in their order.
+    budget
+        Number of rows to choose.
+    earlier
+        Ids that an earlier run chose, where these are to be kept (`sticky`).
+    """
+    members = hashlib.blake2b(digest_size=16)
+    for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
+        members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
+    # `sticky` counts only with what it keeps, the seed of tagcos is that of its clustering
+    apart = ("method", "seed", "sticky")
+    decided = [getattr(settings, name) for name in decided_by(Settings, "choice") if name not in apart]
+    kept = None if earlier is None else [settings.sticky, list(earlier)]
+    named = [CHOICE, place, group, members.hexdigest(), budget, *decided, kept]
+    if settings.method != "tagcos":
+        named += [settings.method, settings.seed]
+    return digest(named, 32)
+
+
+# evaluations
+
+
+def evaluation_id(run_id: str, model: str, config: Mapping[str, Any], measured: str | None) -> str:
+    """12 hex digits. model: fingerprint of its content; config: how it is trained, in values that are resolved; measured: hash of
+    the rows that losses are measured on."""
+    return digest([run_id, model, config, measured], 12)
