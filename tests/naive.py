@@ -354,3 +354,13 @@ def jaccard(a: str, b: str, n: int) -> float:
     """Share of runs of n words that two texts have in common."""
     runs = [{tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (words(a), words(b))]
     return len(runs[0] & runs[1]) / len(runs[0] | runs[1])
+
+
+def naive_holm(p_values: list[float]) -> list[float]:
+    """Holm (1979): the i-th smallest of m p-values times m - i + 1, made monotone, at most 1."""
+    m = len(p_values)
+    adjusted = []
+    for p in p_values:
+        smaller = sorted(q for q in p_values if q <= p)
+        adjusted.append(min(1.0, max((m - i) * q for i, q in enumerate(smaller))))
+    return adjusted

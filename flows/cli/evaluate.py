@@ -25,7 +25,7 @@ def evaluate(
     evaluation_id = evaluate.evaluate(asked)
     catalog = open_root(asked.root, create=False).catalog
     if as_json:
-        print_json(report(catalog, evaluation_id))
+        print_json(report(catalog, evaluation_id, asked.against))
     else:
-        print_results(catalog, evaluation_id)
+        print_results(catalog, evaluation_id, asked.against)
     draw(lambda path: plots.plot_evaluation(catalog, evaluation_id, path))

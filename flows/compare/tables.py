@@ -18,8 +18,8 @@ TITLES = {
 }
 
 
-def report(catalog: Catalog, evaluation_id: str) -> dict[str, Any]:
-    """Everything there is: the evaluation, its units, and the rows of evaluation_of, those of single datasets too."""
+def report(catalog: Catalog, evaluation_id: str, against: str) -> dict[str, Any]:
+    """The evaluation with its units, the rows of evaluation_of (those of single datasets included), and the tests."""
     units = catalog.read(
         "SELECT * EXCLUDE (evaluation_id) FROM evaluation_units WHERE evaluation_id = ? ORDER BY finished_at", [evaluation_id]
     )
@@ -27,13 +27,24 @@ def report(catalog: Catalog, evaluation_id: str) -> dict[str, Any]:
         **evaluations.described(catalog, evaluation_id),
         "units": units.to_dicts(),
         "results": evaluations.results(catalog, evaluation_id).to_dicts(),
+        "comparisons": tested(catalog, evaluation_id, against).to_dicts(),
     }
 
 
-def print_results(catalog: Catalog, evaluation_id: str) -> None:
-    """A table a regime: of every measure the mean over seeds with its standard error, and the difference from random."""
+def tested(catalog: Catalog, evaluation_id: str, against: str) -> pl.DataFrame:
+    """`comparisons` of the loss with one method; of the first measure where no loss was measured."""
+    from tagcos_stream.evaluation.statistics import comparisons
+
+    scores = evaluations.scores(catalog, evaluation_id)
+    measure = "loss" if "loss" in scores["measure"] else scores["measure"].first()
+    return pl.DataFrame() if scores.is_empty() else comparisons(scores, against, str(measure))
+
+
+def print_results(catalog: Catalog, evaluation_id: str, against: str) -> None:
+    """Two tables a regime: the mean of every measure over seeds, and the paired differences from one method with their tests."""
     found = evaluations.described(catalog, evaluation_id)
     results = evaluations.results(catalog, evaluation_id).filter(pl.col("part").is_null())
+    differences = tested(catalog, evaluation_id, against)
     print(
         f"\nevaluation {evaluation_id}: {found['model']} on the pool of {found['run_id']}, {found['heldout_examples']} held-out "
         "examples; mean over seeds ± its standard error; vs random: mean of the differences of equal seeds"
@@ -41,6 +52,9 @@ def print_results(catalog: Catalog, evaluation_id: str) -> None:
     for (regime,), mine in results.group_by("regime", maintain_order=True):
         print(f"\n{title(str(regime), found['config'])}\n")
         print_frame(compact(mine))
+        if not differences.is_empty():
+            print(f"\nloss minus that of {against}: 95% intervals (Student t) of paired differences, p corrected by Holm\n")
+            print_frame(intervals(differences.filter(pl.col("regime") == regime)))
 
 
 def title(regime: str, config: dict[str, Any]) -> str:
@@ -79,6 +93,26 @@ def compact(results: pl.DataFrame) -> pl.DataFrame:
             row["sources ahead"] = "" if by_source["sources"] is None else f"{by_source['sources_ahead']}/{by_source['sources']}"
         rows.append((fraction, scores[first]["value"] if first in scores else 0.0, row))
     return pl.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
+
+
+def intervals(differences: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `comparisons` as text: one row a method and fraction."""
+    rows = []
+    for row in differences.iter_rows(named=True):
+        line = {"fraction": row["fraction"], "method": named(row), "pairs": row["pairs"]}
+        line["difference"] = _interval(row, "difference", "low", "high")
+        line["p (Holm)"] = "" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
+        line["detectable (80%)"] = "" if row["detectable"] is None else f"{row['detectable']:.4f}"
+        if row.get("median_dataset") is not None:
+            line["median dataset"] = _interval(row, *(f"median_dataset{end}" for end in ("", "_low", "_high")))
+            without = _interval(row, *(f"worst_without{end}" for end in ("", "_low", "_high")))
+            line["worst mean without a dataset"] = f"{without} ({row['worst_without_dataset']})"
+        rows.append(line)
+    return pl.DataFrame(rows)
+
+
+def _interval(row: dict[str, Any], mean: str, low: str, high: str) -> str:
+    return f"{row[mean]:+.4f}" + ("" if row[low] is None else f" [{row[low]:+.4f}, {row[high]:+.4f}]")
 
 
 def _with_error(value: float | None, error: float | None, sign: str = "") -> str:

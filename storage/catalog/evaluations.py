@@ -140,6 +140,11 @@ def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
     )
 
 
+def scores(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
+    """The rows of evaluation_scores: one a unit, measure and part."""
+    return catalog.read("SELECT * EXCLUDE (evaluation_id) FROM evaluation_scores WHERE evaluation_id = ?", [evaluation_id])
+
+
 def described(catalog: Catalog, evaluation_id: str) -> dict[str, Any]:
     """The row of `evaluations`, config and versions as plain data. UserError where there is none."""
     found = catalog.read("SELECT * FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).to_dicts()

@@ -64,6 +64,8 @@ class Evaluation(BaseModel):
         description="Train all for as many steps, or for as many passes over their own examples; both by default.",
     )
 
+    against: str = Field(RANDOM, description="Method of the evaluation that the others are tested against, seed by seed.")
+
     # how it is trained
     model: str = setting(
         "subject", "", description="Model to train, another than the run's to see whether a selection transfers."
@@ -134,6 +136,13 @@ class Evaluation(BaseModel):
                 raise ValueError(f"{name!r} is unknown; choose from {', '.join(METHODS)}, {FULL}")
         if not set(value) - {FULL}:
             raise ValueError(f"name a method beside {FULL}: a comparison needs something to compare")
+        return value
+
+    @field_validator("against")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"{value!r} is unknown; choose from {', '.join(METHODS)}")
         return value
 
     @field_validator("fraction")

@@ -212,7 +212,13 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos adam-delta", "tagcos adam-delta weighted"}
     for query in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         assert len(root.catalog.read(query)) > 0, query
-    assert len(report(root.catalog, name)["units"]) == 21
+    everything = report(root.catalog, name, "random")
+    assert len(everything["units"]) == 21
+    tagcos = next(r for r in everything["comparisons"] if (r["method"], r["weighted"], r["regime"]) == ("tagcos", False, "steps"))
+    assert tagcos["difference"] == pytest.approx((ours - random).mean())
+    assert tagcos["median_dataset"] == pytest.approx(middle.mean())
+    assert tagcos["low"] < tagcos["difference"] < tagcos["high"]
+    assert tagcos["p"] <= tagcos["p_holm"] <= 1
     assert check.check(root) == []
 
 

@@ -1,0 +1,93 @@
+"""Statistics of comparisons against SciPy's tests and definitions written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tagcos_stream.evaluation.statistics import CONFIDENCE, POWER, comparisons, holm, paired
+from tests import naive
+
+
+@pytest.mark.parametrize("n", [2, 4, 9])
+def test_paired__is_the_one_sample_t_test(n: int) -> None:
+    values = np.random.default_rng(n).normal(-0.02, 0.01, n)
+    found, test = paired(values), stats.ttest_1samp(values, 0)
+    assert (found.pairs, found.mean, found.p) == (n, pytest.approx(values.mean()), pytest.approx(test.pvalue))
+    interval = test.confidence_interval(CONFIDENCE)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_paired__a_difference_that_is_detectable_is_found_as_often_as_promised() -> None:
+    """Simulated: of 20,000 experiments with the true difference `detectable` and the spread that it was computed for."""
+    n, rng = 5, np.random.default_rng(0)
+    unit = rng.normal(size=n)
+    unit = (unit - unit.mean()) / unit.std(ddof=1)  # an observed spread of exactly one
+    detectable = paired(unit).detectable
+    assert detectable is not None
+    draws = rng.normal(detectable, 1, (20_000, n))
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 1 - CONFIDENCE
+    assert found.mean() == pytest.approx(POWER, abs=0.01)
+
+
+def test_paired__one_seed_says_nothing_of_the_spread() -> None:
+    found = paired([0.25])
+    assert (found.pairs, found.mean, found.low, found.p, found.detectable) == (1, 0.25, None, None, None)
+    with pytest.raises(ValueError, match="finite"):
+        paired([float("nan"), 1.0])
+    with pytest.raises(ValueError, match="at least one"):
+        paired([])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_holm__equals_the_definition(p: list[float]) -> None:
+    adjusted = holm(p)
+    assert adjusted == pytest.approx(naive.naive_holm(p))
+    assert (adjusted >= np.array(p) - 1e-15).all()
+    assert (adjusted <= 1).all()
+
+
+def _scores(values: dict[str, np.ndarray]) -> pl.DataFrame:
+    """Units from (S seeds, datasets) losses by method, with the mean over datasets as the whole."""
+    rows = []
+    for method, losses in values.items():
+        for seed, by_dataset in enumerate(losses):
+            parts = {None: by_dataset.mean()} | {f"d{i}": value for i, value in enumerate(by_dataset)}
+            for part, value in parts.items():
+                rows.append(
+                    {
+                        "regime": "steps", "fraction": 0.05, "method": method, "gradient": "", "setting": "", "weighted": False,
+                        "seed": seed, "measure": "loss", "part": part, "value": float(value),
+                    }
+                )  # fmt: skip
+    return pl.DataFrame(rows, schema_overrides={"part": pl.String})
+
+
+def test_comparisons__pair_seeds_and_leave_out_the_dataset_that_carries_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.normal(2, 0.1, (4, 3))
+    carried = base + rng.normal(0, 0.001, (4, 3))
+    carried[:, 2] -= 0.3  # all of the gain is in one dataset
+    table = comparisons(_scores({"random": base, "tagcos": carried, "longest": base + 0.2}), "random")
+    assert table["method"].to_list() == ["tagcos", "longest"]
+    row = table.row(0, named=True)
+    apart = carried - base
+    assert row["difference"] == pytest.approx(apart.mean())
+    assert row["p"] == pytest.approx(stats.ttest_1samp(apart.mean(axis=1), 0).pvalue)
+    assert table["p_holm"].to_list() == pytest.approx(naive.naive_holm(table["p"].to_list()))
+    assert row["median_dataset"] == pytest.approx(np.median(apart, axis=1).mean())
+    assert row["worst_without_dataset"] == "d2"
+    assert row["worst_without"] == pytest.approx(apart[:, :2].mean())
+    assert abs(row["worst_without"]) < 0.01 < abs(row["difference"])
+
+
+def test_comparisons__use_only_seeds_that_both_have_and_need_a_reference() -> None:
+    base = np.full((3, 2), 2.0)
+    scores = _scores({"random": base, "omp": base - 0.1}).filter(~((pl.col("method") == "random") & (pl.col("seed") == 2)))
+    assert comparisons(scores, "random")["pairs"].to_list() == [2]
+    assert comparisons(scores, "balanced").is_empty()
