@@ -63,8 +63,9 @@ class Evaluation(BaseModel):
         ("steps", "epochs"),
         description="Train all for as many steps, or for as many passes over their own examples; both by default.",
     )
-
-    against: str = Field(RANDOM, description="Method of the evaluation that the others are tested against, seed by seed.")
+    against: str = setting(
+        "trials", RANDOM, description="Method of the evaluation that the others are tested against, seed by seed."
+    )
 
     # how it is trained
     model: str = setting(
