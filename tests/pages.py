@@ -1,8 +1,4 @@
-"""Pages for tests: as a file, and in a real headless Chromium (Debian's packages chromium and chromium-driver, or a Chrome).
-
-`python -m tests.pages ROOT FILE.png` takes a picture of the report of a root's newest run, as the README shows one of
-`tagcos demo` (after `tagcos diagnose`, so that there are controls to compare with).
-"""
+"""Pages for tests: as a file, and in a real headless Chromium (Debian's packages chromium and chromium-driver, or a Chrome)."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +26,6 @@ OPTIONS = (
     "--disable-component-update",
     "--hide-scrollbars",
 )
-PICTURE_HEIGHT = 1000  # pixels of the README's picture
 
 
 class Content(HTMLParser):
@@ -165,25 +159,3 @@ def browser() -> Iterator[Browser]:
         yield Browser(opened)
     finally:
         opened.quit()
-
-
-def take_picture(root: str, to: Path) -> None:
-    """The top of the report page of a root's newest run, as a small PNG: the picture of the README."""
-    from PIL import Image
-
-    from flows.report.build import write_report
-    from storage.catalog import runs
-    from storage.root import open_root
-
-    opened = open_root(root, create=False)
-    place, _ = write_report(opened, runs.find_run(opened.catalog, "latest"))
-    with browser() as chromium:
-        chromium.open(Path(place).absolute(), width=1100)
-        chromium.picture(to)
-    with Image.open(to) as whole:
-        top = whole.convert("RGB").crop((0, 0, whole.width, min(whole.height, PICTURE_HEIGHT)))
-    top.quantize(128, dither=Image.Dither.NONE).save(to, optimize=True)
-
-
-if __name__ == "__main__":
-    take_picture(sys.argv[1], Path(sys.argv[2]))
