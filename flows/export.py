@@ -40,24 +40,31 @@ def export(
 
 
 def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
-    from tagcos_stream.gradients.chat import NoTargets, encode
-    from tagcos_stream.gradients.model import load_tokenizer
+    from flows.workers.gradients import Rejected, encode_row
+    from tagcos_stream.gradients.model import load_max_positions, load_tokenizer
 
     config = json.loads(run["config"])
     # a run's record may be older than a setting
     settings = Settings(**{name: value for name, value in config.items() if name in Settings.model_fields})
     own = tokenizer is None or tokenizer == settings.model
-    loaded = load_tokenizer(
-        settings.model if tokenizer is None else tokenizer,
-        revision=settings.revision if own else None,
-        trust_remote_code=settings.trust_remote_code and own,
-    )
+    named = settings.model if tokenizer is None else tokenizer
+    source: dict[str, Any] = {
+        "revision": settings.revision if own else None,
+        "trust_remote_code": settings.trust_remote_code and own,
+    }
+    loaded = load_tokenizer(named, **source)
+    longest = settings.max_length
+    try:
+        longest = min(longest, load_max_positions(named, **source))
+    except UserError:
+        if own:
+            raise  # the features were computed within its limit
+        # otherwise a folder that holds a tokenizer and no model, which has no limit
 
     def encoded(example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        try:
-            found = encode(loaded, example["messages"], max_length=settings.max_length, tools=example["tools"])
-        except NoTargets as error:
-            raise Unfit(str(error)) from error
+        found = encode_row(loaded, example, longest, settings.too_long == "reject")
+        if isinstance(found, Rejected):
+            raise Unfit(found.detail or found.reason)
         ids = found.input_ids.tolist()
         return ids, [token if target else -100 for token, target in zip(ids, found.target.tolist(), strict=True)]
 

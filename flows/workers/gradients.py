@@ -7,7 +7,7 @@ which owns the catalog, makes a block true.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -220,7 +220,7 @@ def _advance(progress: Callable[[float], None] | None, before: int, now: float) 
         progress(before + now)
 
 
-def encode_row(tokenizer: Any, row: dict[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
+def encode_row(tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
     """The example as tokens, or why not."""
     try:
         encoded = encode(tokenizer, row["messages"], max_length=longest, tools=row["tools"])

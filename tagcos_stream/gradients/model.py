@@ -70,8 +70,7 @@ def load_model(
         model.to(device)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    return LoadedModel(model, tokenizer, ref, model_fingerprint(model, tokenizer), int(positions), device, dtype)
+    return LoadedModel(model, tokenizer, ref, model_fingerprint(model, tokenizer), _positions(model.config), device, dtype)
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -83,6 +82,23 @@ def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: 
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(ref, error) from error
+
+
+def load_max_positions(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """`LoadedModel.max_positions` of what `load_model` loads, from the configuration alone. UserError where there is none."""
+    from transformers import AutoConfig
+
+    source, options = _source(ref)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(ref, error) from error
+    return _positions(config)
+
+
+def _positions(config: Any) -> int:
+    """Longest sequence that a configuration allows, in tokens; practically unlimited where it does not say."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def _not_loaded(ref: str, error: Exception) -> UserError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +17,7 @@ import yaml
 from flows import export, pipeline
 from flows.cli.store import FormatName
 from flows.progress import SilentReporter
+from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
 from storage.exports import write as exports
 from storage.exports.files import MARK
@@ -23,7 +26,7 @@ from tagcos_stream.data.read import read_file, resolve_sources
 from tagcos_stream.gradients.chat import encode
 from tagcos_stream.gradients.model import load_tokenizer
 from tagcos_stream.types import UserError
-from tests.models import tiny_model
+from tests.models import tiny_model, tiny_tokenizer
 
 U, A, S, T = "user", "assistant", "system", "tool"
 TOOL = {"type": "function", "function": {"name": "f", "description": "adds", "parameters": {"type": "object", "x": [1, 2.5]}}}
@@ -294,6 +297,40 @@ def test_export__trl_trains_on_it_by_weight(
         for name, parameter in model.named_parameters():
             expected = parameter.detach() - parameter.grad
             assert torch.allclose(after[name], expected, atol=2e-5), (name, batch)
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "reject"])
+def test_export__trl_keeps_to_the_model_s_own_maximum_length(
+    small_settings: Callable[..., dict[str, Any]], model_folder: Path, tmp_path: Path, too_long: str
+) -> None:
+    """No row is longer than the features saw; a model of few positions allows less than max_length."""
+    short = tmp_path / "short"
+    shutil.copytree(model_folder, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 72}))
+    settings = small_settings(model=str(short), max_length=512, fraction=1.0, too_long=too_long)
+    outcome = pipeline.run(pipeline.load_settings(settings), SilentReporter())
+    root = open_root(settings["root"], create=False)
+    export.export(root, outcome.run_id, tmp_path / "trl", format="trl")
+    written = {row["example_id"]: len(row["input_ids"]) for row in rows_of(tmp_path / "trl" / "tagcos.parquet")}
+    space_id = runs.run_status(root.catalog, outcome.run_id).run["space_id"]
+    pool = spaces.features_pool(root.catalog, outcome.run_id, space_id)
+    assert written == dict(pool.select("example_id", "tokens").iter_rows())
+    assert max(written.values()) <= 72
+    assert (max(written.values()) == 72) == (too_long == "truncate")
+
+    # a tokenizer that needs more tokens: the same rule, by the maximum length of the model that it belongs to
+    other = tmp_path / "other"
+    shutil.copytree(short, other)
+    tiny_tokenizer("{% for m in messages %}{{ '<|im_start|>' + m['role'] + ', once again: ' + m['content'] }}{% endfor %}"
+                   ).save_pretrained(other)  # fmt: skip
+    if too_long == "truncate":
+        export.export(root, outcome.run_id, tmp_path / "longer", format="trl", tokenizer=str(other), leave_out=True)
+        lengths = [len(row["input_ids"]) for row in rows_of(tmp_path / "longer" / "tagcos.parquet")]
+        assert max(lengths) == 72
+    else:
+        with pytest.raises(UserError, match=r"do not fit trl: \d+ with more than 72 tokens"):
+            export.export(root, outcome.run_id, tmp_path / "longer", format="trl", tokenizer=str(other))
 
 
 def test_export__a_folder_that_is_not_ours_stays(exported: tuple[Root, str], tmp_path: Path) -> None:
