@@ -29,6 +29,7 @@ def test_readme__names_every_command() -> None:
 def test_readme__picture_is_small() -> None:
     for path in re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", README):
         assert (ROOT / path).stat().st_size < 300_000
+    assert "docs/images/report.png" in README
 
 
 def tree_entries(text: str) -> Iterator[tuple[Path, str]]:

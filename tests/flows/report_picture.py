@@ -47,6 +47,7 @@ def take_picture(root: str, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
         chromium.open(Path(place).absolute(), width=WIDTH)
+        chromium.run("document.querySelectorAll('details').forEach((e) => { e.open = false })")  # plots before tables
         chromium.picture(to)
     with Image.open(to) as whole:
         top = whole.convert("RGB").crop((0, 0, whole.width, min(whole.height, HEIGHT)))
