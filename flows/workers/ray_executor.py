@@ -50,7 +50,7 @@ class RayWorker:
 class _Worker:
     actor: Any
     in_hand: deque[Any] = field(default_factory=deque)  # given, no result yet; results come in this order
-    told: bool = False  # that there is no more
+    closed: bool = False  # it gets no more tasks, and ends after those in hand
 
 
 def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahead: int) -> Iterator[Any]:
@@ -68,32 +68,33 @@ def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahea
         workers[actor.results.options(num_returns="streaming").remote()] = _Worker(actor)
 
     def feed(worker: _Worker) -> None:
-        while todo and len(worker.in_hand) < ahead:
+        while todo and not worker.closed and len(worker.in_hand) < ahead:
             task = todo.popleft()
             worker.in_hand.append(task)
             worker.actor.give.remote(task)
-        if not todo and not worker.told:
-            worker.told = True
+        if not todo and not worker.closed:
+            worker.closed = True
             worker.actor.give.remote(None)
 
     for _ in range(min(settings.workers, len(tasks))):
         start()
-    expected = len(tasks)
+    expected = len(tasks)  # always in `todo` or in the hands of a worker, so that there is a worker to wait for
     try:
         while expected:
             (stream,), _ = ray.wait(list(workers), num_returns=1)
             worker = workers[stream]
             try:
                 result = ray.get(next(stream))
-            except StopIteration:
+            except (StopIteration, ray.exceptions.RayActorError) as error:
                 del workers[stream]
-                continue
-            except ray.exceptions.RayActorError as error:
-                del workers[stream]
+                if isinstance(error, StopIteration) and worker.closed and not worker.in_hand:
+                    continue
+                # lost, however its stream ends: the stream of a killed worker may end without an error
                 losses += 1
                 if losses >= LOSSES:
+                    reason = str(error).splitlines()[0] if str(error) else "ended with tasks in hand"
                     raise UserError(
-                        f"{losses} Ray workers were lost one after the other ({str(error).splitlines()[0]}); if for memory, "
+                        f"{losses} Ray workers were lost one after the other ({reason}); if for memory, "
                         "lower --batch-tokens or ask for more CPUs a worker with --threads; run the same command again to go on"
                     ) from error
                 todo.extendleft(reversed(worker.in_hand))

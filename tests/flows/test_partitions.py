@@ -99,6 +99,29 @@ def deadly(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | Non
         yield task
 
 
+def quits(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    """Ends without an error after the first of its tasks: once, where `spec` names a file that it can make, else each time."""
+    for task in tasks:
+        if spec:
+            yield task
+        if not spec or not os.path.exists(spec):
+            if spec:
+                Path(spec).touch()
+            return
+
+
+def outlived(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    """Task 1 kills its first worker; task 0 ends shortly after that."""
+    for task in tasks:
+        if task == 1 and not os.path.exists(spec):
+            Path(spec).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while task == 0 and not os.path.exists(spec):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        yield task
+
+
 @pytest.mark.parametrize("settings", [{"run_on": "threads"}, {"run_on": "processes"}, {"workers": 3}])
 def test_partitioned__every_task_once(settings: dict[str, Any]) -> None:
     found = sorted(partitioned(squares, 3, list(range(20)), Settings(**settings)))
@@ -194,6 +217,21 @@ def test_ray__what_a_lost_worker_had_in_hand_is_done_again(cluster: None, tmp_pa
     assert sorted(partitioned(deadly, str(tmp_path / "died"), list(range(12)), settings, ahead=3)) == list(range(12))
     with pytest.raises(UserError, match="3 Ray workers were lost"):
         list(partitioned(deadly, "", [3], settings))
+
+
+@needs_ray
+def test_ray__a_worker_that_ends_with_tasks_in_hand_is_lost(cluster: None, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        settings = Settings(run_on="ray", workers=workers)
+        assert sorted(partitioned(quits, str(tmp_path / f"{workers}"), list(range(9)), settings, ahead=3)) == list(range(9))
+    with pytest.raises(UserError, match=r"3 Ray workers were lost one after the other \(ended with tasks in hand\)"):
+        list(partitioned(quits, "", [1, 2], Settings(run_on="ray", workers=1)))
+
+
+@needs_ray
+def test_ray__a_task_given_back_goes_to_a_new_worker(cluster: None, tmp_path: Path) -> None:
+    """Not to one that was already closed: it would end with the task in hand."""
+    assert sorted(partitioned(outlived, str(tmp_path / "died"), [0, 1], Settings(run_on="ray", workers=2))) == [0, 1]
 
 
 @needs_ray
