@@ -8,17 +8,18 @@ inside the root and no bias correction; `adam-corrected` is torch.optim.AdamW's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numba
 import numpy as np
 
+from tagcos_stream.config import Variant
 from tagcos_stream.gradients.projection.kernels import one_thread
 
 if TYPE_CHECKING:
     import torch
 
-VARIANTS = ("adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign")
+VARIANTS: tuple[str, ...] = get_args(Variant)
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
 from tagcos_stream.data.containers.json_list import read_json
@@ -15,25 +15,42 @@ if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
 
+# reads an opened file from a row on: (file, what is known of it, first row, rows of a block, limits) -> blocks of rows
+Reader = Callable[[IO[bytes], "SourceFile", int, int, Limits], Iterator[Raw]]
+
+
+def _jsonl(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    return read_lines(Unpacked(raw, limits), start_row, block_rows, limits)
+
+
+def _json(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    return read_json(Unpacked(raw, limits), start_row, block_rows, limits, file.spec.key)
+
+
+def _csv(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    return read_csv(Unpacked(raw, limits), file, start_row, block_rows, limits)
+
+
+# one entry for each container; the endings of file names are in sources.CONTAINERS
+READERS: dict[str, Reader] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "tsv": _csv,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+}
+
+
 def open_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
     """Blocks of uninterpreted rows from `start_row` on, at least one. UserError where the file as a whole cannot be read."""
     with open_bytes(file.url) as raw:
         if file.size == 0:
             yield Raw(1, 0, rejects=[Reject(0, "empty_file", "the file holds nothing", "")] if start_row == 0 else [])
-        elif file.format == "parquet":
-            yield from read_parquet(raw, file, start_row, block_rows, limits)
-        elif file.format == "arrow":
-            yield from read_arrow(raw, file, start_row, block_rows, limits)
+        elif file.format in READERS:
+            yield from READERS[file.format](raw, file, start_row, block_rows, limits)
         else:
-            stream = Unpacked(raw, limits)
-            if file.format == "jsonl":
-                yield from read_lines(stream, start_row, block_rows, limits)
-            elif file.format == "json":
-                yield from read_json(stream, start_row, block_rows, limits, file.spec.key)
-            elif file.format in ("csv", "tsv"):
-                yield from read_csv(stream, file, start_row, block_rows, limits)
-            else:
-                raise UserError(f"{file.url}: format {file.format!r} is unknown")
+            raise UserError(f"{file.url}: format {file.format!r} is unknown; use one of {', '.join(READERS)}")
 
 
 def open_bytes(url: str) -> IO[bytes]:
