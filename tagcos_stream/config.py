@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
+from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
 GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # of the pool that is selected
 Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
-MethodName = Literal[
-    "tagcos", "omp", "random", "stratified", "longest", "hardest", "perplexity", "kcenter", "centroid", "herding",
-    "herding-clusters",
-]  # fmt: skip
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]  # options, forms and messages list them
 
 # The paper's setting, whole (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {

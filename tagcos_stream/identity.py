@@ -9,11 +9,12 @@
 | space | those settings, with model, template and checkpoints by their content: its fingerprint | `space_id` |
 | recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
 | clustering | its recipe, the ids of the pool it was fitted to, in order | `clustering_id` |
-| choice | clustering or space, group, its rows, its budget, settings that decide `choice` | `choice_id` |
+| choice | clustering or space, group, its rows, its budget, method, seed, settings that the method reads | `choice_id` |
 | evaluation | run, model content, settings that decide `training`, what these resolve to, rows measured on | `evaluation_id` |
 
 What a setting decides is declared at the setting (tagcos_stream/config.py), so that a new one enters the identities it must. The
-forms of the hashed values are kept as they were when stores were first written: another form would lose what these hold.
+forms of the hashed values are kept as they were when stores were first written: another form would lose what these hold. (That of
+choices has changed once: it costs the first run after an upgrade the choices within clusters, no feature.)
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, WARMUP_FIELDS, Settings
 from tagcos_stream.declare import decided_by
+from tagcos_stream.selection.methods import METHODS
 
 if TYPE_CHECKING:
     import polars as pl
 
-CHOICE = 1  # raise it when the same inputs choose otherwise than before
+CHOICE = 2  # raise it when the same inputs choose otherwise than before
 READER_VERSION = 1  # raise it when the same file gives other rows than before
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt")
 
@@ -163,13 +165,11 @@ def choice_id(settings: Settings, place: str, group: int, rows: pl.DataFrame, bu
     members = hashlib.blake2b(digest_size=16)
     for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
         members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
-    # `sticky` counts only with what it keeps, the seed of tagcos is that of its clustering
-    apart = ("method", "seed", "sticky")
-    decided = [getattr(settings, name) for name in decided_by(Settings, "choice") if name not in apart]
+    values = settings.model_dump(mode="json")
+    # `sticky` counts only with what it keeps
+    read = {name: values[name] for name in METHODS[settings.method].settings if name != "sticky"}
     kept = None if earlier is None else [settings.sticky, list(earlier)]
-    named = [CHOICE, place, group, members.hexdigest(), budget, *decided, kept]
-    if settings.method != "tagcos":
-        named += [settings.method, settings.seed]
+    named = [CHOICE, place, group, members.hexdigest(), budget, settings.method, settings.seed, read, kept]
     return digest(named, 32)
 
 

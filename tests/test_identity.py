@@ -102,7 +102,7 @@ def test_identity__selecting_again_changes_no_space_but_by_the_variant() -> None
 
 
 def test_identity__names_are_those_that_stores_have() -> None:
-    """Digests of the first stores: another one would compute again what a root holds."""
+    """Digests of the stores that there are: another one would compute again what a root holds."""
     first = load_settings({"sources": ("/pool/a.jsonl",), "model": "org/name", "revision": "main"})
     changes = {"method": "omp", "seed": 3, "sticky": 0.05, "clusters": 7, "count": 12, "lora_ranks": ("q_proj=4",)}
     second = load_settings({"model": "org/name", **changes}, preset="published")
@@ -122,15 +122,15 @@ def test_identity__names_are_those_that_stores_have() -> None:
             "06be6c36d7411ecf",
             "3cf3872ee553beae",
             "4a48a1154b1bc621",
-            "f4ccdc6b6ecd75671f2f74579fb7b80a",
-            "aad8a4a0a5251f5a85cd45bf1b604813",
+            "cc8444dd95d635fdef0fd9d95ef78512",
+            "3a1c347500793ecbfb06aaa821a63ea1",
         ),
         (
             "0123fc0d8c8df114",
             "1cdbe284d9c4af69",
             "9450b39bb19e4aca",
-            "3be4580cee6b952fb702d42f54de179b",
-            "2fae7c7bc8c60b2181ff654a0f4215c5",
+            "8ecb77c923f9c36b71545a22a05371d1",
+            "e3e85a217df53262e533805b26c4eea7",
         ),
     ]
     assert identity.space_id({"settings": {"dim": 8}, "model": "é"}) == "2089ef9de4b5224a"

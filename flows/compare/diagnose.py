@@ -16,26 +16,25 @@ import polars as pl
 from flows.context import memory_bytes
 from flows.pipeline import changed_settings
 from flows.progress import Reporter, default_reporter
-from flows.stages.choose import Groups, choose, labelled, scalars, strata, warning, whole_pool
 from flows.stages.cluster import keys
 from flows.stages.match import coverage, measured_rows
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics, runs, spaces
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.rows.blocks import Dimensions, group_means
 from tagcos_stream.selection.budget import allocate
+from tagcos_stream.selection.groups import Group, divide, example_columns
 from tagcos_stream.selection.match import (
-    Dimensions,
     fit_bytes,
     fitted_weights,
-    group_means,
     held_out_dimensions,
     match,
     match_bytes,
     relative_error,
 )
-from tagcos_stream.selection.methods import METHODS
-from tagcos_stream.types import UserError
+from tagcos_stream.selection.methods import METHODS, Limits
+from tagcos_stream.types import RowBlocks, UserError
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
@@ -173,30 +172,30 @@ class _Bench:
 
     def _choose(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the chosen (k,) and their shares in the pool's mean."""
-        method, budget = settings.method, settings.budget(len(self.pool))
-        groups, distances = self._groups(settings)
-        if said := warning(method, len(self.pool), budget, self.seen.dim):
-            self.reporter.say(said)
-        known = scalars(method, self.pool, settings.seed, distances)
+        method, budget = METHODS[settings.method], settings.budget(len(self.pool))
+        made = self._clustering(settings) if method.within == "clusters" else None
+        groups = divide(method, self.pool) if made is None else divide(method, self.pool, made.labels, len(made.means))
+        if warning := method.warning(len(self.pool), budget, self.seen.dim):
+            self.reporter.say(warning)
+        columns = example_columns(method, self.pool, settings.seed, None if made is None else made.distances)
+        read = {name: getattr(settings, name) for name in method.settings}
+        limits = Limits(self.limit, settings.threads)
         positions, shares = [], []
         for g, part in enumerate(allocate(groups.sizes, budget).tolist()):
             if not part:
                 continue
-            choice = choose(settings, groups, known, g, part, progress=lambda chosen, of: None)
-            positions.append(groups.members(g)[choice.indices])
+            members = groups.members(g)
+            features: np.ndarray | RowBlocks | None = None
+            if method.features:
+                features = self.seen if method.within == "pool" else self._gather_seen(members)
+            mean = None if made is None else made.means[g]
+            group = Group({name: values[members] for name, values in columns.items()}, features, mean)
+            choice = method.choose(group, part, read, limits)
+            positions.append(members[choice.indices])
             shares.append(
                 np.full(part, 1 / budget) if choice.weights is None else choice.weights * groups.sizes[g] / len(self.pool)
             )
         return np.concatenate(positions), np.concatenate(shares)
-
-    def _groups(self, settings: Settings) -> tuple[Groups, np.ndarray | None]:
-        within = METHODS[settings.method].within
-        if within == "strata":
-            return strata(self.pool), None
-        if within == "pool":
-            return whole_pool(self.seen), None
-        made = self._clustering(settings)
-        return labelled(made.labels, len(made.means), self._gather_seen, made.means), made.distances
 
     def _gather_seen(self, positions: np.ndarray) -> np.ndarray:
         needed = 4 * len(positions) * self.seen.dim

@@ -67,7 +67,7 @@ def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Set
 
 def _variants(method: str, asked: Evaluation, base: dict[str, Any]) -> tuple[str, ...]:
     """The gradient variants that make a difference to the method."""
-    if not METHODS[method].features and METHODS[method].within != "clusters":
+    if not METHODS[method].reads_features:
         return ("",)
     return asked.gradient or (run_settings(base, asked).gradient,)
 

@@ -12,7 +12,8 @@ from flows.context import Job
 from flows.stages.cluster import View, open_view
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics
-from tagcos_stream.selection.match import Match, group_means, match, match_bytes, reached
+from tagcos_stream.rows.blocks import group_means
+from tagcos_stream.selection.match import Match, match, match_bytes, reached
 
 
 def measure(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> dict[str, Any]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from flows.context import Job
-from flows.stages.choose import Groups, choose, labelled, pursued, scalars, strata, warning, whole_pool
 from flows.stages.cluster import View, features_pool, open_view
 from flows.stages.match import measure
 from flows.workers.executor import partitioned, sharing
+from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage import snapshot
-from storage.arrays import segments
 from storage.catalog import clusterings, refreshes, runs, selections
 from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.budget import allocate
-from tagcos_stream.selection.methods import METHODS, Choice
-
-Chosen = Iterator[tuple[int, Choice, float]]  # group, what was chosen from it, seconds
+from tagcos_stream.selection.groups import Groups, divide, example_columns
+from tagcos_stream.selection.methods import METHODS
 
 
 def select(job: Job) -> dict[str, Any]:
@@ -29,15 +26,15 @@ def select(job: Job) -> dict[str, Any]:
 
     A group whose inputs an earlier run had takes over that run's choice.
     """
-    settings = job.settings
+    settings, method = job.settings, METHODS[job.settings.method]
     space_id, pool = features_pool(job)
     view = None
-    if METHODS[settings.method].within == "clusters":
+    if method.within == "clusters":
         view = open_view(job, runs.run_status(job.catalog, job.run_id).run["clustering_id"], pool)
-    groups = _groups(job, space_id, pool, view)
+    groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
     budgets = allocate(groups.sizes, settings.budget(len(pool)))
-    if said := warning(settings.method, len(pool), int(budgets.sum()), settings.dim):
-        job.reporter.say(said)
+    if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
+        job.reporter.say(warning)
     earlier = _earlier(job, space_id, pool)
     place = space_id if view is None else view.reader.clustering_id
     inputs = {
@@ -46,41 +43,26 @@ def select(job: Job) -> dict[str, Any]:
     }
     copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
     done = selections.clusters_done(job.catalog, job.run_id)
-    left = [g for g in inputs if g not in done]
+    inertia = None if view is None else view.totals.inertia()
     with job.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-
-        def chosen(count: float) -> None:
-            progress(resumed + count)
-
-        if view is not None and settings.method == "tagcos":
-            found = _pursue(job, view, groups, budgets, left, earlier, chosen)
-        else:
-            found = _choose(job, pool, view, groups, budgets, left, chosen)
-        for g, choice, seconds in found:
-            _commit(job, g, pool[groups.members(g)], choice, int(budgets[g]), groups.inertia, inputs[g], seconds)
+        tasks = _tasks(job, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier)
+        spec = _spec(job, space_id, view, len(tasks))
+        within = lambda chosen: progress(resumed + chosen)  # noqa: E731
+        for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
+            g, rows = found.group, pool[groups.members(found.group)]
+            spread = None if inertia is None else float(inertia[g])
+            _commit(job, found, rows, int(budgets[g]), inertia=spread, inputs=inputs[g], sticky=earlier is not None)
             ready += int(budgets[g])
             progress(ready)
     counts = {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
     return counts | measure(job, space_id, pool, view)
 
 
-def _groups(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> Groups:
-    """What shares the budget. Of a clustering, which may know more rows, the pool's."""
-    if view is not None:
-        reader, positions, totals = view.reader, view.positions, view.totals
-        return labelled(
-            view.labels, reader.n_clusters, lambda mine: reader.rows(positions[mine]), totals.means(), totals.inertia()
-        )
-    if METHODS[job.settings.method].within == "strata":
-        return strata(pool)
-    return whole_pool(segments.open_features(job.root.files, space_id, pool))
-
-
 def _earlier(job: Job, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
-    """(N,) bool: rows that the run before chose; None where they are not to keep their place, which is the pursuit's to offer."""
-    if job.settings.sticky is None or job.settings.method != "tagcos":
+    """(N,) bool: rows that the run before chose; None where they are not to be kept, or the method does not keep any."""
+    if job.settings.sticky is None or "sticky" not in METHODS[job.settings.method].settings:
         return None
     base = refreshes.base_run(job.catalog, job.run_id, space_id)
     chosen = set() if base is None else selections.chosen_by(job.catalog, base)
@@ -92,69 +74,57 @@ def _earlier_of(pool: pl.DataFrame, members: np.ndarray, earlier: np.ndarray | N
     return None if earlier is None else pool["example_id"].gather(members[earlier[members]]).to_list()
 
 
-def _pursue(
-    job: Job,
-    view: View,
-    groups: Groups,
-    budgets: np.ndarray,
-    left: Sequence[int],
-    earlier: np.ndarray | None,
-    progress: Callable[[float], None],
-) -> Chosen:
-    """The pursuit in clusters, wherever partitions run; in the order in which they finish."""
-    from flows.workers.pursuit import ClusterTask, PursuitSpec, pursue
-
-    settings, name = job.settings, view.reader.clustering_id
-    tasks = []
-    for g in left:
-        mine = groups.members(g)
-        kept = np.flatnonzero(earlier[mine]) if earlier is not None else np.zeros(0, np.int64)
-        tasks.append(ClusterTask(g, view.positions[mine], groups.target(g), int(budgets[g]), kept))
-    spec = PursuitSpec(
+def _spec(job: Job, space_id: str, view: View | None, n_tasks: int) -> SelectSpec:
+    settings = job.settings
+    name = None if view is None else view.reader.clustering_id
+    return SelectSpec(
         job.root.files,
+        settings.method,
+        {setting: getattr(settings, setting) for setting in METHODS[settings.method].settings},
+        space_id,
         name,
-        tuple(clusterings.parts(job.catalog, name)),
-        settings.ridge,
-        settings.tol,
-        settings.sticky,
-        job.memory_limit // sharing(settings, len(tasks)),
+        () if name is None else tuple(clusterings.parts(job.catalog, name)),
+        job.memory_limit // sharing(settings, n_tasks),
     )
-    for found in partitioned(pursue, spec, tasks, settings, progress=progress):
-        yield found.cluster, pursued(found.pursuit, found.held), found.seconds
 
 
-def _choose(
+def _tasks(
     job: Job,
     pool: pl.DataFrame,
     view: View | None,
     groups: Groups,
     budgets: np.ndarray,
     left: Sequence[int],
-    progress: Callable[[float], None],
-) -> Chosen:
-    """The other methods, group by group, in this process."""
-    settings = job.settings
-    distances = None if view is None else view.reader.distances[view.positions]
-    known = scalars(settings.method, pool, settings.seed, distances)
-    before = 0
+    earlier: np.ndarray | None,
+) -> list[GroupTask]:
+    """The groups that are left, with what the method reads of each."""
+    method = METHODS[job.settings.method]
+    distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
+    columns = example_columns(method, pool, job.settings.seed, distances)
+    means = view.totals.means() if view is not None and method.features else None
+    tasks = []
     for g in left:
-        start = time.perf_counter()
-        told = lambda chosen, of, before=before: progress(before + chosen)  # noqa: E731
-        choice = choose(settings, groups, known, g, int(budgets[g]), progress=told)
-        yield g, choice, time.perf_counter() - start
-        before += int(budgets[g])
+        mine = groups.members(g)
+        where: dict[str, Any] = {}
+        if method.features:
+            where = {"locations": pool[mine].select("segment", "row")} if view is None else {"positions": view.positions[mine]}
+        tasks.append(
+            GroupTask(
+                g,
+                int(budgets[g]),
+                {name: values[mine] for name, values in columns.items()},
+                mean=None if means is None else means[g],
+                earlier=None if earlier is None else np.flatnonzero(earlier[mine]),
+                **where,
+            )
+        )
+    return tasks
 
 
 def _commit(
-    job: Job,
-    group: int,
-    rows: pl.DataFrame,
-    choice: Choice,
-    budget: int,
-    inertia: np.ndarray | None,
-    inputs: str,
-    seconds: float,
+    job: Job, found: GroupChoice, rows: pl.DataFrame, budget: int, *, inertia: float | None, inputs: str, sticky: bool
 ) -> None:
+    choice = found.choice
     kept = len(choice.indices) - len(choice.scores)  # in no round
 
     def column(values: np.ndarray | None, kind: type[pl.DataType]) -> pl.Series:
@@ -165,14 +135,14 @@ def _commit(
     selections.commit_cluster(
         job.catalog,
         job.run_id,
-        group,
+        found.group,
         budget=budget,
         residual=choice.residual,
-        seconds=seconds,
+        seconds=found.seconds,
         stats=choice.stats,
-        inertia=None if inertia is None else float(inertia[group]),
+        inertia=inertia,
         inputs=inputs,
-        kept=None if job.settings.sticky is None or job.settings.method != "tagcos" else kept,
+        kept=kept if sticky else None,
         selection=pl.DataFrame(
             {
                 "example_id": rows["example_id"].gather(choice.indices),

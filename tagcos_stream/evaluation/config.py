@@ -21,7 +21,7 @@ OWN = "own"  # a selection by the run's own settings
 # keeps the choices of an earlier run that no comparison has
 APART = ("method", "seed", "sticky")
 OF_CLUSTERS = tuple(name for name in decided_by(Settings, "clusters") if name not in APART)
-OF_PURSUIT = tuple(name for name in decided_by(Settings, "choice") if name not in APART)
+OF_CHOICE = tuple(name for name in decided_by(Settings, "choice") if name not in APART)
 
 
 def _of_run(name: str) -> str:
@@ -54,7 +54,7 @@ class Evaluation(BaseModel):
     vary: tuple[str, ...] = setting(
         "trials",
         (),
-        description=f"Settings to select by, each as NAME=VALUE ({', '.join(OF_CLUSTERS + OF_PURSUIT)}) or {OWN!r}, for the "
+        description=f"Settings to select by, each as NAME=VALUE ({', '.join(OF_CLUSTERS + OF_CHOICE)}) or {OWN!r}, for the "
         "methods that read them; default the run's own.",
     )
     weights: bool = setting("trials", False, description="Also train with the selection's weights, where the method gives them.")
@@ -180,8 +180,8 @@ def changed(setting: str) -> dict[str, Any]:
     if setting == OWN:
         return {}
     name, equals, text = setting.partition("=")
-    if not equals or name not in OF_CLUSTERS + OF_PURSUIT:
-        raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_PURSUIT)}")
+    if not equals or name not in OF_CLUSTERS + OF_CHOICE:
+        raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_CHOICE)}")
     try:
         return {name: getattr(Settings.model_validate({name: text}), name)}
     except ValidationError as error:
@@ -190,7 +190,7 @@ def changed(setting: str) -> dict[str, Any]:
 
 def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
     """Those of `vary` that the method reads; OWN alone where it reads none."""
-    read = (OWN, *OF_CLUSTERS * (METHODS[method].within == "clusters"), *OF_PURSUIT * (method in ("tagcos", "omp")))
+    read = (OWN, *OF_CLUSTERS * (METHODS[method].within == "clusters"), *METHODS[method].settings)
     return tuple(setting for setting in vary if setting.partition("=")[0] in read) or (OWN,)
 
 

@@ -88,12 +88,7 @@ class Rows:
         if self._held is not None:
             return single(self._held[rows])
         assert not isinstance(self._features, np.ndarray)
-        out = np.empty((len(rows), self.dim), np.float32)
-        block = np.searchsorted(self._features.starts, rows, side="right") - 1
-        for b in np.unique(block):
-            here = np.flatnonzero(block == b)
-            out[here] = single(self._features.read(int(b))[rows[here] - self._features.starts[b]])
-        return out
+        return take(self._features, rows)
 
     def scan(
         self, target: np.ndarray, seed: int, also: Callable[[int, np.ndarray], None] | None = None
@@ -178,6 +173,16 @@ def single(block: np.ndarray) -> np.ndarray:
         row_kernels.widen(np.ascontiguousarray(block).view(np.uint16), out.view(np.uint32), out)
         return out
     return np.ascontiguousarray(block, np.float32)
+
+
+def take(features: RowBlocks, rows: np.ndarray) -> np.ndarray:
+    """(B, D) float32: the rows (B,) named, in that order; every block that has one is read once."""
+    out = np.empty((len(rows), features.dim), np.float32)
+    block = np.searchsorted(features.starts, rows, side="right") - 1
+    for b in np.unique(block):
+        here = np.flatnonzero(block == b)
+        out[here] = single(features.read(int(b))[rows[here] - features.starts[b]])
+    return out
 
 
 def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:

@@ -9,12 +9,14 @@ together, in one pass over the rows, and computed anew when a row without one co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
-from tagcos_stream.selection.methods import Choice
+from tagcos_stream.selection.groups import Group
+from tagcos_stream.selection.methods import Choice, Limits, Method, Words
 from tagcos_stream.types import RowBlocks, UserError
 
 COLUMNS = 256  # fixed, so that the machine's memory does not touch what is chosen
@@ -115,3 +117,24 @@ class _Columns:
         self.slot[self.owner[used]] = np.flatnonzero(used)
         self.passes += 1
         self.computed += len(new)
+
+
+def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
+    """Follow the group's mean."""
+    return herding(group.rows, group.target, budget, memory_limit=limits.memory, progress=limits.progress)
+
+
+WORDS = Words("herding score {:.4g}", "herding score {:.4g}")
+REFERENCE = "Welling, Herding dynamical weights to learn, ICML 2009, https://doi.org/10.1145/1553374.1553517"
+HERDING = Method(
+    "herding",
+    within="pool",
+    choose=choose,
+    words=WORDS,
+    reference=REFERENCE,
+    features=True,
+    multiplications=lambda rows, budget, dim: float(rows) * budget * dim,
+)
+HERDING_CLUSTERS = Method(
+    "herding-clusters", within="clusters", choose=choose, words=WORDS, reference=REFERENCE, seeded=True, features=True
+)

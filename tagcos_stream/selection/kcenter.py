@@ -13,13 +13,15 @@ what was left: N k D multiplications, more than an hour for a million rows, 50,0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from tagcos_stream.rows.held import CHUNK, Rows, shape
-from tagcos_stream.selection.methods import Choice
+from tagcos_stream.selection.groups import Group
+from tagcos_stream.selection.methods import Choice, Limits, Method, Words
 from tagcos_stream.types import RowBlocks, UserError
 
 CANDIDATES = 2048  # fixed, so that the machine's memory does not touch what is chosen
@@ -136,3 +138,22 @@ class _Search:
         unchosen = bound >= 0
         self.bound[candidates[unchosen]] = bound[unchosen]
         self.known[candidates] = self.chosen
+
+
+def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
+    """Begin with the row of the largest draw."""
+    first = int(np.argmax(group.columns["draw"]))
+    return kcenter(group.rows, budget, first=first, memory_limit=limits.memory, progress=limits.progress)
+
+
+KCENTER = Method(
+    "kcenter",
+    within="pool",
+    choose=choose,
+    words=Words("{:.4g} from the nearest chosen before it", "{:.4g} from the nearest chosen", unscored="the first, by draw"),
+    reference="Active learning for convolutional neural networks: a core-set approach, https://arxiv.org/abs/1708.00489",
+    seeded=True,
+    features=True,
+    columns=("draw",),
+    multiplications=lambda rows, budget, dim: float(rows) * budget * dim,
+)

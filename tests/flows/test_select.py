@@ -21,7 +21,7 @@ from storage.catalog import diagnostics, runs, selections
 from storage.exports import write as exports
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, load_settings
-from tagcos_stream.selection import scores
+from tagcos_stream.selection import groups as division
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
@@ -127,7 +127,7 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
     assert chosen("herding") == named(naive.naive_herding(rows, rows.mean(axis=0), 12))
     assert chosen("omp") == named([row for row, *_ in naive.naive_omp(rows, rows.mean(axis=0), 12)])
     # stratified: every source and length in proportion
-    strata = scores.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
+    strata = division.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
     sizes = np.bincount(strata)
     got = np.bincount(strata[[names.index(name) for name in chosen("stratified")]], minlength=len(sizes))
     assert got.tolist() == naive.allocate(sizes.tolist(), 12)
@@ -208,6 +208,19 @@ def test_select__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_pa
     assert resumed.run_id == done["run_id"].item()
     assert runs.run_status(root.catalog, resumed.run_id).run["attempts"] == 3
     assert selections.selection(root.catalog, resumed.run_id).drop("run_id").equals(reference)
+
+
+@pytest.mark.parametrize("method", ["herding-clusters", "kcenter", "perplexity"])
+def test_select__every_method_chooses_the_same_on_workers(root: Root, tmp_path: Path, method: str) -> None:
+    """Of a clustering, of the space and of scalars alone; another root, since equal inputs would copy the choice."""
+    shutil.copytree(tmp_path / "root", tmp_path / "other")
+    other = open_root(str(tmp_path / "other"), create=False)
+    here = reselect(root, method=method, fraction=0.2)
+    there = reselect(other, method=method, fraction=0.2, workers=2, threads=1)
+    assert here.stages["select"]["copied"] == there.stages["select"]["copied"] == 0
+    chosen = [selections.selection(at.catalog, made.run_id).drop("run_id") for at, made in ((root, here), (other, there))]
+    assert len(chosen[0]) == 24
+    assert chosen[0].equals(chosen[1])
 
 
 METHODS_FAST = ("tagcos", "random", "herding", "omp", "kcenter")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import get_args
 
 import numpy as np
@@ -9,19 +11,63 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.config import MethodName
+from tagcos_stream.config import Settings
+from tagcos_stream.declare import decided_by
+from tagcos_stream.rows import blocks
+from tagcos_stream.selection import groups, match, perplexity, scores
 from tagcos_stream.selection import herding as herding_module
 from tagcos_stream.selection import kcenter as kcenter_module
-from tagcos_stream.selection import match, scores
+from tagcos_stream.selection.groups import Group
 from tagcos_stream.selection.herding import herding
 from tagcos_stream.selection.kcenter import kcenter
-from tagcos_stream.selection.methods import METHODS
+from tagcos_stream.selection.methods import METHODS, Choice, Limits, Method, Registry, Words
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
 
 def test_methods__are_those_of_the_settings() -> None:
-    assert tuple(METHODS) == get_args(MethodName)
+    assert tuple(METHODS) == get_args(Settings.model_fields["method"].annotation)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert set(method.settings) <= set(decided_by(Settings, "choice"))
+
+
+def test_methods__that_cannot_choose_fail_when_they_are_made() -> None:
+    def choose(group: Group, budget: int, settings: object, limits: Limits) -> Choice:
+        return scores.best(group.columns["loss"], group.columns["draw"], budget)
+
+    words = Words("loss {:.4g}", "loss {:.4g}")
+    assert Method("mine", "pool", choose, words, columns=("loss", "draw")).settings == ()
+    with pytest.raises(TypeError, match="choose must be a function"):
+        Method("mine", "pool", "loss", words)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="choose"):
+        Method("mine", "pool", words=words)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="within 'cluster' must be"):
+        Method("mine", "cluster", choose, words)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown columns \['length'\]"):
+        Method("mine", "pool", choose, words, columns=("length",))
+    with pytest.raises(ValueError, match="have no field for the score"):
+        Method("mine", "pool", choose, Words("high loss", "loss {:.4g}"))
+    with pytest.raises(TypeError, match="method best is registered as"):
+        Registry({"best": "tagcos_stream.selection.hardest:HARDEST"})["best"]
+    with pytest.raises(AttributeError):
+        Registry({"best": "tagcos_stream.selection.hardest:EASIEST"})["best"]
+
+
+def test_methods__get_no_setting_that_they_do_not_declare() -> None:
+    group = Group(features=np.eye(3, dtype=np.float32))
+    with pytest.raises(KeyError, match="ridge"):
+        METHODS["omp"].choose(group, 1, {}, Limits())
+
+
+def test_registry__lists_names_without_importing_a_method() -> None:
+    code = (
+        "import sys; from tagcos_stream.config import Settings; from tagcos_stream.selection.methods import METHODS; "
+        "print(len(METHODS)); print(*sorted(sys.modules))"
+    )
+    count, modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert int(count) == len(METHODS)
+    assert not {"numba", "torch", "tagcos_stream.selection.tagcos"} & set(modules.split())
 
 
 def ids(n: int, seed: int = 0) -> list[str]:
@@ -63,11 +109,11 @@ def test_draws__are_uniform_and_differ_by_seed() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45))
 def test_best__equals_naive_with_ties_by_draw(values: list[int], budget: int) -> None:
-    scores = np.array(values, np.float64)
+    numbers = np.array(values, np.float64)
     drawn = scores.draws(ids(len(values)), 3)
-    choice = scores.best(scores, drawn, budget)
+    choice = scores.best(numbers, drawn, budget)
     assert choice.indices.tolist() == naive.naive_best(values, drawn.tolist(), budget)
-    assert choice.scores.tolist() == scores[choice.indices].tolist()
+    assert choice.scores.tolist() == numbers[choice.indices].tolist()
 
 
 def test_best__ties_do_not_go_to_whoever_comes_first() -> None:
@@ -79,17 +125,22 @@ def test_best__ties_do_not_go_to_whoever_comes_first() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 20, allow_nan=False), min_size=1, max_size=30))
 def test_middle__equals_naive(losses: list[float]) -> None:
-    np.testing.assert_allclose(scores.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
+    np.testing.assert_allclose(perplexity.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
 
 
 def test_scores__each_method_ranks_by_what_it_says() -> None:
-    drawn, tokens, losses = np.array([0.3, 0.1, 0.2]), np.array([5, 9, 7]), np.array([1.0, 3.0, 2.0])
-    distances = np.array([0.5, 0.1, 0.9])
-    first = {
-        method: int(np.argmax(scores.scores(method, draws=drawn, target_tokens=tokens, losses=losses, distances=distances)))
-        for method, needs in METHODS.items()
-        if not needs.features
+    columns = {
+        "draw": np.array([0.3, 0.1, 0.2]),
+        "target_tokens": np.array([5, 9, 7]),
+        "loss": np.array([1.0, 3.0, 2.0]),
+        "norm": np.array([0.1, 0.2, 0.9]),
+        "distance": np.array([0.5, 0.1, 0.9], np.float32),
     }
+    first = {}
+    for name, method in METHODS.items():
+        if not method.features:
+            group = Group({column: columns[column] for column in method.columns})
+            first[name] = int(method.choose(group, 1, {}, Limits()).indices[0])
     assert first == {"random": 0, "stratified": 0, "longest": 1, "hardest": 1, "perplexity": 2, "centroid": 1}
 
 
@@ -97,9 +148,9 @@ def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
     r = np.random.default_rng(1)
     sources = [("a", "b", None)[i] for i in r.integers(0, 3, 900)]
     lengths = r.integers(1, 400, 900)
-    labels = scores.strata(sources, lengths)
+    labels = groups.strata(sources, lengths)
     assert np.bincount(labels).min() > 0
-    assert labels.max() + 1 == 3 * scores.LENGTH_BINS
+    assert labels.max() + 1 == 3 * groups.LENGTH_BINS
     for stratum in range(labels.max() + 1):
         inside = labels == stratum
         assert len({sources[i] for i in np.flatnonzero(inside)}) == 1
@@ -111,7 +162,7 @@ def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
 
 
 def test_strata__equal_lengths_are_one_stratum_a_source() -> None:
-    assert scores.strata(["a", "b", "a"], np.array([7, 7, 7])).tolist() == [0, 1, 0]
+    assert groups.strata(["a", "b", "a"], np.array([7, 7, 7])).tolist() == [0, 1, 0]
 
 
 # --- k-center
@@ -224,7 +275,7 @@ def test_match__equals_naive(seed: int) -> None:
     k = int(labels.max()) + 1
     chosen = r.choice(n, int(r.integers(1, n + 1)), replace=False)
     shares = r.random(len(chosen)) / len(chosen)
-    means = match.group_means(ArrayRows(rows, 17), labels, k)
+    means = blocks.group_means(ArrayRows(rows, 17), labels, k)
     sizes = np.bincount(labels, minlength=k)
     found = match.match(means, sizes, lambda part: rows[chosen[part]], labels[chosen], shares)
     plain, weighted = naive.naive_match_errors(rows.astype(np.float64), labels, chosen, shares)
@@ -247,7 +298,7 @@ def test_match__equals_naive(seed: int) -> None:
 def test_match__the_whole_pool_has_no_error() -> None:
     rows = np.random.default_rng(0).standard_normal((90, 12))
     labels = np.arange(90) % 3
-    means = match.group_means(ArrayRows(rows), labels, 3)
+    means = blocks.group_means(ArrayRows(rows), labels, 3)
     found = match.match(means, np.full(3, 30), lambda part: rows[part], labels, np.full(90, 1 / 90))
     assert max(found.plain, found.weighted, *found.cluster_plain, *found.cluster_weighted) < 1e-12
 
@@ -257,7 +308,7 @@ def test_held_out_dimensions__are_an_eighth_and_always_the_same() -> None:
     assert held.sum() == 32
     assert (held == match.held_out_dimensions(256)).all()
     rows = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float16)
-    seen, other = match.Dimensions(ArrayRows(rows, 16), ~held), match.Dimensions(ArrayRows(rows, 16), held)
+    seen, other = blocks.Dimensions(ArrayRows(rows, 16), ~held), blocks.Dimensions(ArrayRows(rows, 16), held)
     assert (seen.dim, other.dim, seen.n_rows) == (224, 32, 40)
     both = np.empty((16, 256), np.float16)
     both[:, ~held], both[:, held] = seen.read(1), other.read(1)

@@ -9,8 +9,10 @@ import pytest
 
 from tagcos_stream.clustering import drift, kmeans
 from tagcos_stream.clustering.assign import assign, count
-from tagcos_stream.selection.keep_earlier import hold_on
+from tagcos_stream.selection.groups import Group
+from tagcos_stream.selection.methods import Limits
 from tagcos_stream.selection.pursuit.omp import omp_select
+from tagcos_stream.selection.tagcos import TAGCOS
 from tagcos_stream.types import ArrayRows
 from tests import naive
 from tests.benchmarks.features import Shape
@@ -133,21 +135,29 @@ def test_drift__sees_means_move() -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.02, 0.1, 10.0])
-def test_hold_on__keeps_as_many_as_the_match_allows(margin: float) -> None:
+def test_keep_earlier__keeps_as_many_as_the_match_allows(margin: float) -> None:
     X = Shape(64, 3, 7).array(600, np.float16)
     rows = ArrayRows(X, 256)
     target = X.astype(np.float64).mean(axis=0)
     was = omp_select(X[:560], X[:560].astype(np.float64).mean(axis=0), 30)
-    fresh = omp_select(rows, target, 30)
-    held = hold_on(rows, target, fresh.indices, fresh.margins, fresh.residual, was.indices, margin=margin, ridge=1.0)
+    settings = {"ridge": 1.0, "tol": 1e-4, "sticky": margin}
+    fresh, held = (
+        TAGCOS.choose(Group(features=rows, mean=target, earlier=earlier), 30, settings, Limits())
+        for earlier in (None, was.indices)
+    )
     dropped = set(was.indices) - set(fresh.indices)
     assert dropped
-    if held is None:
+    if held.indices.tolist() == fresh.indices.tolist():
         assert margin < 0.1
         return
+    assert held.residual is not None
+    assert fresh.residual is not None
     assert held.residual <= (1 + margin) * fresh.residual
     assert len(set(held.indices)) == 30
-    assert held.fresh == len(set(held.indices) & set(fresh.indices))
+    place = [fresh.indices.tolist().index(row) for row in held.indices if row in fresh.indices]
+    assert held.indices[: len(place)].tolist() == fresh.indices[place].tolist()
+    for name in ("scores", "rounds", "residuals"):  # of the fresh choices; those kept were chosen in no round
+        np.testing.assert_array_equal(getattr(held, name), getattr(fresh, name)[place])
     kept = set(held.indices) - set(fresh.indices)
     assert kept <= dropped
     assert set(was.indices) & set(fresh.indices) <= set(held.indices)
@@ -160,11 +170,11 @@ def test_hold_on__keeps_as_many_as_the_match_allows(margin: float) -> None:
     np.testing.assert_allclose(held.margins, X.astype(np.float64) @ left, atol=1e-4)
 
 
-def test_hold_on__has_nothing_to_keep_where_all_are_chosen_again() -> None:
+def test_keep_earlier__has_nothing_to_keep_where_all_are_chosen_again() -> None:
     X = Shape(16, 2, 1).array(50, np.float16)
     target = X.mean(axis=0)
-    fresh = omp_select(X, target, 5)
-    assert (
-        hold_on(ArrayRows(X), target, fresh.indices, fresh.margins, fresh.residual, fresh.indices[:3], margin=1.0, ridge=1.0)
-        is None
-    )
+    settings = {"ridge": 1.0, "tol": 1e-4, "sticky": 1.0}
+    fresh = TAGCOS.choose(Group(features=X, mean=target), 5, settings, Limits())
+    again = TAGCOS.choose(Group(features=X, mean=target, earlier=fresh.indices[:3]), 5, settings, Limits())
+    np.testing.assert_array_equal(again.indices, fresh.indices)
+    np.testing.assert_array_equal(again.weights, fresh.weights)

@@ -22,6 +22,7 @@ from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.types import RowBlocks, UserError
 
 TAKEN = 1024  # chosen rows read at once to measure the match
+REMEDY = "raise memory_limit or lower max_cluster_rows"  # where a cluster's pursuit does not fit in memory
 SEED = 20240721  # of the hash keys; results do not depend on it
 
 
@@ -63,6 +64,7 @@ def omp_select(
     memory_limit: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    remedy: str = REMEDY,
 ) -> Pursuit:
     """Choose `budget` rows whose non-negative combination comes nearest to the target, greedily.
 
@@ -81,6 +83,7 @@ def omp_select(
             streamed: read again for every proof.
         threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
         progress: called with (rows chosen so far, budget).
+        remedy: what the error says to do where the problem does not fit in memory_limit.
 
     Returns:
         A Pursuit.
@@ -105,7 +108,7 @@ def omp_select(
     if not ridge > 0 or not np.isfinite(ridge):
         raise UserError(f"ridge {ridge} must be above 0: use a small one, such as 1e-6, for next to none")
     budget = min(budget, n)
-    hold = _holds(features, n, dim, budget, memory_limit)
+    hold = _holds(features, n, dim, budget, memory_limit, remedy)
     with open_rows(features, hold=hold, threads=threads) as rows:
         return _select(rows, hold, target, budget, ridge, tol, progress or (lambda done, total: None))
 
@@ -138,14 +141,14 @@ def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, blocks: int | None)
     return rows + store + shortlist + factor + max(local + logs + proof + drafted, weights) + vectors + (32 << 20)
 
 
-def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None) -> bool:
+def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memory_limit: int | None, remedy: str) -> bool:
     """Whether to hold the rows, or refuse."""
     blocks = None if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
     needed = peak_bytes(n, dim, budget, hold=False, blocks=blocks)
     if memory_limit is not None and needed > memory_limit:
         raise UserError(
             f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, "
-            f"limit {memory_limit / 2**30:.1f} GiB: raise memory_limit or lower max_cluster_rows"
+            f"limit {memory_limit / 2**30:.1f} GiB: {remedy}"
         )
     return memory_limit is None or peak_bytes(n, dim, budget, hold=True, blocks=blocks) <= memory_limit
 

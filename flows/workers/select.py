@@ -1,0 +1,83 @@
+"""The choice from one group of the pool, by any method: the part of the selection that a worker runs.
+
+A worker needs the root's address, the method's name and settings, and of each group where its rows lie or what is known of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.workers.executor import Progress, Seat
+from storage.arrays import grouped_reader
+from storage.arrays.segments import open_features
+from storage.files.base import Files
+from tagcos_stream.selection.groups import Group
+from tagcos_stream.selection.methods import METHODS, Choice, Limits
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """What all groups of a selection share; plain data that travels to other processes."""
+
+    files: Files
+    method: str
+    settings: dict[str, Any]  # those that the method reads
+    space_id: str
+    clustering_id: str | None  # of methods within clusters
+    parts: tuple[int, ...]  # of the clustering, committed
+    memory_limit: int  # bytes
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """A group of n rows to choose from."""
+
+    group: int
+    budget: int
+    columns: dict[str, np.ndarray]  # (n,) each: those that the method reads
+    positions: np.ndarray | None = None  # (n,) int64: where the rows lie in the clustering
+    locations: pl.DataFrame | None = None  # or in the space: segment, row
+    mean: np.ndarray | None = None  # (D,) of the features, where it is known
+    earlier: np.ndarray | None = None  # int64: those that the selection before has, where they are to be kept
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What was chosen from a group, and how long it took."""
+
+    group: int
+    choice: Choice
+    seconds: float
+
+
+def choose_groups(spec: SelectSpec, seat: Seat, tasks: Iterator[GroupTask], progress: Progress | None) -> Iterator[GroupChoice]:
+    """One choice a task; `progress` gets the number of rows chosen by all of them so far."""
+    method = METHODS[spec.method]
+    clustered = None
+    if method.features and spec.clustering_id is not None:
+        clustered = grouped_reader.open_clustering(spec.files, spec.clustering_id, spec.parts)
+    before = 0
+    for task in tasks:
+        start = time.perf_counter()
+        features = None
+        if method.features:
+            if clustered is not None and task.positions is not None:
+                features = clustered.rows(task.positions)
+            else:
+                assert task.locations is not None
+                features = open_features(spec.files, spec.space_id, task.locations)
+
+        def within(chosen: int, of: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + chosen)
+
+        group = Group(task.columns, features, task.mean, task.earlier)
+        choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, seat.threads, within))
+        before += task.budget
+        yield GroupChoice(task.group, choice, time.perf_counter() - start)

@@ -1,0 +1,130 @@
+"""The groups of a pool that share its selection budget: clusters, strata, or the whole pool.  N examples, G groups, n of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tagcos_stream.rows.blocks import group_means
+from tagcos_stream.selection.scores import draws
+from tagcos_stream.types import ArrayRows, RowBlocks
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from tagcos_stream.selection.methods import Method
+
+LENGTH_BINS = 4
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A pool divided into groups."""
+
+    order: np.ndarray  # (N,) int64: positions in the pool, group by group, in the pool's order within each
+    edges: np.ndarray  # (G + 1,) int64: group g is order[edges[g] : edges[g + 1]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(G,) int64."""
+        return np.diff(self.edges)
+
+    def members(self, group: int) -> np.ndarray:
+        """(n,) int64: positions in the pool, ascending."""
+        return self.order[self.edges[group] : self.edges[group + 1]]
+
+
+def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None, n_clusters: int = 0) -> Groups:
+    """The groups that a method chooses within.
+
+    Parameters
+    ----------
+    method
+        Says which groups.
+    pool
+        N examples with dataset and target_tokens.
+    labels
+        (N,) int, cluster of each, -1 for none; of methods within clusters only.
+    n_clusters
+        Number of clusters G, of which some may have no example of the pool.
+    """
+    if method.within == "clusters":
+        assert labels is not None
+        return by_label(labels, n_clusters)
+    if method.within == "strata":
+        labels = strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
+        return by_label(labels, int(labels.max()) + 1)
+    return by_label(np.zeros(len(pool), np.int64), 1)
+
+
+def by_label(labels: np.ndarray, n_groups: int) -> Groups:
+    """Groups by label (N,) int in [0, G); a negative label is in no group."""
+    order = np.argsort(labels, kind="stable")
+    return Groups(order, np.searchsorted(labels[order], np.arange(n_groups + 1)))
+
+
+def strata(sources: Sequence[str | None], lengths: np.ndarray) -> np.ndarray:
+    """(N,) int64 from 0: source by quarter of the pool's lengths, numbered in order of source and length; none is empty."""
+    edges = np.quantile(lengths, np.arange(1, LENGTH_BINS) / LENGTH_BINS)
+    names = np.array([source or "" for source in sources])
+    source = np.unique(names, return_inverse=True)[1]
+    return np.unique(source * LENGTH_BINS + np.searchsorted(edges, lengths, "left"), return_inverse=True)[1]
+
+
+def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What the method reads of every example of the pool without its feature.
+
+    Parameters
+    ----------
+    method
+        Names the columns.
+    pool
+        N examples with example_id, target_tokens, loss and norm.
+    seed
+        Of the draws.
+    distances
+        (N,) to the centroid; of methods within clusters only.
+
+    Returns
+    -------
+    dict
+        (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), distance.
+    """
+    made: dict[str, np.ndarray] = {}
+    for name in method.columns:
+        if name == "draw":
+            made[name] = draws(pool["example_id"].to_list(), seed)
+        elif name == "distance":
+            assert distances is not None, f"method {method.name} reads distances, so it must work within clusters"
+            made[name] = distances
+        else:
+            made[name] = pool[name].to_numpy()
+    return made
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a method is given of one group of n examples."""
+
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,) each: those that the method names
+    features: np.ndarray | RowBlocks | None = None  # (n, D); None where the method reads none
+    mean: np.ndarray | None = None  # (D,) of the features, where it is known
+    earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
+
+    @property
+    def rows(self) -> np.ndarray | RowBlocks:
+        """(n, D) features."""
+        assert self.features is not None, "the method reads features, but does not declare it"
+        return self.features
+
+    @cached_property
+    def target(self) -> np.ndarray:
+        """(D,) the mean of the features; takes a pass over the rows where it is not known."""
+        if self.mean is not None:
+            return self.mean
+        rows = ArrayRows(self.rows) if isinstance(self.rows, np.ndarray) else self.rows
+        return group_means(rows, np.zeros(rows.n_rows, np.int64), 1)[0]
