@@ -12,10 +12,12 @@ from typing import Any
 
 from flows.progress import Reporter
 from storage.catalog import runs
+from storage.catalog.methods import record_methods
 from storage.database import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.config import GIB, Settings
 from tagcos_stream.identity import config_hash
+from tagcos_stream.selection.methods import described
 
 DEFAULT_MEMORY = 4.0  # GiB
 VERSIONED = ("tagcos-stream", "torch", "transformers", "peft", "polars", "duckdb", "zarr", "numba", "numpy", "prefect")
@@ -54,6 +56,7 @@ def open_settings_root(settings: Settings, reporter: Reporter) -> Root:
 
 def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str | None = None) -> Job:
     """The unfinished run with these settings, or a new one. The caller holds the root as its writer."""
+    record_methods(root.catalog, described())
     run = runs.open_run(
         root.catalog,
         config=settings.model_dump(mode="json"),

@@ -70,7 +70,7 @@ def _message(message: dict[str, Any]) -> Message:
 # Places are those of the macro why: by margin, then segment and row.
 CHOSEN_AND_MISSED = """
     WITH asked AS (
-            SELECT run_id, coalesce(config->>'method', 'tagcos') AS method, space_id FROM runs WHERE run_id = $run
+            SELECT method, space_id FROM runs WHERE run_id = $run
         ),
         shown AS (
             SELECT cluster, greatest($least, least($most, $all // count(*) OVER ())) AS each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +66,7 @@ def places(root: Root, facts: Facts) -> tuple[dict[int, np.ndarray], np.ndarray]
 
 def lay_out(facts: Facts, shown: Samples, at: dict[int, np.ndarray], shares: np.ndarray) -> Report:
     """The report's content; reads nothing."""
-    config = json.loads(facts.run["config"])
-    method = config.get("method", "tagcos")
+    method = facts.run["method"]
     word = selection.WORDS[METHODS[method].within]
     known = Sources(facts.sources["dataset"])
     groups = examples.side_by_side(facts, shown, known, word)

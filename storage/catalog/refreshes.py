@@ -16,8 +16,7 @@ def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:
     found = catalog.read(
         """SELECT run_id FROM runs r
         WHERE status = 'complete' AND space_id = $space AND run_id <> $run
-            AND coalesce(config->>'method', 'tagcos')
-                = (SELECT coalesce(m.config->>'method', 'tagcos') FROM runs m WHERE m.run_id = $run)
+            AND method = (SELECT m.method FROM runs m WHERE m.run_id = $run)
         ORDER BY finished_at DESC, run_id DESC LIMIT 1""",
         {"run": run_id, "space": space_id},
     )

@@ -63,6 +63,7 @@ def open_run(
             status="running",
             config=json.dumps(config),
             config_hash=config_hash,
+            method=config.get("method"),
             versions=json.dumps(versions),
             seeds=json.dumps(seeds),
             attempts=1,

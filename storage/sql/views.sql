@@ -44,24 +44,16 @@ CREATE OR REPLACE MACRO by_source(run) AS TABLE
 CREATE OR REPLACE VIEW selection_by_source AS FROM by_source((SELECT run_id FROM latest_run));
 COMMENT ON VIEW selection_by_source IS 'pool and selection of the newest complete run by dataset';
 
--- What decided, in words: the score when it was chosen, or that of one left.
-CREATE OR REPLACE MACRO score_in_words(method, chosen, score) AS CASE
-    WHEN method IN ('tagcos', 'omp') AND chosen THEN format('correlation {:.4g} with what was unexplained', score)
-    WHEN method IN ('tagcos', 'omp') THEN format('others explain more; correlation {:.4g} with what is left unexplained', score)
-    WHEN method = 'random' THEN format('draw {:.6f}', score)
-    WHEN method = 'stratified' THEN format('draw {:.6f} within its source and length', score)
-    WHEN method = 'longest' THEN format('{:.0f} target tokens', score)
-    WHEN method = 'hardest' THEN format('loss {:.4g}', score)
-    WHEN method = 'perplexity' THEN format('perplexity {:.1f}% of the pool from the median', -100 * score)
-    WHEN method = 'kcenter' AND chosen THEN coalesce(format('{:.4g} from the nearest chosen before it', score), 'the first, by draw')
-    WHEN method = 'kcenter' THEN format('{:.4g} from the nearest chosen', score)
-    WHEN method = 'centroid' THEN format('{:.4g} from the centroid', -score)
-    ELSE format('herding score {:.4g}', score) END;
+-- What decided, in words of the method: the score when it was chosen, or that of one left.
+CREATE OR REPLACE MACRO score_in_words(method_name, chosen, score) AS (
+    SELECT CASE WHEN score IS NOT NULL THEN format(CASE WHEN chosen THEN m.words_chosen ELSE m.words_left END, score * m.scale)
+        WHEN chosen THEN m.words_unscored END
+    FROM methods m WHERE m.method = method_name);
 
 -- An id may be given by its first digits. `places_to_cut`: 1 means it would have been chosen next.
 CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     WITH asked AS (
-            SELECT a.run_id, coalesce((SELECT r.config->>'method' FROM runs r WHERE r.run_id = a.run_id), 'tagcos') AS method
+            SELECT a.run_id, (SELECT r.method FROM runs r WHERE r.run_id = a.run_id) AS method
             FROM (SELECT coalesce(run, (SELECT run_id FROM latest_run)) AS run_id) a
         ),
         wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
@@ -110,7 +102,7 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
         pool_a AS (SELECT example_id FROM pool_of(run_a)), pool_b AS (SELECT example_id FROM pool_of(run_b)),
         began AS (SELECT started_at FROM runs WHERE run_id = run_a),
         same AS (
-            SELECT count(DISTINCT coalesce(config->>'method', 'tagcos')) = 1 AS method,
+            SELECT count(DISTINCT method) = 1 AS method,
                 count(DISTINCT clustering_id) <= 1 AND count(clustering_id) <> 1 AS clustering FROM runs WHERE run_id IN (run_a, run_b)
         ),
         clusters AS (

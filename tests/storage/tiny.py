@@ -18,9 +18,10 @@ from storage.arrays.checkpoints import StoredCheckpoint, save_checkpoint, save_s
 from storage.arrays.grouped import regroup, write_centroids
 from storage.arrays.grouped_reader import open_clustering
 from storage.arrays.segments import create_segment, open_features
-from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
+from storage.catalog import clusterings, diagnostics, methods, pool, runs, selections, spaces
 from storage.root import Root, open_root
 from tagcos_stream import identity
+from tagcos_stream.selection.methods import described
 from tagcos_stream.types import IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
@@ -106,8 +107,10 @@ def run(
 
 def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int, block_rows: int) -> Outcome:
     catalog, files = root.catalog, root.files
+    methods.record_methods(catalog, described())
+    config = {"examples": examples, "method": "tagcos"}
     opened = runs.open_run(
-        catalog, config={"examples": examples}, config_hash=str(examples), versions={"tiny": 1}, seeds={"all": 7}, label="tiny"
+        catalog, config=config, config_hash=str(examples), versions={"tiny": 1}, seeds={"all": 7}, label="tiny"
     )
     run_id = opened.run_id
     step("open")
