@@ -24,7 +24,7 @@ from tagcos_stream.config import load_settings
 from tests.models import tiny_model, tiny_tokenizer
 from tests.pages import browser
 
-WIDTH, HEIGHT = 1100, 1060  # pixels
+WIDTH, HEIGHT = 1100, 1420  # pixels
 COLOURS = 128
 
 
