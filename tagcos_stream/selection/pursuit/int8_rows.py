@@ -106,8 +106,8 @@ class RoundedRows:
         def search(at: int) -> None:
             here = slice(at, at + share)
             pairs: np.ndarray = np.empty((ROOM, 2), np.int64)
-            products = self._products[:count, : self._rows.n][:, here]
-            given = products, self._scale[here], self._error[here], long[here], self._step[:count], reach, miss, least
+            # the array whole: a slice of it would be another type to compile for
+            given = self._products, at, self._scale[here], self._error[here], long[here], self._step[:count], reach, miss, least
             many = int_kernels.reaching(*given, pairs)
             if many > len(pairs):
                 pairs = np.empty((many, 2), np.int64)

@@ -192,6 +192,7 @@ def multiply(codes: np.ndarray, probes: np.ndarray, out: np.ndarray) -> None:
 @njit(nogil=True, cache=True)
 def reaching(
     products: np.ndarray,
+    first: int,
     scale: np.ndarray,
     error: np.ndarray,
     norm: np.ndarray,
@@ -207,7 +208,8 @@ def reaching(
     What is not a number reaches every bound.
 
     Args:
-        products: (T, n) int32, <c, p>. scale, error, norm: (n,) float32, the last |scale c|.
+        products: (T, N) int32, <c, p>, of which the n columns from `first` on are read. scale, error, norm: (n,) float32, the
+            last |scale c|.
         step, length, miss, bound: (T,) float32; length |r|, miss |f|.
 
     Returns:
@@ -217,7 +219,7 @@ def reaching(
     for t in range(bound.size):
         factor, reach, left, least = step[t], length[t], miss[t], bound[t]
         for begin in range(0, scale.size, 256):
-            line = products[t, begin : begin + 256]
+            line = products[t, first + begin : first + min(begin + 256, scale.size)]
             s, e, a = scale[begin : begin + 256], error[begin : begin + 256], norm[begin : begin + 256]
             here = 0
             for i in range(line.size):

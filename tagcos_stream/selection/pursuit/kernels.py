@@ -3,6 +3,10 @@
 n rows of a cluster, D feature dimension, s rows chosen in this round (members), u candidate rows of a local pursuit,
 m = s + u rows of it. No kernel is `parallel`: callers cut the rows up and run blocks on threads, because
 Numba's default threading layer must not be entered from two threads at once.
+
+Arrays are copied by loops, not by slices: Numba compiles the error message of a slice assignment, with the formatting of shapes,
+into every kernel, which took a quarter of the compilation. `Local` has two types (see its rows); helpers that need only a few of
+its arrays take these, and are compiled once.
 """
 
 from __future__ import annotations
@@ -116,7 +120,8 @@ def _remove(fit: Fit, place: int) -> None:
 def _solve(fit: Fit) -> None:
     """Back substitution: weights = factor'^-1 forward, by rows of the factor, which lie together in memory."""
     s = fit.held[0]
-    fit.weights[:s] = fit.forward[:s]
+    for i in range(s):
+        fit.weights[i] = fit.forward[i]
     for i in range(s - 1, -1, -1):
         fit.weights[i] /= fit.factor[i, i]
         value = fit.weights[i]
@@ -127,21 +132,25 @@ def _solve(fit: Fit) -> None:
 @njit(nogil=True, cache=True)
 def _most_negative(fit: Fit) -> int:
     """Place of the most negative weight, of equal ones the first; -1 where none is negative beyond rounding."""
-    weights = fit.weights[: fit.held[0]]
-    slack = TIE * np.abs(weights).max()
-    least = weights.min()
+    least, largest = np.inf, 0.0
+    for i in range(fit.held[0]):
+        least = min(least, fit.weights[i])
+        largest = max(largest, abs(fit.weights[i]))
+    slack = TIE * largest
     if least >= -slack:
         return -1
-    for i in range(weights.size):
-        if weights[i] <= least + slack:
+    for i in range(fit.held[0]):
+        if fit.weights[i] <= least + slack:
             return i
     return -1
 
 
 @njit(nogil=True, cache=True)
-def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray, slack: float) -> tuple[int, float]:
+def _argmax(
+    row: np.ndarray, norm: np.ndarray, fit: Fit, correlations: np.ndarray, inside: np.ndarray, slack: float
+) -> tuple[int, float]:
     """Row of the local pursuit with the largest correlation, and that; of tied rows the lowest of the cluster. -1: no rows."""
-    s0 = local.row.size - correlations.size
+    s0 = row.size - correlations.size
     best, top = -1, -np.inf
     for i in range(fit.held[0]):
         if fit.penalty[0] * fit.weights[i] > top:
@@ -154,12 +163,12 @@ def _argmax(local: Local, fit: Fit, correlations: np.ndarray, inside: np.ndarray
     pick, value = best, top
     for i in range(fit.held[0]):
         j, correlation = fit.members[i], fit.penalty[0] * fit.weights[i]
-        if local.row[j] < local.row[pick] and top - correlation <= slack * max(local.norm[j], local.norm[best]):
+        if row[j] < row[pick] and top - correlation <= slack * max(norm[j], norm[best]):
             pick, value = j, correlation
     for v in range(correlations.size):
         j = s0 + v
-        tied = top - correlations[v] <= slack * max(local.norm[j], local.norm[best])
-        if tied and not inside[v] and local.row[j] < local.row[pick]:
+        tied = top - correlations[v] <= slack * max(norm[j], norm[best])
+        if tied and not inside[v] and row[j] < row[pick]:
             pick, value = j, correlations[v]
     return pick, value
 
@@ -170,7 +179,8 @@ def _correlate(local: Local, fit: Fit, place: np.ndarray, correlations: np.ndarr
     u = correlations.size
     s0 = local.row.size - u
     s = fit.held[0]
-    correlations[:] = local.target[s0:]
+    for v in range(u):
+        correlations[v] = local.target[s0 + v]
     for i in range(0, s - 3, 4):  # four at once: a correlation is read and written once for them
         w, x, y, z = fit.weights[i], fit.weights[i + 1], fit.weights[i + 2], fit.weights[i + 3]
         a, b = local.rows[place[fit.members[i]]], local.rows[place[fit.members[i + 1]]]
@@ -189,8 +199,10 @@ def _fetch(local: Local, candidate: int, out: np.ndarray) -> None:
     """Inner products (u,) of a candidate with all."""
     p = local.known.shape[0]
     if candidate < p:
-        out[:p] = local.known[candidate]
-        out[p:] = local.cross[candidate]
+        for i in range(p):
+            out[i] = local.known[candidate, i]
+        for v in range(local.places.size):
+            out[p + v] = local.cross[candidate, v]
         return
     for i in range(p):
         out[i] = local.cross[i, candidate - p]
@@ -219,12 +231,12 @@ def _note(log: Log, fit: Fit, t: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _squared_residual(local: Local, fit: Fit, target_length: float) -> float:
+def _squared_residual(target: np.ndarray, fit: Fit, target_length: float) -> float:
     """|b - A_S' x|^2 / |b|^2. Where x solves (G + p) x = c it is |b|^2 - x'c - p |x|^2; so it is with p = 0 and one member."""
     value = target_length * target_length
     for i in range(fit.held[0]):
         weight = fit.weights[i]
-        value -= weight * local.target[fit.members[i]] + fit.penalty[0] * weight * weight
+        value -= weight * target[fit.members[i]] + fit.penalty[0] * weight * weight
     return max(value, 0.0) / (target_length * target_length)
 
 
@@ -241,7 +253,8 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
     s0 = local.row.size - u
     correlations = np.empty(u)
     place = np.empty(local.row.size, np.int64)
-    place[:s0] = np.arange(s0)
+    for j in range(s0):
+        place[j] = j
     inside = np.zeros(u, np.bool_)
     residual = limits.residual
     products = np.empty(fit.weights.size)
@@ -250,7 +263,7 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
         if t >= limits.steps or np.sqrt(residual) < limits.tol:
             return t, REACHED
         _correlate(local, fit, place, correlations)
-        pick, value = _argmax(local, fit, correlations, inside, TIE * limits.target_length)
+        pick, value = _argmax(local.row, local.norm, fit, correlations, inside, TIE * limits.target_length)
         if pick < 0:
             return t, STOPPED
         log.pick[t] = pick
@@ -288,10 +301,10 @@ def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
                 dropped = True
                 _solve(fit)
             if dropped:
-                log.residual[t] = _squared_residual(local, fit, limits.target_length)
+                log.residual[t] = _squared_residual(local.target, fit, limits.target_length)
                 _note(log, fit, t + 1)
                 return t + 1, DROPPED
-        residual = _squared_residual(local, fit, limits.target_length)
+        residual = _squared_residual(local.target, fit, limits.target_length)
         log.residual[t] = residual
     _note(log, fit, limits.probes)
     return limits.probes, STOPPED
