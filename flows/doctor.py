@@ -25,6 +25,7 @@ from flows.token_budget import free_bytes
 from storage.catalog import runs
 from storage.files.base import LocalFiles
 from storage.root import NoRoot, open_root
+from tagcos_stream.compile_ahead import cache_folder, marker
 from tagcos_stream.config import GIB, Settings
 from tagcos_stream.machine import affinity, available_cpus, cpu_quota, instruction_sets, matrix_rate
 from tagcos_stream.types import UserError
@@ -49,6 +50,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         *_versions(),
         *_processor(settings),
+        _kernels(),
         *_devices(settings),
         *_memory(settings),
         *_root(settings),
@@ -110,6 +112,14 @@ def _processor(settings: Settings) -> Iterator[Finding]:
         yield Finding("processor", "note", found, f"--threads {settings.threads} is more: leave it out or set at most {cpus}")
     else:
         yield Finding("processor", "ok", found)
+
+
+def _kernels() -> Finding:
+    folder = cache_folder()
+    if marker().exists():
+        return Finding("kernels", "ok", f"compiled, in {folder}")
+    remedy = "a run compiles them beside its first stages; `python -m tagcos_stream.compile_ahead` does so now"
+    return Finding("kernels", "note", f"not all compiled for this processor yet; they are kept in {folder}", remedy)
 
 
 def _devices(settings: Settings) -> Iterator[Finding]:

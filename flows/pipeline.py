@@ -15,6 +15,7 @@ from flows.stages.ingest import adopt, ingest
 from flows.stages.select import publish, select
 from storage.catalog import runs
 from storage.root import Root, open_root
+from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
 
@@ -51,7 +52,9 @@ def run(
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
     reporter = reporter or default_reporter()
-    return _run_stages(settings, open_settings_root(settings, reporter), reporter, do_stage, STAGES)
+    root = open_settings_root(settings, reporter)
+    with compiling_ahead():
+        return _run_stages(settings, root, reporter, do_stage, STAGES)
 
 
 def reselect(

@@ -1,12 +1,13 @@
-"""The processor that this process may use: cores, quota, instruction sets, speed, and the defaults of its threads.
+"""The processor that this process may use: cores, quota, instruction sets, speed, and defaults of environment variables.
 
-Light to import, because the defaults must be set before torch and Numba are imported.
+Light to import, because these must be set before torch and Numba are imported.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
@@ -124,10 +125,13 @@ def matrix_rate(n: int = 1024, seconds: float = 0.2) -> float:
         return 2 * n**3 * turns / (time.perf_counter() - begun)
 
 
-def set_thread_defaults(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
+def set_environment_defaults(
+    environment: MutableMapping[str, str] = os.environ, root: Path = Path("/"), package: Path = Path(__file__).parent
+) -> None:
     """Set environment variables that torch, OpenBLAS and Numba read when they are imported; what is set already stays.
 
-    Under a CPU quota below the number of cores: as many threads as the quota has CPUs.
+    - ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``: under a CPU quota below the number of cores, as many as the quota has CPUs.
+    - ``NUMBA_CACHE_DIR``: where compiled kernels cannot be kept beside the source, a folder in the user's cache.
 
     Parameters
     ----------
@@ -135,8 +139,25 @@ def set_thread_defaults(environment: MutableMapping[str, str] = os.environ, root
         The environment to change; child processes inherit that of this process.
     root : Path
         Folder that holds ``proc`` and ``sys``.
+    package : Path
+        Folder of the source.
     """
     cpus = available_cpus(root)
     if cpus < affinity():
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment.setdefault(name, str(cpus))
+    if "NUMBA_CACHE_DIR" not in environment and not os.access(package, os.W_OK):
+        environment["NUMBA_CACHE_DIR"] = str(_user_cache(environment) / "kernels")
+
+
+def _user_cache(environment: MutableMapping[str, str]) -> Path:
+    """This program's folder in the user's cache; a temporary one where the user has none that can be written.
+
+    A temporary folder of a fixed name would not do: another user could put code there, which Numba would load.
+    """
+    folder = Path(environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/")) / ".cache") / "tagcos"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="tagcos-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="tagcos-"))

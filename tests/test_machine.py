@@ -64,13 +64,13 @@ def test_thread_defaults__follow_the_quota_and_leave_what_the_user_set(tmp_path:
     limited = groups(tmp_path / "limited", "0::/\n", {"cpu.max": "50000 100000\n"})
     free = groups(tmp_path / "free", "0::/\n", {"cpu.max": "max 100000\n"})
     environment: dict[str, str] = {}
-    machine.set_thread_defaults(environment, free)
+    machine.set_environment_defaults(environment, free)
     assert "OMP_NUM_THREADS" not in environment
-    machine.set_thread_defaults(environment, limited)
+    machine.set_environment_defaults(environment, limited)
     expected = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} if machine.affinity() > 1 else {}
     assert {name: value for name, value in environment.items() if name.endswith("_NUM_THREADS")} == expected
     environment = {"OMP_NUM_THREADS": "7"}
-    machine.set_thread_defaults(environment, limited)
+    machine.set_environment_defaults(environment, limited)
     assert environment["OMP_NUM_THREADS"] == "7"
 
 
@@ -83,3 +83,21 @@ def test_instruction_sets__as_cpuinfo_lists_them(tmp_path: Path) -> None:
 
 def test_matrix_rate__is_that_of_a_processor() -> None:
     assert 1e8 < machine.matrix_rate(256, 0.01) < 1e15
+
+
+def test_environment_defaults__keep_compiled_kernels_where_the_user_may_write(tmp_path: Path) -> None:
+    root, read_only = tmp_path / "root", tmp_path / "missing"
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    machine.set_environment_defaults(environment, root, package=tmp_path)
+    assert "NUMBA_CACHE_DIR" not in environment
+    machine.set_environment_defaults(environment, root, package=read_only)
+    assert environment["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "tagcos" / "kernels")
+    environment["NUMBA_CACHE_DIR"] = "mine"
+    machine.set_environment_defaults(environment, root, package=read_only)
+    assert environment["NUMBA_CACHE_DIR"] == "mine"
+    (tmp_path / "file").write_text("")
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}  # cannot hold a folder
+    machine.set_environment_defaults(environment, root, package=read_only)
+    folder = Path(environment["NUMBA_CACHE_DIR"]).parent
+    assert (folder.stat().st_mode & 0o777, folder.parent) != (0o755, tmp_path)
+    folder.rmdir()

@@ -18,7 +18,7 @@ from flows.cli.select import diagnose, select, tell_run
 from flows.cli.store import check, export, gc, open_reader, sql, status
 from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
-from tagcos_stream.machine import set_thread_defaults
+from tagcos_stream.machine import set_environment_defaults
 from tagcos_stream.types import UserError
 
 EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
@@ -113,7 +113,7 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) 
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
-    set_thread_defaults()
+    set_environment_defaults()
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
     try:
         app()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagcos_stream.config import Settings
-from tagcos_stream.machine import available_cpus, set_thread_defaults
+from tagcos_stream.machine import available_cpus, set_environment_defaults
 from tagcos_stream.types import UserError
 
 
@@ -76,7 +76,7 @@ def partitioned(
 def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings) -> Iterator[Any]:
     devices = devices_of(settings.device, min(settings.workers, len(tasks)))
     threads = settings.threads or max(1, available_cpus() // max(1, len(devices)))
-    set_thread_defaults()  # the processes inherit them
+    set_environment_defaults()  # the processes inherit them
     # spawned, not forked: a forked process cannot use CUDA, nor trust the locks of its parent's threads
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()

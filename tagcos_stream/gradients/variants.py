@@ -40,7 +40,7 @@ def transform(variant: str, g: torch.Tensor, moments: Moments | None, out: torch
     if g.device.type == "cpu":
         m, v = (moments.m, moments.v) if moments is not None else (g[0], g[0])  # unread where there are no moments
         with one_thread():
-            _transform_rows(g.numpy(), m.numpy(), v.numpy(), kind, np.asarray(constants, g.numpy().dtype), out.numpy())
+            transform_rows(g.numpy(), m.numpy(), v.numpy(), kind, np.asarray(constants, g.numpy().dtype), out.numpy())
         return out
     return _transform_torch(variant, g, moments, constants, out)
 
@@ -66,7 +66,8 @@ def _plan(variant: str, moments: Moments | None) -> tuple[int, tuple[float, ...]
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
-def _transform_rows(g, m, v, kind, constants, out):  # type: ignore[no-untyped-def]
+def transform_rows(g, m, v, kind, constants, out):  # type: ignore[no-untyped-def]
+    """`transform` of g (B, P) by `kind` and `constants` (6,) of `_plan`, with moments m and v (P,), into out (B, P)."""
     rows, size = g.shape
     c0, c1, c2, c3, c4, c5 = constants
     for row in numba.prange(rows):
