@@ -7,6 +7,7 @@
 | run | every setting but those of the machine, with absolute sources; the run it selects from again | `config_hash` |
 | recipe of a space | settings that decide `feature`, `warmup` (unless an adapter is imported) and `weights` | `space_recipe` |
 | space | those settings, with model, template and checkpoints by their content: its fingerprint | `space_id` |
+| checkpoint | adapter weights, Adam moments and their step count | `checkpoint_content` |
 | recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
 | clustering | its recipe, the ids of the pool it was fitted to, in order | `clustering_id` |
 | choice | clustering or space, group, its rows, its budget, method, seed, settings that the method reads | `choice_id` |
@@ -26,12 +27,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, WARMUP_FIELDS, Settings
 from tagcos_stream.declare import decided_by
 from tagcos_stream.selection.methods import METHODS
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from tagcos_stream.types import Checkpoint
 
 CHOICE = 2  # raise it when the same inputs choose otherwise than before
 READER_VERSION = 1  # raise it when the same file gives other rows than before
@@ -127,6 +132,15 @@ def canonical_json(value: Any) -> str:
 def space_id(fingerprint: Mapping[str, Any]) -> str:
     """16 hex digits: the name of the space with this fingerprint."""
     return content_digest(canonical_json(fingerprint).encode())[:16]
+
+
+def checkpoint_content(checkpoint: Checkpoint) -> str:
+    """32 hex digits: the adapter, its moments and their step count, as they enter a space's fingerprint."""
+    content = hashlib.blake2b(f"{checkpoint.adam_steps}".encode(), digest_size=16)
+    for name, array in sorted(checkpoint.arrays().items()):
+        content.update(f"{name}{array.shape}".encode())
+        content.update(np.ascontiguousarray(array, np.float32).data)
+    return content.hexdigest()
 
 
 # clusterings

@@ -14,13 +14,12 @@ import numpy as np
 import polars as pl
 
 from tagcos_stream.selection.budget import allocate
-from tagcos_stream.types import ArrayRows, UserError
+from tagcos_stream.types import ArrayRows, Checkpoint, UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.clustering.refine import Clustering
     from tagcos_stream.gradients.chat import Encoded
     from tagcos_stream.gradients.model import LoadedModel
-    from tagcos_stream.gradients.warmup import Checkpoint
 
 
 def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:

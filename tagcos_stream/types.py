@@ -60,6 +60,27 @@ class IngestBlock:
     last: bool
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter and its Adam moments after a step of the warm-up.
+
+    Arrays are float32, by PEFT's parameter names; the three dictionaries have the same names and shapes.
+    """
+
+    step: int
+    learning_rate: float  # mean over the steps since the checkpoint before, as the schedule reports it after each step
+    weight: float  # in the average of features over the checkpoints of a space; these weights sum to 1
+    adam_steps: int
+    weights: dict[str, np.ndarray]  # of the adapter
+    exp_avg: dict[str, np.ndarray]
+    exp_avg_sq: dict[str, np.ndarray]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays under flat names: `weights/<parameter>`, `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`."""
+        parts = {"weights": self.weights, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
+
+
 class RowBlocks(Protocol):
     """Feature rows (N, D) that are read block by block, each at most `block_rows` rows; the seam between store and method."""
 

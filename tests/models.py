@@ -21,7 +21,8 @@ from transformers import (
 
 from tagcos_stream.gradients.adapter import adapter_parameters
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.gradients.warmup import Checkpoint, _collate
+from tagcos_stream.gradients.warmup import _collate
+from tagcos_stream.types import Checkpoint
 
 VOCABULARY = 300
 CHATML = (
@@ -106,16 +107,16 @@ def exact_norms(model: Any) -> Any:
     return model
 
 
-def random_checkpoint(model: Any, *, seed: int = 0, step: int = 1, learning_rate: float = 1e-4) -> Checkpoint:
+def random_checkpoint(model: Any, *, seed: int = 0, step: int = 1, weight: float = 1.0) -> Checkpoint:
     """Weights and moments of the sizes that a warm-up leaves, without the warm-up."""
     rng = np.random.default_rng(seed)
     shapes = {name: tuple(parameter.shape) for name, parameter in adapter_parameters(model).items()}
 
-    def draw(scale: float, square: bool = False) -> dict[str, torch.Tensor]:
+    def draw(scale: float, square: bool = False) -> dict[str, np.ndarray]:
         values = {name: rng.normal(size=shape) * scale for name, shape in shapes.items()}
-        return {name: torch.from_numpy((value**2 if square else value).astype(np.float32)) for name, value in values.items()}
+        return {name: (value**2 if square else value).astype(np.float32) for name, value in values.items()}
 
-    return Checkpoint(step, learning_rate, 3, draw(0.1), draw(1e-3), draw(1e-3, square=True))
+    return Checkpoint(step, 1e-4, weight, 3, draw(0.1), draw(1e-3), draw(1e-3, square=True))
 
 
 def train_checkpoint(model: Any, encoded: list[Encoded], folder: Path) -> Any:

@@ -76,13 +76,12 @@ def test_library__chooses_what_the_pipeline_chooses(
     assert examples["example_id"].to_list() == pool["example_id"].to_list()
     loaded = tagcos_stream.load_model(str(model_folder))
     encoded = tagcos_stream.encode_pool(loaded, examples, max_length=96)
-    from flows.workers.gradients import from_store
     from tagcos_stream.gradients.adapter import attach_adapter
 
     loaded.model = attach_adapter(loaded.model, rank=8, alpha=32, dropout=0.0, seed=0)
     space = outcome.stages["warm-up"]["space_id"]
     row = root.catalog.read("SELECT step, weight, digest FROM checkpoints").row(0, named=True)
-    checkpoint = from_store(checkpoints.load_checkpoint(root.files, space, row["step"], row["digest"]), row["weight"])
+    checkpoint = checkpoints.load_checkpoint(root.files, space, row["step"], weight=row["weight"], digest=row["digest"])
     found, measured = tagcos_stream.gradient_features(loaded, encoded, [checkpoint], dim=256, tokens_a_pass=512)
     assert np.abs(found.astype(np.float64) - stored).max() < 2e-3  # other batches, other last bits
     assert measured["tokens"].sum() == root.catalog.read("SELECT sum(tokens)::BIGINT AS n FROM feature_rows")["n"][0]

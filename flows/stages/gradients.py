@@ -17,17 +17,15 @@ from flows.workers.gradients import (
     Task,
     compute,
     encode_row,
-    from_store,
     load_adapted,
     max_length,
-    to_store,
 )
 from storage.arrays import checkpoints, segments
 from storage.catalog import pool, runs, spaces
 from tagcos_stream import identity
 from tagcos_stream.config import Settings, Variant
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
-from tagcos_stream.types import UserError
+from tagcos_stream.types import Checkpoint, UserError
 
 
 def variants(settings: Settings) -> tuple[str, ...]:
@@ -47,27 +45,21 @@ def warm_up(job: Job) -> dict[str, Any]:
     if any(known[variant] is None for variant in wanted):
         sibling = next((space for space in known.values() if space is not None), None)
         if sibling is not None:
-            made = [_from_store(job, sibling, row) for row in sibling.checkpoints.iter_rows(named=True)]
-            fingerprint, weights = sibling.fingerprint, sibling.checkpoints["weight"].to_list()
+            made, fingerprint = spaces.load_checkpoints(job.root.files, sibling), sibling.fingerprint
         else:
-            made, weights, fingerprint, detail = _make_adapter(job)
+            made, fingerprint, detail = _make_adapter(job)
         for variant in wanted:
             if known[variant] is None:
-                _add_space(job, variant, made, weights, fingerprint)
+                _add_space(job, variant, made, fingerprint)
     chosen = _space(job, settings.gradient)
     runs.set_run(job.catalog, job.run_id, space_id=chosen.space_id)
     return {"space_id": chosen.space_id, **detail}
 
 
-def _from_store(job: Job, space: spaces.Space, row: dict[str, Any]) -> Any:
-    return from_store(checkpoints.load_checkpoint(job.root.files, space.space_id, row["step"], row["digest"]), row["weight"])
-
-
-def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dict[str, Any]]:
-    """Warm up, or import: (checkpoints, their weights, what they come from, what to report)."""
+def _make_adapter(job: Job) -> tuple[list[Checkpoint], dict[str, Any], dict[str, Any]]:
+    """Warm up, or import: (checkpoints, what they come from, what to report)."""
     from tagcos_stream.gradients import warmup  # torch, transformers and peft take seconds to import
     from tagcos_stream.gradients.adapter import adapter_settings
-    from tagcos_stream.gradients.extract import checkpoint_weights
     from tagcos_stream.gradients.memory import model_shape, warmup_bytes
 
     settings = job.settings
@@ -102,7 +94,6 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
         made = done.checkpoints
         losses = [round(loss, 4) for loss in done.losses]
         detail = {"reused": False, "examples": len(sample), "tokens": sum(map(len, sample)), "losses": losses}
-    weights = checkpoint_weights(made).tolist()
     fingerprint = {
         "settings": identity.space_settings(settings),
         "adapter": adapter_settings(loaded.model),
@@ -111,15 +102,15 @@ def _make_adapter(job: Job) -> tuple[list[Any], list[float], dict[str, Any], dic
         "dtype": loaded.dtype,
         "chat_template": template_fingerprint(loaded.tokenizer),
         "loss_mask": "assistant turns with end of turn, or train ranges",
-        "checkpoints": [{"step": c.step, "weight": w, "content": c.fingerprint()} for c, w in zip(made, weights, strict=True)],
+        "checkpoints": [{"step": c.step, "weight": c.weight, "content": identity.checkpoint_content(c)} for c in made],
     }
-    return made, weights, fingerprint, detail
+    return made, fingerprint, detail
 
 
-def _add_space(job: Job, variant: str, made: Sequence[Any], weights: Sequence[float], fingerprint: dict[str, Any]) -> None:
+def _add_space(job: Job, variant: str, made: Sequence[Checkpoint], fingerprint: dict[str, Any]) -> None:
     own = {**fingerprint, "settings": {**fingerprint["settings"], "gradient": variant}}
     space_id = identity.space_id(own)
-    saved = [checkpoints.save_checkpoint(job.root.files, space_id, to_store(checkpoint)) for checkpoint in made]
+    saved = [checkpoints.save_checkpoint(job.root.files, space_id, checkpoint) for checkpoint in made]
     checkpoints.save_space(job.root.files, space_id, own)
     spaces.add_space(
         job.catalog,
@@ -129,7 +120,7 @@ def _add_space(job: Job, variant: str, made: Sequence[Any], weights: Sequence[fl
         variant=variant,
         dim=job.settings.dim,
         fingerprint=own,
-        checkpoints=[(c.step, weight, file) for c, weight, file in zip(made, weights, saved, strict=True)],
+        checkpoints=list(zip(made, saved, strict=True)),
     )
 
 

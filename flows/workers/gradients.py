@@ -18,9 +18,9 @@ import polars as pl
 
 from flows.token_budget import tokens_per_pass
 from flows.workers.executor import Progress, Seat
-from storage.arrays import checkpoints, segments
+from storage.arrays import segments
 from storage.catalog.pool import ExampleReader
-from storage.catalog.spaces import Space
+from storage.catalog.spaces import Space, load_checkpoints
 from storage.files.base import Files
 from tagcos_stream.config import Settings
 from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
@@ -30,7 +30,6 @@ NO_TARGETS = "no target tokens"
 NON_FINITE = "non-finite gradient"
 TOO_LONG = "too long"
 SNIPPET = 200  # characters of a rejected row that are kept
-TENSORS = ("weights", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,7 @@ class Engine:
             )
         self.tokenizer = loaded.tokenizer
         self.max_length = max_length(spec.settings, loaded)
-        self.checkpoints = [
-            from_store(checkpoints.load_checkpoint(spec.files, first.space_id, row["step"], row["digest"]), row["weight"])
-            for row in first.checkpoints.iter_rows(named=True)
-        ]
+        self.checkpoints = load_checkpoints(spec.files, first)
         self.extractor = GradientExtractor(
             loaded.model,
             variants=[space.variant for space in spec.spaces],
@@ -281,21 +277,3 @@ def load_adapted(settings: Settings, device: str) -> Any:
             seed=settings.feature_seed,
         )
     return loaded
-
-
-def to_store(checkpoint: Any) -> checkpoints.StoredCheckpoint:
-    """A warm-up's checkpoint as arrays by parameter name."""
-    parts = {part: {name: tensor.numpy() for name, tensor in getattr(checkpoint, part).items()} for part in TENSORS}
-    return checkpoints.StoredCheckpoint(
-        step=checkpoint.step, learning_rate=checkpoint.learning_rate, adam_steps=checkpoint.adam_steps, **parts
-    )
-
-
-def from_store(stored: checkpoints.StoredCheckpoint, weight: float) -> Any:
-    """The checkpoint again; it counts by its weight in the space, which stands in for the learning rate that gave it."""
-    import torch
-
-    from tagcos_stream.gradients.warmup import Checkpoint
-
-    parts = {part: {name: torch.from_numpy(np.array(array)) for name, array in getattr(stored, part).items()} for part in TENSORS}
-    return Checkpoint(step=stored.step, learning_rate=weight, adam_steps=stored.adam_steps, **parts)

@@ -13,22 +13,9 @@ from storage.arrays.chunked import DamagedStore, read_json
 from storage.arrays.safetensors_io import load_arrays, save_arrays
 from storage.files.base import Files
 from tagcos_stream import identity
-from tagcos_stream.types import UserError
+from tagcos_stream.types import Checkpoint, UserError
 
 FORMAT = 1
-ROLES = ("weights", "exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """Adapter and Adam moments, dictionaries by parameter name, after `step` warm-up steps."""
-
-    step: int
-    learning_rate: float
-    adam_steps: int
-    weights: dict[str, np.ndarray]
-    exp_avg: dict[str, np.ndarray]
-    exp_avg_sq: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,8 @@ def checkpoint_key(space_id: str, step: int) -> str:
     return f"spaces/{space_id}/step-{step:06d}.safetensors"
 
 
-def save_checkpoint(files: Files, space_id: str, checkpoint: StoredCheckpoint) -> SavedFile:
-    arrays = {f"{role}/{name}": array for role in ROLES for name, array in getattr(checkpoint, role).items()}
+def save_checkpoint(files: Files, space_id: str, checkpoint: Checkpoint) -> SavedFile:
+    """Write a checkpoint's arrays, step counts and learning rate; its weight belongs to the space and is kept in the catalog."""
     key = checkpoint_key(space_id, checkpoint.step)
     # repr keeps a float to the last bit
     metadata = {
@@ -53,22 +40,37 @@ def save_checkpoint(files: Files, space_id: str, checkpoint: StoredCheckpoint) -
         "learning_rate": repr(float(checkpoint.learning_rate)),
         "adam_steps": str(checkpoint.adam_steps),
     }
-    digest, size = save_arrays(files, key, arrays, metadata)
+    digest, size = save_arrays(files, key, checkpoint.arrays(), metadata)
     return SavedFile(key, size, digest)
 
 
-def load_checkpoint(files: Files, space_id: str, step: int, digest: str | None = None) -> StoredCheckpoint:
-    """Give the catalog's digest where there is one: a changed adapter would mean another space."""
+def load_checkpoint(files: Files, space_id: str, step: int, *, weight: float, digest: str | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    weight
+        Of the checkpoint in the space, from the catalog.
+    digest
+        Of the file, from the catalog: a changed adapter would mean another space.
+
+    Raises
+    ------
+    DamagedStore
+        The file is missing, or is not what was written.
+    """
     key = checkpoint_key(space_id, step)
     try:
         arrays, metadata = load_arrays(files, key, digest)
     except FileNotFoundError:
         raise DamagedStore(f"{files.place(key)} is missing: restore it, or run with a new --root to warm up again") from None
-    by_role: dict[str, dict[str, np.ndarray]] = {role: {} for role in ROLES}
+    parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
     for name, array in arrays.items():
-        role, _, parameter = name.partition("/")
-        by_role[role][parameter] = array
-    return StoredCheckpoint(int(metadata["step"]), float(metadata["learning_rate"]), int(metadata["adam_steps"]), **by_role)
+        part, _, parameter = name.partition("/")
+        parts[part][parameter] = array
+    return Checkpoint(
+        int(metadata["step"]), float(metadata["learning_rate"]), weight, int(metadata["adam_steps"]), **parts
+    )  # fmt: skip
 
 
 def save_space(files: Files, space_id: str, fingerprint: Mapping[str, Any]) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import polars as pl
 
-from storage.arrays.checkpoints import SavedFile
+from storage.arrays.checkpoints import SavedFile, load_checkpoint
 from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.files.base import Files
+from tagcos_stream.types import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ def find_space(catalog: Catalog, recipe: str) -> Space | None:
     return Space(row["space_id"], recipe, row["variant"], row["dim"], json.loads(row["fingerprint"]), checkpoints)
 
 
+def load_checkpoints(files: Files, space: Space) -> list[Checkpoint]:
+    """The checkpoints of a space, in order of step. DamagedStore where one is missing or is not what was written."""
+    return [
+        load_checkpoint(files, space.space_id, row["step"], weight=row["weight"], digest=row["digest"])
+        for row in space.checkpoints.iter_rows(named=True)
+    ]
+
+
 def add_space(
     catalog: Catalog,
     run_id: str,
@@ -48,9 +58,9 @@ def add_space(
     variant: str,
     dim: int,
     fingerprint: Mapping[str, Any],
-    checkpoints: Sequence[tuple[int, float, SavedFile]],
+    checkpoints: Sequence[tuple[Checkpoint, SavedFile]],
 ) -> None:
-    """After its files are written. checkpoints: (step, weight, what save_checkpoint returned). Notes the space at the run."""
+    """After its files are written. checkpoints: each with what save_checkpoint returned. Notes the space at the run."""
     with catalog.transaction() as connection:
         insert_row(
             connection,
@@ -64,14 +74,14 @@ def add_space(
             run_id=run_id,
             added_at=utc_now(),
         )
-        for step, weight, saved in checkpoints:
+        for checkpoint, saved in checkpoints:
             insert_row(
                 connection,
                 "checkpoints",
                 replace=True,
                 space_id=space_id,
-                step=step,
-                weight=weight,
+                step=checkpoint.step,
+                weight=checkpoint.weight,
                 path=saved.path,
                 bytes=saved.bytes,
                 digest=saved.digest,

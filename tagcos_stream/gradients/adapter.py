@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -123,7 +124,7 @@ def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     raise UserError(f"{folder}: no adapter_model.safetensors: give a Trainer checkpoint-N folder of a PEFT training")
 
 
-def require_fit(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], what: str) -> None:
+def require_fit(tensors: Mapping[str, torch.Tensor | np.ndarray], parameters: Mapping[str, nn.Parameter], what: str) -> None:
     """UserError listing both sides unless `tensors` have exactly the names and shapes of the model's adapter."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

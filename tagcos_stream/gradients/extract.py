@@ -25,8 +25,8 @@ from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, head_lo
 from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
 from tagcos_stream.gradients.projection.projections import Projection
 from tagcos_stream.gradients.variants import VARIANTS, Moments, transform
-from tagcos_stream.gradients.warmup import Checkpoint
-from tagcos_stream.types import UserError
+from tagcos_stream.gradients.warmup import checkpoint_weights
+from tagcos_stream.types import Checkpoint, UserError
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,8 @@ class GradientExtractor:
             require_fit(getattr(checkpoint, part), self.parameters, f"the checkpoint's {part}")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(checkpoint.weights[name])
-        self._moments = {
-            name: Moments(
-                checkpoint.exp_avg[name].to(self.device, self.dtype).reshape(-1),
-                checkpoint.exp_avg_sq[name].to(self.device, self.dtype).reshape(-1),
-                checkpoint.adam_steps,
-            )
-            for name in self.parameters
-        }
+                parameter.copy_(as_tensor(checkpoint.weights[name]))
+        self._moments = {name: moments_of(checkpoint, name, parameter) for name, parameter in self.parameters.items()}
         self._checkpoint = checkpoint
 
     def features(self, batch: Sequence[Encoded]) -> GradientBatch:
@@ -143,6 +136,17 @@ class GradientExtractor:
         return loss
 
 
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor on the CPU; copied only where torch could not write to it."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def moments_of(checkpoint: Checkpoint, name: str, like: torch.Tensor) -> Moments:
+    """A parameter's Adam moments (P,), with the device and dtype of `like`."""
+    m, v = (as_tensor(part[name]).to(like.device, like.dtype).reshape(-1) for part in (checkpoint.exp_avg, checkpoint.exp_avg_sq))
+    return Moments(m, v, checkpoint.adam_steps)
+
+
 def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids (B, T) padded on the right with 0; and per target token, in order: its row, the position that predicts it, its id, and
     the weight 1 / (targets of its example)."""
@@ -159,14 +163,6 @@ def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch
         weights.append(np.full(len(targets), 1 / len(targets)))
     flat = (torch.from_numpy(np.concatenate(parts)) for parts in (rows, positions, labels, weights))
     return torch.from_numpy(ids), *flat  # type: ignore[return-value]
-
-
-def checkpoint_weights(checkpoints: Sequence[Checkpoint]) -> np.ndarray:
-    """(C,) float64 proportional to the learning rates around the checkpoints, summing to 1 (equal where all are zero)."""
-    rates = np.array([checkpoint.learning_rate for checkpoint in checkpoints], np.float64)
-    if len(rates) == 0 or (rates < 0).any() or not np.isfinite(rates).all():
-        raise ValueError(f"learning rates {rates.tolist()}: need at least one, none negative")
-    return rates / rates.sum() if rates.sum() > 0 else np.full(len(rates), 1 / len(rates))
 
 
 def block_features(
@@ -208,7 +204,9 @@ def _block_once(
     sums = {variant: np.zeros((n, dim), np.float32) for variant in extractor.variants}
     loss, norm, finite = np.zeros(n), np.zeros(n), np.ones(n, bool)
     seconds, done = 0.0, 0
-    for checkpoint, weight in zip(checkpoints, checkpoint_weights(checkpoints), strict=True):
+    # normalised here too: a caller may leave some checkpoints of a space out
+    weights = checkpoint_weights([checkpoint.weight for checkpoint in checkpoints])
+    for checkpoint, weight in zip(checkpoints, weights, strict=True):
         extractor.use(checkpoint)
         for batch in batches:
             started = time.perf_counter()

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tagcos_stream.gradients.adapter import adapter_parameters, adapter_weights, require_fit
-from tagcos_stream.gradients.warmup import Checkpoint
-from tagcos_stream.types import UserError
+from tagcos_stream.types import Checkpoint, UserError
 
 
 def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
@@ -38,7 +38,7 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
             f"{folder / 'optimizer.pt'}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all"
         )
     step, rate = _progress(folder, steps.pop())
-    return Checkpoint(step[0], rate, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
+    return Checkpoint(step[0], rate, 1.0, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
 
 
 def _optimizer_state(folder: Path) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def _decayed_names(model: Any) -> set[str]:
     return {name.replace(".default.", ".") for name in decayed}
 
 
-def _fitting(tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path) -> dict[str, torch.Tensor]:
+def _fitting(tensors: dict[str, torch.Tensor], parameters: dict[str, torch.nn.Parameter], path: Path) -> dict[str, np.ndarray]:
     require_fit(tensors, parameters, f"{path}: its tensors")
-    return {name: tensors[name].to("cpu", torch.float32).contiguous() for name in parameters}
+    return {name: tensors[name].detach().to("cpu", torch.float32).contiguous().numpy() for name in parameters}
 
 
 def _progress(folder: Path, adam_steps: int) -> tuple[tuple[int, int], float]:

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.gradients.extract import GradientExtractor
-from tagcos_stream.gradients.variants import Moments, transform
-from tagcos_stream.gradients.warmup import Checkpoint
+from tagcos_stream.gradients.extract import GradientExtractor, moments_of
+from tagcos_stream.gradients.variants import transform
+from tagcos_stream.types import Checkpoint
 
 # Relative error allowed. The two paths differ in the order of additions only: by the base model's precision.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
@@ -71,9 +71,9 @@ def autograd_features(
     sums = {variant: like.new_zeros(1, dim) for variant in extractor.variants}
     for name, gradient in zip(parameters, gradients, strict=True):
         row = gradient.reshape(1, -1)
-        m, v = (moment[name].to(row).reshape(-1) for moment in (checkpoint.exp_avg, checkpoint.exp_avg_sq))
+        moments = moments_of(checkpoint, name, row)
         for variant, total in sums.items():
-            moved = transform(variant, row, Moments(m, v, checkpoint.adam_steps), torch.empty_like(row))
+            moved = transform(variant, row, moments, torch.empty_like(row))
             extractor.projection.add(name, moved.contiguous(), total)
     norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
     return loss.detach(), norm, {variant: (total / total.norm())[0] for variant, total in sums.items()}

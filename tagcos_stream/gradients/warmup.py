@@ -6,12 +6,11 @@ wrong matrices as soon as the order of parameters differs.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,44 +19,7 @@ import torch
 from tagcos_stream.gradients.adapter import adapter_parameters
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.lm_head import find_decoder, head_losses
-from tagcos_stream.types import UserError
-
-_PARTS = ("weights", "exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The adapter and Adam's moments after a step, by PEFT's parameter names, float32 on the CPU."""
-
-    step: int
-    learning_rate: float  # mean over the steps since the checkpoint before, as the schedule reports it after each step
-    adam_steps: int
-    weights: dict[str, torch.Tensor]
-    exp_avg: dict[str, torch.Tensor]
-    exp_avg_sq: dict[str, torch.Tensor]
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Everything under flat names, "weights/<name>" and so on, for safetensors."""
-        return {f"{part}/{name}": tensor.numpy() for part in _PARTS for name, tensor in getattr(self, part).items()}
-
-    def metadata(self) -> dict[str, str]:
-        return {"step": str(self.step), "learning_rate": repr(self.learning_rate), "adam_steps": str(self.adam_steps)}
-
-    @staticmethod
-    def from_tensors(tensors: Mapping[str, np.ndarray | torch.Tensor], metadata: Mapping[str, str]) -> Checkpoint:
-        parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-        return Checkpoint(int(metadata["step"]), float(metadata["learning_rate"]), int(metadata["adam_steps"]), **parts)
-
-    def fingerprint(self) -> str:
-        """Hash of weights, moments and step count: 32 hex digits."""
-        digest = hashlib.blake2b(f"{self.adam_steps}".encode(), digest_size=16)
-        for key, array in sorted(self.tensors().items()):
-            digest.update(f"{key}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array, np.float32).data)
-        return digest.hexdigest()
+from tagcos_stream.types import Checkpoint, UserError
 
 
 @dataclass(frozen=True)
@@ -72,6 +34,14 @@ def checkpoint_steps(steps: int, count: int) -> list[int]:
     if count > steps:
         raise UserError(f"{count} checkpoints need at least as many warm-up steps, there are {steps}: lower --checkpoints")
     return [round(steps * (i + 1) / count) for i in range(count)]
+
+
+def checkpoint_weights(rates: Sequence[float]) -> np.ndarray:
+    """Weights (C,) float64 of checkpoints, proportional to the learning rates around them, with sum 1; equal where all are 0."""
+    values = np.array(rates, np.float64)
+    if len(values) == 0 or (values < 0).any() or not np.isfinite(values).all():
+        raise ValueError(f"learning rates {values.tolist()}: need at least one, none negative")
+    return values / values.sum() if values.sum() > 0 else np.full(len(values), 1 / len(values))
 
 
 def run_warmup(
@@ -147,7 +117,9 @@ def run_warmup(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     if not np.isfinite(losses).all():
         raise UserError(f"the warm-up's loss became {losses[-1]} at learning_rate {learning_rate:g}: lower the learning rate")
-    return Warmup(recorder.checkpoints, losses, recorder.rates)
+    weights = checkpoint_weights([checkpoint.learning_rate for checkpoint in recorder.checkpoints]).tolist()
+    weighted = [replace(checkpoint, weight=weight) for checkpoint, weight in zip(recorder.checkpoints, weights, strict=True)]
+    return Warmup(weighted, losses, recorder.rates)
 
 
 def _check_plan(examples: int, steps: int, batch_size: int, checkpoints: Sequence[int]) -> None:
@@ -232,15 +204,16 @@ def _recorder(model: Any, wanted: set[int], steps: int, progress: Callable[[int,
 
 
 def _snapshot(model: Any, optimizer: Any, step: int, rate: float) -> Checkpoint:
+    """The adapter and its moments as they are now. Its weight is known at the end only, and 0 until then."""
     states = getattr(optimizer, "optimizer", optimizer).state  # accelerate wraps the optimizer
-    parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
     adam_steps = 0
     for name, parameter in adapter_parameters(model).items():
         state = states[parameter]
         adam_steps = int(state["step"])
-        for part, tensor in zip(_PARTS, (parameter.detach(), state["exp_avg"], state["exp_avg_sq"]), strict=True):
-            parts[part][name] = tensor.to("cpu", torch.float32, copy=True).contiguous()
-    return Checkpoint(step, rate, adam_steps, **parts)
+        for part, tensor in (("weights", parameter.detach()), ("exp_avg", state["exp_avg"]), ("exp_avg_sq", state["exp_avg_sq"])):
+            parts[part][name] = tensor.to("cpu", torch.float32, copy=True).contiguous().numpy()
+    return Checkpoint(step, rate, 0.0, adam_steps, **parts)
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from flows.context import Job, open_job, open_settings_root, run_stage
 from flows.progress import SilentReporter
 from flows.stages.gradients import recipe
 from storage.arrays import segments
-from storage.arrays.checkpoints import StoredCheckpoint, save_checkpoint, save_space
+from storage.arrays.checkpoints import save_checkpoint, save_space
 from storage.catalog import runs, spaces
 from tagcos_stream import identity
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.types import Checkpoint
 from tests.benchmarks.features import Shape
 
 
@@ -53,7 +54,8 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
     space_id, variant = identity.space_id(fingerprint), settings.gradient
     if spaces.find_space(job.catalog, recipe(settings, variant)) is None:
         nothing = {"layer": np.zeros((2, 2), np.float32)}
-        saved = save_checkpoint(job.root.files, space_id, StoredCheckpoint(1, 1e-4, 1, nothing, nothing, nothing))
+        checkpoint = Checkpoint(1, 1e-4, 1.0, 1, nothing, nothing, nothing)
+        saved = save_checkpoint(job.root.files, space_id, checkpoint)
         save_space(job.root.files, space_id, fingerprint)
         spaces.add_space(
             job.catalog,
@@ -63,7 +65,7 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
             variant=variant,
             dim=settings.dim,
             fingerprint=fingerprint,
-            checkpoints=[(1, 1.0, saved)],
+            checkpoints=[(checkpoint, saved)],
         )
     runs.set_run(job.catalog, job.run_id, space_id=space_id)
     plan = spaces.plan_segments(job.catalog, job.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)

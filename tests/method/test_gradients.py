@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.gradients.extract import BlockFeatures, GradientExtractor, block_features, checkpoint_weights
+from tagcos_stream.gradients.extract import BlockFeatures, GradientExtractor, block_features
 from tagcos_stream.gradients.projection.projections import make_projection
 from tagcos_stream.gradients.variants import VARIANTS
 from tagcos_stream.gradients.verify import SelfCheckFailed, self_check
@@ -140,11 +140,10 @@ def test_gradients__variants_together_equal_variants_alone() -> None:
         torch.testing.assert_close(alone.features[variant], together.features[variant], rtol=0, atol=0)
 
 
-def test_gradients__checkpoints_are_weighted_by_learning_rate() -> None:
+def test_gradients__checkpoints_are_averaged_by_weight() -> None:
     ex = extractor("llama", dtype=torch.float64, variants=("adam",))
     encoded = random_encoded(LENGTHS)
-    checkpoints = [random_checkpoint(ex.model, seed=s, learning_rate=rate) for s, rate in ((1, 1e-4), (2, 3e-4))]
-    np.testing.assert_allclose(checkpoint_weights(checkpoints), [0.25, 0.75])
+    checkpoints = [random_checkpoint(ex.model, seed=s, weight=weight) for s, weight in ((1, 0.1), (2, 0.3))]
     comp = block_features(ex, checkpoints, encoded, token_budget=64)
     parts = []
     for checkpoint in checkpoints:

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from storage.arrays.checkpoints import (
-    StoredCheckpoint,
     load_checkpoint,
     load_space,
     save_checkpoint,
@@ -25,7 +24,7 @@ from storage.gc import orphans, sweep, work_key
 from storage.root import Root, open_root
 from storage.snapshot import publish, snapshot_path
 from tagcos_stream import identity
-from tagcos_stream.types import UserError
+from tagcos_stream.types import Checkpoint, UserError
 from tests.storage import tiny
 
 
@@ -224,10 +223,10 @@ def test_spaces__round_trip_to_the_bit(root: Root) -> None:
     weights = {"a.b": np.array([[0.1, np.pi]], np.float32), "c": np.array(3.5, np.float32)}
     fingerprint = {"model": "m", "weights": [0.1, 1e-30], "é": "ü"}
     space = identity.space_id(fingerprint)
-    saved = save_checkpoint(root.files, space, StoredCheckpoint(10, 2.1569e-06, 12, weights, weights, weights))
+    saved = save_checkpoint(root.files, space, Checkpoint(10, 2.1569e-06, 0.25, 12, weights, weights, weights))
     save_space(root.files, space, fingerprint)
-    loaded = load_checkpoint(root.files, space, 10, saved.digest)
-    assert (loaded.step, loaded.learning_rate, loaded.adam_steps) == (10, 2.1569e-06, 12)
+    loaded = load_checkpoint(root.files, space, 10, weight=0.25, digest=saved.digest)
+    assert (loaded.step, loaded.learning_rate, loaded.weight, loaded.adam_steps) == (10, 2.1569e-06, 0.25, 12)
     np.testing.assert_array_equal(loaded.exp_avg_sq["a.b"], weights["a.b"])
     assert loaded.weights["c"].shape == ()
     assert load_space(root.files, space) == fingerprint
@@ -236,13 +235,13 @@ def test_spaces__round_trip_to_the_bit(root: Root) -> None:
     body[-3] ^= 1
     root.files.write(saved.path, bytes(body))
     with pytest.raises(DamagedStore, match=r"step-000010\.safetensors is not what was written"):
-        load_checkpoint(root.files, space, 10, saved.digest)
+        load_checkpoint(root.files, space, 10, weight=0.25, digest=saved.digest)
     root.files.write(saved.path, bytes(body[:50]))
     with pytest.raises(DamagedStore, match="no whole safetensors file"):
-        load_checkpoint(root.files, space, 10)
+        load_checkpoint(root.files, space, 10, weight=1.0)
     root.files.delete(saved.path)
     with pytest.raises(DamagedStore, match="missing"):
-        load_checkpoint(root.files, space, 10)
+        load_checkpoint(root.files, space, 10, weight=1.0)
     root.files.write(f"spaces/{space}/space.json", json.dumps({"format": 1, "fingerprint": {"model": "other"}}).encode())
     with pytest.raises(DamagedStore, match=f"not {space}"):
         load_space(root.files, space)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from storage.arrays.checkpoints import StoredCheckpoint, save_checkpoint, save_space
+from storage.arrays.checkpoints import save_checkpoint, save_space
 from storage.arrays.grouped import regroup, write_centroids
 from storage.arrays.grouped_reader import open_clustering
 from storage.arrays.segments import create_segment, open_features
@@ -22,7 +22,7 @@ from storage.catalog import clusterings, diagnostics, methods, pool, runs, selec
 from storage.root import Root, open_root
 from tagcos_stream import identity
 from tagcos_stream.selection.methods import described
-from tagcos_stream.types import IngestBlock
+from tagcos_stream.types import Checkpoint, IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
 BLOCKS = 5  # of the 286 different ones among 300 examples
@@ -128,7 +128,8 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
     space_id = identity.space_id(fingerprint)
     if spaces.find_space(catalog, "tiny") is None:
         weights = {"layer": np.arange(6, dtype=np.float32).reshape(2, 3)}
-        saved = save_checkpoint(files, space_id, StoredCheckpoint(10, 1e-5, 10, weights, weights, weights))
+        checkpoint = Checkpoint(10, 1e-5, 1.0, 10, weights, weights, weights)
+        saved = save_checkpoint(files, space_id, checkpoint)
         save_space(files, space_id, fingerprint)
         spaces.add_space(
             catalog,
@@ -138,7 +139,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             variant="adam",
             dim=DIM,
             fingerprint=fingerprint,
-            checkpoints=[(10, 1.0, saved)],
+            checkpoints=[(checkpoint, saved)],
         )
         step("space")
     runs.set_run(catalog, run_id, space_id=space_id)
