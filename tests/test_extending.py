@@ -50,6 +50,17 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 USES = {
+    "a-selection-method": """
+        import numpy as np
+        from tagcos_stream.config import load_settings
+        from tagcos_stream.selection.groups import Group
+        from tagcos_stream.selection.methods import METHODS, Limits, described
+
+        assert load_settings({"method": "shortest"}).method == "shortest"
+        group = Group({"target_tokens": np.array([5, 2, 9, 2]), "draw": np.array([0.1, 0.2, 0.3, 0.4])})
+        assert METHODS["shortest"].choose(group, 3, {}, Limits()).indices.tolist() == [3, 1, 0]
+        assert "shortest" in [row["method"] for row in described()]
+    """,
     "a-gradient-variant": """
         import numpy as np, torch
         from tagcos_stream.config import load_settings
