@@ -188,6 +188,54 @@ def naive_herding(A: np.ndarray, b: np.ndarray, k: int) -> list[int]:
     return chosen
 
 
+# One function for each selection method, found by name: choose_<name>(c, k) gives rows of a group in order of choice. c holds the
+# method's columns by name (draw, target_tokens, loss, norm, distance: lists), features (n, D) and target (D,).
+
+
+def choose_tagcos(c: dict[str, Any], k: int) -> list[int]:
+    return [row for row, *_ in naive_omp(c["features"].astype(np.float64), c["target"], k)]
+
+
+def choose_omp(c: dict[str, Any], k: int) -> list[int]:
+    return choose_tagcos(c, k)
+
+
+def choose_random(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best(c["draw"], c["draw"], k)
+
+
+def choose_stratified(c: dict[str, Any], k: int) -> list[int]:
+    return choose_random(c, k)
+
+
+def choose_longest(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best(c["target_tokens"], c["draw"], k)
+
+
+def choose_hardest(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best(c["loss"], c["draw"], k)
+
+
+def choose_perplexity(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best(naive_middle(c["loss"]), c["draw"], k)
+
+
+def choose_kcenter(c: dict[str, Any], k: int) -> list[int]:
+    return naive_kcenter(c["features"], k, int(np.argmax(c["draw"])))[0]
+
+
+def choose_centroid(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best([-distance for distance in c["distance"]], c["draw"], k)
+
+
+def choose_herding(c: dict[str, Any], k: int) -> list[int]:
+    return naive_herding(c["features"], c["target"], k)
+
+
+def choose_herding_clusters(c: dict[str, Any], k: int) -> list[int]:
+    return choose_herding(c, k)
+
+
 def naive_stands(A: np.ndarray, chosen: list[int]) -> list[tuple[int, float]]:
     """(place in `chosen` of the nearest by cosine, the cosine) of every row; the first of those that are tied."""
     A = A.astype(np.float64)

@@ -110,22 +110,17 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
     base = runs.complete_run(root.catalog)["run_id"]
     pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
-    draws = [naive.naive_draw(name, 0) for name in names]
+    known: dict[str, Any] = {"draw": [naive.naive_draw(name, 0) for name in names], "features": rows, "target": rows.mean(axis=0)}
+    known |= {column: pool[column].to_list() for column in ("target_tokens", "loss", "norm")}
 
     def chosen(method: str) -> list[str]:
         frame = selections.selection(root.catalog, reselect(root, base, method=method, count=12).run_id)
         return frame.sort("cluster", "rank")["example_id"].to_list()
 
-    def named(indices: list[int]) -> list[str]:
-        return [names[i] for i in indices]
-
-    assert chosen("random") == named(naive.naive_best(draws, draws, 12))
-    assert chosen("longest") == named(naive.naive_best(pool["target_tokens"].to_list(), draws, 12))
-    assert chosen("hardest") == named(naive.naive_best(pool["loss"].to_list(), draws, 12))
-    assert chosen("perplexity") == named(naive.naive_best(naive.naive_middle(pool["loss"].to_list()), draws, 12))
-    assert chosen("kcenter") == named(naive.naive_kcenter(rows, 12, int(np.argmax(draws)))[0])
-    assert chosen("herding") == named(naive.naive_herding(rows, rows.mean(axis=0), 12))
-    assert chosen("omp") == named([row for row, *_ in naive.naive_omp(rows, rows.mean(axis=0), 12)])
+    for method in METHODS:
+        if METHODS[method].within == "pool":
+            ref = getattr(naive, "choose_" + method.replace("-", "_"))(known, 12)
+            assert chosen(method) == [names[i] for i in ref], method
     # stratified: every source and length in proportion
     strata = division.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
     sizes = np.bincount(strata)

@@ -128,20 +128,32 @@ def test_middle__equals_naive(losses: list[float]) -> None:
     np.testing.assert_allclose(perplexity.middle(np.array(losses)), naive.naive_middle(losses), atol=1e-12)
 
 
-def test_scores__each_method_ranks_by_what_it_says() -> None:
-    columns = {
-        "draw": np.array([0.3, 0.1, 0.2]),
-        "target_tokens": np.array([5, 9, 7]),
-        "loss": np.array([1.0, 3.0, 2.0]),
-        "norm": np.array([0.1, 0.2, 0.9]),
-        "distance": np.array([0.5, 0.1, 0.9], np.float32),
-    }
-    first = {}
-    for name, method in METHODS.items():
-        if not method.features:
-            group = Group({column: columns[column] for column in method.columns})
-            first[name] = int(method.choose(group, 1, {}, Limits()).indices[0])
-    assert first == {"random": 0, "stratified": 0, "longest": 1, "hardest": 1, "perplexity": 2, "centroid": 1}
+@pytest.mark.parametrize("name", METHODS)
+def test_methods__choose_what_their_definitions_choose(name: str) -> None:
+    """Every registered method against the function of its name in tests/naive.py, which a new method must have."""
+    method, settings = METHODS[name], Settings()
+    for seed in range(6):
+        r = np.random.default_rng(seed)
+        n, k = int(r.integers(2, 60)), int(r.integers(1, 20))
+        rows = r.standard_normal((n, 24)).astype(np.float16)
+        columns = {
+            "draw": scores.draws(ids(n, seed), seed),
+            "target_tokens": r.integers(1, 9, n),  # many are equal
+            "loss": r.integers(0, 9, n) / 4,
+            "norm": r.integers(1, 9, n) / 8,
+            "distance": (r.integers(0, 9, n) / 4).astype(np.float32),
+        }
+        group = Group(
+            {column: columns[column] for column in method.columns},
+            ArrayRows(rows, 7) if method.features else None,
+            rows.astype(np.float64).mean(axis=0),
+        )
+        choice = method.choose(group, k, {name: getattr(settings, name) for name in method.settings}, Limits())
+        known = {column: columns[column].tolist() for column in method.columns}
+        ref = getattr(naive, "choose_" + name.replace("-", "_"))(known | {"features": rows, "target": group.mean}, k)
+        assert choice.indices.tolist() == ref, f"seed {seed}"
+        assert len(choice.margins) == n
+        assert (choice.weights is not None) == method.weights
 
 
 def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:
