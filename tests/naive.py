@@ -216,6 +216,10 @@ def choose_hardest(c: dict[str, Any], k: int) -> list[int]:
     return naive_best(c["loss"], c["draw"], k)
 
 
+def choose_gradient_norm(c: dict[str, Any], k: int) -> list[int]:
+    return naive_best(c["norm"], c["draw"], k)
+
+
 def choose_perplexity(c: dict[str, Any], k: int) -> list[int]:
     return naive_best(naive_middle(c["loss"]), c["draw"], k)
 

@@ -173,6 +173,7 @@ METHODS = Registry(
         "stratified": "tagcos_stream.selection.stratified:STRATIFIED",
         "longest": "tagcos_stream.selection.longest:LONGEST",
         "hardest": "tagcos_stream.selection.hardest:HARDEST",
+        "gradient-norm": "tagcos_stream.selection.gradient_norm:GRADIENT_NORM",
         "perplexity": "tagcos_stream.selection.perplexity:PERPLEXITY",
         "kcenter": "tagcos_stream.selection.kcenter:KCENTER",
         "centroid": "tagcos_stream.selection.centroid:CENTROID",
