@@ -1,4 +1,4 @@
-"""What a stage is given: the settings, the run, and the doors to what is durable."""
+"""What a stage is given: the settings, the run, and the root; and how a stage is run and recorded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import importlib.metadata
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from flows.progress import Reporter
 from storage.catalog import runs
@@ -24,8 +24,8 @@ VERSIONED = ("tagcos-stream", "torch", "transformers", "peft", "polars", "duckdb
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run at work."""
+class RunContext:
+    """One run in progress."""
 
     settings: Settings
     run_id: str
@@ -47,15 +47,28 @@ def memory_bytes(settings: Settings) -> int:
     return int((settings.memory_limit or DEFAULT_MEMORY) * GIB)
 
 
-Stage = Callable[[Job], dict[str, Any]]
+class StageResult(Protocol):
+    """What a stage hands on (flows/stages/results.py); `detail` is recorded in the catalog."""
+
+    @property
+    def detail(self) -> Mapping[str, Any]: ...
+
+
+Result = TypeVar("Result", bound=StageResult)
+
+
+class DoStage(Protocol):
+    """Does one stage, here or as a task of an orchestrator."""
+
+    def __call__(self, name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result: ...
 
 
 def open_settings_root(settings: Settings, reporter: Reporter) -> Root:
     return open_root(settings.root, wait_seconds=settings.wait, on_wait=reporter.say)
 
 
-def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str | None = None) -> Job:
-    """The unfinished run with these settings, or a new one. The caller holds the root as its writer."""
+def start_or_resume(settings: Settings, root: Root, reporter: Reporter, reselects: str | None = None) -> RunContext:
+    """The unfinished run with these settings, or a new one. The caller must hold the root's writer lock."""
     record_methods(root.catalog, described())
     run = runs.open_run(
         root.catalog,
@@ -68,7 +81,7 @@ def open_job(settings: Settings, root: Root, reporter: Reporter, reselects: str 
     )
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")
-    return Job(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
+    return RunContext(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
 
 
 def versions() -> dict[str, str]:
@@ -78,11 +91,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
-    """Do a stage here and record its seconds, peak memory and outcome."""
+def run_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:
+    """Do a stage in this process and record its seconds, peak memory and detail.
+
+    Parameters
+    ----------
+    name
+        Under which the catalog records it.
+    work
+        The stage: called with the run and `given`, the results of the stages before that it builds on.
+    """
     start = time.perf_counter()
-    detail = stage(job)
+    result = work(run, *given)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux; of the process so far
-    runs.stage_done(job.catalog, job.run_id, name, seconds=seconds, peak_bytes=peak, detail=detail)
-    return detail
+    runs.stage_done(run.catalog, run.run_id, name, seconds=seconds, peak_bytes=peak, detail=result.detail)
+    return result

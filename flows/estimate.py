@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from flows.progress import Reporter, SilentReporter
-from flows.stages.gradients import variants
+from flows.stages.warmup import variants
 from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length
 from storage.arrays.segments import ids_spec
 from storage.catalog import heldout, spaces

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from flows.context import Job, Stage, open_job, open_settings_root, run_stage
+from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
 from flows.progress import Reporter, default_reporter
+from flows.stages.adopt import adopt
 from flows.stages.cluster import cluster
-from flows.stages.gradients import gradients, warm_up
-from flows.stages.ingest import adopt, ingest
-from flows.stages.select import publish, select
+from flows.stages.gradients import compute_gradients
+from flows.stages.ingest import ingest
+from flows.stages.publish import publish
+from flows.stages.select import select
+from flows.stages.warmup import warm_up
 from storage.catalog import runs
 from storage.root import Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
 
-STAGES: dict[str, Stage] = {
-    "ingest": ingest,
-    "warm-up": warm_up,
-    "gradients": gradients,
-    "cluster": cluster,
-    "select": select,
-    "publish": publish,
-}
-# what selecting again from stored features takes: the pool of an earlier run, and everything after the gradients
-RESELECT_STAGES: dict[str, Stage] = {"pool": adopt} | {name: STAGES[name] for name in ("cluster", "select", "publish")}
+STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
+# selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
+RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 
 
 @dataclass(frozen=True)
@@ -36,39 +33,60 @@ class Outcome:
     """What a finished run came to: its id and what each stage reported."""
 
     run_id: str
-    stages: dict[str, dict[str, Any]]
+    stages: Mapping[str, Mapping[str, Any]]
 
 
-def run(
-    settings: Settings,
-    reporter: Reporter | None = None,
-    do_stage: Callable[[str, Stage, Job], dict[str, Any]] = run_stage,
-) -> Outcome:
+def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage = run_stage) -> Outcome:
     """Run every stage under the root's writer lock. Called again after any interruption it goes on where it stopped.
 
-    Raises:
-        UserError: a mistake that the user can mend; the run is recorded as failed with its message.
+    Parameters
+    ----------
+    settings
+        With sources and a model.
+    reporter
+        Gets messages and progress; by default bars in a terminal, else lines.
+    do_stage
+        Does one stage: here, or as a task of an orchestrator.
+
+    Raises
+    ------
+    UserError
+        A mistake that the user can mend; the run is recorded as failed with its message.
     """
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
     reporter = reporter or default_reporter()
     root = open_settings_root(settings, reporter)
-    with compiling_ahead():
-        return _run_stages(settings, root, reporter, do_stage, STAGES)
+    with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
+        pool = stage("ingest", ingest, run)
+        spaces = stage("warm-up", warm_up, run, pool)
+        features = stage("gradients", compute_gradients, run, spaces)
+        clusters = stage("cluster", cluster, run, features)
+        selection = stage("select", select, run, features, clusters)
+        stage("publish", publish, run, selection)
+    return Outcome(run.run_id, stage.details)
 
 
 def reselect(
-    root: str,
-    run_id: str | None = None,
-    reporter: Reporter | None = None,
-    do_stage: Callable[[str, Stage, Job], dict[str, Any]] = run_stage,
-    **changes: Any,
+    root: str, run_id: str | None = None, reporter: Reporter | None = None, do_stage: DoStage = run_stage, **changes: Any
 ) -> Outcome:
-    """Select again from the stored features of a complete run (by default the newest): a new run of the same pool and the same
-    settings but for `changes`, which may be any of SELECT_FIELDS. Neither sources nor model are read. Resumed like every run.
+    """Select again from the stored features of a complete run: a new run of the same pool, with other settings.
 
-    Raises:
-        UserError: no such complete run, a setting that stored features do not allow to change, or a wrong value.
+    Neither sources nor model are read. Resumed like every run.
+
+    Parameters
+    ----------
+    root
+        Folder or address of the root.
+    run_id
+        The complete run, as `storage.catalog.runs.find_run` takes it; by default the newest.
+    **changes
+        Any of SELECT_FIELDS; all other settings are those of that run.
+
+    Raises
+    ------
+    UserError
+        No such complete run, a setting that stored features do not allow to change, or a wrong value.
     """
     reporter = reporter or default_reporter()
     wrong = sorted(set(changes) - set(SELECT_FIELDS))
@@ -79,7 +97,12 @@ def reselect(
     opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
     settings = load_settings(changed_settings(base, root, changes))
-    return _run_stages(settings, opened, reporter, do_stage, RESELECT_STAGES, reselects=base["run_id"])
+    with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
+        features = stage("pool", adopt, run)
+        clusters = stage("cluster", cluster, run, features)
+        selection = stage("select", select, run, features, clusters)
+        stage("publish", publish, run, selection)
+    return Outcome(run.run_id, stage.details)
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -91,26 +114,35 @@ def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _run_stages(
-    settings: Settings,
-    root: Root,
-    reporter: Reporter,
-    do_stage: Callable[[str, Stage, Job], dict[str, Any]],
-    stages: dict[str, Stage],
-    reselects: str | None = None,
-) -> Outcome:
+@dataclass
+class _Stages:
+    """Does stages, and keeps what each of them reports."""
+
+    do_stage: DoStage
+    details: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:
+        result = self.do_stage(name, work, run, *given)
+        self.details[name] = result.detail
+        return result
+
+
+@contextmanager
+def _writing(
+    settings: Settings, root: Root, reporter: Reporter, do_stage: DoStage, reselects: str | None = None
+) -> Iterator[tuple[RunContext, _Stages]]:
+    """The run of these settings as the root's writer; a run that does not reach its end is recorded as failed or interrupted."""
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)
     with root.writer():
-        job = open_job(settings, root, reporter, reselects)
+        run = start_or_resume(settings, root, reporter, reselects)
         try:
-            outcome = {name: do_stage(name, stage, job) for name, stage in stages.items()}
+            yield run, _Stages(do_stage)
         except Exception as error:
-            runs.stop_run(root.catalog, job.run_id, "failed", str(error))
+            runs.stop_run(root.catalog, run.run_id, "failed", str(error))
             raise
         except BaseException:  # Ctrl-C, or a flow that is cancelled
-            runs.stop_run(root.catalog, job.run_id, "interrupted", "interrupted by the user")
+            runs.stop_run(root.catalog, run.run_id, "interrupted", "interrupted by the user")
             raise
-    return Outcome(run_id=job.run_id, stages=outcome)

@@ -26,7 +26,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
 from flows.compare.evaluate import evaluate
-from flows.context import Job, Stage, run_stage
+from flows.context import Result, RunContext, run_stage
 from flows.pipeline import Outcome, reselect, run
 from flows.prefect_artifacts import FlowReporter, publish_artifacts, publish_evaluation
 from flows.prefect_parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
@@ -70,8 +70,9 @@ def _as_task(name: str, work: Callable[[], Any]) -> Any:
     return do()
 
 
-def _do_stage(name: str, stage: Stage, job: Job) -> dict[str, Any]:
-    return dict(_as_task(name, lambda: run_stage(name, stage, job)))
+def _do_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:
+    result: Result = _as_task(name, lambda: run_stage(name, work, run, *given))
+    return result
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def test_declare__every_setting_stands_in_a_panel_of_the_help() -> None:
 
 EVALUATION_OTHER: dict[str, Any] = {
     "root": "elsewhere", "run": "run-1", "method": ("random",), "fraction": (0.1,), "seeds": 1, "gradient": ("sgd",),
-    "vary": ("ridge=0.1",), "weights": True, "regime": ("steps",),
+    "vary": ("ridge=0.1",), "weights": True, "regime": ("steps",), "against": "tagcos",
     "model": "other", "revision": "v2", "trust_remote_code": True, "dtype": "float32", "quantize": "8bit", "max_length": 64,
     "epochs": 2.0, "steps": 5, "batch_size": 4, "learning_rate": 1e-3, "schedule": "linear", "rise": 0.1, "lora_rank": 4,
     "lora_alpha": 8, "lora_dropout": 0.1, "lora_targets": ("q_proj",),

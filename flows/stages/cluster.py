@@ -3,108 +3,68 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from flows.context import Job
+from flows.context import RunContext
+from flows.stages.pool_view import PoolClustering, open_pool_clustering
+from flows.stages.results import Clustering, Features
 from storage import gc
-from storage.arrays import grouped, grouped_reader, safetensors_io, segments
-from storage.catalog import clusterings, refreshes, runs, spaces
+from storage.arrays import grouped, safetensors_io, segments
+from storage.catalog import clusterings, refreshes, runs
 from tagcos_stream.clustering import drift
 from tagcos_stream.identity import clustering_id, clustering_recipe
 from tagcos_stream.selection.methods import METHODS
-from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.clustering.assign import Assigning
     from tagcos_stream.clustering.exact_pass import Passes
-    from tagcos_stream.clustering.kmeans import Assigned, Clustering
-    from tagcos_stream.clustering.sums import Totals
+    from tagcos_stream.clustering.kmeans import Assigned
+    from tagcos_stream.clustering.kmeans import Clustering as FittedClustering
 
 STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
 
 
-def features_pool(job: Job) -> tuple[str, pl.DataFrame]:
-    """(space, the run's examples that have a feature, in order of segment and row)."""
-    space_id = runs.run_status(job.catalog, job.run_id).run["space_id"]
-    pool = spaces.features_pool(job.catalog, job.run_id, space_id)
-    if not len(pool):
-        raise UserError("no example of the pool has a usable gradient; see `tagcos sql 'FROM rejects_by_reason'`")
-    return space_id, pool
-
-
-@dataclass(frozen=True)
-class View:
-    """A run's own view of a clustering: those of its rows that are in the pool."""
-
-    reader: grouped_reader.ClusteringReader
-    positions: np.ndarray  # (n,) int64: of every pool row in the clustering, -1 where it is not in it
-    totals: Totals  # exact, of the pool rows that are in it
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(n,) int32 by pool row, -1 where it is not in it."""
-        return np.append(self.reader.labels, np.int32(-1))[self.positions]
-
-
-def open_view(job: Job, name: str, pool: pl.DataFrame) -> View:
-    """Totals of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
-    from tagcos_stream.clustering.sums import Totals
-
-    reader = grouped_reader.open_clustering(job.root.files, name, clusterings.parts(job.catalog, name))
-    positions = reader.find(pool)
-    here = np.sort(positions[positions >= 0])
-    gone = np.setdiff1d(np.arange(reader.n_rows), here, assume_unique=True)
-    some = here if len(here) < len(gone) else gone
-    totals = Totals.empty(reader.n_clusters, reader.dim)
-    if len(some):
-        from tagcos_stream.clustering.assign import count
-
-        totals = count(reader.rows(some), reader.labels[some], reader.n_clusters)
-    return View(reader, positions, totals if some is here else Totals(*reader.totals()) - totals)
-
-
-def cluster(job: Job) -> dict[str, Any]:
+def cluster(run: RunContext, features: Features) -> Clustering:
     """Find the pool's clustering, or make one; rows that it lacks join it.
 
     A clustering of just this pool is used as it is. Otherwise the one that knows most of the pool is kept, as long as it fits
     (`refit`), and only rows that it does not know are read. A method that needs no clusters gets none.
     """
-    settings = job.settings
-    space_id, pool = features_pool(job)
+    settings = run.settings
+    space_id, pool = features.space_id, features.pool
     if METHODS[settings.method].within != "clusters":
-        _record(job, space_id, pool, None, None, refitted=False)
-        return {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)}
+        _record(run, features, None, None, refitted=False)
+        return Clustering(None, {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)})
     exact = clustering_id(settings, space_id, pool["example_id"].to_list())
     known: str | None = exact
-    if not clusterings.exists(job.catalog, exact):
-        known = clusterings.find_clustering(job.catalog, clustering_recipe(settings, space_id), pool)
-    said = refreshes.recorded(job.catalog, job.run_id)
+    if not clusterings.exists(run.catalog, exact):
+        known = clusterings.find_clustering(run.catalog, clustering_recipe(settings, space_id), pool)
+    said = refreshes.recorded(run.catalog, run.run_id)
     if known is None or (known != exact and (settings.refit == "always" or (said is not None and said["refitted"]))):
         if said is None:
-            _record(job, space_id, pool, None, None, refitted=True)
-        return _fit_anew(job, space_id, pool, exact, parent=known)
-    view = open_view(job, known, pool)
+            _record(run, features, None, None, refitted=True)
+        return _fit_anew(run, features, exact, parent=known)
+    view = open_pool_clustering(run, known, pool)
     fresh = pool.filter(pl.Series(view.positions < 0))
-    joined = _assign(job, space_id, view, fresh)
-    measured = _measure(job, space_id, pool, view, fresh, joined)
+    joined = _assign(run, space_id, view, fresh)
+    measured = _measure(run, features, view, fresh, joined)
     refitted = known != exact and settings.refit == "auto" and bool(measured.cluster_anew)
     if said is None:
-        _record(job, space_id, pool, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
+        _record(run, features, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
     elif not refitted:
         refitted = bool(said["refitted"]) and known != exact
     if refitted:
-        job.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering anew")
-        return _fit_anew(job, space_id, pool, exact, parent=known)
+        run.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering anew")
+        return _fit_anew(run, features, exact, parent=known)
     if joined is not None:
-        part = _regroup(job, known, segments.open_features(job.root.files, space_id, fresh), joined, len(view.reader.parts))
-        clusterings.add_rows(job.catalog, known, rows=_assignments(fresh, joined), part=part)
-    runs.set_run(job.catalog, job.run_id, clustering_id=known)
+        part = _regroup(run, known, segments.open_features(run.root.files, space_id, fresh), joined, len(view.reader.parts))
+        clusterings.add_rows(run.catalog, known, rows=_assignments(fresh, joined), part=part)
+    runs.set_run(run.catalog, run.run_id, clustering_id=known)
     detail = {"clustering_id": known, "reused": True, "clusters": int((view.totals.sizes > 0).sum()), "rows": len(pool)}
-    return detail | {"joined": len(fresh), "advice": measured.advice}
+    return Clustering(known, detail | {"joined": len(fresh), "advice": measured.advice})
 
 
 def keys(pool: pl.DataFrame) -> np.ndarray:
@@ -112,18 +72,18 @@ def keys(pool: pl.DataFrame) -> np.ndarray:
     return pool["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
 
 
-def _assign(job: Job, space_id: str, view: View, fresh: pl.DataFrame) -> Assigned | None:
+def _assign(run: RunContext, space_id: str, view: PoolClustering, fresh: pl.DataFrame) -> Assigned | None:
     if not len(fresh):
         return None
     from tagcos_stream.clustering.assign import assign  # torch takes seconds to import
 
-    with job.reporter.stage("assign", "rows") as progress:
-        rows = segments.open_features(job.root.files, space_id, fresh)
+    with run.reporter.stage("assign", "rows") as progress:
+        rows = segments.open_features(run.root.files, space_id, fresh)
         return assign(rows, view.reader.centroids, keys(fresh), progress=progress)
 
 
 def _measure(
-    job: Job, space_id: str, pool: pl.DataFrame, view: View, fresh: pl.DataFrame, joined: Assigned | None
+    run: RunContext, features: Features, view: PoolClustering, fresh: pl.DataFrame, joined: Assigned | None
 ) -> drift.Drift:
     """Hold the pool, with the rows about to join, against what the clustering was when it was fitted."""
     from tagcos_stream.clustering.sums import Totals
@@ -138,25 +98,24 @@ def _measure(
         labels, distances = np.append(labels, joined.labels), np.append(distances, joined.distances)
         totals = totals + joined.totals
     fitted = drift.Fitted(reader.labels[:size], reader.distances[:size], first.sizes, first.means(), first.inertia())
-    rows = {row["seen"]: row for row in refreshes.warm_up_view(job.catalog, job.run_id, space_id).iter_rows(named=True)}
+    rows = {row["seen"]: row for row in refreshes.warm_up_view(run.catalog, run.run_id, features.space_id).iter_rows(named=True)}
     losses = [drift.Moments(row["n"], row["loss"], row["std"]) for row in (rows.get(True), rows.get(False)) if row]
-    unseen = rows[False]["n"] / len(pool) if False in rows else 0.0
+    unseen = rows[False]["n"] / len(features.pool) if False in rows else 0.0
     return drift.measure(
         fitted,
         labels,
         distances,
         sizes=totals.sizes,
         means=totals.means(),
-        max_cluster_rows=job.settings.max_cluster_rows,
-        unseen=None if job.settings.adapter else unseen,  # nobody knows what an imported adapter was trained on
+        max_cluster_rows=run.settings.max_cluster_rows,
+        unseen=None if run.settings.adapter else unseen,  # nobody knows what an imported adapter was trained on
         losses=(losses[0], losses[1]) if len(losses) == 2 else None,
     )
 
 
 def _record(
-    job: Job,
-    space_id: str,
-    pool: pl.DataFrame,
+    run: RunContext,
+    features: Features,
     name: str | None,
     measured: drift.Drift | None,
     *,
@@ -164,15 +123,15 @@ def _record(
     assigned: int | None = None,
 ) -> None:
     """Write down what changed since the run before. A first run has nothing to tell."""
-    base = refreshes.base_run(job.catalog, job.run_id, space_id)
+    base = refreshes.base_run(run.catalog, run.run_id, features.space_id)
     if base is None and name is None:
         return
-    counts = refreshes.changes(job.catalog, job.run_id, base) if base else {"added": 0, "returned": 0, "retired": 0}
-    values: dict[str, Any] = {"base_run": base, "clustering_id": name, "pool": len(pool), "assigned": assigned, **counts}
+    counts = refreshes.changes(run.catalog, run.run_id, base) if base else {"added": 0, "returned": 0, "retired": 0}
+    values: dict[str, Any] = {"base_run": base, "clustering_id": name, "pool": len(features.pool), "assigned": assigned, **counts}
     values |= {"refitted": refitted, "advice": "keep" if measured is None else measured.advice}
     if measured is not None:
         values |= {
-            "since_fit": round(measured.share * len(pool)),
+            "since_fit": round(measured.share * len(features.pool)),
             "share": measured.share,
             "distance_shift": measured.distance_shift,
             "distance_error": measured.distance_error,
@@ -181,23 +140,23 @@ def _record(
             "unseen": measured.unseen,
             "why": "; ".join([*measured.cluster_anew, *measured.warm_up_anew]) or None,
         }
-    refreshes.record(job.catalog, job.run_id, values, drift.THRESHOLDS)
+    refreshes.record(run.catalog, run.run_id, values, drift.THRESHOLDS)
 
 
-def _fit_anew(job: Job, space_id: str, pool: pl.DataFrame, name: str, parent: str | None) -> dict[str, Any]:
+def _fit_anew(run: RunContext, features: Features, name: str, parent: str | None) -> Clustering:
     """Cluster the whole pool: every feature is read, no gradient is computed."""
     from flows.workers.kmeans import spread
     from tagcos_stream.clustering import kmeans
 
-    settings = job.settings
+    settings, space_id, pool = run.settings, features.space_id, features.pool
     n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
-    rows = segments.open_features(job.root.files, space_id, pool)
-    made = _fit(job, name, rows, n_clusters, keys(pool), spread(job, space_id, pool, rows, n_clusters))
-    grouped.write_centroids(job.root.files, name, made.centroids)
-    part = _regroup(job, name, rows, made, 0)
+    rows = segments.open_features(run.root.files, space_id, pool)
+    made = _fit(run, name, rows, n_clusters, keys(pool), spread(run, features, rows, n_clusters))
+    grouped.write_centroids(run.root.files, name, made.centroids)
+    part = _regroup(run, name, rows, made, 0)
     clusterings.add_clustering(
-        job.catalog,
-        job.run_id,
+        run.catalog,
+        run.run_id,
         name,
         space_id,
         clusters=pl.DataFrame({"cluster": np.arange(len(made.sizes)), "size": made.sizes, "inertia": made.inertia}),
@@ -212,34 +171,34 @@ def _fit_anew(job: Job, space_id: str, pool: pl.DataFrame, name: str, parent: st
             "seed": settings.seed,
         },
     )
-    return {"clustering_id": name, "reused": False, "clusters": len(made.sizes), "rows": len(pool)}
+    return Clustering(name, {"clustering_id": name, "reused": False, "clusters": len(made.sizes), "rows": len(pool)})
 
 
 def _fit(
-    job: Job,
+    run: RunContext,
     name: str,
     rows: segments.FeatureRows,
     n_clusters: int,
     keys: np.ndarray,
     workers: tuple[Passes, Assigning] | tuple[None, None],
-) -> Clustering:
+) -> FittedClustering:
     """Fit and finish a k-means; its state is saved every few seconds, so that a killed fit goes on."""
     from tagcos_stream.clustering import kmeans
 
-    settings, files = job.settings, job.root.files
+    settings, files = run.settings, run.root.files
     passes, assigning = workers
-    key = gc.work_key(job.run_id, f"kmeans-stretches-{name}.safetensors")  # before schema 6 positions counted batches: "kmeans-"
+    key = gc.work_key(run.run_id, f"kmeans-stretches-{name}.safetensors")  # before schema 6 positions counted batches: "kmeans-"
     state = None
     if files.size(key) is not None:
         state = kmeans.KMeansState.from_arrays(safetensors_io.load_arrays(files, key)[0])
-    with job.reporter.stage("k-means", "rows") as progress:
+    with run.reporter.stage("k-means", "rows") as progress:
         saved = time.monotonic()
         states = kmeans.fit(
             rows,
             n_clusters,
             seed=settings.seed,
             state=state,
-            memory_limit=job.memory_limit,
+            memory_limit=run.memory_limit,
             passes=passes,
             progress=progress,
         )
@@ -248,7 +207,7 @@ def _fit(
                 safetensors_io.save_arrays(files, key, state.to_arrays())
                 saved = time.monotonic()
     assert state is not None
-    with job.reporter.stage("assign", "rows") as progress:
+    with run.reporter.stage("assign", "rows") as progress:
         return kmeans.finalise(
             rows,
             state,
@@ -261,10 +220,12 @@ def _fit(
         )
 
 
-def _regroup(job: Job, name: str, rows: segments.FeatureRows, made: Assigned | Clustering, part: int) -> grouped.PartInfo:
-    with job.reporter.stage("regroup", "rows") as progress:
+def _regroup(
+    run: RunContext, name: str, rows: segments.FeatureRows, made: Assigned | FittedClustering, part: int
+) -> grouped.PartInfo:
+    with run.reporter.stage("regroup", "rows") as progress:
         return grouped.regroup(
-            job.root.files,
+            run.root.files,
             name,
             rows,
             made.labels,
@@ -272,10 +233,10 @@ def _regroup(job: Job, name: str, rows: segments.FeatureRows, made: Assigned | C
             sums=made.totals.sums,
             squares=made.totals.squares,
             part=part,
-            memory_limit=job.memory_limit // 2,
+            memory_limit=run.memory_limit // 2,
             progress=progress,
         )
 
 
-def _assignments(rows: pl.DataFrame, made: Assigned | Clustering) -> pl.DataFrame:
+def _assignments(rows: pl.DataFrame, made: Assigned | FittedClustering) -> pl.DataFrame:
     return rows.select("segment", "row", cluster=pl.Series(made.labels), distance=pl.Series(made.distances))

@@ -8,25 +8,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.context import Job
-from flows.stages.cluster import View, open_view
+from flows.context import RunContext
+from flows.stages.pool_view import PoolClustering, open_pool_clustering
+from flows.stages.results import Features
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics
 from tagcos_stream.rows.blocks import group_means
 from tagcos_stream.selection.match import Match, match, match_bytes, reached
 
 
-def measure(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> dict[str, Any]:
+def measure(run: RunContext, features: Features, view: PoolClustering | None) -> dict[str, Any]:
     """Record how well the selection matches the pool's mean feature, over all dimensions (those that it was made by), as a whole
     and by cluster: of `view`, the run's clustering, else of the newest that has every example of the pool.
 
     The chosen rows are read, and no others where there is a clustering, whose totals are exact.
     """
     start = time.perf_counter()
-    if view is None and (name := clusterings.find_covering(job.catalog, job.run_id, space_id)):
-        view = open_view(job, name, pool)
-    rows = segments.open_features(job.root.files, space_id, pool)
-    by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= job.memory_limit
+    space_id, pool = features.space_id, features.pool
+    if view is None and (name := clusterings.find_covering(run.catalog, run.run_id, space_id)):
+        view = open_pool_clustering(run, name, pool)
+    rows = segments.open_features(run.root.files, space_id, pool)
+    by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= run.memory_limit
     labels = np.zeros(len(pool), np.int64)
     if view is None:
         means = group_means(rows, labels, 1)
@@ -34,18 +36,18 @@ def measure(job: Job, space_id: str, pool: pl.DataFrame, view: View | None) -> d
         labels, means = view.labels.astype(np.int64), view.totals.means()
     else:
         means = view.totals.sums.sum(axis=0)[None] / len(pool)
-        job.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
+        run.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
     sizes = np.bincount(labels, minlength=len(means))
-    shares = job.catalog.read("SELECT segment, row, share FROM selection_of(?)", [job.run_id])
+    shares = run.catalog.read("SELECT segment, row, share FROM selection_of(?)", [run.run_id])
     chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
     at = chosen["at"].to_numpy().astype(np.int64)
     found = match(means, sizes, lambda part: rows.gather(at[part]), labels[at], chosen["share"].to_numpy())
     diagnostics.commit(
-        job.catalog,
-        job.run_id,
-        method=job.settings.method,
+        run.catalog,
+        run.run_id,
+        method=run.settings.method,
         fraction=len(at) / len(pool),
-        seed=job.settings.seed,
+        seed=run.settings.seed,
         dimensions="seen",
         rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=by_cluster),
         seconds=time.perf_counter() - start,

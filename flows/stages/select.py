@@ -1,4 +1,4 @@
-"""Stages 5 and 6: the coreset chosen group by group, by the method asked for, and its publication."""
+"""Stage 5: the coreset, chosen group by group by the method asked for."""
 
 from __future__ import annotations
 
@@ -8,64 +8,62 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.context import Job
-from flows.stages.cluster import View, features_pool, open_view
+from flows.context import RunContext
 from flows.stages.match import measure
+from flows.stages.pool_view import PoolClustering, open_pool_clustering
+from flows.stages.results import Clustering, Features, Selection
 from flows.workers.executor import partitioned, sharing
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
-from storage import snapshot
-from storage.catalog import clusterings, refreshes, runs, selections
+from storage.catalog import clusterings, refreshes, selections
 from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.budget import allocate
 from tagcos_stream.selection.groups import Groups, divide, example_columns
 from tagcos_stream.selection.methods import METHODS
 
 
-def select(job: Job) -> dict[str, Any]:
+def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
     """Choose each group's share of the budget by the method asked for; a finished group is committed, so a kill costs one.
 
     A group whose inputs an earlier run had takes over that run's choice.
     """
-    settings, method = job.settings, METHODS[job.settings.method]
-    space_id, pool = features_pool(job)
-    view = None
-    if method.within == "clusters":
-        view = open_view(job, runs.run_status(job.catalog, job.run_id).run["clustering_id"], pool)
+    settings, method = run.settings, METHODS[run.settings.method]
+    space_id, pool = features.space_id, features.pool
+    view = None if clusters.clustering_id is None else open_pool_clustering(run, clusters.clustering_id, pool)
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
     budgets = allocate(groups.sizes, settings.budget(len(pool)))
     if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
-        job.reporter.say(warning)
-    earlier = _earlier(job, space_id, pool)
+        run.reporter.say(warning)
+    earlier = _earlier(run, space_id, pool)
     place = space_id if view is None else view.reader.clustering_id
     inputs = {
         g: choice_id(settings, place, g, pool[members], int(budgets[g]), _earlier_of(pool, members, earlier))
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
-    copied = selections.copy_unchanged(job.catalog, job.run_id, inputs)
-    done = selections.clusters_done(job.catalog, job.run_id)
+    copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
+    done = selections.clusters_done(run.catalog, run.run_id)
     inertia = None if view is None else view.totals.inertia()
-    with job.reporter.stage("select", "chosen") as progress:
+    with run.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        tasks = _tasks(job, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier)
-        spec = _spec(job, space_id, view, len(tasks))
+        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier)
+        spec = _spec(run, space_id, view, len(tasks))
         within = lambda chosen: progress(resumed + chosen)  # noqa: E731
         for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
             g, rows = found.group, pool[groups.members(found.group)]
             spread = None if inertia is None else float(inertia[g])
-            _commit(job, found, rows, int(budgets[g]), inertia=spread, inputs=inputs[g], sticky=earlier is not None)
+            _commit(run, found, rows, int(budgets[g]), inertia=spread, inputs=inputs[g], sticky=earlier is not None)
             ready += int(budgets[g])
             progress(ready)
     counts = {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
-    return counts | measure(job, space_id, pool, view)
+    return Selection(counts["selected"], counts | measure(run, features, view))
 
 
-def _earlier(job: Job, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
+def _earlier(run: RunContext, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
     """(N,) bool: rows that the run before chose; None where they are not to be kept, or the method does not keep any."""
-    if job.settings.sticky is None or "sticky" not in METHODS[job.settings.method].settings:
+    if run.settings.sticky is None or "sticky" not in METHODS[run.settings.method].settings:
         return None
-    base = refreshes.base_run(job.catalog, job.run_id, space_id)
-    chosen = set() if base is None else selections.chosen_by(job.catalog, base)
+    base = refreshes.base_run(run.catalog, run.run_id, space_id)
+    chosen = set() if base is None else selections.chosen_by(run.catalog, base)
     return pool["example_id"].is_in(list(chosen)).to_numpy()
 
 
@@ -74,33 +72,33 @@ def _earlier_of(pool: pl.DataFrame, members: np.ndarray, earlier: np.ndarray | N
     return None if earlier is None else pool["example_id"].gather(members[earlier[members]]).to_list()
 
 
-def _spec(job: Job, space_id: str, view: View | None, n_tasks: int) -> SelectSpec:
-    settings = job.settings
+def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: int) -> SelectSpec:
+    settings = run.settings
     name = None if view is None else view.reader.clustering_id
     return SelectSpec(
-        job.root.files,
+        run.root.files,
         settings.method,
         {setting: getattr(settings, setting) for setting in METHODS[settings.method].settings},
         space_id,
         name,
-        () if name is None else tuple(clusterings.parts(job.catalog, name)),
-        job.memory_limit // sharing(settings, n_tasks),
+        () if name is None else tuple(clusterings.parts(run.catalog, name)),
+        run.memory_limit // sharing(settings, n_tasks),
     )
 
 
 def _tasks(
-    job: Job,
+    run: RunContext,
     pool: pl.DataFrame,
-    view: View | None,
+    view: PoolClustering | None,
     groups: Groups,
     budgets: np.ndarray,
     left: Sequence[int],
     earlier: np.ndarray | None,
 ) -> list[GroupTask]:
     """The groups that are left, with what the method reads of each."""
-    method = METHODS[job.settings.method]
+    method = METHODS[run.settings.method]
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
-    columns = example_columns(method, pool, job.settings.seed, distances)
+    columns = example_columns(method, pool, run.settings.seed, distances)
     means = view.totals.means() if view is not None and method.features else None
     tasks = []
     for g in left:
@@ -122,7 +120,7 @@ def _tasks(
 
 
 def _commit(
-    job: Job, found: GroupChoice, rows: pl.DataFrame, budget: int, *, inertia: float | None, inputs: str, sticky: bool
+    run: RunContext, found: GroupChoice, rows: pl.DataFrame, budget: int, *, inertia: float | None, inputs: str, sticky: bool
 ) -> None:
     choice = found.choice
     kept = len(choice.indices) - len(choice.scores)  # in no round
@@ -133,8 +131,8 @@ def _commit(
         return pl.Series(values, dtype=kind, nan_to_null=True).extend_constant(None, len(choice.indices) - len(values))
 
     selections.commit_cluster(
-        job.catalog,
-        job.run_id,
+        run.catalog,
+        run.run_id,
         found.group,
         budget=budget,
         residual=choice.residual,
@@ -155,9 +153,3 @@ def _commit(
         ),
         candidates=rows.select("segment", "row", margin=pl.Series(choice.margins)),
     )
-
-
-def publish(job: Job) -> dict[str, Any]:
-    """Mark the run complete and publish a snapshot that readers open without a lock."""
-    runs.finish_run(job.catalog, job.run_id)
-    return {"snapshot": snapshot.publish(job.root, job.run_id)}

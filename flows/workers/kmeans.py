@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.context import Job
+from flows.context import RunContext
+from flows.stages.results import Features
 from flows.workers.executor import Progress, Seat, partitioned, place_of, sharing
 from storage.arrays.segments import FeatureRows, open_features
 from storage.files.base import Files
@@ -61,13 +62,13 @@ def _opened(spec: PassSpec, seat: Seat) -> FeatureRows:
 
 
 def spread(
-    job: Job, space_id: str, pool: pl.DataFrame, rows: FeatureRows, n_clusters: int
+    run: RunContext, features: Features, rows: FeatureRows, n_clusters: int
 ) -> tuple[Passes, Assigning] | tuple[None, None]:
     """Who computes the passes of a fit, and the one that ends it: workers, or (None, None) where this process does better.
 
     That is with one worker, with few stretches for each, and where memory_limit has no room for what is on its way.
     """
-    settings = job.settings
+    settings = run.settings
     cut = len(stretches(rows))
     if settings.workers == 1 or cut < STRETCHES_A_WORKER * settings.workers:
         return None, None
@@ -76,9 +77,9 @@ def spread(
     needed += (settings.workers + 1) * 8 * n_clusters * rows.dim  # sums that wait for their turn
     if place_of(settings) == "processes":
         needed += sharing(settings, cut) * pass_bytes(rows.dim, n_clusters, block_rows=block)
-    if needed > job.memory_limit:
+    if needed > run.memory_limit:
         return None, None
-    spec = partial(PassSpec, job.root.files, space_id, pool.select("segment", "row"))
+    spec = partial(PassSpec, run.root.files, features.space_id, features.pool.select("segment", "row"))
     return partial(_passes, spec, settings), partial(_assigning, spec, settings)
 
 

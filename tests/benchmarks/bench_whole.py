@@ -61,7 +61,7 @@ def made(folder: Path, rows: int, dim: int) -> list[str]:
     conversations(folder / "pool" / "made.jsonl", 0, rows)
     settings = made_settings(folder, dim=dim, block_rows=1024, memory_limit=MEMORY)
     start = time.perf_counter()
-    start_run(settings, Shape(dim, GROUPS, 0), ("ingest", "gradients"))
+    start_run(settings, Shape(dim, GROUPS, 0), whole=False)
     print(f"{rows:,} rows ingested, features made and stored: {time.perf_counter() - start:.0f} s", flush=True)
     return run_command(settings, "dim", "block_rows", "memory_limit")
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows import pipeline
-from flows.context import Job, open_job, open_settings_root, run_stage
+from flows.context import RunContext, open_settings_root, run_stage, start_or_resume
 from flows.progress import SilentReporter
-from flows.stages.gradients import recipe
+from flows.stages.cluster import cluster
+from flows.stages.gradients import features_of
+from flows.stages.ingest import ingest
+from flows.stages.publish import publish
+from flows.stages.select import select
 from storage.arrays import segments
 from storage.arrays.checkpoints import save_checkpoint, save_space
 from storage.catalog import runs, spaces
@@ -47,34 +50,34 @@ def run_command(settings: Settings, *fields: str) -> list[str]:
     return words + [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in ("root", "model", *fields)]
 
 
-def fill(job: Job, shape: Shape, threads: int = 2) -> None:
-    """The warm-up and gradient stages, but for the model: a space, and a feature for every example of the pool."""
-    settings = job.settings
+def fill(run: RunContext, shape: Shape, threads: int = 2) -> str:
+    """The warm-up and gradient stages without a model: a space, whose id is returned, and a feature for every example."""
+    settings = run.settings
     fingerprint = {"model": "made", "dim": settings.dim}
     space_id, variant = identity.space_id(fingerprint), settings.gradient
-    if spaces.find_space(job.catalog, recipe(settings, variant)) is None:
+    if spaces.find_space(run.catalog, identity.space_recipe(settings, variant)) is None:
         nothing = {"layer": np.zeros((2, 2), np.float32)}
         checkpoint = Checkpoint(1, 1e-4, 1.0, 1, nothing, nothing, nothing)
-        saved = save_checkpoint(job.root.files, space_id, checkpoint)
-        save_space(job.root.files, space_id, fingerprint)
+        saved = save_checkpoint(run.root.files, space_id, checkpoint)
+        save_space(run.root.files, space_id, fingerprint)
         spaces.add_space(
-            job.catalog,
-            job.run_id,
+            run.catalog,
+            run.run_id,
             space_id,
-            recipe=recipe(settings, variant),
+            recipe=identity.space_recipe(settings, variant),
             variant=variant,
             dim=settings.dim,
             fingerprint=fingerprint,
             checkpoints=[(checkpoint, saved)],
         )
-    runs.set_run(job.catalog, job.run_id, space_id=space_id)
-    plan = spaces.plan_segments(job.catalog, job.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)
-    lacks = spaces.missing(job.catalog, space_id, job.run_id)
+    runs.set_run(run.catalog, run.run_id, space_id=space_id)
+    plan = spaces.plan_segments(run.catalog, run.run_id, space_id, dim=settings.dim, block_rows=settings.block_rows)
+    lacks = spaces.missing(run.catalog, space_id, run.run_id)
     for segment, rows in plan.select("segment", "block_rows").iter_rows():
         if segment not in lacks:
             continue
-        ids = spaces.segment_ids(job.catalog, segment)
-        writer = segments.create_segment(job.root.files, space_id, segment, example_ids=ids, dim=settings.dim, chunk_rows=rows)
+        ids = spaces.segment_ids(run.catalog, segment)
+        writer = segments.create_segment(run.root.files, space_id, segment, example_ids=ids, dim=settings.dim, chunk_rows=rows)
 
         def make(block: int, segment: str = segment, writer: segments.SegmentWriter = writer) -> tuple[int, range, int]:
             rows = range(*writer.block_range(block))
@@ -86,8 +89,9 @@ def fill(job: Job, shape: Shape, threads: int = 2) -> None:
                 measured = {"row": np.array(rows_made), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
                 measured |= {"loss": np.full(n, 2.0), "norm": np.full(n, 1.0), "status": ["ok"] * n}
                 spaces.commit_block(
-                    job.catalog, job.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0
+                    run.catalog, run.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0
                 )
+    return space_id
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterable[int], ahead: int) -> Iterable[Any]:
@@ -99,14 +103,15 @@ def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterable[int], ahead: 
         begun.extend(pool.submit(work, item) for item in islice(left, 1))
 
 
-def start_run(settings: Settings, shape: Shape, stages: Iterable[str] = tuple(pipeline.STAGES)) -> str:
-    """These stages of a run, in this process, with made features; returns its id. The settings' next run goes on from there."""
+def start_run(settings: Settings, shape: Shape, *, whole: bool = True) -> str:
+    """A run with made features, in this process, up to them or whole; returns its id. The same settings go on from there."""
     root = open_settings_root(settings, SilentReporter())
     with root.writer():
-        job = open_job(settings, root, SilentReporter())
-        for name in stages:
-            if name == "gradients":
-                fill(job, shape)
-            elif name != "warm-up":
-                run_stage(name, pipeline.STAGES[name], job)
-    return job.run_id
+        run = start_or_resume(settings, root, SilentReporter())
+        run_stage("ingest", ingest, run)
+        space_id = fill(run, shape)
+        if whole:
+            features = features_of(run, space_id, {})
+            clusters = run_stage("cluster", cluster, run, features)
+            run_stage("publish", publish, run, run_stage("select", select, run, features, clusters))
+    return run.run_id

@@ -21,7 +21,7 @@ from flows import pipeline
 from flows.cli import main
 from flows.compare import evaluate, plots
 from flows.compare.tables import compact, report
-from flows.context import open_job, run_stage
+from flows.context import run_stage, start_or_resume
 from flows.progress import SilentReporter
 from flows.stages.ingest import ingest
 from flows.workers.gradients import encode_row
@@ -126,12 +126,12 @@ def test_heldout__nothing_like_it_stays_in_the_pool(tmp_path: Path) -> None:
     settings = load_settings(values)
     root = open_root(settings.root)
     with root.writer():
-        job = open_job(settings, root, SilentReporter())
-        run_stage("ingest", ingest, job)
-    aside = set(heldout.heldout(root.catalog, job.run_id)["example_id"])
+        run = start_or_resume(settings, root, SilentReporter())
+        run_stage("ingest", ingest, run)
+    aside = set(heldout.heldout(root.catalog, run.run_id)["example_id"])
     assert len(aside) == 12
     left_out = root.catalog.read("SELECT example_id, detail FROM rejects WHERE stage = 'near-duplicates'")
-    pooled = pool.pool(root.catalog, job.run_id)
+    pooled = pool.pool(root.catalog, run.run_id)
     assert len(pooled) + len(left_out) == 36
     assert not aside & set(left_out["example_id"])
     texts = pl.concat(list(pool.example_reader(root).iterate(pooled.select("segment", "row"))))["messages"]

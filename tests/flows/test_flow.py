@@ -34,16 +34,16 @@ def tries(values):
     # how often each stage is begun where clustering meets a busy catalog once, and selecting a mistake
     begun = []
 
-    def do_stage(name, stage, job):
-        def work(job):
+    def do_stage(name, stage, run, *given):
+        def work(run, *given):
             begun.append(name)
             if name == "cluster" and begun.count(name) == 1:
                 raise TransientError("the catalog is busy")
             if name == "select":
                 raise UserError("nothing that passes")
-            return stage(job)
+            return stage(run, *given)
 
-        return prefect_flow._do_stage(name, work, job)
+        return prefect_flow._do_stage(name, work, run, *given)
 
     try:
         pipeline.run(load_settings(values | {"fraction": 0.3}), SilentReporter(), do_stage)

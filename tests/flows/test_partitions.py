@@ -16,9 +16,9 @@ import polars as pl
 import pytest
 
 from flows import pipeline
-from flows.context import Job
+from flows.context import RunContext
 from flows.progress import SilentReporter
-from flows.stages.cluster import features_pool
+from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
 from flows.workers.executor import Progress, Seat, partitioned
 from flows.workers.kmeans import spread
@@ -167,12 +167,12 @@ def test_run__processes_select_the_same_as_threads(
     settings = small_settings(root=str(tmp_path / "one"), threads=1)
     one = select(settings)
     root = open_root(settings["root"], create=False)
-    run_id = root.catalog.read("SELECT run_id FROM runs").item()
+    run_id, space_id = root.catalog.read("SELECT run_id, space_id FROM runs").row(0)
 
     def leaves_to_workers(**changes: Any) -> bool:
-        job = Job(settings=load_settings(settings | changes), run_id=run_id, root=root, reporter=SilentReporter())
-        space_id, pool = features_pool(job)
-        return spread(job, space_id, pool, open_features(root.files, space_id, pool), 4) != (None, None)
+        run = RunContext(settings=load_settings(settings | changes), run_id=run_id, root=root, reporter=SilentReporter())
+        features = features_of(run, space_id, {})
+        return spread(run, features, open_features(root.files, space_id, features.pool), 4) != (None, None)
 
     assert not leaves_to_workers(run_on="processes", workers=1)
     assert not leaves_to_workers(run_on="ray", workers=3)  # four stretches: too few for each

@@ -15,11 +15,11 @@ import pytest
 
 from flows import pipeline
 from flows.progress import SilentReporter
-from flows.stages.cluster import clustering_recipe
 from storage import check
 from storage.arrays import grouped, grouped_reader
 from storage.catalog import clusterings, runs, selections
 from storage.root import Root, open_root
+from tagcos_stream import identity
 from tagcos_stream.clustering import drift
 from tagcos_stream.config import load_settings
 from tests import naive
@@ -72,7 +72,7 @@ def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> s
         rows=pl.DataFrame(),
         part=None,
         config={},
-        recipe=clustering_recipe(load_settings(values), space),
+        recipe=identity.clustering_recipe(load_settings(values), space),
     )
     runs.set_run(catalog, first, clustering_id=noted)
     return name
@@ -141,7 +141,7 @@ def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
     nothing = pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64})
     clusterings.add_clustering(
         other.catalog, "none", name, space, clusters=nothing, rows=pl.DataFrame(), part=None, config={},
-        recipe=clustering_recipe(load_settings(values), space),
+        recipe=identity.clustering_recipe(load_settings(values), space),
     )  # fmt: skip
     write(pool_folder / "zebra.jsonl", "colours", range(100, 132))
     refreshed = run(values)

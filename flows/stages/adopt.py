@@ -1,0 +1,46 @@
+"""The first stage of selecting again: pool and features are those of an earlier run; no source is read, no gradient computed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flows.context import RunContext
+from flows.stages.gradients import features_of
+from flows.stages.results import Features
+from storage import gc
+from storage.catalog import pool, runs, spaces
+from tagcos_stream.identity import space_recipe
+from tagcos_stream.types import UserError
+
+
+def adopt(run: RunContext) -> Features:
+    """Take over the pool of the run that is selected from again, with its features of the settings' gradient variant.
+
+    Raises
+    ------
+    UserError
+        The variant was not computed for the whole pool; says how to compute it.
+    """
+    assert run.reselects is not None
+    gc.sweep(run.root, gc.orphans(run.root))
+    pool.adopt_pool(run.catalog, run.run_id, run.reselects)
+    base = runs.complete_run(run.catalog, run.reselects)
+    examples = len(pool.pool(run.catalog, run.run_id))
+    return features_of(run, _space_of_variant(run, base), {"of": run.reselects, "examples": examples})
+
+
+def _space_of_variant(run: RunContext, base: dict[str, Any]) -> str:
+    """Of the feature spaces computed in one pass (`also_gradients`), the one that is selected by."""
+    variant, own = run.settings.gradient, str(base["space_id"])
+    if variant == json.loads(base["config"])["gradient"]:
+        return own
+    space = spaces.find_space(run.catalog, space_recipe(run.settings, variant))
+    computed = 0 if space is None else len(spaces.features_pool(run.catalog, run.run_id, space.space_id))
+    if space is None or computed < len(spaces.features_pool(run.catalog, run.run_id, own)):
+        raise UserError(
+            f"gradient {variant}: {computed} examples of the pool of {base['run_id']} have features of this variant; compute "
+            f"them with `tagcos run`, the same settings and --also-gradients {variant}"
+        )
+    runs.set_run(run.catalog, run.run_id, space_id=space.space_id)
+    return space.space_id

@@ -1,0 +1,47 @@
+"""A run's view of a clustering that may know more rows than the run's pool has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from flows.context import RunContext
+from storage.arrays import grouped_reader
+from storage.catalog import clusterings
+
+if TYPE_CHECKING:
+    from tagcos_stream.clustering.sums import Totals
+
+
+@dataclass(frozen=True)
+class PoolClustering:
+    """A run's own view of a clustering: those of its rows that are in the pool."""
+
+    reader: grouped_reader.ClusteringReader
+    positions: np.ndarray  # (n,) int64: of every pool row in the clustering, -1 where it is not in it
+    totals: Totals  # exact, of the pool rows that are in it
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int32 by pool row, -1 where it is not in it."""
+        return np.append(self.reader.labels, np.int32(-1))[self.positions]
+
+
+def open_pool_clustering(run: RunContext, name: str, pool: pl.DataFrame) -> PoolClustering:
+    """Totals of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
+    from tagcos_stream.clustering.sums import Totals
+
+    reader = grouped_reader.open_clustering(run.root.files, name, clusterings.parts(run.catalog, name))
+    positions = reader.find(pool)
+    here = np.sort(positions[positions >= 0])
+    gone = np.setdiff1d(np.arange(reader.n_rows), here, assume_unique=True)
+    some = here if len(here) < len(gone) else gone
+    totals = Totals.empty(reader.n_clusters, reader.dim)
+    if len(some):
+        from tagcos_stream.clustering.assign import count
+
+        totals = count(reader.rows(some), reader.labels[some], reader.n_clusters)
+    return PoolClustering(reader, positions, totals if some is here else Totals(*reader.totals()) - totals)

@@ -1,0 +1,141 @@
+"""Stage 2: the warmed-up adapter that defines a feature space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, get_args
+
+from flows.context import RunContext
+from flows.stages.results import FeatureSpaces, Pool
+from flows.token_budget import tokens_per_pass
+from flows.workers.gradients import encode_row, load_adapted, max_length
+from storage.arrays import checkpoints
+from storage.catalog import runs, spaces
+from storage.catalog.pool import example_reader, pool_sample
+from tagcos_stream import identity
+from tagcos_stream.config import Settings, Variant
+from tagcos_stream.gradients.chat import Encoded, template_fingerprint
+from tagcos_stream.types import Checkpoint, UserError
+
+
+def variants(settings: Settings) -> tuple[str, ...]:
+    """The variant that is selected by, then those that are computed beside it."""
+    return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
+
+
+def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
+    """Find the feature spaces of these settings, or make them: a short LoRA training on a seeded sample of the pool.
+
+    Spaces that differ in nothing but the gradient variant share one adapter.
+    """
+    settings = run.settings
+    wanted = variants(settings)
+    known = {variant: _find(run, variant) for variant in get_args(Variant)}
+    detail: dict[str, Any] = {"reused": True}
+    if any(known[variant] is None for variant in wanted):
+        sibling = next((space for space in known.values() if space is not None), None)
+        if sibling is not None:
+            made, fingerprint = spaces.load_checkpoints(run.root.files, sibling), sibling.fingerprint
+        else:
+            made, fingerprint, detail = _make_adapter(run, pool)
+        for variant in wanted:
+            if known[variant] is None:
+                _add_space(run, variant, made, fingerprint)
+                known[variant] = _find(run, variant)
+    asked = tuple(space for space in (known[variant] for variant in wanted) if space is not None)
+    runs.set_run(run.catalog, run.run_id, space_id=asked[0].space_id)
+    return FeatureSpaces(asked, {"space_id": asked[0].space_id, **detail})
+
+
+def _find(run: RunContext, variant: str) -> spaces.Space | None:
+    return spaces.find_space(run.catalog, identity.space_recipe(run.settings, variant))
+
+
+def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[str, Any], dict[str, Any]]:
+    """Warm up, or import: (checkpoints, what they come from, what to report)."""
+    from tagcos_stream.gradients import warmup  # torch, transformers and peft take seconds to import
+    from tagcos_stream.gradients.adapter import adapter_settings
+    from tagcos_stream.gradients.memory import model_shape, warmup_bytes
+
+    settings = run.settings
+    run.reporter.say(f"loading model {settings.model}")
+    loaded = load_adapted(settings, settings.device)
+    if settings.adapter:
+        from tagcos_stream.gradients.import_checkpoint import import_checkpoint
+
+        made = [import_checkpoint(settings.adapter, loaded.model)]
+        detail = {"reused": False, "imported": settings.adapter}
+        detail |= {"imported_step": made[0].step, "adapter": adapter_settings(loaded.model)}
+    else:
+        sample = _warmup_sample(run, pool, loaded)
+        longest, shape = max(map(len, sample)), model_shape(loaded.model)
+        need = partial(warmup_bytes, shape, longest, dropout=settings.lora_dropout > 0, checkpoints=settings.checkpoints)
+        tokens = tokens_per_pass(settings, loaded, "the warm-up", need)
+        steps = math.ceil(len(sample) / settings.warmup_batch_size)
+        with run.reporter.stage("warm-up", "steps") as progress:
+            done = warmup.run_warmup(
+                loaded.model,
+                sample,
+                steps=steps,
+                batch_size=settings.warmup_batch_size,
+                learning_rate=settings.learning_rate,
+                checkpoints=warmup.checkpoint_steps(steps, settings.checkpoints),
+                seed=settings.feature_seed,
+                warmup_steps=settings.rise_steps,
+                schedule_steps=settings.schedule_steps,
+                micro_batch_tokens=tokens,
+                progress=progress,
+            )
+        made = done.checkpoints
+        losses = [round(loss, 4) for loss in done.losses]
+        detail = {"reused": False, "examples": len(sample), "tokens": sum(map(len, sample)), "losses": losses}
+    fingerprint = {
+        "settings": identity.space_settings(settings),
+        "adapter": adapter_settings(loaded.model),
+        "model": loaded.fingerprint,
+        "model_name": loaded.name,
+        "dtype": loaded.dtype,
+        "chat_template": template_fingerprint(loaded.tokenizer),
+        "loss_mask": "assistant turns with end of turn, or train ranges",
+        "checkpoints": [{"step": c.step, "weight": c.weight, "content": identity.checkpoint_content(c)} for c in made],
+    }
+    return made, fingerprint, detail
+
+
+def _add_space(run: RunContext, variant: str, made: Sequence[Checkpoint], fingerprint: dict[str, Any]) -> None:
+    own = {**fingerprint, "settings": {**fingerprint["settings"], "gradient": variant}}
+    space_id = identity.space_id(own)
+    saved = [checkpoints.save_checkpoint(run.root.files, space_id, checkpoint) for checkpoint in made]
+    checkpoints.save_space(run.root.files, space_id, own)
+    spaces.add_space(
+        run.catalog,
+        run.run_id,
+        space_id,
+        recipe=identity.space_recipe(run.settings, variant),
+        variant=variant,
+        dim=run.settings.dim,
+        fingerprint=own,
+        checkpoints=list(zip(made, saved, strict=True)),
+    )
+
+
+def _warmup_sample(run: RunContext, pool: Pool, loaded: Any) -> list[Encoded]:
+    settings = run.settings
+    wanted = settings.warmup_size(pool.examples)
+    # drawn with reserves: an example without target tokens is passed over for the next
+    drawn = pool_sample(run.catalog, run.run_id, 2 * wanted, settings.feature_seed)
+    encoded: dict[str, Encoded] = {}
+    for frame in example_reader(run.root).iterate(drawn.select("segment", "row", "example_id")):
+        for row in frame.iter_rows(named=True):
+            one = encode_row(loaded.tokenizer, row, max_length(settings, loaded), settings.too_long == "reject")
+            if isinstance(one, Encoded):
+                encoded[row["example_id"]] = one
+    sample = [encoded[example_id] for example_id in drawn["example_id"] if example_id in encoded][:wanted]
+    if not sample:
+        raise UserError(
+            f"none of {len(drawn)} examples drawn for the warm-up has a target token within max_length {settings.max_length}: "
+            "raise --max-length, or check that answers are in assistant turns"
+        )
+    return sample
