@@ -196,7 +196,9 @@ def look(files: list[SourceFile], progress: Any = lambda done, total=None: None,
             found = block.occurrences
             seen, bad, at = seen + len(found) + len(block.rejects), bad + len(block.rejects), block.bytes_read
             ids.append(found["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64))
-            drawn = found.select("example_id", "messages", "tools").with_columns(draw=pl.Series(generator.random(len(found))))
+            drawn = found.select("example_id", "messages", "tools", "template_kwargs").with_columns(
+                draw=pl.Series(generator.random(len(found)))
+            )
             mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
             progress(before + at, total)
             if block.last or time.perf_counter() > deadline:
@@ -326,7 +328,9 @@ def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
 def _stored_bytes(sample: pl.DataFrame) -> float:
     """Bytes an example takes as the store writes it."""
     buffer = io.BytesIO()
-    sample.select("example_id", "messages", "tools").write_parquet(buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS)
+    sample.select("example_id", "messages", "tools", "template_kwargs").write_parquet(
+        buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS
+    )
     return buffer.tell() / len(sample)
 
 

@@ -2,7 +2,7 @@
 
 | thing | the same when these agree | function |
 |---|---|---|
-| example | canonical content of its messages and tools | `tagcos_stream.data.canonical` |
+| example | canonical content of its messages, tools and template arguments | `tagcos_stream.data.canonical` |
 | source file | URL, content, reader, container, the source's settings that change rows | `source_version`, `file_id` |
 | run | every setting but those of the machine, with absolute sources; the run it selects from again | `config_hash` |
 | recipe of a space | settings that decide `feature`, `warmup` (unless an adapter is imported) and `weights` | `space_recipe` |
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tagcos_stream.types import Checkpoint
 
 CHOICE = 2  # raise it when the same inputs choose otherwise than before
-READER_VERSION = 1  # raise it when the same file gives other rows than before
+READER_VERSION = 2  # raise it when the same file gives other rows than before
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt")
 
 

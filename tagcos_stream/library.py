@@ -30,13 +30,14 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
         limit: stop after about so many rows.
 
     Returns:
-        examples: example_id (32 hex digits), dataset, messages (list of role, content, name, train), tools (JSON or null); each
-            different conversation once, in the order first met.
+        examples: example_id (32 hex digits), dataset, messages (list of `Message`), tools and template_kwargs (JSON or
+            null); each different conversation once, in the order first met.
         rejects: url, row (0-based), reason, detail, snippet of every row that is no example.
 
     Raises:
         UserError: no such source, or a file of which nothing can be read.
     """
+    from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
     from tagcos_stream.data.read import read_file, resolve_sources
 
     found: list[pl.DataFrame] = []
@@ -44,7 +45,7 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
     rows = 0
     for file in resolve_sources(sources):
         for block in read_file(file):
-            found.append(block.occurrences.select("example_id", "dataset", "messages", "tools"))
+            found.append(block.occurrences.select(EXAMPLE_COLUMNS))
             rejects.append(block.rejects.select(pl.lit(file.url).alias("url"), pl.all()))
             rows += len(block.occurrences) + len(block.rejects)
             if limit is not None and rows >= limit:

@@ -36,12 +36,19 @@ class Message(TypedDict, total=False):
 
     `train` None means the role's default (assistant: the whole turn with its end-of-turn token; others: nothing);
     a list names the trained character ranges, an empty list none.
+
+    An assistant's turn may have `reasoning`, what it thought before its content, and `tool_calls`: JSON text of a list of
+    {"id"?, "type": "function", "function": {"name", "arguments"}}, arguments an object, or text where they are no JSON object. A
+    tool's turn may name the call that it answers in `tool_call_id`.
     """
 
     role: str
     content: str
     name: str | None
     train: list[TrainRange] | None
+    reasoning: str | None
+    tool_calls: str | None
+    tool_call_id: str | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class IngestBlock:
     """What one stretch of one input file came to; every input row is in exactly one of the two frames.
 
     occurrences: row (UInt64, 0-based in the file), example_id (String, 32 hex digits), dataset (String), source_id (String or
-    null), messages (List(Struct{role, content, name, train})), tools (String, JSON, or null).
+    null), messages (List(Struct) of Message's keys), tools (String, JSON, or null), template_kwargs (String, a JSON object of
+    arguments for the chat template, or null).
     rejects: row, reason (a short fixed word), detail, snippet (Strings).
     """
 

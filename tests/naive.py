@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -343,11 +344,10 @@ def naive_feature(gradients: dict[str, np.ndarray], checkpoint: Any, variant: st
 # --- ingest -------------------------------------------------------------------------------------------------------------
 
 
-def example_id(messages: list[dict], tools: object = None) -> str:
+def example_id(messages: list[dict], tools: object = None, template_kwargs: object = None) -> str:
     """BLAKE2b-128 over `key bytes newline value newline` records: docs/formats.md."""
-    import hashlib
 
-    def canonical(v: object) -> str:
+    def canonical(v: object, keep_null: bool = False) -> str:
         if v is None:
             return "null;"
         if isinstance(v, bool):
@@ -355,9 +355,11 @@ def example_id(messages: list[dict], tools: object = None) -> str:
         if isinstance(v, str):
             return "s" + str(len(v)) + ":" + v + ";"
         if isinstance(v, dict):
-            return "{" + "".join(canonical(k) + canonical(v[k]) for k in sorted(v) if v[k] is not None) + "}"
+            return (
+                "{" + "".join(canonical(k) + canonical(v[k], keep_null) for k in sorted(v) if keep_null or v[k] is not None) + "}"
+            )
         if isinstance(v, list):
-            return "[" + "".join(canonical(x) for x in v) + "]"
+            return "[" + "".join(canonical(x, keep_null) for x in v) + "]"
         if v == int(v) and (isinstance(v, int) or abs(v) < 2**53):
             return f"i{int(v)};"
         return f"f{v.hex()};"
@@ -368,9 +370,17 @@ def example_id(messages: list[dict], tools: object = None) -> str:
             records.append(("name", m["name"]))
         if m.get("train") is not None:
             records.append(("train", ",".join(f"{r['begin']}-{r['end']}" for r in m["train"])))
+        if m.get("reasoning") is not None:
+            records.append(("reasoning", m["reasoning"]))
+        if m.get("tool_calls") is not None:
+            records.append(("tool_calls", canonical(json.loads(m["tool_calls"]), keep_null=True)))
+        if m.get("tool_call_id") is not None:
+            records.append(("tool_call_id", m["tool_call_id"]))
         records.append((m["role"], m["content"]))
     if tools is not None:
         records.append(("tools", canonical(tools)))
+    if template_kwargs is not None:
+        records.append(("template_kwargs", canonical(template_kwargs, keep_null=True)))
     data = b"".join(k.encode() + b" " + str(len(v.encode())).encode() + b"\n" + v.encode() + b"\n" for k, v in records)
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

@@ -16,6 +16,7 @@ from storage.catalog import heldout, pool
 from storage.database import Catalog
 from storage.root import Root
 from tagcos_stream.config import Settings
+from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients.chat import Encoded
@@ -91,7 +92,7 @@ def held_out(root: Root, run_id: str, read: Texts, files: Sequence[str], rows_pe
 
 
 def _from_files(catalog: Catalog, run_id: str, files: Sequence[str], reporter: Reporter) -> pl.DataFrame:
-    """example_id, dataset, messages, tools of the rows that are not in the run's pool, each example once."""
+    """EXAMPLE_COLUMNS of the rows that are not in the run's pool, each example once."""
     frames = [block.occurrences for file in resolve_sources(files) for block in read_file(file)]
     found = pl.concat(frames).unique("example_id", keep="first", maintain_order=True)
     known = found["example_id"].is_in(pool.pool(catalog, run_id)["example_id"].implode())
@@ -100,4 +101,4 @@ def _from_files(catalog: Catalog, run_id: str, files: Sequence[str], reporter: R
     found = found.filter(~known)
     if found.is_empty():
         raise UserError(f"heldout_files {', '.join(files)}: no example to measure on that is not in the pool itself")
-    return found.select("example_id", "dataset", "messages", "tools")
+    return found.select(EXAMPLE_COLUMNS)

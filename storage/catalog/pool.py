@@ -14,6 +14,7 @@ from storage.catalog import heldout
 from storage.database import Catalog, insert, insert_row, require, utc_now
 from storage.files.base import Files
 from storage.root import Root
+from tagcos_stream.data.canonical import EXAMPLE_COLUMNS, stored_examples
 from tagcos_stream.identity import content_digest, file_id
 from tagcos_stream.types import IngestBlock
 
@@ -86,9 +87,7 @@ class _Part:
 
     def write(self, files: Files) -> bytes:
         buffer = io.BytesIO()
-        self.rows.select("example_id", "dataset", "messages", "tools").write_parquet(
-            buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS
-        )
+        self.rows.select(EXAMPLE_COLUMNS).write_parquet(buffer, compression="zstd", row_group_size=PARQUET_GROUP_ROWS)
         body = buffer.getvalue()
         files.write(self.path, body)
         return body
@@ -115,7 +114,10 @@ class _Part:
             bytes=len(body),
             digest=content_digest(body),
         )
-        contents = pl.col("messages").list.eval(pl.element().struct.field("content").str.len_chars()).list.sum()
+        lengths = [
+            pl.element().struct.field(name).str.len_chars().fill_null(0) for name in ("content", "reasoning", "tool_calls")
+        ]
+        contents = pl.col("messages").list.eval(pl.sum_horizontal(lengths)).list.sum()
         insert(
             connection,
             "examples",
@@ -220,7 +222,7 @@ class ExampleReader:
     _last: tuple[str, pl.DataFrame] | None = field(default=None, repr=False)
 
     def read(self, segment: str, start: int, stop: int) -> pl.DataFrame:
-        """Rows [start, stop) of a segment: row, example_id, dataset, messages, tools."""
+        """Rows [start, stop) of a segment: row and EXAMPLE_COLUMNS."""
         wanted = self.parts.filter(
             pl.col("segment") == segment, pl.col("first_row") < stop, pl.col("first_row") + pl.col("rows") > start
         )
@@ -239,7 +241,7 @@ class ExampleReader:
             inside = pl.col("row").is_between(part["first_row"], part["first_row"] + part["rows"], closed="left")
             mine = rows.filter(pl.col("segment") == part["segment"], inside)
             if len(mine):
-                texts = self._part(part).select("row", "messages", "tools")
+                texts = self._part(part).select("row", "messages", "tools", "template_kwargs")
                 yield mine.join(texts, on="row", how="left", maintain_order="left").sort("row")
 
     def _part(self, part: dict[str, object]) -> pl.DataFrame:
@@ -257,7 +259,7 @@ class ExampleReader:
                 f"{place} (examples of {part['segment']}, part {part['part']}) is not what was written: {len(body)} bytes, "
                 f"digest {content_digest(body)}, catalog {digest}; {remedy}"
             )
-        frame = pl.read_parquet(io.BytesIO(body))
+        frame = stored_examples(pl.read_parquet(io.BytesIO(body)))
         frame = frame.insert_column(
             0, pl.Series("row", range(int(str(part["first_row"])), int(str(part["first_row"])) + len(frame)), pl.Int64)
         )

@@ -109,5 +109,5 @@ def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 
 def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:
-    """The selection with messages and tools, a part of examples at a time, in order of segment and row: for exports."""
+    """The selection with messages, tools and template_kwargs, a part of examples at a time, by segment and row: for exports."""
     yield from example_reader(root).iterate(selection(root.catalog, run_id))

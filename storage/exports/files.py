@@ -97,7 +97,8 @@ def _datasets(path: Path, done: Any) -> dict[str, str]:
         "README.md": _card(
             path,
             done,
-            "`messages` (role, content, name, train: trained character ranges, null for the role's default), `tools` (JSON), "
+            "`messages` (role, content, name, reasoning_content, tool_calls with arguments as JSON text, tool_call_id, train: "
+            "trained character ranges, null for the role's default), `tools` (JSON), `chat_template_kwargs` (JSON), "
             "`example_id`, `dataset`, `weight` (mean 1), `cluster`, `rank`.",
         )
     }

@@ -1,7 +1,9 @@
 """A chosen example in the shapes that trainers read. What a shape cannot hold is refused with a reason, never dropped.
 
-Every shape is a function (example, notes) -> rows. An example is a mapping with messages (role, content, name, train), tools
+Every shape is a function (example, notes) -> rows. An example is a mapping with messages (`Message`), tools and template_kwargs
 (JSON text or None) and the columns of `COMMON`; `notes` counts what a reader of the file should know.
+
+Tool calls are written as OpenAI has them, arguments as JSON text, so that a column of calls has one type whatever the tools.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from tagcos_stream.data.canonical import characters
+
 COMMON = ("example_id", "dataset", "weight", "cluster", "rank")
 FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
@@ -23,26 +27,26 @@ _common = [
 _train = pa.list_(pa.struct([("begin", pa.uint32()), ("end", pa.uint32())]))
 _detail = pa.list_(pa.struct([("begin_offset", pa.int64()), ("end_offset", pa.int64()), ("train", pa.bool_())]))
 _flags = [("train", pa.bool_()), ("train_detail", _detail)]
-_message = pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string()), ("train", _train)])
+_call = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+_calls = pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _call)]))
+_beside = [("name", pa.string()), ("reasoning_content", pa.string()), ("tool_calls", _calls), ("tool_call_id", pa.string())]
+_said = [("role", pa.string()), ("content", pa.string())]
 _turn = [("from", pa.string()), ("value", pa.string())]
-_plain = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string())]))
+_plain = pa.list_(pa.struct([*_said, *_beside]))
+_row = [("tools", pa.string()), ("chat_template_kwargs", pa.string()), *_common]
 _function = pa.struct([("name", pa.string()), ("description", pa.string()), ("parameters", pa.string())])
 
-MESSAGES = pa.schema([("messages", pa.list_(_message)), ("tools", pa.string()), *_common])
-SHAREGPT = pa.schema(
-    [("conversations", pa.list_(pa.struct([*_turn, ("name", pa.string()), *_flags]))), ("tools", pa.string()), *_common]
-)
+MESSAGES = pa.schema([("messages", pa.list_(pa.struct([*_said, *_beside, ("train", _train)]))), *_row])
+SHAREGPT = pa.schema([("conversations", pa.list_(pa.struct([*_turn, *_beside, *_flags]))), *_row])
 ALPACA = pa.schema(
     [(name, pa.string()) for name in ("instruction", "input", "output", "system")]
     + [("history", pa.list_(pa.list_(pa.string()))), *_common]
 )
-PROMPT_COMPLETION = pa.schema(
-    [("prompt", _plain), ("completion", _plain), ("tools", pa.string()), ("turn", pa.int32()), *_common]
-)
+PROMPT_COMPLETION = pa.schema([("prompt", _plain), ("completion", _plain), ("turn", pa.int32()), *_row])
 LLAMA_FACTORY = pa.schema([("conversations", pa.list_(pa.struct(_turn))), ("tools", pa.string()), *_common])
 AXOLOTL = pa.schema(
     [
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("name", pa.string()), *_flags]))),
+        ("messages", pa.list_(pa.struct([*_said, *_beside, *_flags]))),
         ("tools", pa.list_(pa.struct([("type", pa.string()), ("function", _function)]))),
         *_common,
     ]
@@ -58,20 +62,24 @@ class Unfit(ValueError):
 
 
 def messages(example: Example, notes: Counter[str]) -> list[Row]:
-    """Our own shape, which holds everything: role, content, name and trained character ranges of every turn, and tools."""
-    return [{"messages": [dict(m) for m in example["messages"]], "tools": example["tools"], **_extra(example)}]
+    """Our own shape, which holds everything: every key of a turn, trained character ranges included, tools and arguments of the
+    template."""
+    turns = [{"role": m["role"], "content": m["content"], **_structure(m), "train": m["train"]} for m in example["messages"]]
+    return [{"messages": turns, "tools": example["tools"], **_arguments(example), **_extra(example)}]
 
 
 def sharegpt(example: Example, notes: Counter[str]) -> list[Row]:
     """conversations of from and value; a turn's train flag stands as `train`, character ranges as axolotl's `train_detail`."""
-    turns = [
-        {"from": FROM[m["role"]], "value": m["content"], "name": m["name"], **_axolotl_flags(m)} for m in example["messages"]
-    ]
-    return [{"conversations": turns, "tools": example["tools"] or "", **_extra(example)}]
+    turns = [{"from": FROM[m["role"]], "value": m["content"], **_structure(m), **_axolotl_flags(m)} for m in example["messages"]]
+    return [{"conversations": turns, "tools": example["tools"] or "", **_arguments(example), **_extra(example)}]
 
 
 def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
     """instruction and output of the last exchange, those before it as `history` (pairs), whose answers count as trained."""
+    if any(m["tool_calls"] for m in example["messages"]):
+        raise Unfit("tool calls")
+    if any(m["reasoning"] for m in example["messages"]):
+        raise Unfit("reasoning beside the answer")
     system, turns = _exchanges(example, "Alpaca")
     if example["tools"]:
         raise Unfit("tools")
@@ -87,7 +95,8 @@ def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
 def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
     """A row for each trained turn, the turns before it as its prompt, so that what is trained on is the same as in the whole
     conversation. Rows share the example's weight by the characters of their completions. `turn`: number of the completion."""
-    turns = [{"role": m["role"], "content": m["content"], "name": m["name"]} for m in example["messages"]]
+    turns = [{"role": m["role"], "content": m["content"], **_structure(m)} for m in example["messages"]]
+    lengths = [characters(m) for m in example["messages"]]
     wanted = []
     for i, message in enumerate(example["messages"]):
         part = trained(message)
@@ -99,39 +108,48 @@ def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
             if i == 0:
                 raise Unfit("an answer to nothing")
             wanted.append(i)
-    characters = sum(len(turns[i]["content"]) for i in wanted)
+    total = sum(lengths[i] for i in wanted)
     if len(wanted) > 1:
         notes["conversations became a row for each of their trained turns"] += 1
     if wanted[-1] < len(turns) - 1:
         notes["turns after the last trained one, on which nothing depends, are not in the rows"] += len(turns) - 1 - wanted[-1]
     rows = []
     for i in wanted:
-        share = {"weight": example["weight"] * len(turns[i]["content"]) / characters}
+        share = {"weight": example["weight"] * lengths[i] / total}
         own = {"prompt": turns[:i], "completion": [turns[i]], "tools": example["tools"], "turn": i}
-        rows.append({**own, **_extra(example), **share})
+        rows.append({**own, **_arguments(example), **_extra(example), **share})
     return rows
 
 
 def llama_factory(example: Example, notes: Counter[str]) -> list[Row]:
-    """LLaMA-Factory's sharegpt formatting, which trains every answer and has neither flags nor names nor weights."""
+    """LLaMA-Factory's sharegpt formatting, which trains every answer and has neither flags nor names nor weights. Calls are turns
+    of their own, reasoning stands before the answer as its templates print it."""
     system, turns = _exchanges(example, "LLaMA-Factory")
     if example["weight"] != 1:
         notes["weights stand in a column that LLaMA-Factory does not read"] += 1
-    told = ([{"from": "system", "value": system}] if system else []) + [
-        {"from": FROM[m["role"]], "value": m["content"]} for m in turns
+    if any(m["tool_call_id"] or (m["role"] == "tool" and m["name"]) for m in turns):
+        notes["tools' turns name neither their tool nor their call, for which LLaMA-Factory has no place"] += 1
+    head = [{"from": "system", "value": system}] if system else []
+    return [
+        {
+            "conversations": head + [_llama_factory_turn(m, notes) for m in turns],
+            "tools": example["tools"] or "",
+            **_extra(example),
+        }
     ]
-    return [{"conversations": told, "tools": example["tools"] or "", **_extra(example)}]
 
 
 def axolotl(example: Example, notes: Counter[str]) -> list[Row]:
     """axolotl's chat_template: train flags and ranges of turns survive as message_field_training and _detail."""
+    if example["template_kwargs"]:
+        raise Unfit("arguments for the chat template")
     if example["weight"] != 1:
         notes["weights stand in a column that axolotl does not read"] += 1
     turns = []
     for m in example["messages"]:
         if trained(m) == "part" and m["train"][-1]["end"] < len(m["content"].rstrip()):
             notes["turns are trained on up to a place before their end; axolotl also trains their end-of-turn token"] += 1
-        turns.append({"role": m["role"], "content": m["content"], "name": m["name"], **_axolotl_flags(m)})
+        turns.append({"role": m["role"], "content": m["content"], **_structure(m), **_axolotl_flags(m)})
     return [{"messages": turns, "tools": _functions(example["tools"]), **_extra(example)}]
 
 
@@ -148,6 +166,43 @@ def trained(message: Mapping[str, Any]) -> str:
 
 def _extra(example: Example) -> Row:
     return {name: example[name] for name in COMMON}
+
+
+def _arguments(example: Example) -> Row:
+    return {"chat_template_kwargs": example["template_kwargs"]}
+
+
+def _structure(message: Mapping[str, Any]) -> Row:
+    """What a turn has besides role and text, in the columns of `_beside`."""
+    calls = json.loads(message["tool_calls"]) if message["tool_calls"] else None
+    return {
+        "name": message["name"],
+        "reasoning_content": message["reasoning"],
+        "tool_calls": [call | {"function": _with_text(call["function"])} for call in calls] if calls else None,
+        "tool_call_id": message["tool_call_id"],
+    }
+
+
+def _with_text(function: Mapping[str, Any]) -> Row:
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"name": function["name"], "arguments": text}
+
+
+def _llama_factory_turn(message: Mapping[str, Any], notes: Counter[str]) -> Row:
+    role, value = FROM[message["role"]], message["content"]
+    if message["tool_calls"]:
+        if value:
+            raise Unfit("text beside tool calls")
+        calls = json.loads(message["tool_calls"])
+        if any("id" in call for call in calls):
+            notes["calls have no id, for which LLaMA-Factory has no place"] += 1
+        functions = [call["function"] for call in calls]
+        role, value = "function_call", json.dumps(functions[0] if len(functions) == 1 else functions, ensure_ascii=False)
+    if message["reasoning"]:
+        notes["reasoning stands in the text, between <think> and </think>"] += 1
+        value = f"<think>\n{message['reasoning']}\n</think>\n\n{value}"
+    return {"from": role, "value": value}
 
 
 def _axolotl_flags(message: Mapping[str, Any]) -> Row:
@@ -170,7 +225,9 @@ def _exchanges(example: Example, reader: str) -> tuple[str | None, Sequence[Mapp
     if system == "":
         raise Unfit("an empty system turn")
     turns = turns if system is None else turns[1:]
-    if any(m["name"] for m in turns) or (system is not None and example["messages"][0]["name"]):
+    if example["template_kwargs"]:
+        raise Unfit("arguments for the chat template")
+    if any(m["name"] for m in turns if m["role"] != "tool") or (system is not None and example["messages"][0]["name"]):
         raise Unfit("names of speakers")
     if len(turns) % 2 or any((m["role"] == "assistant") != (i % 2 == 1) or m["role"] == "system" for i, m in enumerate(turns)):
         raise Unfit("turns that are not question and answer in turn, the answer last")

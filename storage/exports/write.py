@@ -132,7 +132,7 @@ def check_target(path: Path | None, format: str | None = None) -> str:
 def _examples(root: Root, run_id: str, at_a_time: int = 1024) -> Iterator[list[dict[str, Any]]]:
     share = selections.selection(root.catalog, run_id)["share"]
     scale = len(share) / share.sum() if share.sum() > 0 else 1.0
-    columns = ["messages", "tools", *shapes.COMMON]
+    columns = ["messages", "tools", "template_kwargs", *shapes.COMMON]
     for frame in selections.selected_with_text(root, run_id):
         weighted = frame.with_columns(weight=pl.col("share") * scale).select(columns)
         for part in weighted.iter_slices(at_a_time):

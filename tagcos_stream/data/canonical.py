@@ -1,10 +1,10 @@
 """The canonical form of an example and the id that is a hash of it.
 
 The form is a sequence of records, each `<key> <bytes>\\n<value>\\n`: key, length of the value in UTF-8 bytes as a decimal,
-newline, value, newline. A message is one record whose key is its role; `name` and `train` records stand before the message that
-they belong to, a `tools` record stands last. What is absent writes no record, so a plain conversation hashes by its roles and
-contents only. No JSON library's choice of spaces, escapes or float digits enters: see `canonical_json` for tools. The id is
-BLAKE2b with a 16-byte digest, in hex.
+newline, value, newline. A message is one record whose key is its role; `name`, `train`, `reasoning`, `tool_calls` and
+`tool_call_id` records stand before the message that they belong to, `tools` and `template_kwargs` records stand last. What is
+absent writes no record, so a plain conversation hashes by its roles and contents only. No JSON library's choice of spaces,
+escapes or float digits enters: see `canonical_json`. The id is BLAKE2b with a 16-byte digest, in hex.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ import pyarrow as pa
 from tagcos_stream.types import ROLES, Message
 
 TRAIN = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
-MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": TRAIN}))
+MESSAGE = {
+    "role": pl.String(),
+    "content": pl.String(),
+    "name": pl.String(),
+    "train": TRAIN,
+    "reasoning": pl.String(),
+    "tool_calls": pl.String(),
+    "tool_call_id": pl.String(),
+}
+MESSAGES = pl.List(pl.Struct(MESSAGE))
 OCCURRENCES = pl.Schema(
     {
         "row": pl.UInt64(),
@@ -31,27 +40,27 @@ OCCURRENCES = pl.Schema(
         "source_id": pl.String(),
         "messages": MESSAGES,
         "tools": pl.String(),
+        "template_kwargs": pl.String(),
     }
 )
+EXAMPLE_COLUMNS = ("example_id", "dataset", "messages", "tools", "template_kwargs")  # what is stored of an occurrence
 REJECTS = pl.Schema({"row": pl.UInt64, "reason": pl.String, "detail": pl.String, "snippet": pl.String})
 
 _ARROW_TRAIN = pa.large_list(pa.struct([("begin", pa.int64()), ("end", pa.int64())]))
-_ARROW_MESSAGES = pa.large_list(
-    pa.struct([("role", pa.large_string()), ("content", pa.large_string()), ("name", pa.large_string()), ("train", _ARROW_TRAIN)])
-)
+_ARROW_MESSAGES = pa.large_list(pa.struct([(name, _ARROW_TRAIN if name == "train" else pa.large_string()) for name in MESSAGE]))
 MAX_TOOLS_DEPTH = 64  # of nested lists and objects; a JSON schema of a tool has under ten
 
 
-def example_id(messages: Sequence[Message], tools: str | None = None) -> str:
+def example_id(messages: Sequence[Message], tools: str | None = None, template_kwargs: str | None = None) -> str:
     """32 lower-case hex digits: BLAKE2b-128 of `canonical_bytes`.
 
-    `tools` is JSON text or None. Raises UnicodeEncodeError for text that is not Unicode (a lone surrogate), ValueError for
-    broken tools.
+    `tools` and `template_kwargs` are JSON text or None. Raises UnicodeEncodeError for text that is not Unicode (a lone
+    surrogate), ValueError for broken JSON.
     """
-    return blake2b(canonical_bytes(messages, tools), digest_size=16).hexdigest()
+    return blake2b(canonical_bytes(messages, tools, template_kwargs), digest_size=16).hexdigest()
 
 
-def canonical_bytes(messages: Sequence[Message], tools: str | None = None) -> bytes:
+def canonical_bytes(messages: Sequence[Message], tools: str | None = None, template_kwargs: str | None = None) -> bytes:
     """The bytes that an example's id hashes; the module's docstring defines them."""
     out: list[bytes] = []
     for message in messages:
@@ -59,9 +68,17 @@ def canonical_bytes(messages: Sequence[Message], tools: str | None = None) -> by
             out.append(_record("name", name))
         if (train := message.get("train")) is not None:
             out.append(_record("train", ",".join(f"{r['begin']}-{r['end']}" for r in train)))
+        if (reasoning := message.get("reasoning")) is not None:
+            out.append(_record("reasoning", reasoning))
+        if (calls := message.get("tool_calls")) is not None:
+            out.append(_record("tool_calls", canonical_json(json.loads(calls), keep_null=True)))
+        if (call_id := message.get("tool_call_id")) is not None:
+            out.append(_record("tool_call_id", call_id))
         out.append(_record(message["role"], message["content"]))
     if tools is not None:
         out.append(_record("tools", canonical_json(json.loads(tools))))
+    if template_kwargs is not None:
+        out.append(_record("template_kwargs", canonical_json(json.loads(template_kwargs), keep_null=True)))
     return b"".join(out)
 
 
@@ -70,13 +87,15 @@ def _record(key: str, value: str) -> bytes:
     return b"%s %d\n%s\n" % (key.encode(), len(data), data)
 
 
-def canonical_json(value: Any, depth: int = 0) -> str:
-    """One spelling for a JSON value: keys in order of code points, null members left out, whole floats below 2**53 as integers,
-    other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes. RecursionError past
-    MAX_TOOLS_DEPTH.
+def canonical_json(value: Any, depth: int = 0, keep_null: bool = False) -> str:
+    """One spelling for a JSON value: keys in order of code points, null members left out unless `keep_null`, whole floats below
+    2**53 as integers, other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes.
+    RecursionError past MAX_TOOLS_DEPTH.
+
+    Tools leave null members out, as a schema means the same without them; arguments of calls keep them, as they are trained on.
     """
     if depth > MAX_TOOLS_DEPTH:
-        raise RecursionError(f"tools nested deeper than {MAX_TOOLS_DEPTH}")
+        raise RecursionError(f"nested deeper than {MAX_TOOLS_DEPTH}")
     match value:
         case None:
             return "null;"
@@ -89,27 +108,48 @@ def canonical_json(value: Any, depth: int = 0) -> str:
         case int() | float():
             return f"i{int(value)};"
         case dict():
-            # a null member is an absent one: columnar files pad every object with them
-            members = ((k, v) for k, v in sorted(value.items()) if v is not None)
-            return "{" + "".join(canonical_json(k) + canonical_json(v, depth + 1) for k, v in members) + "}"
+            members = ((k, v) for k, v in sorted(value.items()) if keep_null or v is not None)
+            return "{" + "".join(canonical_json(k) + canonical_json(v, depth + 1, keep_null) for k, v in members) + "}"
         case list():
-            return "[" + "".join(canonical_json(v, depth + 1) for v in value) + "]"
+            return "[" + "".join(canonical_json(v, depth + 1, keep_null) for v in value) + "]"
     raise TypeError(f"no JSON value: {type(value).__name__}")
+
+
+def characters(message: Message) -> int:
+    """Of the turn's content, reasoning and calls."""
+    return len(message["content"]) + len(message.get("reasoning") or "") + len(message.get("tool_calls") or "")
 
 
 def occurrences_frame(
     rows: Sequence[int],
     messages: Sequence[Sequence[Message]],
     tools: Sequence[str | None],
+    template_kwargs: Sequence[str | None],
     datasets: Sequence[str],
     source_ids: Sequence[str | None],
 ) -> pl.DataFrame:
     """The occurrences of OCCURRENCES' schema from converted rows, ids computed one by one."""
     nested = pl.from_arrow(pa.array(messages, type=_ARROW_MESSAGES))
     assert isinstance(nested, pl.Series)
-    ids = [example_id(m, t) for m, t in zip(messages, tools, strict=True)]
-    columns = {"row": rows, "example_id": ids, "dataset": datasets, "source_id": source_ids, "messages": nested, "tools": tools}
-    return pl.DataFrame(columns, schema=OCCURRENCES)
+    ids = [example_id(*parts) for parts in zip(messages, tools, template_kwargs, strict=True)]
+    columns = {"row": rows, "example_id": ids, "dataset": datasets, "source_id": source_ids, "messages": nested}
+    return pl.DataFrame(columns | {"tools": tools, "template_kwargs": template_kwargs}, schema=OCCURRENCES)
+
+
+def stored_examples(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame of EXAMPLE_COLUMNS from one that may have been stored before messages had reasoning and calls: nulls there."""
+    if "template_kwargs" not in frame.columns:
+        frame = frame.with_columns(template_kwargs=pl.lit(None, pl.String))
+    if frame.schema["messages"] == MESSAGES:
+        return frame
+    kind = frame.schema["messages"]
+    assert isinstance(kind, pl.List)
+    assert isinstance(kind.inner, pl.Struct)
+    there = {field.name for field in kind.inner.fields}
+    keys = [
+        pl.element().struct.field(name) if name in there else pl.lit(None, dtype).alias(name) for name, dtype in MESSAGE.items()
+    ]
+    return frame.with_columns(pl.col("messages").list.eval(pl.struct(keys)).cast(MESSAGES))
 
 
 def plain_ids(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarray) -> list[str]:
@@ -135,9 +175,8 @@ def plain_messages(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarr
     """Column of MESSAGES type, one list an example, from flat roles and contents laid out as in `plain_ids`."""
     roles = pl.Series(list(ROLES), dtype=pl.String).gather(role_codes)
     n = len(contents)
-    flat = pl.DataFrame({"role": roles, "content": contents}).with_columns(
-        name=pl.lit(None, pl.String), train=pl.lit(None, TRAIN)
-    )
+    absent = [pl.lit(None, dtype).alias(name) for name, dtype in MESSAGE.items() if name not in ("role", "content")]
+    flat = pl.DataFrame({"role": roles, "content": contents}).with_columns(absent)
     struct = flat.to_struct("messages").to_arrow(compat_level=pl.CompatLevel.oldest())
     assert len(struct) == n
     nested = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts, pa.int64()), struct))

@@ -33,7 +33,7 @@ PAIRS = (
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
 _BESIDE_TURNS = (
-    ROW_FIELDS - {"system", "system_prompt", "tools", "functions"} - set(CHAT_FIELDS)
+    ROW_FIELDS - {"system", "system_prompt", "tools", "functions", "chat_template_kwargs"} - set(CHAT_FIELDS)
 )  # not read where there are turns
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
@@ -143,6 +143,7 @@ def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str) -> tuple[
                     "source_id": meta["source_id"],
                     "messages": plain_messages(codes, contents, starts),
                     "tools": pl.Series([None] * len(index), dtype=pl.String),
+                    "template_kwargs": pl.Series([None] * len(index), dtype=pl.String),
                 },
                 schema=OCCURRENCES,
             )

@@ -12,13 +12,13 @@ import polars as pl
 
 from tagcos_stream.data.canonical import REJECTS, occurrences_frame
 from tagcos_stream.data.containers.jsonl import Raw, Reject, snippet
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.shapes import RowOptions, convert, dataset_of, source_id_of
-from tagcos_stream.data.turns import RowError
 
 
 def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject]) -> pl.DataFrame:
     """Occurrences of the rows at `index`; what cannot be converted is added to `rejects`."""
-    rows, messages, tools, datasets, ids = [], [], [], [], []
+    rows, found, datasets, ids = [], [], [], []
     for i, row in zip(index.tolist(), records(raw, index), strict=True):
         try:
             record = loads(row) if isinstance(row, bytes) else row
@@ -26,13 +26,13 @@ def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, r
         except RowError as e:
             rejects.append(reject(raw.rows[i], e, row))
             continue
-        for found, found_tools in converted:
+        for one in converted:
             rows.append(raw.rows[i])
-            messages.append(found)
-            tools.append(found_tools)
+            found.append(one)
             datasets.append(_plain(dataset_of(record, options.columns, dataset)))
             ids.append(_plain(source_id_of(record, options.columns)))
-    return occurrences_frame(rows, messages, tools, datasets, ids)
+    columns = ([c.messages for c in found], [c.tools for c in found], [c.template_kwargs for c in found])
+    return occurrences_frame(rows, *columns, datasets, ids)
 
 
 def records(raw: Raw, index: np.ndarray) -> Iterator[bytes | dict[str, Any]]:
@@ -42,7 +42,17 @@ def records(raw: Raw, index: np.ndarray) -> Iterator[bytes | dict[str, Any]]:
         return (lines[i] for i in index.tolist())
     if raw.texts is not None:
         return (raw.texts[i] for i in index.tolist())
-    return raw.frame[index].iter_rows(named=True) if raw.frame is not None else iter(())
+    if raw.frame is None:
+        return iter(())
+    rows = raw.frame[index].iter_rows(named=True)
+    return ({name: _without_padding(value) for name, value in row.items()} for row in rows)
+
+
+def _without_padding(value: Any) -> Any:
+    """Columns give every object the keys of all rows' objects: those that are null are not the row's own."""
+    if isinstance(value, dict):
+        return {k: _without_padding(v) for k, v in value.items() if v is not None}
+    return [_without_padding(v) for v in value] if isinstance(value, list) else value
 
 
 def loads(text: bytes) -> Any:

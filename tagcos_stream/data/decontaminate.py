@@ -18,10 +18,10 @@ from tagcos_stream.data.canonical import REJECTS
 from tagcos_stream.data.containers.jsonl import Limits, Raw, snippet
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.shingles import Words, find_words, runs
 from tagcos_stream.data.source_spec import SourceSpec
 from tagcos_stream.data.sources import SourceFile, resolve_sources
-from tagcos_stream.data.turns import RowError
 from tagcos_stream.types import IngestBlock, UserError
 
 RUN = 13  # words

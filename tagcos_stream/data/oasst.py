@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tagcos_stream.data.turns import ROLE_WORDS, RowError
+from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.turns import ROLE_WORDS
 from tagcos_stream.types import Message
 
 MAX_TREE = 20_000  # messages; the largest released tree has under a thousand

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from tagcos_stream.data.calls import read_template_kwargs, read_tools
 from tagcos_stream.data.oasst import tree_threads
-from tagcos_stream.data.turns import RowError, check, read_tools, read_turns, text_of
+from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.turns import check, read_turns, text_of
 from tagcos_stream.types import Message
 
 Record = dict[str, Any]
-Converted = tuple[list[Message], str | None]
+
+
+class Converted(NamedTuple):
+    """One conversation of a row: its messages, and JSON text of the tools offered and of arguments for the chat template."""
+
+    messages: list[Message]
+    tools: str | None = None
+    template_kwargs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,9 +46,9 @@ class RowOptions:
 
 
 def convert(record: object, options: RowOptions) -> list[Converted]:
-    """(messages, tools as JSON text or None) of one record: one, or one a thread of an OASST tree.
+    """The conversations of one record: one, or one a thread of an OASST tree.
 
-    RowError with a reason of `turns.REASONS` where the row cannot be used.
+    RowError with a reason of `reasons.REASONS` where the row cannot be used.
     """
     if not isinstance(record, dict):
         raise RowError("wrong_type", f"a row must be an object, got {type(record).__name__}")
@@ -48,8 +57,11 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
     if shape is None:
         raise RowError("unknown_shape", "no shape has these fields: " + (", ".join(map(str, list(record)[:12])) or "none"))
     if shape == "oasst_tree":
-        return [(finished(thread, options), None) for thread in tree_threads(row)]
-    return [(finished(SHAPES[shape](row, options), options), read_tools(_first(row, "tools", "functions")))]
+        return [Converted(finished(thread, options)) for thread in tree_threads(row)]
+    messages = finished(SHAPES[shape](row, options), options)
+    return [
+        Converted(messages, read_tools(_first(row, "tools", "functions")), read_template_kwargs(row.get("chat_template_kwargs")))
+    ]
 
 
 def finished(messages: list[Message], options: RowOptions) -> list[Message]:
@@ -201,6 +213,7 @@ ROW_FIELDS = REQUIRED_FIELDS | {
     "history",
     "tools",
     "functions",
+    "chat_template_kwargs",
     "dataset",
     "source_id",
 }

@@ -6,33 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagcos_stream.data.canonical import canonical_json
+from tagcos_stream.data.calls import read_call_text, read_calls
+from tagcos_stream.data.canonical import characters
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.types import ROLES, Message, TrainRange
-
-REASONS = {
-    "broken_json": "the row is not JSON",
-    "bad_encoding": "the row is not UTF-8, or has half of a surrogate pair",
-    "wrong_type": "a field that is read has another type than it must have",
-    "unknown_shape": "no known shape has the row's fields",
-    "missing_column": "a column that the source's settings name is not there",
-    "unknown_role": "a turn's role is none that is known",
-    "unsupported_content": "a turn has parts that are not text (images, audio)",
-    "no_assistant": "there is no assistant turn",
-    "nothing_trained": "the row's train flags leave nothing to train on",
-    "empty_answer": "an assistant turn has no text",
-    "only_whitespace": "an assistant turn, or every other turn, is only white space",
-    "role_order": "turns do not alternate, or a system turn comes later than first",
-    "too_long": "more characters than max_chars",
-    "oversized_row": "more bytes than the limit max_row_bytes",
-    "too_deep": "nested deeper than the parser's limit (rows) or MAX_TOOLS_DEPTH (tools)",
-    "corrupt_file": "the file ends early or cannot be decoded from here on; what came before was read",
-    "zip_bomb": "the file unpacks to more than max_ratio times its size or max_unpacked_bytes",
-    "unread_list": "a second list in a JSON object: name it with `field` to read it",
-    "empty_file": "the file holds nothing",
-    "tree_broken": "a message whose parent is not in its tree, or a deleted one",
-    "near_duplicate": "nearly the same text as an earlier example (asked for)",
-    "contaminated": "shares a run of words with an evaluation row (asked for)",
-}
 
 ROLE_WORDS = {
     "system": "system", "developer": "system",
@@ -44,15 +21,20 @@ ROLE_WORDS = {
 }  # fmt: skip
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
-TURN_KEYS = ("name", "train", "training", "train_detail", "weight", "tool_calls", "function_call")  # what else a turn may carry
-
-
-class RowError(Exception):
-    """A row that cannot be used: a reason of REASONS and what exactly was met."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+# what else a turn may carry
+TURN_KEYS = (
+    "name",
+    "train",
+    "training",
+    "train_detail",
+    "weight",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    *REASONING_KEYS,
+)
+CALL_WORDS = ("function_call", "function-call")  # roles of turns whose text is a call
 
 
 def text_of(value: Any, what: str) -> str:
@@ -102,8 +84,24 @@ def _turn(turn: Any, i: int, keys: Mapping[str, str], roles: Mapping[str, str], 
     if role not in ROLES:
         raise RowError("unknown_role", f"turn {i} has role {word[:60]!r}; map it with `roles`")
     raw = next((turn[k] for k in _names(keys, "content", CONTENT_KEYS) if turn.get(k) is not None), None)
-    calls = _calls(turn)
-    message: Message = {"role": role, "content": text_of("" if raw is None and calls else raw, f"turn {i}") + calls}
+    what = f"turn {i}"
+    calls = read_calls(turn, what)
+    content = text_of("" if raw is None and calls else raw, what)
+    if word.strip().lower() in CALL_WORDS and calls is None:
+        calls, content = read_call_text(content, what), ""
+    message: Message = {"role": role, "content": content}
+    if reasoning := _reasoning(turn, what):
+        message["reasoning"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    if role != "assistant" and (reasoning or calls):
+        raise RowError(
+            "wrong_type", f"{what} by {role} has {'tool calls' if calls else 'reasoning'}, which only an assistant's may"
+        )
+    if (call_id := turn.get("tool_call_id")) is not None and call_id != "":
+        if role != "tool":
+            raise RowError("wrong_type", f"{what} by {role} has a tool_call_id, which only a tool's may")
+        message["tool_call_id"] = str(call_id)
     name = turn.get("name")
     if name is not None and not isinstance(name, str):
         raise RowError("wrong_type", f"turn {i} has a name that is not text")
@@ -119,23 +117,11 @@ def _names(keys: Mapping[str, str], ours: str, default: Sequence[str]) -> Sequen
     return (keys[ours],) if ours in keys else default
 
 
-def _calls(turn: Mapping[str, Any]) -> str:
-    """Tool calls as text, one `<tool_call>` element a call, as Hermes and Qwen templates print them; arguments verbatim where
-    they are text.
-    """
-    calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else [])
-    if not isinstance(calls, list):
-        raise RowError("wrong_type", "tool_calls must be a list")
-    out = []
-    for call in calls:
-        function = (call.get("function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError("wrong_type", "a tool call must have a function with a name")
-        arguments = function.get("arguments")
-        shown = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
-        name = json.dumps(function["name"], ensure_ascii=False)
-        out.append(f'<tool_call>\n{{"name": {name}, "arguments": {shown or "{}"}}}\n</tool_call>')
-    return "\n".join(out)
+def _reasoning(turn: Mapping[str, Any], what: str) -> str | None:
+    found = {key: text_of(turn[key], f"{what}: {key}") for key in REASONING_KEYS if turn.get(key) not in (None, "", [])}
+    if len(set(found.values())) > 1:
+        raise RowError("wrong_type", f"{what} has different texts under {' and '.join(found)}")
+    return next(iter(found.values()), None)
 
 
 def _train(
@@ -189,47 +175,27 @@ def _merged(ranges: list[TrainRange]) -> list[TrainRange]:
     return out
 
 
-def read_tools(value: Any) -> str | None:
-    """Tools as compact JSON text, from a list, an object or their JSON text; None where there are none."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise RowError("broken_json", f"tools: {e}") from None
-    if not value:
-        return None
-    if not isinstance(value, list | dict):
-        raise RowError("wrong_type", f"tools must be a list, got {type(value).__name__}")
-    value = value if isinstance(value, list) else [value]
-    try:
-        canonical_json(value).encode()
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    except RecursionError as e:
-        raise RowError("too_deep", str(e)) from None
-    except UnicodeEncodeError as e:
-        raise RowError("bad_encoding", f"tools: {e}") from None
-
-
 def check(messages: Sequence[Message], train_roles: Sequence[str], order: bool, max_chars: int | None) -> None:
     """RowError where a conversation breaks a rule; the rules and their order are those of the table in docs/formats.md."""
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
         raise RowError("no_assistant", f"{len(messages)} turns, none by the assistant")
     for i, m in enumerate(messages):
-        if m["role"] == "assistant" and not m["content"].strip():
-            raise RowError("only_whitespace" if m["content"] else "empty_answer", f"turn {i}")
+        if m["role"] == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
+            beside = " has reasoning but no content" if m.get("reasoning") else ""
+            raise RowError("only_whitespace" if m["content"] else "empty_answer", f"turn {i}{beside}")
     if all(m["role"] == "assistant" or not m["content"].strip() for m in messages) and len(messages) > len(answers):
         raise RowError("only_whitespace", "no turn but the assistant's has text")
     if order:
         _check_order(messages)
     if not any(m["role"] == "assistant" if (t := m.get("train")) is None else t for m in messages):
         raise RowError("nothing_trained", "every turn is excluded by its train flag, or by train_roles " + ", ".join(train_roles))
-    if max_chars is not None and (n := sum(len(m["content"]) for m in messages)) > max_chars:
+    if max_chars is not None and (n := sum(map(characters, messages))) > max_chars:
         raise RowError("too_long", f"{n:,} characters, limit max_chars {max_chars:,}")
     try:
         for m in messages:
-            m["content"].encode()
-            (m.get("name") or "").encode()
+            for key in ("content", "name", "reasoning", "tool_call_id"):
+                str(m.get(key) or "").encode()
     except UnicodeEncodeError as e:
         raise RowError("bad_encoding", str(e)) from None
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tagcos_stream.data.containers.jsonl import Raw, Reject
 from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
+from tagcos_stream.data.reasons import REASONS
 from tagcos_stream.data.shapes import RowOptions
-from tagcos_stream.data.turns import REASONS
 from tagcos_stream.types import UserError
 from tests.data.test_readers import KINDS, _make
 from tests.data.tools import chat, read, write, write_bytes

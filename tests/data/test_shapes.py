@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from tagcos_stream.data.containers.jsonl import Limits
+from tagcos_stream.data.reasons import REASONS, RowError
 from tagcos_stream.data.shapes import SHAPE_NAMES, RowOptions, convert, recognise
 from tagcos_stream.data.source_lists import _OPTION_FIELDS, _SPEC_FIELDS
-from tagcos_stream.data.turns import REASONS, RowError
 from tests import naive
 from tests.data.tools import read, write
 
@@ -37,13 +37,15 @@ def test_shapes__documented_row_gives_documented_messages(tmp_path: Path, shape:
     shown = []
     for m in got.occurrences["messages"].to_list()[0]:
         train = "" if m["train"] is None else "* [" + ",".join(f"{r['begin']}-{r['end']}" for r in m["train"]) + "]"
-        shown.append(f"{m['role']}{train}: {m['content']}".replace("\n", "\\n"))
+        beside = "".join(f" {{{k}: {m[k]}}}" for k in ("reasoning", "tool_calls", "tool_call_id") if m[k] is not None)
+        shown.append(f"{m['role']}{train}{beside}: {m['content']}".replace("\n", "\\n"))
     assert shown == re.findall(r"`([^`]*)`", messages)
     # the shape by name gives the same, and so does the exact way
     options = RowOptions(shape=shape.strip("`"))
     assert read(write(tmp_path / "a.jsonl", [record]), options=options).occurrences.equals(got.occurrences)
     tools = json.loads(record["tools"]) if isinstance(record.get("tools"), str) else record.get("tools")
-    assert got.occurrences["example_id"].to_list() == [naive.example_id(got.occurrences["messages"].to_list()[0], tools)]
+    given = (got.occurrences["messages"].to_list()[0], tools, record.get("chat_template_kwargs"))
+    assert got.occurrences["example_id"].to_list() == [naive.example_id(*given)]
 
 
 def test_docs__name_every_shape_reason_limit_and_field() -> None:
@@ -76,7 +78,9 @@ def test_shapes__equal_naive_on_the_common_four(tmp_path: Path) -> None:
 def test_round_trip__messages_keep_their_ids(tmp_path: Path) -> None:
     rows = [json.loads(row.strip("`")) for _, row, _ in SHAPES]
     first = read(write(tmp_path / "a.jsonl", rows)).occurrences
-    out = first.select("messages", "tools", "dataset", "source_id").with_columns(weight=0.5, cluster=3, rank=1)
+    out = first.select("messages", "tools", "dataset", "source_id", chat_template_kwargs="template_kwargs").with_columns(
+        weight=0.5, cluster=3, rank=1
+    )
     out.write_parquet(tmp_path / "b.parquet")
     out.write_ndjson(tmp_path / "b.jsonl")
     out.with_columns(pl.Series("messages", [json.dumps(m) for m in out["messages"].to_list()])).write_csv(tmp_path / "b.csv")
@@ -124,7 +128,7 @@ def test_order__of_turns(roles: str, reason: str) -> None:
 
 def test_options__are_honoured() -> None:
     row = _turns("system", "user", "assistant")
-    [(messages, _)] = convert(row, RowOptions(drop_system=True, train_roles=("user",)))
+    [(messages, _, _)] = convert(row, RowOptions(drop_system=True, train_roles=("user",)))
     assert messages == [
         {"role": "user", "content": "x", "train": [{"begin": 0, "end": 1}]},
         {"role": "assistant", "content": "x", "train": []},
@@ -133,14 +137,14 @@ def test_options__are_honoured() -> None:
     assert _reason(row, max_chars=2) == "too_long"
     assert _reason(row, max_chars=3) == "fine"
     mapped = {"ask": "a", "tell": "b", "prompt": "not this"}
-    [(messages, _)] = convert(mapped, RowOptions(columns={"prompt": "ask", "completion": "tell"}))
+    [(messages, _, _)] = convert(mapped, RowOptions(columns={"prompt": "ask", "completion": "tell"}))
     assert [m["content"] for m in messages] == ["a", "b"]
     assert _reason(mapped, columns={"prompt": "nothing", "completion": "tell"}) == "missing_column"
     odd = {"log": [{"who": "pirate", "says": "Arr"}, {"who": "parrot", "says": "Aye"}]}
     options = RowOptions(
         columns={"messages": "log", "role": "who", "content": "says"}, roles={"pirate": "user", "parrot": "assistant"}
     )
-    [(messages, _)] = convert(odd, options)
+    [(messages, _, _)] = convert(odd, options)
     assert [(m["role"], m["content"]) for m in messages] == [("user", "Arr"), ("assistant", "Aye")]
 
 

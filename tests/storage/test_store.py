@@ -24,6 +24,7 @@ from storage.gc import orphans, sweep, work_key
 from storage.root import Root, open_root
 from storage.snapshot import publish, snapshot_path
 from tagcos_stream import identity
+from tagcos_stream.data.canonical import EXAMPLE_COLUMNS, MESSAGES, stored_examples
 from tagcos_stream.types import Checkpoint, UserError
 from tests.storage import tiny
 
@@ -42,7 +43,7 @@ def test_ingest__texts_come_back(filled: Root) -> None:
     for row in found.iter_rows(named=True):
         number = int(row["messages"][0]["content"].split()[1])
         assert row["example_id"] == tiny.example_id(number)
-        assert row["messages"][1] == {"role": "assistant", "content": f"answer {number}", "name": None, "train": None}
+        assert {k: v for k, v in row["messages"][1].items() if v} == {"role": "assistant", "content": f"answer {number}"}
     assert found["chars"].to_list() == [sum(len(m["content"]) for m in row) for row in found["messages"]]
 
 
@@ -366,3 +367,26 @@ def test_adopt_pool__is_the_same_pool_without_reading_anything(filled: Root) -> 
         runs.complete_run(filled.catalog, opened.run_id)
     with pytest.raises(UserError, match="there is no run nowhere"):
         runs.complete_run(filled.catalog, "nowhere")
+
+
+def test_stored_examples__a_part_of_before_is_read_with_nulls(tmp_path: Path) -> None:
+    train = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
+    kind = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": train}))
+    turns = [
+        [
+            {"role": "user", "content": "a", "name": "Ann", "train": [{"begin": 0, "end": 1}]},
+            {"role": "assistant", "content": "b"},
+        ],
+        [],
+    ]
+    old = pl.DataFrame(
+        {"example_id": ["1", "2"], "dataset": ["d", "d"], "messages": pl.Series(turns, dtype=kind), "tools": ["[1]", None]}
+    )
+    new = stored_examples(old)
+    assert new.columns == list(EXAMPLE_COLUMNS)
+    assert new.schema["messages"] == MESSAGES
+    absent = {"reasoning": None, "tool_calls": None, "tool_call_id": None}
+    assert new["messages"].to_list()[0] == [turns[0][0] | absent, turns[0][1] | {"name": None, "train": None} | absent]
+    assert new["messages"].to_list()[1] == []
+    assert new.select("example_id", "dataset", "tools").equals(old.select("example_id", "dataset", "tools"))
+    assert stored_examples(new) is new

@@ -21,21 +21,12 @@ from storage.arrays.segments import create_segment, open_features
 from storage.catalog import clusterings, diagnostics, methods, pool, runs, selections, spaces
 from storage.root import Root, open_root
 from tagcos_stream import identity
+from tagcos_stream.data.canonical import MESSAGES
 from tagcos_stream.selection.methods import described
 from tagcos_stream.types import Checkpoint, IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
 BLOCKS = 5  # of the 286 different ones among 300 examples
-MESSAGES = pl.List(
-    pl.Struct(
-        {
-            "role": pl.String,
-            "content": pl.String,
-            "name": pl.String,
-            "train": pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64})),
-        }
-    )
-)
 
 
 def example_id(number: int) -> str:
@@ -60,6 +51,7 @@ def ingest_block(first: int, numbers: list[int], *, last: bool, rejected: int = 
             "source_id": pl.Series([None] * len(numbers), dtype=pl.String),
             "messages": pl.Series(conversations, dtype=MESSAGES),
             "tools": pl.Series([None] * len(numbers), dtype=pl.String),
+            "template_kwargs": pl.Series([None] * len(numbers), dtype=pl.String),
         }
     )
     bad = range(first + len(numbers), first + len(numbers) + rejected)

@@ -12,8 +12,8 @@ from tagcos_stream.data.containers.jsonl import Limits, Reject
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records, reject, rejects_frame
 from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.shapes import finished
-from tagcos_stream.data.turns import RowError
 from tagcos_stream.types import IngestBlock, Message
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
     def block(end: int, last: bool) -> IngestBlock:
         n = len(rows)
         ours = [r for r in rejects if start_row <= r.row < end or (last and r.row >= start_row)]
-        frame = occurrences_frame(rows, messages, [None] * n, [file.dataset] * n, [None] * n)
+        frame = occurrences_frame(rows, messages, [None] * n, [None] * n, [file.dataset] * n, [None] * n)
         end = max([end, *(r.row + 1 for r in ours)]) if last else end
         rejects[:] = [r for r in rejects if r.row >= end]
         return IngestBlock(frame, rejects_frame(ours), end, read, last)

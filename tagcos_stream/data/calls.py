@@ -1,0 +1,97 @@
+"""What a conversation has besides text: calls of tools, the tools offered, and arguments for the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tagcos_stream.data.canonical import canonical_json
+from tagcos_stream.data.reasons import RowError
+
+
+def read_calls(turn: Mapping[str, Any], what: str) -> str | None:
+    """The tool calls of a turn in the spelling of Message.tool_calls, from OpenAI's `tool_calls` (or its JSON text) or the older
+    `function_call`; None where there are none."""
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    if not calls:
+        return None
+    calls = _parsed(calls, f"{what}: tool_calls")
+    return spelled_calls(calls if isinstance(calls, list) else [calls], what)
+
+
+def spelled_calls(calls: list[Any], what: str) -> str | None:
+    """Calls, each {name, arguments} alone or under `function`, as Message.tool_calls."""
+    return compact([_call(call, what) for call in calls], f"{what}: tool_calls") if calls else None
+
+
+def read_call_text(text: str, what: str) -> str | None:
+    """The calls that are a turn's whole text: an object {name, arguments}, or a list of them (LLaMA-Factory's function_call)."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise RowError("wrong_type", f"{what} is a function call whose text is no JSON object of name and arguments") from None
+    return spelled_calls(value if isinstance(value, list) else [value], what)
+
+
+def _call(call: Any, what: str) -> dict[str, Any]:
+    if isinstance(call, str):
+        call = _parsed(call, f"{what}: tool_calls")
+    function = (call.get("function") or call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise RowError("wrong_type", f"{what}: a tool call must have a function with a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _object_or_text(arguments)
+    elif arguments is not None and not isinstance(arguments, dict):
+        raise RowError("wrong_type", f"{what}: arguments of a tool call must be an object, got {type(arguments).__name__}")
+    out: dict[str, Any] = {} if call.get("id") is None else {"id": str(call["id"])}
+    return out | {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+
+
+def _object_or_text(text: str) -> Any:
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def read_tools(value: Any) -> str | None:
+    """Tools as compact JSON text, from a list, an object or their JSON text; None where there are none."""
+    value = _parsed(value, "tools")
+    if not value:
+        return None
+    if not isinstance(value, list | dict):
+        raise RowError("wrong_type", f"tools must be a list, got {type(value).__name__}")
+    return compact(value if isinstance(value, list) else [value], "tools")
+
+
+def read_template_kwargs(value: Any) -> str | None:
+    """Arguments for the chat template as compact JSON text, from an object or its JSON text; None where there are none."""
+    value = _parsed(value, "chat_template_kwargs")
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise RowError("wrong_type", f"chat_template_kwargs must be an object, got {type(value).__name__}")
+    return compact(value, "chat_template_kwargs")
+
+
+def compact(value: Any, what: str) -> str:
+    """The value as JSON text without spaces. RowError where it is too deep or no Unicode."""
+    try:
+        canonical_json(value).encode()
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError as e:
+        raise RowError("too_deep", f"{what}: {e}") from None
+    except UnicodeEncodeError as e:
+        raise RowError("bad_encoding", f"{what}: {e}") from None
+
+
+def _parsed(value: Any, what: str) -> Any:
+    if not (isinstance(value, str) and value.strip()):
+        return value if not isinstance(value, str) else None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as e:
+        raise RowError("broken_json", f"{what}: {e}") from None

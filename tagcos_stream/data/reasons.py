@@ -1,0 +1,36 @@
+"""Why a row cannot be used: the reasons of rejects, and the error that carries one."""
+
+from __future__ import annotations
+
+REASONS = {
+    "broken_json": "the row is not JSON",
+    "bad_encoding": "the row is not UTF-8, or has half of a surrogate pair",
+    "wrong_type": "a field that is read has another type than it must have",
+    "unknown_shape": "no known shape has the row's fields",
+    "missing_column": "a column that the source's settings name is not there",
+    "unknown_role": "a turn's role is none that is known",
+    "unsupported_content": "a turn has parts that are not text (images, audio)",
+    "no_assistant": "there is no assistant turn",
+    "nothing_trained": "the row's train flags leave nothing to train on",
+    "empty_answer": "an assistant turn has no text",
+    "only_whitespace": "an assistant turn, or every other turn, is only white space",
+    "role_order": "turns do not alternate, or a system turn comes later than first",
+    "too_long": "more characters than max_chars",
+    "oversized_row": "more bytes than the limit max_row_bytes",
+    "too_deep": "nested deeper than the parser's limit (rows) or MAX_TOOLS_DEPTH (tools)",
+    "corrupt_file": "the file ends early or cannot be decoded from here on; what came before was read",
+    "zip_bomb": "the file unpacks to more than max_ratio times its size or max_unpacked_bytes",
+    "unread_list": "a second list in a JSON object: name it with `field` to read it",
+    "empty_file": "the file holds nothing",
+    "tree_broken": "a message whose parent is not in its tree, or a deleted one",
+    "near_duplicate": "nearly the same text as an earlier example (asked for)",
+    "contaminated": "shares a run of words with an evaluation row (asked for)",
+}
+
+
+class RowError(Exception):
+    """A row that cannot be used: a reason of REASONS and what exactly was met."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
