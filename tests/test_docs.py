@@ -6,15 +6,18 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.pipeline import STAGES
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+TEXTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 WIDTH = 120
 
 
@@ -26,6 +29,42 @@ def test_docs__every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"- ([\w/]+\.md)", yaml.safe_dump(yaml.safe_load(text)["nav"]))
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
+
+
+def prose(page: Path) -> Iterator[str]:
+    """The lines that can be broken: neither rows of tables, nor commands and outputs, which stand as they are given."""
+    fence: str | None = None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("```"):
+            fence = line.strip("` ") if fence is None else None
+        elif fence not in ("sh", "text", "diff") and not line.lstrip().startswith("|"):
+            yield line
+
+
+@pytest.mark.parametrize("page", [text for text in TEXTS if text.name != "formats.md"], ids=named)
+def test_docs__lines_fit(page: Path) -> None:
+    for line in prose(page):
+        assert len(line) <= WIDTH, f"{len(line)} characters: {line}"
+
+
+MEASUREMENTS = sorted((DOCS / "measurements").glob("[!i]*.md"))
+
+
+@pytest.mark.parametrize("page", MEASUREMENTS, ids=named)
+def test_measurements__name_command_machine_and_date(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"^(python -m|tagcos) ", text, re.MULTILINE), "no command"
+    assert re.search(r"\bcores\b", text), "no machine"
+    assert re.search(r"\bPython 3\.\d+", text), "no versions"
+    assert re.search(r"\b\d{1,2} [A-Z][a-z]+ 20\d\d\b", text), "no date"
+
+
+def test_glossary__defines_each_term_once() -> None:
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    terms = [term for term in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE) if term not in ("term", "---")]
+    assert len(terms) == len(set(terms)) >= 50
+    for name in STAGES:
+        assert f" {name}" in text, f"stage {name} is not named"
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=named)
