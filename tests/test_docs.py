@@ -41,7 +41,7 @@ def prose(page: Path) -> Iterator[str]:
             yield line
 
 
-@pytest.mark.parametrize("page", [text for text in TEXTS if text.name != "formats.md"], ids=named)
+@pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_docs__lines_fit(page: Path) -> None:
     for line in prose(page):
         assert len(line) <= WIDTH, f"{len(line)} characters: {line}"

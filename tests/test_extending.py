@@ -104,8 +104,9 @@ USES = {
         from storage.exports.write import FORMATS
 
         assert list(get_args(FormatName)) == list(FORMATS)
-        turns = [{"role": role, "content": role, "name": None, "train": None} for role in ("user", "assistant")]
-        example = {"messages": turns, "tools": None} | dict.fromkeys(COMMON, 1)
+        absent = dict.fromkeys(("name", "train", "reasoning", "tool_calls", "tool_call_id"))
+        turns = [absent | {"role": role, "content": role} for role in ("user", "assistant")]
+        example = {"messages": turns, "tools": None, "template_kwargs": None} | dict.fromkeys(COMMON, 1)
         made = FORMATS["question-answer"]
         (row,) = made.shape(example, Counter())
         assert (row["question"], row["answer"]) == ("user", "assistant") and set(row) == set(made.schema.names)

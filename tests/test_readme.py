@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.cli.main import app
 from flows.cli.options import settings_table
+from flows.pipeline import STAGES
 from tagcos_stream.selection.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,8 @@ def test_architecture__the_tree_is_that_of_the_code() -> None:
     assert len(listed) == len(set(listed))
 
 
-def test_architecture__the_diagram_names_modules_that_exist() -> None:
+def test_architecture__the_diagram_has_the_stages_and_modules_of_the_code() -> None:
+    assert re.findall(r"<b>([\w-]+)</b>", ARCHITECTURE) == list(STAGES)
     named = re.findall(r"(?:flows|storage|tagcos_stream)/[\w/]+\.py", ARCHITECTURE)
     assert len(named) >= 10
     for path in named:
