@@ -110,12 +110,13 @@ USES = {
         made = FORMATS["question-answer"]
         (row,) = made.shape(example, Counter())
         assert (row["question"], row["answer"]) == ("user", "assistant") and set(row) == set(made.schema.names)
-        try:
-            made.shape(example | {"messages": turns * 2}, Counter())
-        except Unfit:
-            pass
-        else:
-            raise AssertionError("two exchanges fit")
+        thinking = [turns[0], turns[1] | {"reasoning": "Hm."}]
+        for unfit in (turns * 2, thinking):
+            try:
+                made.shape(example | {"messages": unfit}, Counter())
+            except Unfit:
+                continue
+            raise AssertionError("what the shape cannot hold is dropped")
     """,
     "a-setting": """
         from flows.cli.options import settings_table
