@@ -67,6 +67,13 @@ def test_glossary__defines_each_term_once() -> None:
         assert f" {name}" in text, f"stage {name} is not named"
 
 
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "measurements"], ids=named)
+def test_docs__index_links_every_page(folder: Path) -> None:
+    linked = set(re.findall(r"\]\(([^)#\s]+)", (folder / "index.md").read_text(encoding="utf-8")))
+    pages = {page.name for page in folder.glob("*.md")} - {"index.md"}
+    assert not pages - linked
+
+
 @pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_docs__links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
