@@ -38,9 +38,9 @@ SAMPLE = 1024  # examples that are tokenised
 READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
 # an example's rows in the catalog, its copy and two snapshots, and what these take when empty (16,000 and 4,000 rows of one run)
 CATALOG_BYTES, CATALOG_EMPTY = 300, 24_000_000
-REGROUPED = 1.07  # features by cluster, for each byte of features (docs/store.md)
+REGROUPED = 1.07  # features by cluster, for each byte of features (docs/measurements/storage.md)
 KMEANS_PASSES = 7  # a mini-batch epoch, five exact ones, one to assign (docs/scaling.md)
-PRODUCTS_A_CHOICE = 4  # products of a row with all that a pursuit takes the time of, for each row it chooses (docs/clustering.md)
+PRODUCTS_A_CHOICE = 4  # products of a row with all that a pursuit takes the time of, for each row chosen (docs/measurements/)
 
 
 @dataclass(frozen=True)

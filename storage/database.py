@@ -24,7 +24,7 @@ SQL = Path(__file__).parent / "sql"
 VIEWS = SQL / "views.sql"
 # The oldest shell that reads the file: DuckDB 2.0's own format cannot be opened by the 1.5 shells people have.
 STORAGE_VERSION = "v1.5.0"
-# One catalog of 10 million examples needs less (docs/store.md); what does not fit spills beside the file.
+# One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
 MEMORY_LIMIT = "1GiB"
 
 # DuckDB refuses one process two connections of different kinds to a file, so threads take turns.

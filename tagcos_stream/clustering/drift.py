@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# What is called drift: docs/refresh.md tells how the limits were found.
+# Limits above which a measure counts as drift; docs/refresh.md describes the measures.
 THRESHOLDS = {"share": 0.2, "distance_shift": 0.5, "movement": 0.25, "loss_shift": 0.5, "unseen": 0.5}
 ERRORS = 2.0  # standard errors that a shift must be above its threshold
 

@@ -66,7 +66,7 @@ class KMeansState:
 def default_clusters(n_rows: int) -> int:
     """K for N rows: N / 10,000, at least 1 and at most 10,000: clusters of the published size, 100 at a million rows.
 
-    Smaller clusters were measured to train worse, and save little (docs/evaluation.md, docs/clustering.md).
+    Smaller clusters were measured to train worse, and save little (docs/measurements: evaluation.md, clustering.md).
     """
     return min(max(round(n_rows / 10_000), 1), 10_000)
 

@@ -208,7 +208,7 @@ def bench_gather(folder: Path, files: LocalFiles, plain: Path, n: int, dim: int,
 
 
 def bench_shapes(folder: Path, n: int, dim: int) -> None:
-    """The table of docs/store.md: what each codec and shape would cost through zarr-python, beside the raw path."""
+    """The table of docs/measurements/storage.md: what each codec and shape would cost through zarr-python, and the raw path."""
     print(f"\ncodecs and shapes, ({n:,}, {dim:,}) float16 through zarr-python; MB/s write, read; size; 300 rows gathered")
     generator = np.random.default_rng(0)
     data = generator.standard_normal((1024, dim), dtype=np.float32).astype(np.float16)
