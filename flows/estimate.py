@@ -20,7 +20,7 @@ import polars as pl
 
 from flows.progress import Reporter, SilentReporter
 from flows.stages.warmup import variants
-from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length
+from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length, none_encoded
 from storage.arrays.segments import ids_spec
 from storage.catalog import heldout, spaces
 from storage.catalog.pool import PARQUET_GROUP_ROWS
@@ -293,10 +293,7 @@ def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list
     tried = [encode_row(loaded.tokenizer, row, longest, reject) for row in sample.iter_rows(named=True)]
     good = [e for e in tried if isinstance(e, Encoded)]
     if not good:
-        raise UserError(
-            f"none of {len(tried)} examples drawn has a target token within max_length {settings.max_length}: "
-            "raise --max-length, or check that answers are in assistant turns"
-        )
+        raise none_encoded(list(zip(sample["example_id"], tried, strict=True)), settings)  # type: ignore[arg-type]
     order = np.random.default_rng(0).permutation(len(good))
     return [good[i] for i in order], len(tried) - len(good), np.array([len(e) for e in good], np.float64)
 

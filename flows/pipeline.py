@@ -64,6 +64,8 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         clusters = stage("cluster", cluster, run, features)
         selection = stage("select", select, run, features, clusters)
         stage("publish", publish, run, selection)
+    for warning in features.detail["warnings"]:
+        reporter.say(warning)
     return Outcome(run.run_id, stage.details)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from flows.context import RunContext
 from flows.stages.results import Features, FeatureSpaces
 from flows.workers.executor import partitioned, place_of, sharing
@@ -13,6 +15,8 @@ from storage.arrays import segments
 from storage.catalog import spaces
 from storage.catalog.pool import example_reader
 from tagcos_stream.types import UserError
+
+LOUD = 0.01  # a share of the pool that is lost for one reason
 
 
 def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
@@ -23,15 +27,29 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
     UserError
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
-    return features_of(run, asked.chosen.space_id, _compute(run, asked.spaces))
+    detail = _compute(run, asked.spaces)
+    return features_of(run, asked.chosen.space_id, detail | {"warnings": _losses(run, asked.chosen.space_id)})
 
 
 def features_of(run: RunContext, space_id: str, detail: Mapping[str, Any]) -> Features:
     """The run's examples that have a feature in this space."""
     pool = spaces.features_pool(run.catalog, run.run_id, space_id)
     if not len(pool):
-        raise UserError("no example of the pool has a usable gradient; see `tagcos sql 'FROM rejects_by_reason'`")
+        why = "; ".join(_losses(run, space_id))
+        raise UserError(f"no example of the pool has a usable gradient; see `tagcos sql 'FROM rejects_by_reason'`. {why}")
     return Features(space_id, pool, detail)
+
+
+def _losses(run: RunContext, space_id: str) -> list[str]:
+    """A sentence for every reason for which more than a hundredth of the pool is without a feature."""
+    found = spaces.feature_status(run.catalog, run.run_id, space_id)
+    total = int(found["rows"].sum())
+    return [
+        f"WARNING: {row['rows']:,} of {total:,} examples ({row['rows'] / total:.1%}) have no feature and cannot be selected: "
+        f"{row['status']}{': ' + row['detail'] if row['detail'] else ''}"
+        for row in found.filter(pl.col("status") != "ok").iter_rows(named=True)
+        if row["rows"] > LOUD * total
+    ]
 
 
 def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any, get_args
 from flows.context import RunContext
 from flows.stages.results import FeatureSpaces, Pool
 from flows.token_budget import tokens_per_pass
-from flows.workers.gradients import encode_row, load_adapted, max_length
+from flows.workers.gradients import Rejected, encode_row, load_adapted, max_length, none_encoded
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
 from storage.catalog.pool import example_reader, pool_sample
 from tagcos_stream import identity
 from tagcos_stream.config import Settings, Variant
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
-from tagcos_stream.types import Checkpoint, UserError
+from tagcos_stream.types import Checkpoint
 
 
 def variants(settings: Settings) -> tuple[str, ...]:
@@ -127,15 +127,15 @@ def _warmup_sample(run: RunContext, pool: Pool, loaded: Any) -> list[Encoded]:
     # drawn with reserves: an example without target tokens is passed over for the next
     drawn = pool_sample(run.catalog, run.run_id, 2 * wanted, settings.feature_seed)
     encoded: dict[str, Encoded] = {}
+    rejected: list[tuple[str, Rejected]] = []
     for frame in example_reader(run.root).iterate(drawn.select("segment", "row", "example_id")):
         for row in frame.iter_rows(named=True):
             one = encode_row(loaded.tokenizer, row, max_length(settings, loaded), settings.too_long == "reject")
             if isinstance(one, Encoded):
                 encoded[row["example_id"]] = one
+            else:
+                rejected.append((row["example_id"], one))
     sample = [encoded[example_id] for example_id in drawn["example_id"] if example_id in encoded][:wanted]
     if not sample:
-        raise UserError(
-            f"none of {len(drawn)} examples drawn for the warm-up has a target token within max_length {settings.max_length}: "
-            "raise --max-length, or check that answers are in assistant turns"
-        )
+        raise none_encoded(rejected, settings)
     return sample

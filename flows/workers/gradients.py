@@ -7,6 +7,7 @@ which owns the catalog, makes a block true.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from tagcos_stream.config import Settings
 from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
 from tagcos_stream.types import UserError
 
-NO_TARGETS = "no target tokens"
 NON_FINITE = "non-finite gradient"
 TOO_LONG = "too long"
 SNIPPET = 200  # characters of a rejected row that are kept
@@ -219,12 +219,29 @@ def _advance(progress: Callable[[float], None] | None, before: int, now: float) 
 def encode_row(tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
     """The example as tokens, or why not."""
     try:
-        encoded = encode(tokenizer, row["messages"], max_length=longest, tools=row["tools"])
+        encoded = encode(
+            tokenizer, row["messages"], max_length=longest, tools=row["tools"], template_kwargs=row.get("template_kwargs")
+        )
     except NoTargets as error:
-        return Rejected(NO_TARGETS, str(error))
+        return Rejected(error.reason, str(error))
     if encoded.truncated and reject_long:
         return Rejected(TOO_LONG, f"more than {longest} tokens")
     return encoded
+
+
+def none_encoded(tried: Sequence[tuple[str, Rejected]], settings: Settings) -> UserError:
+    """Why not one of the examples (id, why not) that were drawn can be trained on: the most frequent reason, with an example."""
+    (reason, count), *_ = Counter(rejected.reason for _, rejected in tried).most_common(1)
+    example_id, first = next((example_id, rejected) for example_id, rejected in tried if rejected.reason == reason)
+    remedy = (
+        f": raise --max-length (now {settings.max_length}), or check that answers are in assistant turns"
+        if reason in (NoTargets.reason, TOO_LONG)
+        else ""
+    )
+    return UserError(
+        f"none of {len(tried)} examples drawn can be trained on; {reason} ({count} of them), such as {example_id}: "
+        f"{first.detail}{remedy}"
+    )
 
 
 def gradient_tokens(settings: Settings, loaded: Any, variants: int, checkpoints: int, processes: int = 1) -> int:

@@ -205,6 +205,17 @@ def forget_block(catalog: Catalog, space_id: str, segment: str, block: int) -> N
         )
 
 
+def feature_status(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
+    """How many of the run's examples have a feature, or why not: status, rows, detail (of one of this run's rejects, or null)."""
+    return catalog.read(
+        """SELECT r.status, count(*) AS rows,
+            (SELECT min(detail) FROM rejects WHERE run_id = $run AND stage = 'gradients' AND reason = r.status) AS detail
+        FROM pool_of($run) p JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
+        WHERE r.space_id = $space GROUP BY r.status ORDER BY rows DESC, r.status""",
+        {"run": run_id, "space": space_id},
+    )
+
+
 def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
     """The run's examples that have a feature: example_id, segment, row, dataset, turns, chars, tokens, target_tokens, loss, norm,
     in order of segment and row. Only rows of complete blocks: an orphan is never read."""

@@ -1,9 +1,7 @@
 """A conversation as tokens, and which of them are trained on.
 
 The text is the tokenizer's own chat template (or PLAIN_TEMPLATE), rendered whole and tokenised once, with offsets. Which
-characters belong to which message is read off the template itself: the conversation is rendered a second time with a sentinel
-for every message's content, and what lies between the sentinels is the template's scaffolding. Where the template rewrites
-contents (so that the scaffolding and the contents do not add up to the text), one message at a time is replaced instead.
+characters are trained on is read off the template itself (`mask.py`).
 
 Dimension letters: T tokens.
 """
@@ -12,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jinja2 import TemplateError
 
+from tagcos_stream.gradients import mask
+from tagcos_stream.gradients import special_tokens as special
+from tagcos_stream.gradients.mask import REASONING, Layout, MaskUnproved
+from tagcos_stream.gradients.template import ChatTemplate, TemplateFailed, TemplateRefused, chat_template
 from tagcos_stream.types import Message, UserError
 
 # The open-instruct format, which the released codes of LESS and TAGCOS train on: for tokenizers without a template of their own.
@@ -30,27 +30,55 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 
-# Private-use characters: no template rewrites them, no text worth training on holds them.
-_SENTINEL = "\ue0f3{}\ue0f4"
-_SENTINEL_PATTERN = re.compile("\ue0f3(\\d+)\ue0f4")
+# Arguments of apply_chat_template that a row's chat_template_kwargs cannot set.
+_RESERVED = frozenset({"messages", "conversation", "tools", "chat_template", "tokenize", "add_generation_prompt", "return_dict"})
+
+SpecialTokens = Literal["keep", "escape", "reject"]
 
 
 class NoTargets(ValueError):
-    """No token is left to train on; the example is rejected with this reason."""
+    """The example is rejected with this message; `reason` is the short form under which rejects are counted."""
+
+    reason = "no target tokens"
 
 
-class TemplateRefused(NoTargets):
-    """The chat template raises an error on this conversation (roles that do not alternate, for example)."""
+class TemplateRejects(NoTargets):
+    """The chat template raises an error of its own on this conversation (roles that do not alternate, for example)."""
+
+    reason = "refused by chat template"
+
+
+class TemplateBreaks(NoTargets):
+    """The chat template has a fault that shows on this conversation."""
+
+    reason = "chat template failed"
+
+
+class Unproved(NoTargets):
+    """It cannot be proved which of the text belongs to the assistant."""
+
+    reason = "loss mask not proved"
+
+
+class SpecialTokenInText(NoTargets):
+    """A text holds what the tokenizer reads as a control token, and `special_tokens` is reject."""
+
+    reason = "special token in text"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation: input_ids (T,) int32; target (T,) bool, where target[t] means that the prediction of token t from those
-    before it counts (so target[0] is never set); truncated when the end was cut off at the maximum length."""
+    """One conversation.
+
+    input_ids (T,) int32; target (T,) bool, where target[t] means that the prediction of token t from those before it counts (so
+    target[0] is never set); truncated when the end was cut off at the maximum length; special_tokens counts the control tokens
+    that stand in texts of the conversation.
+    """
 
     input_ids: np.ndarray
     target: np.ndarray
     truncated: bool
+    special_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -60,22 +88,55 @@ class Encoded:
         return int(self.target.sum())
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], *, max_length: int, tools: list | str | None = None) -> Encoded:
+def encode(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    max_length: int,
+    tools: list | str | None = None,
+    template_kwargs: Mapping[str, Any] | str | None = None,
+    special_tokens: SpecialTokens = "keep",
+) -> Encoded:
     """The conversation as (T,) ids and target mask, cut to the first `max_length` tokens.
 
-    Trained on: of every assistant turn its content and its end-of-turn mark; or, where a message has `train` ranges, the
-    tokens that touch them (the end-of-turn mark too when a range reaches the end of the content). `tools` (a list, or its
-    JSON) go to the template. Raises NoTargets where nothing is left to train on.
+    Trained on: of every assistant turn all that follows the generation prompt (reasoning, content and tool calls, as the
+    template prints them) and its end-of-turn mark; or, where a message has `train` ranges, the tokens that touch them (the
+    end-of-turn mark too when a range reaches the end of the content).
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+        A fast one, since character offsets are needed.
+    messages : sequence of Message
+    max_length : int
+        Tokens.
+    tools : list of dict or str, optional
+        Tool schemas, or their JSON, for the template.
+    template_kwargs : mapping or str, optional
+        Further variables of the template (`chat_template_kwargs` of a row), or their JSON.
+    special_tokens : {"keep", "escape", "reject"}
+        What to do with control tokens in the texts of the conversation, such as <|im_end|>: encode them as the tokenizer does
+        and count them, encode them as plain text, or reject the example.
+
+    Raises
+    ------
+    NoTargets
+        Nothing is left to train on, or one of its subclasses: the template refuses or fails, or the mask cannot be proved.
+    UserError
+        The tokenizer or its template cannot be used for any conversation.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer {type(tokenizer).__name__} gives no character offsets: use a model with a fast tokenizer")
-    text, turns = render(tokenizer, messages, tools)
-    spans = [span for message, turn in zip(messages, turns, strict=True) for span in _trained_spans(message, *turn)]
+    inside = special.in_texts(tokenizer, messages, tools)
+    if inside and special_tokens == "reject":
+        raise SpecialTokenInText(f"{len(inside)} special tokens in its texts, such as {inside[0]}")
+    escaping = bool(inside) and special_tokens == "escape"
+    if escaping:
+        messages, tools = special.escaped(tokenizer, messages, tools)
+    layout, spans = render(tokenizer, messages, tools, template_kwargs)
     if not spans:
         raise NoTargets("no assistant turn to train on")
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    input_ids = np.asarray(encoding["input_ids"], np.int32)
-    offsets = np.asarray(encoding["offset_mapping"], np.int64).reshape(-1, 2)
+    input_ids, offsets = special.tokenise(tokenizer, layout.text, escaped=escaping)
     truncated = len(input_ids) > max_length
     input_ids, offsets = input_ids[:max_length], offsets[:max_length]
     target = np.zeros(len(input_ids), bool)
@@ -84,120 +145,137 @@ def encode(tokenizer: Any, messages: Sequence[Message], *, max_length: int, tool
     target[:1] = False
     if not target.any():
         raise NoTargets(f"no target token within the first {max_length} tokens" if truncated else "no target token")
-    return Encoded(input_ids, target, truncated)
+    return Encoded(input_ids, target, truncated, len(inside))
 
 
 def template_fingerprint(tokenizer: Any) -> str:
     """Hash of the chat template in use and of the special tokens that it may print."""
-    content = json.dumps([_template(tokenizer), sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())])
+    plain, with_tools = _source(tokenizer, None), _source(tokenizer, [{}])
+    used = [plain] if plain == with_tools else [plain, with_tools]
+    content = json.dumps([*used, sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-Turn = tuple[
-    int, int, int, str
-]  # content's first and past-the-last character, end of its end-of-turn mark, the content as printed
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: list | str | None = None,
+    template_kwargs: Mapping[str, Any] | str | None = None,
+) -> tuple[Layout, list[mask.Span]]:
+    """The templated text with the places of its messages, and the [begin, end) characters of it that are trained on.
 
-
-def render(tokenizer: Any, messages: Sequence[Message], tools: list | str | None = None) -> tuple[str, list[Turn]]:
-    """The templated text and, for each message, where in it its content and its end-of-turn mark lie."""
-    tool_list = json.loads(tools) if isinstance(tools, str) else tools
-    plain = [_template_message(message) for message in messages]
-
-    def apply(contents: Mapping[int, str]) -> str:
-        shown = [{**message, "content": contents.get(i, message["content"])} for i, message in enumerate(plain)]
+    Raises
+    ------
+    NoTargets
+        As `encode`.
+    """
+    template, variables = _prepared(tokenizer, tools, template_kwargs)
+    size = sum(len(m["content"]) + len(m.get("reasoning") or "") + len(m.get("tool_calls") or "") for m in messages)
+    parts, openers = _reading(template, json.dumps({k: v for k, v in variables.items() if k != "tools"}, sort_keys=True))
+    try:
         try:
-            return tokenizer.apply_chat_template(
-                shown, tools=tool_list or None, tokenize=False, chat_template=_template(tokenizer)
-            )
-        except TemplateError as error:
-            raise TemplateRefused(f"the chat template refuses this conversation: {error}") from error
-
-    text = apply({})
-    places = _by_scaffolding(text, plain, apply({i: _SENTINEL.format(i) for i in range(len(plain))}))
-    if places is None:
-        places = [_by_substitution(text, apply({i: _SENTINEL.format(i)}), _SENTINEL.format(i)) for i in range(len(plain))]
-    end_mark = _end_mark(tokenizer)
-    turns = []
-    for begin, end in places:
-        mark = end_mark.match(text, end)
-        turns.append((begin, end, mark.end() if mark else end, text[begin:end]))
-    return text, turns
+            layout = mask.locate(template, _shown(template, messages, parts), variables, size)
+        except TemplateFailed:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+            # some templates concatenate arguments as they come from an API: as JSON text
+            layout = mask.locate(template, _shown(template, messages, parts, arguments_as_text=True), variables, size)
+        return layout, mask.spans(layout, messages, openers, special.end_mark(tokenizer))
+    except TemplateRefused as error:
+        raise TemplateRejects(str(error)) from error
+    except TemplateFailed as error:
+        raise TemplateBreaks(str(error)) from error
+    except MaskUnproved as error:
+        raise Unproved(f"{template.label}: {error}") from error
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render_prompt(tokenizer: Any, messages: Sequence[Message], tools: list | str | None = None) -> str:
     """The templated text of a conversation up to where the assistant's next turn begins."""
-    plain = [_template_message(message) for message in messages]
-    return str(
-        tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, chat_template=_template(tokenizer))
-    )
+    template, variables = _prepared(tokenizer, tools, None)
+    parts, _ = _reading(template, json.dumps({k: v for k, v in variables.items() if k != "tools"}, sort_keys=True))
+    try:
+        return template.render(_shown(template, messages, parts), {**variables, "add_generation_prompt": True})
+    except (TemplateRefused, TemplateFailed) as error:
+        raise UserError(f"{error}: it cannot print this conversation as a prompt") from error
 
 
-def _by_scaffolding(text: str, messages: Sequence[dict], skeleton: str) -> list[tuple[int, int]] | None:
-    """Content spans from one rendering with every content replaced; None where contents and scaffolding do not add up."""
-    pieces = _SENTINEL_PATTERN.split(skeleton)
-    if pieces[1::2] != [str(i) for i in range(len(messages))]:
-        return None
-    places, cursor = [], 0
-    for i, message in enumerate(messages):
-        begin = cursor + len(pieces[2 * i])
-        if text[cursor:begin] != pieces[2 * i]:
-            return None
-        content, following = message["content"], pieces[2 * i + 2]
-        forms = (content, content.strip(), content.rstrip(), content.lstrip())  # many templates trim
-        end = next(
-            (begin + len(f) for f in forms if text.startswith(f, begin) and text.startswith(following, begin + len(f))), None
-        )
-        if end is None:
-            return None
-        places.append((begin, end))
-        cursor = end
-    return places if text[cursor:] == pieces[-1] else None
+def _prepared(
+    tokenizer: Any, tools: list | str | None, template_kwargs: Mapping[str, Any] | str | None
+) -> tuple[ChatTemplate, dict[str, Any]]:
+    """The template for a conversation and its variables besides the messages, as apply_chat_template passes them."""
+    tool_list = (json.loads(tools) if isinstance(tools, str) else tools) or None
+    given = (json.loads(template_kwargs) if isinstance(template_kwargs, str) else template_kwargs) or {}
+    reserved = sorted(_RESERVED & given.keys())
+    if reserved:
+        raise TemplateRejects(f"chat_template_kwargs sets {', '.join(reserved)}, which a row cannot set")
+    template = chat_template(_source(tokenizer, tool_list), str(getattr(tokenizer, "name_or_path", "")) or "this tokenizer")
+    fixed = {"documents": None, "add_generation_prompt": False}
+    return template, {**fixed, **tokenizer.special_tokens_map, **given, "tools": tool_list}
 
 
-def _by_substitution(text: str, changed: str, sentinel: str) -> tuple[int, int]:
-    """Content span of one message: what is left of the text between the parts before and after its sentinel."""
-    before, found, after = changed.partition(sentinel)
-    if not found or not text.startswith(before) or not text.endswith(after) or len(before) + len(after) > len(text):
-        return 0, 0  # not printed, or printed in a way that moves other text: nothing of it can be trained on with certainty
-    return len(before), len(text) - len(after)
+@lru_cache(maxsize=64)
+def _reading(template: ChatTemplate, variables: str) -> tuple[bool, tuple[str, ...]]:
+    """(whether the template takes contents as lists of parts only, the openers of an assistant's turn)."""
+    given = {**json.loads(variables), "tools": None}
+    probe: list[Message] = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+    def prints(parts: bool) -> bool:
+        try:
+            text = template.render(_shown(template, probe, parts), given, probe=True)
+        except (TemplateRefused, TemplateFailed):
+            return False
+        return all(message["content"] in text for message in probe)
+
+    plain = prints(False)
+    parts = not plain and prints(True)
+    if not plain and not parts:
+        return False, ()
+    return parts, tuple(mask.openers(template, lambda messages: _shown(template, messages, parts), given))
 
 
-def _trained_spans(message: Message, begin: int, end: int, turn_end: int, printed: str) -> list[tuple[int, int]]:
-    ranges = message.get("train")
-    if turn_end == 0:
-        return []
-    if ranges is None:
-        return [(begin, turn_end)] if message["role"] == "assistant" else []
-    content = message["content"]
-    shift = content.find(printed)  # more than 0 where the template trimmed; -1 where it rewrote the content
-    if shift < 0:
-        return []
-    spans = []
-    for span in ranges:
-        stop = turn_end if span["end"] >= len(content.rstrip()) else min(begin + span["end"] - shift, end)
-        spans.append((max(begin, begin + span["begin"] - shift), stop))
-    return [(a, b) for a, b in spans if a < b]
+def _shown(
+    template: ChatTemplate, messages: Sequence[Message], parts: bool, arguments_as_text: bool = False
+) -> list[dict[str, Any]]:
+    """Messages as a template reads them."""
+    shown = []
+    for message in messages:
+        content = message["content"]
+        plain: dict[str, Any] = {
+            "role": message["role"],
+            "content": [{"type": "text", "text": content}] if parts else content,
+        }
+        if message.get("name"):
+            plain["name"] = str(message["name"])
+        if message.get("tool_call_id"):
+            plain["tool_call_id"] = message["tool_call_id"]
+        if message.get("reasoning"):
+            # the names that transformers fills, and the third where a template reads no other
+            known = [name for name in REASONING[:2] if name in template.source]
+            plain |= dict.fromkeys(REASONING[:2] if known else REASONING, message["reasoning"])
+        if message.get("tool_calls"):
+            plain["tool_calls"] = [_call(call, arguments_as_text) for call in json.loads(str(message["tool_calls"]))]
+        shown.append(plain)
+    return shown
 
 
-def _template_message(message: Message) -> dict:
-    plain = {"role": message["role"], "content": message["content"]}
-    if message.get("name"):
-        plain["name"] = str(message["name"])
-    return plain
+def _call(call: dict[str, Any], arguments_as_text: bool) -> dict[str, Any]:
+    """A tool call with its arguments as an object (or as JSON text)."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call(call["function"], arguments_as_text)}
+    arguments = call.get("arguments")
+    if arguments_as_text and arguments is not None and not isinstance(arguments, str):
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    if not arguments_as_text and isinstance(arguments, str):
+        try:
+            return {**call, "arguments": json.loads(arguments)}
+        except ValueError:
+            return call
+    return call
 
 
-def _template(tokenizer: Any) -> str:
+def _source(tokenizer: Any, tools: list | None) -> str:
     template = tokenizer.chat_template
     if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()))
+        named = template.get("tool_use") if tools is not None else None
+        template = named or template.get("default") or next(iter(template.values()))
     return template or PLAIN_TEMPLATE
-
-
-@lru_cache(maxsize=8)
-def _end_mark(tokenizer: Any) -> re.Pattern[str]:
-    """What ends a turn: the special token right after the content; where the template uses none, the white space there."""
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} | set(
-        tokenizer.all_special_tokens
-    )
-    tokens = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True) if token)
-    return re.compile(rf"\s*(?:{tokens})|\s+" if tokens else r"\s+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,17 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.types import UserError
+from tests.models import CHATML, tiny_tokenizer
 
 Maker = Callable[..., dict[str, Any]]
+
+
+class Collecting(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def run(values: dict[str, Any]) -> pipeline.Outcome:
@@ -104,6 +114,37 @@ def test_run__bad_rows_are_rejects_and_the_run_goes_on(small_settings: Maker, po
     assert rejects.filter(pl.col("stage") == "ingest")["row"].to_list() == [40, 41, 42]
     assert rejects.filter(pl.col("stage") == "gradients")["reason"].to_list() == ["no target tokens"]
     assert outcome.stages["select"]["pool"] == 120
+
+
+def with_template(model_folder: Path, folder: Path, template: str) -> str:
+    """The tiny model with another chat template."""
+    shutil.copytree(model_folder, folder)
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    tiny_tokenizer(template).save_pretrained(folder)
+    return str(folder)
+
+
+def test_run__says_at_its_end_that_rows_were_lost(small_settings: Maker, model_folder: Path, tmp_path: Path) -> None:
+    """A template that raises an error for a third of the rows: each is a reject with the template's words."""
+    template = "{% if 'colour' in messages[0].content %}{{ messages[7].content }}{% endif %}" + CHATML
+    values = small_settings(model=with_template(model_folder, tmp_path / "picky", template))
+    reporter = Collecting()
+    outcome = pipeline.run(load_settings(values), reporter)
+    assert outcome.stages["select"]["pool"] == 80
+    last = reporter.said[-1]
+    assert last.startswith("WARNING: 40 of 120 examples (33.3%) have no feature and cannot be selected: chat template failed: ")
+    assert "line 1: UndefinedError: list object has no element 7" in last
+    again = Collecting()
+    pipeline.run(load_settings(values | {"seed": 3}), again)
+    assert again.said[-1].partition(": chat template")[0] == last.partition(": chat template")[0]
+
+
+def test_run__template_that_fails_for_all_is_the_message(small_settings: Maker, model_folder: Path, tmp_path: Path) -> None:
+    values = small_settings(model=with_template(model_folder, tmp_path / "broken", "\n{{ 1 / 0 }}" + CHATML))
+    says = r"none of 32 examples drawn can be trained on; chat template failed \(32 of them\), such as [0-9a-f]{32}: chat "
+    with pytest.raises(UserError, match=says + r"template of .*broken \(.{8}\), line 2: ZeroDivisionError: division by zero$"):
+        run(values)
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagcos_stream.gradients.chat import PLAIN_TEMPLATE, NoTargets, TemplateRefused, encode, render, template_fingerprint
+from tagcos_stream.gradients.chat import (
+    PLAIN_TEMPLATE,
+    NoTargets,
+    TemplateBreaks,
+    TemplateRejects,
+    Unproved,
+    encode,
+    render,
+    template_fingerprint,
+)
+from tagcos_stream.types import UserError
 from tests.models import CHATML, tiny_tokenizer
 
 CONVERSATION = [
@@ -73,8 +83,8 @@ def test_encode__ids_are_those_of_the_template() -> None:
 
 
 def test_encode__plain_template_is_documented_format() -> None:
-    text, _ = render(tiny_tokenizer(None), CONVERSATION[1:3])
-    assert text == "<s><|user|>\nHow are you?\n\n<|assistant|>\nFine.  <|endoftext|>\n"
+    layout, _ = render(tiny_tokenizer(None), CONVERSATION[1:3])
+    assert layout.text == "<s><|user|>\nHow are you?\n\n<|assistant|>\nFine.  <|endoftext|>\n"
     assert "<|' + message['role'] + '|>" in PLAIN_TEMPLATE
 
 
@@ -145,7 +155,83 @@ def test_encode__template_that_refuses_is_a_reject() -> None:
     tokenizer = tiny_tokenizer(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
     )
-    with pytest.raises(TemplateRefused, match="System role not supported"):
+    with pytest.raises(TemplateRejects, match="System role not supported"):
+        encode(tokenizer, CONVERSATION, max_length=99)
+
+
+def test_encode__reasoning_and_calls_are_part_of_the_answer() -> None:
+    call = json.dumps([{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}])
+    template = CHATML.replace(
+        "m['content']",
+        "('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m['content']"
+        " + (m.tool_calls | tojson if m.tool_calls else '')",
+    )
+    messages = [CONVERSATION[1], {"role": "assistant", "content": "Sum.", "reasoning": "hm", "tool_calls": call}]
+    assert target_runs(tiny_tokenizer(template), messages) == [f"<think>hm</think>Sum.{call}<|im_end|>"]
+
+
+def test_encode__template_for_tools_and_its_arguments() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ mood }}tools " + CHATML}
+    tools = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
+    messages = CONVERSATION[1:3]
+    assert render(tokenizer, messages)[0].text.startswith("<|im_start|>")
+    assert render(tokenizer, messages, tools, '{"mood": "good "}')[0].text.startswith("good tools <|im_start|>")
+    assert render(tokenizer, messages, tools)[0].text.startswith("tools <|im_start|>")
+    with pytest.raises(TemplateRejects, match="chat_template_kwargs sets chat_template"):
+        encode(tokenizer, messages, max_length=99, template_kwargs={"chat_template": "x"})
+
+
+def test_encode__template_that_takes_parts_only() -> None:
+    """Templates of models for images print nothing of a plain string; transformers does not say so."""
+    parts = CHATML.replace("m['content']", "m['content'][0]['text']")
+    assert target_runs(tiny_tokenizer(parts), CONVERSATION) == ["Fine.  <|im_end|>", "\nGrüße, 你好!<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("{{ messages[0].origin.url }}", "line 2: UndefinedError: .*no attribute 'origin'"),
+        ("{{ messages[9]['content'] }}", "line 2: UndefinedError: .*no element 9"),
+        ("{{ 'a' + 1 }}", "line 2: TypeError"),
+        ("{{ 1 / 0 }}", "line 2: ZeroDivisionError: division by zero"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "line 2: recursion without end"),
+        ("{% include 'other' %}", "line 2: TypeError: no loader"),
+        ("{{ ''.__class__.__mro__ }}", "line 2: SecurityError"),
+        ("{{ 'x' * 1000000000000 }}", r"line 2: more than [\d,]+ characters"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more than .* char"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "more than .* char"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}", "more than"),
+    ],
+)
+def test_encode__fault_of_a_template_names_its_line(fault: str, says: str) -> None:
+    with pytest.raises(TemplateBreaks, match=r"chat template of this tokenizer \([0-9a-f]{8}\).*" + says):
+        encode(tiny_tokenizer("{# one #}\n" + fault + CHATML), CONVERSATION, max_length=99)
+
+
+def test_encode__no_template_at_all_is_a_mistake_of_the_user() -> None:
+    for broken, says in (("{% for m in %}", "line 1: .*mend the template"), ("\n{{ m | shout }}", "line 2: No filter named")):
+        with pytest.raises(UserError, match=says):
+            encode(tiny_tokenizer(broken), CONVERSATION, max_length=99)
+
+
+def test_encode__endless_template_costs_no_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped by the clock, and given up after a few examples."""
+    monkeypatch.setattr("tagcos_stream.gradients.template.SECONDS", 0.05)
+    macro = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    for endless in ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", macro):
+        tokenizer = tiny_tokenizer(endless)
+        for _ in range(2):
+            with pytest.raises(TemplateBreaks, match="no end after"):
+                encode(tokenizer, CONVERSATION, max_length=99)
+        with pytest.raises(UserError, match=r"no end after .* 3 times in a row"):
+            encode(tokenizer, CONVERSATION, max_length=99)
+
+
+def test_encode__mask_that_cannot_be_proved_is_a_reject() -> None:
+    """Contents in capitals, without a loop: neither marks in the texts nor the place of a loop tell turns apart."""
+    tokenizer = tiny_tokenizer("{{ messages | map(attribute='content') | map('upper') | join(' ') }}")
+    with pytest.raises(Unproved, match=r"chat template of this tokenizer .* turns cannot be told apart"):
         encode(tokenizer, CONVERSATION, max_length=99)
 
 
