@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 
 from flows.token_budget import free_bytes
 from storage.catalog import runs
-from storage.files.base import LocalFiles
+from storage.files.local import LocalFiles
 from storage.root import NoRoot, open_root
 from tagcos_stream.compile_ahead import cache_folder, marker
 from tagcos_stream.config import GIB, Settings

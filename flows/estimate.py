@@ -23,8 +23,8 @@ from flows.stages.warmup import variants
 from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length, none_encoded
 from storage.arrays.segments import ids_spec
 from storage.catalog import heldout, spaces
-from storage.catalog.pool import PARQUET_GROUP_ROWS
 from storage.database import Catalog
+from storage.examples import PARQUET_GROUP_ROWS
 from storage.root import open_root
 from tagcos_stream.config import Settings
 from tagcos_stream.data.read import read_file

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from storage.catalog.pool import example_reader
+from storage.examples import example_reader
 from storage.root import Root
 
 GROUPS = 40  # whose chosen and just-missed examples are shown: the largest

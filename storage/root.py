@@ -21,7 +21,9 @@ from functools import cached_property
 from pathlib import Path
 
 from storage.database import Catalog
-from storage.files.base import LocalFiles, ObjectFiles, open_files
+from storage.files.local import LocalFiles
+from storage.files.object import ObjectFiles
+from storage.files.open import open_files
 from storage.lock import writer_lock
 from tagcos_stream.types import UserError
 

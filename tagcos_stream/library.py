@@ -17,7 +17,7 @@ from tagcos_stream.selection.budget import allocate
 from tagcos_stream.types import ArrayRows, Checkpoint, UserError
 
 if TYPE_CHECKING:
-    from tagcos_stream.clustering.refine import Clustering
+    from tagcos_stream.clustering.state import Clustering
     from tagcos_stream.gradients.chat import Encoded
     from tagcos_stream.gradients.model import LoadedModel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -426,3 +427,10 @@ def naive_holm(p_values: list[float]) -> list[float]:
         smaller = sorted(q for q in p_values if q <= p)
         adjusted.append(min(1.0, max((m - i) * q for i, q in enumerate(smaller))))
     return adjusted
+
+
+def padding_share(lengths: np.ndarray | Sequence[int], batches: Sequence[np.ndarray]) -> float:
+    """Share of padding among all tokens that a plan computes, 0 to 1."""
+    lengths = np.asarray(lengths, np.int64)
+    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1.0 - float(lengths.sum()) / computed if computed else 0.0

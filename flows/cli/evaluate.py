@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cli.options import JsonOption
-from flows.cli.output import print_json
+from flows.cli.output import print_frame, print_json
 from flows.cli.select import PlotOption
+
+if TYPE_CHECKING:
+    from storage.database import Catalog
 
 
 def evaluate(
@@ -16,7 +19,7 @@ def evaluate(
 ) -> None:
     """Train one model on each selection and measure it on held-out rows: which method teaches most. Resumable."""
     from flows.compare import evaluate, plots
-    from flows.compare.tables import print_results, report
+    from flows.compare.tables import report
     from storage.root import open_root
     from tagcos_stream.evaluation.config import load_evaluation
 
@@ -29,3 +32,25 @@ def evaluate(
     else:
         print_results(catalog, evaluation_id, asked.against)
     draw(lambda path: plots.plot_evaluation(catalog, evaluation_id, path))
+
+
+def print_results(catalog: Catalog, evaluation_id: str, against: str) -> None:
+    """Two tables a regime: the mean of every measure over seeds, and the paired differences from one method with their tests."""
+    import polars as pl
+
+    from flows.compare.tables import compact, intervals, tested, title
+    from storage.catalog import evaluations
+
+    found = evaluations.described(catalog, evaluation_id)
+    results = evaluations.results(catalog, evaluation_id).filter(pl.col("part").is_null())
+    differences = tested(catalog, evaluation_id, against)
+    print(
+        f"\nevaluation {evaluation_id}: {found['model']} on the pool of {found['run_id']}, {found['heldout_examples']} held-out "
+        "examples; mean over seeds ± its standard error; vs random: mean of the differences of equal seeds"
+    )
+    for (regime,), mine in results.group_by("regime", maintain_order=True):
+        print(f"\n{title(str(regime), found['config'])}\n")
+        print_frame(compact(mine))
+        if not differences.is_empty():
+            print(f"\nloss minus that of {against}: 95% intervals (Student t) of paired differences, p corrected by Holm\n")
+            print_frame(intervals(differences.filter(pl.col("regime") == regime)))

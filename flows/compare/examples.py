@@ -14,6 +14,7 @@ from flows.progress import Reporter
 from flows.workers.gradients import encode_row, max_length
 from storage.catalog import heldout, pool
 from storage.database import Catalog
+from storage.examples import example_reader
 from storage.root import Root
 from tagcos_stream.config import Settings
 from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
@@ -41,7 +42,7 @@ class Texts:
             self._known.clear()
         unknown = rows.filter(~pl.col("example_id").is_in(list(self._known)))
         if len(unknown):
-            for frame in pool.example_reader(self.root).iterate(unknown.select("segment", "row", "example_id")):
+            for frame in example_reader(self.root).iterate(unknown.select("segment", "row", "example_id")):
                 for row in frame.iter_rows(named=True):
                     self._known[row["example_id"]] = self.encode_row(row)
         return [self._known[example_id] for example_id in rows["example_id"]]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from flows.cli.output import print_frame
 from storage.catalog import evaluations
 
 if TYPE_CHECKING:
@@ -38,23 +37,6 @@ def tested(catalog: Catalog, evaluation_id: str, against: str) -> pl.DataFrame:
     scores = evaluations.scores(catalog, evaluation_id)
     measure = "loss" if "loss" in scores["measure"] else scores["measure"].first()
     return pl.DataFrame() if scores.is_empty() else comparisons(scores, against, str(measure))
-
-
-def print_results(catalog: Catalog, evaluation_id: str, against: str) -> None:
-    """Two tables a regime: the mean of every measure over seeds, and the paired differences from one method with their tests."""
-    found = evaluations.described(catalog, evaluation_id)
-    results = evaluations.results(catalog, evaluation_id).filter(pl.col("part").is_null())
-    differences = tested(catalog, evaluation_id, against)
-    print(
-        f"\nevaluation {evaluation_id}: {found['model']} on the pool of {found['run_id']}, {found['heldout_examples']} held-out "
-        "examples; mean over seeds ± its standard error; vs random: mean of the differences of equal seeds"
-    )
-    for (regime,), mine in results.group_by("regime", maintain_order=True):
-        print(f"\n{title(str(regime), found['config'])}\n")
-        print_frame(compact(mine))
-        if not differences.is_empty():
-            print(f"\nloss minus that of {against}: 95% intervals (Student t) of paired differences, p corrected by Holm\n")
-            print_frame(intervals(differences.filter(pl.col("regime") == regime)))
 
 
 def title(regime: str, config: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.gradients import AHEAD, Done, EngineSpec, Task, compute, load_adapted
 from storage.arrays import segments
 from storage.catalog import spaces
-from storage.catalog.pool import example_reader
+from storage.examples import example_reader
 from tagcos_stream.types import UserError
 
 LOUD = 0.01  # a share of the pool that is lost for one reason

@@ -13,6 +13,7 @@ from flows.context import RunContext
 from flows.stages.results import Pool
 from storage import gc
 from storage.catalog import heldout, pool, runs
+from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.data.sources import resolve_sources
@@ -98,7 +99,7 @@ def _leave_out_near_duplicates(run: RunContext) -> int:
         def frames() -> Any:
             nonlocal done
             for rows in (aside, everything):
-                for frame in pool.example_reader(run.root).iterate(rows):
+                for frame in example_reader(run.root).iterate(rows):
                     yield frame.select("example_id", "messages")
                     done += len(frame)
                     progress(done, total)

@@ -13,7 +13,8 @@ from flows.token_budget import tokens_per_pass
 from flows.workers.gradients import Rejected, encode_row, load_adapted, max_length, none_encoded
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
-from storage.catalog.pool import example_reader, pool_sample
+from storage.catalog.pool import pool_sample
+from storage.examples import example_reader
 from tagcos_stream import identity
 from tagcos_stream.config import Settings, Variant
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint

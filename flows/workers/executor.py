@@ -1,8 +1,8 @@
-"""Where partitions run: threads of this process, processes of this machine, or a Ray cluster. One seam for all stages.
+"""Where partitions run: threads of this process, processes of this machine, or a Ray cluster; one interface for all stages.
 
-A stage hands over a function `work(spec, seat, tasks, progress)`, a generator of one result a task, in order. It is found by name
-in the process that runs it, and gets plain data: where the root is, settings, partition numbers. A partition depends on nothing
-but itself, so that the result is the same whoever computes it (on a CPU, up to the order of additions, which follows the
+A stage passes a function `work(spec, resources, tasks, progress)`, a generator of one result a task, in order. It is found by
+name in the process that runs it, and gets plain data: where the root is, settings, partition numbers. A partition depends on
+nothing but itself, so that the result does not depend on the worker (on a CPU, up to the order of additions, which follows the
 number of threads). The driver gets results as they finish, and alone writes to the catalog.
 """
 
@@ -10,25 +10,13 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from flows.workers.work import Progress, Work, WorkerResources
 from tagcos_stream.config import Settings
 from tagcos_stream.machine import available_cpus, set_environment_defaults
 from tagcos_stream.types import UserError
-
-
-@dataclass(frozen=True)
-class Seat:
-    """What a worker may use."""
-
-    device: str  # of torch
-    threads: int | None  # None: whatever the process has
-
-
-Progress = Callable[[float], None]
-Work = Callable[[Any, Seat, Iterator[Any], Progress | None], Iterator[Any]]
 
 
 def place_of(settings: Settings) -> str:
@@ -60,11 +48,11 @@ def partitioned(
 
     Args:
         ahead: tasks that `work` takes before it gives the first one's result.
-        progress: told of the work within tasks, on threads.
+        progress: gets the work done within tasks, on threads.
     """
     place = place_of(settings)
     if place == "threads":
-        yield from work(spec, Seat(settings.device, settings.threads), iter(tasks), progress)
+        yield from work(spec, WorkerResources(settings.device, settings.threads), iter(tasks), progress)
     elif place == "processes":
         yield from _in_processes(work, spec, tasks, settings)
     else:
@@ -85,7 +73,8 @@ def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Setting
     for _ in devices:
         todo.put(None)
     processes = [
-        context.Process(target=_worker, args=(work, spec, Seat(device, threads), todo, done), daemon=True) for device in devices
+        context.Process(target=_worker, args=(work, spec, WorkerResources(device, threads), todo, done), daemon=True)
+        for device in devices
     ]
     for process in processes:
         process.start()
@@ -97,11 +86,11 @@ def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Setting
             process.join()
 
 
-def _worker(work: Work, spec: Any, seat: Seat, todo: Any, done: Any) -> None:
+def _worker(work: Work, spec: Any, resources: WorkerResources, todo: Any, done: Any) -> None:
     try:
-        for result in work(spec, seat, iter(todo.get, None), None):
+        for result in work(spec, resources, iter(todo.get, None), None):
             done.put(result)
-    except Exception as error:  # told to the driver, which raises it: nobody sees this process's standard error
+    except Exception as error:  # for the driver, which raises it: nobody sees this process's standard error
         done.put(error)
 
 

@@ -18,18 +18,18 @@ import numpy as np
 import polars as pl
 
 from flows.token_budget import tokens_per_pass
-from flows.workers.executor import Progress, Seat
+from flows.workers.work import Progress, WorkerResources
 from storage.arrays import segments
-from storage.catalog.pool import ExampleReader
 from storage.catalog.spaces import Space, load_checkpoints
+from storage.examples import ExampleReader
 from storage.files.base import Files
 from tagcos_stream.config import Settings
+from tagcos_stream.data.rejects import SNIPPET
 from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
 from tagcos_stream.types import UserError
 
 NON_FINITE = "non-finite gradient"
 TOO_LONG = "too long"
-SNIPPET = 200  # characters of a rejected row that are kept
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class EngineSpec:
 AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
 
 
-def compute(spec: EngineSpec, seat: Seat, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
+def compute(spec: EngineSpec, resources: WorkerResources, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
     """The work of a gradient worker: blocks as they come, with one engine."""
-    if seat.threads:
+    if resources.threads:
         import torch
 
-        torch.set_num_threads(seat.threads)
+        torch.set_num_threads(resources.threads)
     try:
-        yield from Engine(spec, seat.device).run(tasks, progress)
+        yield from Engine(spec, resources.device).run(tasks, progress)
     finally:
         load_adapted.cache_clear()  # the stages to come need the memory, not the model
 

@@ -15,7 +15,8 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.stages.results import Features
-from flows.workers.executor import Progress, Seat, partitioned, place_of, sharing
+from flows.workers.executor import partitioned, place_of, sharing
+from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import FeatureRows, open_features
 from storage.files.base import Files
 from tagcos_stream.clustering.assign import Assigned, Assigner, Assigning, assign_stretch
@@ -38,26 +39,26 @@ class PassSpec:
 
 
 def sum_stretches(
-    spec: PassSpec, seat: Seat, tasks: Iterator[tuple[int, Stretch]], progress: Progress | None
+    spec: PassSpec, resources: WorkerResources, tasks: Iterator[tuple[int, Stretch]], progress: Progress | None
 ) -> Iterator[tuple[int, PassSums]]:
-    rows, nearest = _opened(spec, seat), Nearest(spec.centroids, "cpu")
+    rows, nearest = _opened(spec, resources), Nearest(spec.centroids, "cpu")
     for number, stretch in tasks:
         yield number, pass_sums(rows, nearest, stretch)
 
 
 def assign_stretches(
-    spec: PassSpec, seat: Seat, tasks: Iterator[tuple[int, Stretch, np.ndarray]], progress: Progress | None
+    spec: PassSpec, resources: WorkerResources, tasks: Iterator[tuple[int, Stretch, np.ndarray]], progress: Progress | None
 ) -> Iterator[tuple[int, Assigned]]:
-    rows, assigner = _opened(spec, seat), Assigner(spec.centroids, "cpu")
+    rows, assigner = _opened(spec, resources), Assigner(spec.centroids, "cpu")
     for number, stretch, keys in tasks:
         yield number, assign_stretch(rows, assigner, stretch, keys)
 
 
-def _opened(spec: PassSpec, seat: Seat) -> FeatureRows:
-    if seat.threads:
+def _opened(spec: PassSpec, resources: WorkerResources) -> FeatureRows:
+    if resources.threads:
         import torch
 
-        torch.set_num_threads(seat.threads)
+        torch.set_num_threads(resources.threads)
     return open_features(spec.files, spec.space_id, spec.pool)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from flows.workers.executor import Seat, Work
+from flows.workers.work import Work, WorkerResources
 from tagcos_stream.config import Settings
 from tagcos_stream.types import UserError
 
@@ -28,8 +28,8 @@ LOSSES = 3  # workers lost without a result in between: then it is no accident
 class RayWorker:
     """Does tasks as they are given; `results` begins with a sign that the worker is there."""
 
-    def __init__(self, work: Work, spec: Any, seat: Seat) -> None:
-        self._work, self._spec, self._seat = work, spec, seat
+    def __init__(self, work: Work, spec: Any, resources: WorkerResources) -> None:
+        self._work, self._spec, self._resources = work, spec, resources
         self._todo: queue.Queue[Any] = queue.Queue()
 
     def give(self, task: Any) -> None:
@@ -40,7 +40,7 @@ class RayWorker:
         yield None
         try:
             # not "yield from": Ray sends into its generators, and what it sends would reach an iterator that takes nothing
-            for result in self._work(self._spec, self._seat, iter(self._todo.get, None), None):  # noqa: UP028
+            for result in self._work(self._spec, self._resources, iter(self._todo.get, None), None):  # noqa: UP028
                 yield result
         except Exception as error:  # as it is: Ray would wrap it
             yield error
@@ -59,12 +59,12 @@ def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahea
     needs = {"num_cpus": settings.threads or 1, "num_gpus": settings.gpus_per_worker}
     _check_fits(ray, needs)
     device = "cpu" if settings.device == "auto" and not settings.gpus_per_worker else settings.device
-    seat = Seat(device, settings.threads or 1)
+    resources = WorkerResources(device, settings.threads or 1)
     shared = ray.put(spec)  # once a machine, not once a worker
     todo, workers, losses = deque(tasks), {}, 0
 
     def start() -> None:
-        actor = ray.remote(RayWorker).options(max_concurrency=2, **needs).remote(work, shared, seat)
+        actor = ray.remote(RayWorker).options(max_concurrency=2, **needs).remote(work, shared, resources)
         workers[actor.results.options(num_returns="streaming").remote()] = _Worker(actor)
 
     def feed(worker: _Worker) -> None:

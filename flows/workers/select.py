@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.workers.executor import Progress, Seat
+from flows.workers.work import Progress, WorkerResources
 from storage.arrays import grouped_reader
 from storage.arrays.segments import open_features
 from storage.files.base import Files
@@ -56,7 +56,9 @@ class GroupChoice:
     seconds: float
 
 
-def choose_groups(spec: SelectSpec, seat: Seat, tasks: Iterator[GroupTask], progress: Progress | None) -> Iterator[GroupChoice]:
+def choose_groups(
+    spec: SelectSpec, resources: WorkerResources, tasks: Iterator[GroupTask], progress: Progress | None
+) -> Iterator[GroupChoice]:
     """One choice a task; `progress` gets the number of rows chosen by all of them so far."""
     method = METHODS[spec.method]
     clustered = None
@@ -78,6 +80,6 @@ def choose_groups(spec: SelectSpec, seat: Seat, tasks: Iterator[GroupTask], prog
                 progress(before + chosen)
 
         group = Group(task.columns, features, task.mean, task.earlier)
-        choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, seat.threads, within))
+        choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, resources.threads, within))
         before += task.budget
         yield GroupChoice(task.group, choice, time.perf_counter() - start)

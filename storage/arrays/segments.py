@@ -142,17 +142,6 @@ class SegmentReader:
         self._verified.add(block)
         return found
 
-    def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop), (stop - start, D) float16, verified."""
-        if not 0 <= start <= stop <= self.shape[0]:
-            raise ValueError(f"segment {self.segment} has {self.shape[0]} rows, asked for [{start}, {stop})")
-        out = np.empty((stop - start, self.shape[1]), np.float16)
-        for block in range(start // self.chunk_rows, -(-stop // self.chunk_rows) if stop > start else 0):
-            first, last = self.spec.chunk_range(block)
-            low, high = max(first, start), min(last, stop)
-            out[low - start : high - start] = self.read_block(block)[low - first : high - first]
-        return out
-
     def gather(self, rows: np.ndarray, *, verify: bool = True) -> np.ndarray:
         """(len(rows), D) float16 in the order asked. `verify` reads a block whole the first time this reader meets it."""
         rows = np.asarray(rows, np.int64)

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from storage.catalog.pool import example_reader
 from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.examples import example_reader
 from storage.root import Root
 from tagcos_stream.types import UserError
 

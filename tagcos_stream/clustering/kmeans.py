@@ -1,14 +1,14 @@
-"""K-means over rows that do not fit in memory: mini-batches for speed, then exact passes while they pay.
+"""K-means over rows that do not fit in memory: mini-batches, then full passes for as long as they improve the objective.
 
 N examples, D feature dimension, K clusters. Euclidean, Lloyd's objective: the sum of squared distances to the nearest centroid.
 Sources: k-means++ with several trials a step (Arthur and Vassilvitskii 2007), mini-batch updates with a learning rate of
-1/count for each centre (Sculley 2010, algorithm 1), then Lloyd (1982). Splitting, merging and exact means are in final.
+1/count for each centre (Sculley 2010, algorithm 1), then Lloyd (1982). Splitting, merging and exact means are in refine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -17,50 +17,16 @@ import numpy as np
 from tagcos_stream.clustering.assign import Assigned, assign
 from tagcos_stream.clustering.exact_pass import Passes, passes_here
 from tagcos_stream.clustering.init import sample_rows, seed_centroids
-from tagcos_stream.clustering.refine import Clustering, finalise
+from tagcos_stream.clustering.refine import finalise
+from tagcos_stream.clustering.state import DONE, MINIBATCH, PASSES, Clustering, KMeansState
 from tagcos_stream.clustering.stream import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
 from tagcos_stream.types import RowBlocks, UserError
 
 __all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "pass_bytes", "peak_bytes"]
 
-MINIBATCH, PASSES, DONE = 0, 1, 2
 SMOOTHING = 10  # batches that the smoothed inertia remembers
 REASSIGN_EVERY = 10  # batches
 REASSIGN_BELOW = 0.01  # of the largest count: such a centre is moved to a far row (as scikit-learn's reassignment_ratio)
-
-
-@dataclass(frozen=True)
-class KMeansState:
-    """A fit at one moment, as a value: `fit(..., state=state)` goes on from it, bit for bit."""
-
-    centroids: np.ndarray  # (K, D) float32
-    counts: np.ndarray  # (K,) float64: rows that each centre was moved by
-    sums: np.ndarray  # (K, D) float64: of the pass under way
-    sizes: np.ndarray  # (K,) int64: of the pass under way, at the end of the last one
-    inertia: float  # of the pass under way
-    smoothed: float  # mini-batches: smoothed inertia a row
-    best: float  # mini-batches: lowest smoothed inertia so far
-    stale: int  # mini-batches since then
-    phase: int  # MINIBATCH, PASSES or DONE
-    epoch: int  # of the phase
-    position: int  # of the epoch, done: batches (MINIBATCH) or stretches (PASSES)
-    history: np.ndarray  # (passes,) float64: inertia of each finished pass, against the centroids it began with
-
-    @property
-    def done(self) -> bool:
-        return self.phase == DONE
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Every field as an array, for safetensors or npz."""
-        return {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> KMeansState:
-        def value(name: str, kind: str) -> object:
-            array = np.asarray(arrays[name])
-            return array if kind == "np.ndarray" else array.item()
-
-        return cls(**{field.name: value(field.name, str(field.type)) for field in fields(cls)})  # type: ignore[arg-type]
 
 
 def default_clusters(n_rows: int) -> int:

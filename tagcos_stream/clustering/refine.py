@@ -6,48 +6,19 @@ N examples, D feature dimension, K clusters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tagcos_stream.clustering.assign import Assigner, Assigning, assign, assigning_here, visit
 from tagcos_stream.clustering.init import seed_centroids
+from tagcos_stream.clustering.state import Clustering, KMeansState
 from tagcos_stream.clustering.stream import batches, row_numbers, stream
 from tagcos_stream.clustering.sums import Totals
 from tagcos_stream.types import ArrayRows, RowBlocks, UserError
 
-if TYPE_CHECKING:
-    from tagcos_stream.clustering.kmeans import KMeansState
-
 SPLIT_BYTES = 512 << 20  # float32 rows that a split may sample, over all clusters that are split at once
 FILL = 0.7  # a split aims at parts this full, so that uneven parts still fit
 SPLIT_ROUNDS = 3  # then what is still too large is shared by key: equal rows cannot be told apart
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """Every row's cluster, and what a cluster is. No cluster is empty. The labels are `assign(rows, centroids, keys)`."""
-
-    centroids: np.ndarray  # (K, D) float32: a row belongs to the nearest
-    labels: np.ndarray  # (N,) int32
-    distances: np.ndarray  # (N,) float32: from the row to the centroid of its cluster
-    totals: Totals
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(K,) int64."""
-        return self.totals.sizes
-
-    @property
-    def means(self) -> np.ndarray:
-        """(K, D) float32: what a pursuit aims at."""
-        return self.totals.means()
-
-    @property
-    def inertia(self) -> np.ndarray:
-        """(K,) float64: sum of squared distances to the mean."""
-        return self.totals.inertia()
 
 
 def finalise(

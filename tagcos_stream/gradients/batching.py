@@ -32,10 +32,3 @@ def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_row
         batches.append(order[start : start + rows])
         start += rows
     return batches
-
-
-def padding_share(lengths: np.ndarray | Sequence[int], batches: Sequence[np.ndarray]) -> float:
-    """Share of padding among all tokens that a plan computes, 0 to 1."""
-    lengths = np.asarray(lengths, np.int64)
-    computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    return 1.0 - float(lengths.sum()) / computed if computed else 0.0

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.workers.executor import Progress, Seat, partitioned
+from flows.workers.executor import partitioned
+from flows.workers.work import Progress, WorkerResources
 from tagcos_stream.config import Settings
 from tests.flows.conftest import TOPICS, conversation
 from tests.models import tiny_model, tiny_tokenizer
@@ -27,7 +28,7 @@ from tests.models import tiny_model, tiny_tokenizer
 PARTITIONS = 200
 
 
-def nothing(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+def nothing(spec: int, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     yield from tasks
 
 

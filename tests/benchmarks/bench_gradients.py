@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tagcos_stream.gradients.batching import padding_share, plan_batches
+from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor
 from tagcos_stream.gradients.projection.quality import projection_quality
 from tests.benchmarks import gradient_gpu, gradient_memory, gradient_plans, gradient_setting
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, row, setting, timed, total
 from tests.models import random_checkpoint
+from tests.naive import padding_share
 
 RELEASED_INTERVAL = 16  # gradients that the released code collects before it projects them
 PARTS = ("speed", "quality", "plans", "memory", "gpu")

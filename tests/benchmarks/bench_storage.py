@@ -31,7 +31,8 @@ from storage.arrays.grouped_reader import ClusteringReader, open_clustering
 from storage.arrays.segments import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
 from storage.catalog import pool, runs, selections
 from storage.database import Catalog
-from storage.files.base import LocalFiles, open_files
+from storage.files.local import LocalFiles
+from storage.files.open import open_files
 from tagcos_stream.types import RowBlocks
 
 BLOCK_BYTES = 4 << 20
@@ -279,7 +280,8 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
     ids = ids.sample(fraction=1.0, shuffle=True, seed=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    new = pool.unknown_ids(catalog, ids)
+    with catalog.reading() as connection:
+        new = pool.unknown_ids(connection, ids)
     seconds = time.perf_counter() - start
     assert len(new) == incoming - half
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -289,10 +291,9 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
         flush=True,
     )
     block = ids.head(8192)
-    print(
-        f"8,192 incoming ids against {known:,} known: "
-        f"{min(timed(lambda: pool.unknown_ids(catalog, block)) for _ in range(3)):.3f} s"
-    )
+    with catalog.reading() as connection:
+        seconds = min(timed(lambda: pool.unknown_ids(connection, block)) for _ in range(3))
+    print(f"8,192 incoming ids against {known:,} known: {seconds:.3f} s")
 
     rows = pl.DataFrame({"example_id": ids}).with_columns(
         segment=pl.lit("seg-00001"),

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from tagcos_stream.config import Settings
-from tagcos_stream.gradients.batching import padding_share, plan_batches
+from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor, collate
 from tagcos_stream.gradients.lm_head import head_losses
 from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
 from tests.benchmarks.gradient_setting import alternate, extractor, setting, timed
 from tests.models import random_checkpoint
+from tests.naive import padding_share
 
 PASSED = 16  # examples that go through the model; the others show the padding only
 

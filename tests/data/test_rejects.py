@@ -1,14 +1,11 @@
-"""When a run stops for its rejects, and the summary of them."""
+"""When a run stops because too many rows are rejected."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tagcos_stream.data.rejects import check_rejects, summary
+from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.types import UserError
-from tests.data.tools import GOOD, read, write
 
 
 @pytest.mark.parametrize(
@@ -30,15 +27,3 @@ def test_check_rejects__share_and_count(limit: float, rows: int, rejects: int, d
             check_rejects(limit, rows, rejects, done=done, where="f")
     else:
         check_rejects(limit, rows, rejects, done=done, where="f")
-
-
-def test_summary__counts_reasons_over_blocks(tmp_path: Path) -> None:
-    bad = [{"a": 1}, GOOD, b"{", {"a": 1}, {"prompt": "a", "completion": ""}, b"}"]
-    got = read(write(tmp_path / "a.jsonl", bad * 5), block_rows=4)
-    table = summary(b.rejects for b in got.blocks)
-    assert table.select("reason", "rows", "first_row").rows() == [
-        ("broken_json", 10, 2),
-        ("unknown_shape", 10, 0),
-        ("empty_answer", 5, 4),
-    ]
-    assert summary([]).height == 0

@@ -27,6 +27,7 @@ from flows.stages.ingest import ingest
 from flows.workers.gradients import encode_row
 from storage import check
 from storage.catalog import evaluations, heldout, pool, runs, selections
+from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.evaluation import finetune as training
@@ -134,7 +135,7 @@ def test_heldout__nothing_like_it_stays_in_the_pool(tmp_path: Path) -> None:
     pooled = pool.pool(root.catalog, run.run_id)
     assert len(pooled) + len(left_out) == 36
     assert not aside & set(left_out["example_id"])
-    texts = pl.concat(list(pool.example_reader(root).iterate(pooled.select("segment", "row"))))["messages"]
+    texts = pl.concat(list(example_reader(root).iterate(pooled.select("segment", "row"))))["messages"]
     assert not any(text[0]["content"].startswith(stem) for text in texts), "all of them are like one that is held out"
     assert all(any(name in detail for name in aside) for detail in left_out["detail"])
 
@@ -160,7 +161,7 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     model = attach_adapter(loaded.model, rank=8, alpha=32, dropout=0.0, seed=9)
 
     def encoded(rows: pl.DataFrame) -> list[Encoded]:
-        frames = pool.example_reader(root).iterate(rows.select("segment", "row", "example_id"))
+        frames = example_reader(root).iterate(rows.select("segment", "row", "example_id"))
         found = {row["example_id"]: row for frame in frames for row in frame.iter_rows(named=True)}
         return [encode_row(loaded.tokenizer, found[i], 96, False) for i in rows["example_id"]]  # type: ignore[misc]
 

@@ -20,8 +20,9 @@ from flows.context import RunContext
 from flows.progress import SilentReporter
 from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
-from flows.workers.executor import Progress, Seat, partitioned
+from flows.workers.executor import partitioned
 from flows.workers.kmeans import spread
+from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import open_features
 from storage.catalog import clusterings, runs, selections
 from storage.root import open_root
@@ -76,7 +77,7 @@ def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assign, "assign_stretch", refuse)
 
 
-def squares(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[tuple[int, int]]:
+def squares(spec: int, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[tuple[int, int]]:
     """Some work: task, its square times spec."""
     for task in tasks:
         if task < 0:
@@ -84,11 +85,11 @@ def squares(spec: int, seat: Seat, tasks: Iterator[int], progress: Progress | No
         yield task, spec * task * task
 
 
-def echo(spec: None, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+def echo(spec: None, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     yield from tasks
 
 
-def deadly(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+def deadly(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Dies at task 3: once, where `spec` names a file that it can make, else each time."""
     for task in tasks:
         if task == 3 and (not spec or not os.path.exists(spec)):
@@ -99,7 +100,7 @@ def deadly(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | Non
         yield task
 
 
-def quits(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+def quits(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Ends without an error after the first of its tasks: once, where `spec` names a file that it can make, else each time."""
     for task in tasks:
         if spec:
@@ -110,7 +111,7 @@ def quits(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None
             return
 
 
-def outlived(spec: str, seat: Seat, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+def outlived(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Task 1 kills its first worker; task 0 ends shortly after that."""
     for task in tasks:
         if task == 1 and not os.path.exists(spec):

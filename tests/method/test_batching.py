@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagcos_stream.gradients.batching import MAX_PADDING, padding_share, plan_batches
+from tagcos_stream.gradients.batching import MAX_PADDING, plan_batches
+from tests.naive import padding_share
 
 
 @given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 2000))

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from storage.arrays.chunked import DamagedStore
-from storage.catalog import pool, runs, selections
+from storage.catalog import runs, selections
 from storage.check import check, repair
 from storage.database import Catalog
+from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -91,7 +92,7 @@ def test_check__finds_and_names_what_cannot_be_mended(filled: Root, part: str, k
 
 def test_read_examples__a_deleted_or_changed_part_is_named(filled: Root) -> None:
     key = keys(filled, "examples/")[1]
-    reader = pool.example_reader(filled)
+    reader = example_reader(filled)
     damage(filled, key, "flip")
     with pytest.raises(
         DamagedStore, match=r"part-00001\.parquet \(examples of seg-00001, part 1\) is not what was written.*restore"
@@ -99,7 +100,7 @@ def test_read_examples__a_deleted_or_changed_part_is_named(filled: Root) -> None
         reader.read("seg-00001", 0, 250)
     damage(filled, key, "delete")
     with pytest.raises(DamagedStore, match="is missing"):
-        pool.example_reader(filled).read("seg-00001", 0, 250)
+        example_reader(filled).read("seg-00001", 0, 250)
 
 
 def test_check__finds_a_block_put_in_the_place_of_another(filled: Root) -> None:

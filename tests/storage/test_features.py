@@ -16,7 +16,8 @@ import zarr
 
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.segments import FeatureRows, create_segment, open_features, open_segment, open_writer, segment_group
-from storage.files.base import Files, open_files
+from storage.files.base import Files
+from storage.files.open import open_files
 from tagcos_stream.types import UserError
 
 ROWS, DIM, BLOCK = 70, 24, 16
@@ -53,9 +54,9 @@ def test_segment__round_trip(files: Files) -> None:
     reader = open_segment(files, "space", "seg-00001")
     assert reader.shape == (ROWS, DIM)
     assert reader.example_ids() == IDS
-    np.testing.assert_array_equal(reader.read_rows(0, ROWS), x)
-    np.testing.assert_array_equal(reader.read_rows(10, 50), x[10:50])
-    assert reader.read_rows(5, 5).shape == (0, DIM)
+    np.testing.assert_array_equal(reader.gather(np.arange(ROWS)), x)
+    np.testing.assert_array_equal(reader.gather(np.arange(10, 50)), x[10:50])
+    assert reader.gather(np.arange(0)).shape == (0, DIM)
     wanted = np.array([69, 0, 17, 17, 3])
     for verify in (True, False):
         np.testing.assert_array_equal(open_segment(files, "space", "seg-00001").gather(wanted, verify=verify), x[wanted])
@@ -88,7 +89,7 @@ def test_segment__unwritten_blocks_read_as_nan_through_zarr_and_are_refused_by_u
 def test_create_segment__again_is_fine_and_another_shape_is_not(files: Files) -> None:
     x = filled(files)
     create_segment(files, "space", "seg-00001", example_ids=IDS, dim=DIM, chunk_rows=BLOCK)
-    np.testing.assert_array_equal(open_segment(files, "space", "seg-00001").read_rows(0, ROWS), x)
+    np.testing.assert_array_equal(open_segment(files, "space", "seg-00001").gather(np.arange(ROWS)), x)
     with pytest.raises(DamagedStore, match=r"shape.*\[70, 24\].*\[70, 25\]"):
         create_segment(files, "space", "seg-00001", example_ids=IDS, dim=DIM + 1, chunk_rows=BLOCK)
 

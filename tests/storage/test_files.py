@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.files.base import Files, LocalFiles, ObjectFiles, open_files
+from storage.files.base import Files
+from storage.files.local import LocalFiles
+from storage.files.object import ObjectFiles
+from storage.files.open import open_files
 from tagcos_stream.types import UserError
 
 

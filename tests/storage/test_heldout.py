@@ -9,6 +9,7 @@ import pytest
 
 from storage import check
 from storage.catalog import heldout, pool, runs, spaces
+from storage.examples import example_reader
 from storage.root import Root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -51,7 +52,7 @@ def test_heldout__so_many_of_every_dataset_and_in_no_pool(root: Root) -> None:
     assert reason == ["held out: in no pool, kept to evaluate on"]
     assert root.catalog.read("SELECT count(*) FROM example_history").item() == 270
     # their texts are there
-    texts = pool.example_reader(root).iterate(held(root, run_id).select("segment", "row"))
+    texts = example_reader(root).iterate(held(root, run_id).select("segment", "row"))
     assert sum(len(frame) for frame in texts) == 30
 
 

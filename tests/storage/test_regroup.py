@@ -13,7 +13,8 @@ from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped import choose_chunk_rows, part_group, regroup, regroup_bytes, write_centroids
 from storage.arrays.grouped_reader import open_clustering
 from storage.arrays.segments import FeatureRows, create_segment, open_features, open_segment
-from storage.files.base import Files, open_files
+from storage.files.base import Files
+from storage.files.open import open_files
 from tagcos_stream.types import RowBlocks, UserError
 
 DIM = 8

@@ -13,7 +13,7 @@ from storage import report_samples
 from storage.arrays.grouped import write_centroids
 from storage.arrays.grouped_reader import open_clustering, some_centroids
 from storage.catalog import report_facts, runs
-from storage.files.base import open_files
+from storage.files.open import open_files
 from storage.root import Root
 from tagcos_stream.types import UserError
 from tests.storage import tiny

@@ -20,6 +20,7 @@ from storage.arrays.chunked import DamagedStore
 from storage.arrays.safetensors_io import load_arrays, save_arrays
 from storage.arrays.segments import open_features, open_segment
 from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
+from storage.examples import example_reader
 from storage.gc import orphans, sweep, work_key
 from storage.root import Root, open_root
 from storage.snapshot import publish, snapshot_path
@@ -38,7 +39,7 @@ def test_ingest__every_row_is_an_occurrence_or_a_reject(filled: Root) -> None:
 
 def test_ingest__texts_come_back(filled: Root) -> None:
     found = pl.concat(
-        list(pool.example_reader(filled).iterate(pool.pool(filled.catalog, runs.list_runs(filled.catalog)["run_id"][0])))
+        list(example_reader(filled).iterate(pool.pool(filled.catalog, runs.list_runs(filled.catalog)["run_id"][0])))
     )
     for row in found.iter_rows(named=True):
         number = int(row["messages"][0]["content"].split()[1])
@@ -101,7 +102,9 @@ def test_pool_sample__is_seeded_and_whole_when_small(filled: Root) -> None:
 
 def test_unknown_ids__first_order_each_once(filled: Root) -> None:
     ids = pl.Series([tiny.example_id(n) for n in (900, 1, 800, 900, 2)])
-    assert pool.unknown_ids(filled.catalog, ids).to_list() == [tiny.example_id(900), tiny.example_id(800)]
+    with filled.catalog.reading() as connection:
+        found = pool.unknown_ids(connection, ids).to_list()
+    assert found == [tiny.example_id(900), tiny.example_id(800)]
 
 
 def test_run__resumes_by_config_and_names_are_unique(root: Root) -> None:

@@ -19,6 +19,7 @@ from storage.arrays.grouped import regroup, write_centroids
 from storage.arrays.grouped_reader import open_clustering
 from storage.arrays.segments import create_segment, open_features
 from storage.catalog import clusterings, diagnostics, methods, pool, runs, selections, spaces
+from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream import identity
 from tagcos_stream.data.canonical import MESSAGES
@@ -137,7 +138,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
     runs.set_run(catalog, run_id, space_id=space_id)
 
     computed = 0
-    reader = pool.example_reader(root)
+    reader = example_reader(root)
     for segment in spaces.plan_segments(catalog, run_id, space_id, dim=DIM, block_rows=block_rows).iter_rows(named=True):
         name = segment["segment"]
         writer = create_segment(

@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from tagcos_stream.data.rejects import SNIPPET
+
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
 BOM = b"\xef\xbb\xbf"
-SNIPPET = 200  # characters of a rejected row that are kept
 
 
 @dataclass(frozen=True)

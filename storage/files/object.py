@@ -1,0 +1,106 @@
+"""Files in an object store, through obstore: every write is one put."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from storage.files.base import Seen, as_bytes
+from tagcos_stream.types import TransientError, UserError
+
+
+class ObjectFiles:
+    """s3://, gs:// or az:// through obstore; credentials and endpoint come from the provider's usual environment variables."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import obstore
+        except ImportError as error:
+            raise UserError(f"{url}: object stores need the package obstore: pip install obstore") from error
+
+        self.url = url.rstrip("/")
+        self._api = obstore
+        try:
+            self._store = obstore.store.from_url(self.url)
+        except Exception as error:  # obstore raises its own classes for a bad URL and for missing settings
+            raise UserError(f"cannot open {url}: {error}") from error
+
+    def __reduce__(self) -> tuple[type[ObjectFiles], tuple[str]]:
+        return ObjectFiles, (self.url,)  # a worker opens its own connection
+
+    def place(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def size(self, key: str) -> int | None:
+        try:
+            return int(self._api.head(self._store, key)["size"])
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._api.get(self._store, key).bytes())
+
+    def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
+        # One request, whatever the size: pieces would cost a round trip each. A range past the end is cut, or refused.
+        try:
+            got = np.frombuffer(memoryview(self._api.get_range(self._store, key, start=offset, length=out.size)), np.uint8)
+        except FileNotFoundError:
+            raise
+        except self._api.exceptions.BaseError:
+            whole = np.frombuffer(self.read(key), np.uint8)
+            got = whole[offset : offset + out.size]
+        out[: got.size] = got
+        if seen is not None:
+            seen(out[: got.size])
+        return int(got.size)
+
+    def expect(self, key: str) -> None:
+        pass
+
+    def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
+        try:
+            found = self._api.get_ranges(
+                self._store, key, starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
+            )
+        except (FileNotFoundError, self._api.exceptions.BaseError):
+            return False  # whoever asked reads the whole chunk then, which says what is wrong
+        for (out, _), got in zip(pieces, found, strict=True):
+            if len(got) != out.size:
+                return False
+            out[:] = np.frombuffer(memoryview(got), np.uint8)
+        return True
+
+    def adopt(self, key: str, path: Path) -> None:
+        self._put(key, path)
+        path.unlink()
+
+    def sync(self, prefix: str) -> None:
+        """A put lasts."""
+
+    def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
+        body = pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(as_bytes(piece) for piece in pieces)
+        self._put(key, body)
+
+    def _put(self, key: str, body: bytes | Path) -> None:
+        try:
+            self._api.put(self._store, key, body)
+        except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
+            reason = str(error).strip().splitlines()[0]
+            # no answer, or an error of the server's own, after obstore's own retries
+            passes = isinstance(error, self._api.exceptions.GenericError)
+            raise (TransientError if passes else UserError)(
+                f"cannot write {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again"
+            ) from error
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for page in self._api.list(self._store, prefix or None):
+            for entry in page:
+                yield entry["path"], int(entry["size"])
+
+    def delete(self, key: str) -> None:
+        try:
+            self._api.delete(self._store, key)
+        except FileNotFoundError:
+            return
