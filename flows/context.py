@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def run_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:
-    """Do a stage in this process and record its seconds, peak memory and detail.
+    """Do a stage in this process and record its seconds, peak memory and detail, which attempts at it add up.
 
     Parameters
     ----------
@@ -101,6 +101,7 @@ def run_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given
     work
         The stage: called with the run and `given`, the results of the stages before that it builds on.
     """
+    runs.stage_begun(run.catalog, run.run_id, name)
     start = time.perf_counter()
     result = work(run, *given)
     seconds = time.perf_counter() - start

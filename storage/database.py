@@ -21,11 +21,17 @@ from storage.lock import Waiting
 from tagcos_stream.types import UserError
 
 SQL = Path(__file__).parent / "sql"
-VIEWS = SQL / "views.sql"
+VIEWS = [SQL / name for name in ("views.sql", "views_pool.sql", "views_comments.sql")]
 # The oldest shell that reads the file: DuckDB 2.0's own format cannot be opened by the 1.5 shells people have.
 STORAGE_VERSION = "v1.5.0"
 # One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
 MEMORY_LIMIT = "1GiB"
+# What is not built in is neither downloaded nor loaded unless a query says so.
+NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+SAFE_STATEMENTS = ("SELECT", "EXPLAIN")
 
 # DuckDB refuses one process two connections of different kinds to a file, so threads take turns.
 _turns: dict[Path, threading.Lock] = {}
@@ -39,6 +45,11 @@ def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
 
 
 SCHEMA_VERSION = len(migrations())
+
+
+def views_text() -> str:
+    """The SQL that makes all views and macros, and comments them."""
+    return "\n".join(path.read_text() for path in VIEWS)
 
 
 def utc_now() -> datetime:
@@ -67,19 +78,46 @@ class Catalog:
         self._turn = _turns.setdefault(self.path, threading.Lock())
 
     def read(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
-        """Run one query (a user's own, too) on a read-only connection; the last statement's rows."""
+        """Run one query on a read-only connection that opens no other file; the last statement's rows."""
         with self.reading() as connection:
-            result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
-            if result is None:
-                return pl.DataFrame()
-            if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
-                names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
-                text = [
-                    name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
-                    for kind, name in zip(result.types, names, strict=True)
-                ]
-                result = result.project(", ".join(text))
-            return result.pl()
+            return fetch(connection, query, parameters)
+
+    def ask(self, query: str, *, safe: bool = False, limit: int | None = None, examples: str | None = None) -> pl.DataFrame:
+        """Run a user's own query; the last statement's rows.
+
+        Parameters
+        ----------
+        query
+            One or several statements. The catalog is open read-only; other files may be read and written (`COPY ... TO`).
+        safe
+            Allow only SELECT and its like, and no file but those of `examples`; no setting can be changed.
+        limit
+            Rows to fetch of the last statement, at most.
+        examples
+            Pattern of the root's example files, the default of the macro `texts`.
+
+        Raises
+        ------
+        UserError
+            A statement that `safe` does not allow.
+        """
+        with self.reading(
+            external_access=not safe, allowed=[examples.partition("*")[0]] if safe and examples else ()
+        ) as connection:
+            if examples is not None:
+                connection.execute(
+                    f"""CREATE TEMP MACRO texts(run, examples := {quoted(examples)}) AS TABLE
+                    FROM texts_in(run, examples)"""
+                )
+            if safe:
+                connection.execute("SET lock_configuration = true")
+                for statement in connection.extract_statements(query):
+                    if statement.type.name not in SAFE_STATEMENTS:
+                        raise UserError(
+                            f"--safe allows no {statement.type.name} statement: {statement.query.strip()[:80]}; "
+                            "ask by SELECT or FROM, or without --safe"
+                        )
+            return fetch(connection, query, limit=limit)
 
     def upgrade(self) -> None:
         """Migrate an older file, so that a command that will write may read first. A file that is not there stays so."""
@@ -88,23 +126,27 @@ class Catalog:
                 pass
 
     @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def reading(self, *, external_access: bool = False, allowed: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; `allowed`: folders that it may open files in."""
         if not self.path.exists():
             raise UserError(f"there is no catalog at {self.path}: name the right --root, or fill one with `tagcos run`")
         with self._turn:
             connection = self._connect(read_only=True)
             try:
                 self._check_version(connection)
+                if not external_access:
+                    close_off(connection, allowed)
                 yield connection
             finally:
                 connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """All of the body is committed, durably, or nothing of it."""
+    def transaction(self, *, allowed: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
+        """All of the body is committed, durably, or nothing of it. `allowed`: folders that it may open other files in."""
         with self._turn:
             connection = self._connect(read_only=False)
             try:
+                close_off(connection, allowed)
                 if not self._prepared:
                     migrate(connection, self._store_id, self.path, self._sql_folder)
                     self._prepared = True
@@ -127,7 +169,11 @@ class Catalog:
                 return duckdb.connect(
                     str(self.path),
                     read_only=read_only,
-                    config={"storage_compatibility_version": STORAGE_VERSION, "memory_limit": MEMORY_LIMIT},
+                    config={
+                        **NO_EXTENSIONS,
+                        "storage_compatibility_version": STORAGE_VERSION,
+                        "memory_limit": MEMORY_LIMIT,
+                    },
                 )
             except duckdb.IOException as error:
                 text = str(error)
@@ -163,6 +209,40 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
+
+
+def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:
+    """Let the connection open no file but its own and those in the folders allowed; it cannot be undone."""
+    if allowed:
+        connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, allowed))}]")
+    connection.execute("SET enable_external_access = false")
+
+
+def quoted(text: str) -> str:
+    """A string literal, for the few statements that take no parameters."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> pl.DataFrame:
+    """The rows of the last statement."""
+    result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
+    if result is None:
+        return pl.DataFrame()
+    if limit is not None:
+        result = result.limit(limit)
+    if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
+        names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
+        text = [
+            name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
+            for kind, name in zip(result.types, names, strict=True)
+        ]
+        result = result.project(", ".join(text))
+    return result.pl()
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, replace: bool = False) -> None:
@@ -217,7 +297,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, fo
             f"{path} is the catalog of store {known[0][0]}, but the root is store {store_id}: "
             "give the catalog that belongs to this root, or start a new root"
         )
-    text = VIEWS.read_text()
+    text = views_text()
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     if not known or known[0][1] != digest:
         connection.execute("BEGIN")

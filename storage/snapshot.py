@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.database import SCHEMA_VERSION, STORAGE_VERSION, VIEWS, utc_now
+from storage.database import NO_EXTENSIONS, SCHEMA_VERSION, STORAGE_VERSION, close_off, quoted, utc_now, views_text
 from storage.files.base import sync_path
 from storage.root import Root
 
@@ -33,11 +33,9 @@ def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
     work.mkdir()
     try:
         copy = work / "catalog.duckdb"
-        with root.catalog.transaction() as connection:
+        with root.catalog.transaction(allowed=[str(work)]) as connection:
             connection.execute("COMMIT")  # attaching and copying make their own
-            connection.execute(
-                f"ATTACH '{str(copy).replace(chr(39), chr(39) * 2)}' AS snapshot (STORAGE_VERSION '{STORAGE_VERSION}')"
-            )
+            connection.execute(f"ATTACH {quoted(str(copy))} AS snapshot (STORAGE_VERSION '{STORAGE_VERSION}')")
             own = connection.execute("SELECT current_database()").fetchall()[0][0]
             connection.execute(f'COPY FROM DATABASE "{own}" TO snapshot')
             connection.execute("DETACH snapshot")
@@ -64,20 +62,21 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     folder = root.files.place(f"snapshots/{run_id}")
     script = [
         f"-- Snapshot of run {run_id}: .read this in a DuckDB shell. If it was moved, change the folder.",
-        f"SET VARIABLE folder = '{folder.replace(chr(39), chr(39) * 2)}';",
+        f"SET VARIABLE folder = {quoted(folder)};",
     ]
     rows: dict[str, int] = {}
-    connection = duckdb.connect(str(copy), read_only=True)
+    connection = duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS)
+    close_off(connection, [str(work)])
     try:
         for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall():
             file = work / f"{table}.parquet"
-            connection.execute(f"COPY {table} TO '{str(file).replace(chr(39), chr(39) * 2)}' (FORMAT parquet, COMPRESSION zstd)")
+            connection.execute(f"COPY {table} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
             rows[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
             root.files.adopt(f"snapshots/{run_id}/{table}.parquet", file)
             script.append(f"CREATE OR REPLACE VIEW {table} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
     finally:
         connection.close()
-    root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + VIEWS.read_text()).encode())
+    root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text()).encode())
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption, run_ids
-from flows.cli.output import print_frame, print_json
+from flows.cli.output import in_terminal, print_csv, print_frame, print_json
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -52,18 +53,49 @@ def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
     return runs.run_status(catalog, run_id).stages.to_dicts()
 
 
-def sql(query: str, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+def sql(
+    query: Annotated[str | None, typer.Argument(help="SQL; - or nothing reads it from standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the query from this file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Show at most so many rows.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Allow only queries, and no other file than the examples of this root.")
+    ] = False,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
     """Ask the catalog, read-only: tables, views and macros are described in docs/store.md, questions in docs/cookbook.md."""
     import duckdb
 
+    if as_csv and as_json:
+        raise UserError("--csv and --json exclude each other: give one of them")
+    text, opened = _query(query, file), open_reader(root)
     try:
-        frame = open_reader(root).catalog.read(query)
+        frame = opened.catalog.ask(text, safe=safe, limit=limit, examples=opened.files.place("examples/*/*.parquet"))
     except duckdb.Error as error:
         raise UserError(f"query failed: {error}") from error
     if as_json:
         print_json(frame.to_dicts())
+    elif as_csv:
+        print_csv(frame)
     else:
-        print_frame(frame)
+        print_frame(frame, exact=not in_terminal())
+
+
+def _query(query: str | None, file: Path | None) -> str:
+    """The text of a query, from where the user says it is."""
+    if file is not None:
+        if query is not None:
+            raise UserError("a query and --file exclude each other: give one of them")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the query from {file}: {error}") from None
+    if query is not None and query != "-":
+        return query
+    if query is None and sys.stdin.isatty():
+        raise UserError("no query given: write it as an argument, in a file with --file, or to standard input")
+    return sys.stdin.read()
 
 
 def export(

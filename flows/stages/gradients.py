@@ -57,9 +57,9 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     settings = run.settings
     total, tasks = _missing_blocks(run, asked)
     left = sum(task.rows for task in tasks)
-    summary = {"rows": total, "computed": left, "tokens": 0, "truncated": 0, "rejected": 0, "halvings": 0}
+    summary = {"rows": total, "truncated": 0, "halvings": 0}
     if not tasks:
-        return summary
+        return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     run.reporter.say(f"loading model {settings.model}")
     if place_of(settings) != "threads":
         load_adapted.cache_clear()  # the workers load their own
@@ -75,10 +75,9 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
             done += len(block.rows)
             progress(done, total)
             seconds, model_seconds = seconds + block.seconds, model_seconds + block.model_seconds
-            summary["tokens"] += int(block.rows["tokens"].sum())
             summary["truncated"] += block.truncated
-            summary["rejected"] += len(block.rejects)
             summary["halvings"] += block.halvings
+    summary |= spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     return summary | {"batch_tokens": block.token_budget, "model_share": round(model_seconds / seconds, 4)}
 
 

@@ -38,13 +38,13 @@ def ingest(run: RunContext) -> Pool:
         for f in files
     ]
     known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed))
-    total, before, rows, rejected, new = sum(file.size for file in files), 0, 0, 0, 0
+    total, before, rows, rejected = sum(file.size for file in files), 0, 0, 0
     with run.reporter.stage("ingest", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
                 for block in read_file(file, start_row=row["rows_done"]):
                     counts = pool.commit_ingest(run.root, run.run_id, row["file_id"], cleaner(block), aside)
-                    rows, rejected, new = rows + counts.rows, rejected + counts.rejected, new + counts.new
+                    rows, rejected = rows + counts.rows, rejected + counts.rejected
                     check_rejects(settings.max_rejects, rows, rejected, done=False, where=file.url)
                     progress(before + block.bytes_read, total)
             before += file.size
@@ -63,9 +63,8 @@ def ingest(run: RunContext) -> Pool:
         "files": len(files),
         "examples": status.examples,
         "heldout": status.heldout,
-        "new": new,
-        "rejected": rejected,
         "near_duplicates": near,
+        **pool.read_by(run.catalog, run.run_id),
     }
     return Pool(status.examples, detail)
 
@@ -111,6 +110,6 @@ def _leave_out_near_duplicates(run: RunContext) -> int:
 
 def _reasons(run: RunContext) -> str:
     counted = run.catalog.read(
-        "SELECT reason, count(*) AS n FROM rejects WHERE run_id = ? GROUP BY reason ORDER BY n DESC, reason", [run.run_id]
+        "SELECT reason, count(*) AS n FROM rejects_of(?) GROUP BY reason ORDER BY n DESC, reason", [run.run_id]
     )
     return ": " + ", ".join(f"{n} {reason}" for reason, n in counted.iter_rows()) if len(counted) else ""

@@ -46,6 +46,8 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame) -> pl.DataFram
             FROM given g ANTI JOIN files USING (file_id)""",
             [run_id, utc_now()],
         )
+        # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
+        connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
         connection.execute("INSERT OR IGNORE INTO run_files SELECT ?, file_id FROM given", [run_id])
         progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
     return given.join(progress, on="file_id", how="left", maintain_order="left")
@@ -153,6 +155,7 @@ def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, hel
         connection.execute(
             "UPDATE files SET rows_done = ?, complete = ? WHERE file_id = ?", [block.next_row, block.last, file_id]
         )
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
     return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
 
 
@@ -175,6 +178,17 @@ def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("FROM pool_of(?) ORDER BY segment, row", [run_id])
 
 
+def read_by(catalog: Catalog, run_id: str) -> dict[str, int]:
+    """What a run read from its sources, over all its attempts: new (examples that no run had met), rejected (rows)."""
+    found = catalog.read(
+        """SELECT (SELECT count(*) FROM examples WHERE first_run = $run) AS new,
+            (SELECT count(*) FROM rejects WHERE run_id = $run AND stage = 'ingest'
+                AND file_id IN (SELECT file_id FROM run_files WHERE run_id = $run)) AS rejected""",
+        {"run": run_id},
+    )
+    return dict(found.to_dicts()[0])
+
+
 def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
     """Give a run the pool and the feature space of another: its file versions, without what it left out as near-duplicates."""
     named = {"run": run_id, "base": base}
@@ -192,8 +206,9 @@ def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
 
 
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
-    """Leave these out of the run's pool: segment, row, example_id, reason, detail. Replaces what was said before."""
-    found = require(found, ["segment", "row", "example_id", "reason", "detail"])
+    """Leave these out of the run's pool: segment, row, example_id, reason, detail, and like_id, likeness, kept_id. Replaces an
+    earlier list."""
+    found = require(found, ["segment", "row", "example_id", "reason", "detail", "like_id", "likeness", "kept_id"])
     with catalog.transaction() as connection:
         connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
         insert(connection, "rejects", found.with_columns(run_id=pl.lit(run_id), stage=pl.lit("near-duplicates")))

@@ -215,12 +215,7 @@ BUDGETS = """WITH read AS (SELECT run_id, list(file_id ORDER BY file_id) AS file
     SELECT m.run_id, m.method, m.fraction, m.selected, m.error_plain, m.error_weighted FROM measured m
     JOIN (FROM measured WHERE run_id = $run) own ON m.files = own.files AND m.size = own.size
     ORDER BY m.method, m.fraction, m.run_id"""
-REJECTS = """SELECT r.stage, r.reason, f.source, count(*) AS rows, min(r.detail) AS detail, min_by(r.snippet, r.row) AS snippet
-    FROM rejects r LEFT JOIN files f USING (file_id)
-    WHERE (r.stage = 'ingest' AND r.file_id IN (SELECT file_id FROM run_files WHERE run_id = $run))
-        OR (r.stage = 'near-duplicates' AND r.run_id = $run)
-        OR (r.stage = 'gradients' AND r.space_id = $space AND r.example_id IN (SELECT example_id FROM pool_of($run)))
-    GROUP BY ALL ORDER BY rows DESC, r.stage, r.reason, f.source"""
+REJECTS = "SELECT * RENAME (for_example AS detail) FROM rejects_by_reason_of($run) ORDER BY rows DESC, stage, reason, source"
 DRIFT = """SELECT f.*, c.earlier, c.left_it, c.kept_by_sticky, c.churn, c.churn_without_sticky FROM refreshes f
     LEFT JOIN churn c USING (run_id) WHERE f.run_id = $run"""
 CHANGES = """SELECT change, reason, count(*) AS examples FROM selection_diff($base, $run)

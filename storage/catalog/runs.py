@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import duckdb
@@ -14,6 +16,8 @@ import polars as pl
 
 from storage.database import Catalog, insert_row, utc_now
 from tagcos_stream.types import UserError
+
+COUNTS = ("truncated", "halvings")  # in a stage's detail: what only the attempt itself knows
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def open_run(
         ).fetchall()
         if found:
             run_id = found[0][0]
+            _close_attempts(connection, run_id, "killed")
             connection.execute(
                 "UPDATE runs SET status = 'running', attempts = attempts + 1, host = ?, pid = ?, updated_at = ? WHERE run_id = ?",
                 [*here, run_id],
@@ -143,33 +148,76 @@ def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clust
         )
 
 
+def stage_begun(catalog: Catalog, run_id: str, stage: str) -> None:
+    """Record that an attempt at a stage starts. One that was never closed counts as killed."""
+    now = utc_now()
+    with catalog.transaction() as connection:
+        _close_attempts(connection, run_id, "killed")
+        connection.execute(
+            """INSERT INTO stage_attempts (run_id, stage, attempt, started_at)
+            SELECT $run, $stage, 1 + count(*), $now::TIMESTAMP FROM stage_attempts WHERE run_id = $run AND stage = $stage""",
+            {"run": run_id, "stage": stage, "now": now},
+        )
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [now, run_id])
+
+
 def stage_done(
     catalog: Catalog, run_id: str, stage: str, *, seconds: float, peak_bytes: int | None, detail: Mapping[str, Any]
 ) -> None:
-    """Said again, it replaces what was said before."""
+    """Close the attempt at a stage, or record one that was not announced, and sum up all attempts at it.
+
+    What an earlier attempt says is kept where this one says nothing, and where this one found everything made (`reused`); the
+    counts of COUNTS are of one attempt each and add up.
+    """
+    ended = {"run": run_id, "stage": stage, "seconds": seconds, "peak": peak_bytes, "now": utc_now()}
     with catalog.transaction() as connection:
-        insert_row(
-            connection,
-            "stages",
-            replace=True,
-            run_id=run_id,
-            stage=stage,
-            seconds=seconds,
-            peak_bytes=peak_bytes,
-            detail=json.dumps(detail),
-            finished_at=utc_now(),
+        known = connection.execute("SELECT detail FROM stages WHERE run_id = ? AND stage = ?", [run_id, stage]).fetchall()
+        earlier = json.loads(known[0][0]) if known else {}
+        made_earlier = earlier.get("reused") is False and detail.get("reused") is True
+        merged = {**detail, **earlier} if made_earlier else {**earlier, **detail}
+        merged |= {name: earlier[name] + detail[name] for name in COUNTS if name in earlier and name in detail}
+        connection.execute(
+            """INSERT OR REPLACE INTO stage_attempts
+            SELECT $run, $stage, coalesce(max(attempt) FILTER (WHERE outcome IS NULL), 1 + count(*)),
+                coalesce(max(started_at) FILTER (WHERE outcome IS NULL), $now::TIMESTAMP), $seconds, $peak, 'complete'
+            FROM stage_attempts WHERE run_id = $run AND stage = $stage""",
+            ended,
+        )
+        connection.execute(
+            """INSERT OR REPLACE INTO stages (run_id, stage, seconds, peak_bytes, detail, finished_at)
+            SELECT $run, $stage, sum(seconds), max(peak_bytes), $detail, $now::TIMESTAMP FROM stage_attempts
+            WHERE run_id = $run AND stage = $stage""",
+            {
+                "run": run_id,
+                "stage": stage,
+                "detail": json.dumps(merged),
+                "now": ended["now"],
+            },
         )
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+
+
+def _close_attempts(
+    connection: duckdb.DuckDBPyConnection, run_id: str, outcome: str, peak_bytes: int | None = None, now: datetime | None = None
+) -> None:
+    """End what is under way, now or at the run's last sign of life."""
+    connection.execute(
+        """UPDATE stage_attempts SET outcome = $outcome, peak_bytes = $peak, seconds = greatest(
+            0, epoch(coalesce($now::TIMESTAMP, (SELECT updated_at FROM runs WHERE run_id = $run)) - started_at))
+        WHERE run_id = $run AND outcome IS NULL""",
+        {"run": run_id, "outcome": outcome, "peak": peak_bytes, "now": now},
+    )
 
 
 def stop_run(catalog: Catalog, run_id: str, status: str, error: str) -> None:
     """'failed' or 'interrupted': it can be resumed by the same command."""
     if status not in ("failed", "interrupted"):
         raise ValueError(f"a run stops as failed or interrupted, not {status!r}")
+    now = utc_now()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
     with catalog.transaction() as connection:
-        connection.execute(
-            "UPDATE runs SET status = ?, error = ?, updated_at = ? WHERE run_id = ?", [status, error, utc_now(), run_id]
-        )
+        _close_attempts(connection, run_id, status, peak, now)
+        connection.execute("UPDATE runs SET status = ?, error = ?, updated_at = ? WHERE run_id = ?", [status, error, now, run_id])
 
 
 def finish_run(catalog: Catalog, run_id: str) -> None:
@@ -182,7 +230,8 @@ def finish_run(catalog: Catalog, run_id: str) -> None:
 
 
 def list_runs(catalog: Catalog) -> pl.DataFrame:
-    """Newest first: run_id, status, started_at, finished_at, attempts, pool, heldout, selected, seconds, error."""
+    """Newest first, in order of completion or last sign of life: run_id, status, started_at, finished_at, attempts, pool,
+    heldout, selected, seconds, error."""
     return catalog.read("""
         SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
             r.clustering_id, r.error
@@ -196,7 +245,7 @@ def list_runs(catalog: Catalog) -> pl.DataFrame:
             FROM segments g JOIN examples e USING (segment) JOIN occurrences o USING (example_id) JOIN run_files f USING (file_id)
             WHERE g.heldout GROUP BY f.run_id
         ) h USING (run_id)
-        ORDER BY r.started_at DESC, r.run_id DESC""")
+        ORDER BY coalesce(r.finished_at, r.updated_at) DESC, r.run_id DESC""")
 
 
 @dataclass(frozen=True)
@@ -245,7 +294,7 @@ def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
             stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
             examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
             heldout=one("SELECT count(*) AS n FROM heldout_of(?)", name)["n"],
-            rejects=one("SELECT count(*) AS n FROM rejects WHERE run_id = ?", name)["n"],
+            rejects=one("SELECT count(*) AS n FROM rejects_of(?)", name)["n"],
             blocks_done=blocks["done"],
             blocks=blocks["total"],
             clusters_done=clusters["done"],

@@ -225,3 +225,18 @@ def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
         WHERE r.space_id = $space AND r.status = 'ok' ORDER BY p.segment, p.row""",
         {"run": run_id, "space": space_id},
     )
+
+
+def computed_by(catalog: Catalog, run_id: str, space_ids: Sequence[str]) -> dict[str, int]:
+    """What a run computed, over all its attempts: computed (rows), tokens through the model, rejected (rows). A block that was
+    computed for several spaces in one pass counts once."""
+    found = catalog.read(
+        """SELECT coalesce(sum(rows), 0)::BIGINT AS computed, coalesce(sum(tokens), 0)::BIGINT AS tokens,
+            coalesce(sum(rejected), 0)::BIGINT AS rejected
+        FROM (
+            SELECT max(rows) AS rows, max(tokens) AS tokens, max(rejected) AS rejected FROM blocks
+            WHERE run_id = ? AND space_id IN (SELECT unnest(?)) GROUP BY segment, block
+        )""",
+        [run_id, list(space_ids)],
+    )
+    return dict(found.to_dicts()[0])

@@ -225,26 +225,8 @@ CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(
     (SELECT evaluation_id FROM evaluation_units ORDER BY finished_at DESC LIMIT 1)) WHERE part IS NULL;
 COMMENT ON VIEW evaluated IS 'methods side by side by what training on their selections gave, of the evaluation at work last';
 
-CREATE OR REPLACE VIEW duplicates AS
-    SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,
-        list_sort(list(DISTINCT o.dataset)) AS datasets
-    FROM occurrences o JOIN files f USING (file_id) GROUP BY o.example_id HAVING count(*) > 1;
-COMMENT ON VIEW duplicates IS 'examples that occur more than once in all files ever read';
-
-CREATE OR REPLACE VIEW rejects_by_reason AS
-    SELECT r.stage, r.reason, f.source, count(*) AS rows, any_value(r.detail) AS for_example, any_value(r.snippet) AS snippet
-    FROM rejects r LEFT JOIN files f USING (file_id) GROUP BY r.stage, r.reason, f.source;
-COMMENT ON VIEW rejects_by_reason IS 'what was not used, and why';
-
-CREATE OR REPLACE VIEW sources AS
-    SELECT f.source, count(*) AS files, sum(f.size)::BIGINT AS bytes, sum(f.rows_done)::BIGINT AS rows, sum(coalesce(r.rejected, 0))::BIGINT AS rejected,
-        bool_and(f.complete) AS complete
-    FROM files f LEFT JOIN (SELECT file_id, count(*) AS rejected FROM rejects WHERE stage = 'ingest' GROUP BY file_id) r USING (file_id)
-    GROUP BY f.source;
-COMMENT ON VIEW sources IS 'every source ever read';
-
 CREATE OR REPLACE VIEW example_history AS
-    SELECT e.example_id, e.dataset, e.first_run, max_by(r.run_id, r.started_at) AS last_run, count(DISTINCT r.run_id) AS runs
+    SELECT e.example_id, e.dataset, e.first_run, max_by(r.run_id, (coalesce(r.finished_at, 'infinity'), r.started_at)) AS last_run, count(DISTINCT r.run_id) AS runs
     FROM examples e LEFT JOIN occurrences o USING (example_id) LEFT JOIN run_files f ON f.file_id = o.file_id LEFT JOIN runs r ON r.run_id = f.run_id
     WHERE e.segment NOT IN (SELECT segment FROM segments WHERE heldout)
     GROUP BY e.example_id, e.dataset, e.first_run;

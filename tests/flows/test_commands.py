@@ -44,6 +44,7 @@ def test_commands__one_grammar(name: str) -> None:
 
 def printed(monkeypatch: pytest.MonkeyPatch, frame: pl.DataFrame, width: int) -> list[str]:
     out = io.StringIO()
+    monkeypatch.setattr(output, "in_terminal", lambda: True)
     monkeypatch.setattr(output, "console", lambda: Console(width=width, file=out, markup=False, highlight=False))
     output.print_frame(frame)
     return out.getvalue().splitlines()

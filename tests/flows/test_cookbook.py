@@ -38,13 +38,14 @@ def named(text: str, names: dict[str, str]) -> str:
 def answer(query: str, folder: Path, names: dict[str, str]) -> str:
     """What `tagcos sql` prints, with the page's names for runs, and without seconds, which differ every time."""
     query = named(query, names).replace("my-pool/", f"{folder}/my-pool/")
-    frame = open_root(str(folder / "my-pool"), create=False).catalog.read(query)
+    root = open_root(str(folder / "my-pool"), create=False)
+    frame = root.catalog.ask(query, examples=root.files.place("examples/*/*.parquet"))
     frame = frame.with_columns(pl.lit("varies").alias(name) for name in frame.columns if "seconds" in name)
     texts = [name for name in frame.columns if frame[name].dtype == pl.String]
     frame = frame.with_columns(pl.col(texts).replace({run: name for name, run in names.items()})) if texts else frame
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        print_frame(frame)
+        print_frame(frame, exact=True)
     return "\n".join(line.rstrip() for line in printed.getvalue().splitlines()) + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.catalog import runs
-from storage.database import VIEWS
+from storage.database import views_text
 from storage.root import Root
 from tests.storage import tiny
 
@@ -19,7 +19,7 @@ OTHERS = PAGE.with_name("refresh.md").read_text() + PAGE.with_name("evaluation.m
 
 
 def test_docs__name_every_view_and_macro() -> None:
-    made = re.findall(r"CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", VIEWS.read_text())
+    made = re.findall(r"CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", views_text())
     assert len(made) >= 13
     shown = "\n".join([*QUERIES, *re.findall(r"```sql\n(.*?)```", OTHERS, flags=re.DOTALL)])
     assert [name for name in made if not re.search(rf"\b{name}\b", shown)] == []
@@ -29,7 +29,9 @@ def test_docs__every_query_answers(filled: Root) -> None:
     first = runs.list_runs(filled.catalog)["run_id"][0]
     second = tiny.run(filled, examples=340).run_id
     for query in QUERIES:
-        answer = filled.catalog.read(query.replace("RUN_A", first).replace("RUN_B", second))
+        examples = filled.files.place("examples/*/*.parquet")
+        named = query.replace("RUN_A", first).replace("RUN_B", second).replace("EXAMPLES", examples)
+        answer = filled.catalog.ask(named, examples=examples)
         assert len(answer) > 0, query
 
 

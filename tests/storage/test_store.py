@@ -61,9 +61,12 @@ def test_ingest__goes_on_where_it_stopped(root: Root) -> None:
     counts = pool.commit_ingest(root, opened.run_id, file["file_id"], tiny.ingest_block(5, [2, 3], last=True))
     assert counts == pool.IngestCounts(rows=2, new=1, known=1, rejected=0)
     assert pool.add_files(catalog, opened.run_id, given)["complete"].to_list() == [True]
+    assert pool.pool(catalog, opened.run_id)["row"].to_list() == [0, 1, 2]
+    assert runs.run_status(catalog, opened.run_id).rejects == 2
     changed = given.with_columns(digest=pl.lit("e"))
     assert pool.add_files(catalog, opened.run_id, changed)["file_id"][0] != file["file_id"]
-    assert pool.pool(catalog, opened.run_id)["row"].to_list() == [0, 1, 2]
+    assert pool.pool(catalog, opened.run_id).is_empty()  # the version that it read before is no longer one of its sources
+    assert runs.run_status(catalog, opened.run_id).rejects == 0
 
 
 def test_pool__is_what_the_runs_files_hold_and_segments_close(root: Root) -> None:
@@ -71,11 +74,13 @@ def test_pool__is_what_the_runs_files_hold_and_segments_close(root: Root) -> Non
     first = runs.open_run(catalog, config={}, config_hash="1", versions={}, seeds={})
     second = runs.open_run(catalog, config={}, config_hash="2", versions={}, seeds={})
 
-    def ingest(run_id: str, url: str, numbers: list[int]) -> None:
-        file = pool.add_files(
-            catalog, run_id, pl.DataFrame({"source": [url], "url": [url], "digest": ["d"], "size": [9], "format": ["jsonl"]})
+    def ingest(run_id: str, urls: str, numbers: list[int]) -> None:
+        """Read the last of the run's files."""
+        given = pl.DataFrame({"source": list(urls), "url": list(urls)}).with_columns(
+            digest=pl.lit("d"), size=pl.lit(9), format=pl.lit("jsonl")
         )
-        pool.commit_ingest(root, run_id, file["file_id"][0], tiny.ingest_block(0, numbers, last=True))
+        files = pool.add_files(catalog, run_id, given)
+        pool.commit_ingest(root, run_id, files["file_id"][-1], tiny.ingest_block(0, numbers, last=True))
 
     ingest(first.run_id, "a", [1, 2, 3])
     ingest(second.run_id, "b", [3, 4])
@@ -87,7 +92,7 @@ def test_pool__is_what_the_runs_files_hold_and_segments_close(root: Root) -> Non
     assert planned.select("segment", "rows").rows() == [("seg-00001", 3), ("seg-00002", 1)]
     assert spaces.missing(catalog, "space") == {"seg-00001": [0, 1], "seg-00002": [0]}
     assert spaces.missing(catalog, "space", second.run_id)["seg-00001"] == [1]  # only what the pool needs
-    ingest(first.run_id, "c", [5])  # its segment is planned: new examples begin another
+    ingest(first.run_id, "ac", [5])  # its segment is planned: new examples begin another
     assert pool.pool(catalog, first.run_id)["segment"].to_list() == ["seg-00001"] * 3 + ["seg-00003"]
 
 
@@ -393,3 +398,38 @@ def test_stored_examples__a_part_of_before_is_read_with_nulls(tmp_path: Path) ->
     assert new["messages"].to_list()[1] == []
     assert new.select("example_id", "dataset", "tools").equals(old.select("example_id", "dataset", "tools"))
     assert stored_examples(new) is new
+
+
+def test_stages__attempts_add_up(root: Root) -> None:
+    """A stage that failed, was killed, and then came to its end: seconds add up, the peak is the largest."""
+    catalog = root.catalog
+    run_id = runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).run_id
+    runs.stage_begun(catalog, run_id, "gradients")
+    runs.stop_run(catalog, run_id, "failed", "no space")
+    runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={})
+    runs.stage_begun(catalog, run_id, "gradients")
+    with catalog.transaction() as connection:  # as a killed process leaves it: its last commit was five seconds after the start
+        connection.execute("UPDATE stage_attempts SET started_at = started_at - INTERVAL 60 SECOND WHERE attempt = 2")
+        connection.execute(
+            "UPDATE runs SET updated_at = (SELECT started_at + INTERVAL 5 SECOND FROM stage_attempts WHERE attempt = 2)"
+        )
+    assert runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).run_id == run_id
+    runs.stage_begun(catalog, run_id, "gradients")
+    runs.stage_done(catalog, run_id, "gradients", seconds=2.0, peak_bytes=7, detail={"rows": 3, "halvings": 1})
+    attempts = catalog.read("SELECT attempt, outcome, seconds FROM stage_attempts ORDER BY attempt")
+    assert attempts["outcome"].to_list() == ["failed", "killed", "complete"]
+    assert attempts["seconds"][1:].to_list() == [5.0, 2.0]
+    stage = catalog.read("FROM stages").row(0, named=True)
+    assert stage["seconds"] == pytest.approx(attempts["seconds"].sum())
+    assert stage["peak_bytes"] > 2**20  # of the attempt that failed, in this process
+    runs.stage_begun(catalog, run_id, "gradients")
+    runs.stage_done(catalog, run_id, "gradients", seconds=1.0, peak_bytes=9, detail={"rows": 3, "halvings": 2})
+    stage = catalog.read("FROM stages").row(0, named=True)
+    assert (json.loads(stage["detail"]), stage["seconds"]) == ({"rows": 3, "halvings": 3}, attempts["seconds"].sum() + 1)
+
+
+def test_stages__what_an_earlier_attempt_made_is_not_lost(root: Root) -> None:
+    catalog = root.catalog
+    for detail in ({"reused": False, "tokens": 77}, {"reused": True}):
+        runs.stage_done(catalog, "x", "warm-up", seconds=1.0, peak_bytes=1, detail=detail)
+    assert json.loads(catalog.read("FROM stages")["detail"][0]) == {"reused": False, "tokens": 77}
