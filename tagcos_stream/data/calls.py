@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,7 +92,20 @@ def compact(value: Any, what: str) -> str:
 def _parsed(value: Any, what: str) -> Any:
     if not (isinstance(value, str) and value.strip()):
         return value if not isinstance(value, str) else None
+    return parsed_json(value, what)
+
+
+def parsed_json(text: str, what: str) -> Any:
+    """The value of JSON text that stands in a field. RowError names the field."""
     try:
-        return json.loads(value)
+        return json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise RowError("broken_json", f"{what}: {e}") from None
+        raise RowError("broken_json", f"{what}: {e}{python_hint(text)}") from None
+
+
+def python_hint(text: str) -> str:
+    """What to do about text that Python's repr made where JSON belongs, empty for other text."""
+    head = text.lstrip()
+    if not re.match(r"[\[{]\s*(\{\s*)?'", head):
+        return ""
+    return "; these are Python literals, not JSON: write the file with json.dumps"

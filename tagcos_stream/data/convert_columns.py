@@ -15,26 +15,16 @@ import pyarrow as pa
 import pyarrow.json
 
 from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
-from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
-from tagcos_stream.data.turns import NEXT_ROLES, ROLE_WORDS, TURN_KEYS
+from tagcos_stream.data.pairs import EXTRAS
+from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
+from tagcos_stream.data.turns import MEDIA_KEYS, NEXT_ROLES, ROLE_WORDS, TURN_KEYS
 from tagcos_stream.types import ROLES
 
-PAIRS = (
-    ("instruction", "input", "output"),
-    ("instruction", "context", "response"),
-    ("prompt", None, "completion"),
-    ("prompt", None, "response"),
-    ("question", None, "answer"),
-    ("question", None, "response"),
-    ("query", None, "answer"),
-    ("query", None, "response"),
-    ("input", None, "output"),
-)
+PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output")
+PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
-_BESIDE_TURNS = (
-    ROW_FIELDS - {"system", "system_prompt", "tools", "functions", "chat_template_kwargs"} - set(CHAT_FIELDS)
-)  # not read where there are turns
+_NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
 for _before, _after in NEXT_ROLES.items():
@@ -112,6 +102,9 @@ def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
     )
     fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(ROW_FIELDS | _FREE | set(CHAT_FIELDS))}
     fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
+    fields |= {name: pa.list_(pa.string()) for name in MEDIA_KEYS if name.endswith("s")}
+    label = type(record.get("label")) if isinstance(record, dict) else bool
+    fields["label"] = {str: pa.string(), int: pa.int64(), float: pa.float64()}.get(label, pa.bool_())
     for name in ID_FIELDS:
         if isinstance(record, dict) and type(record.get(name)) is int:
             fields[name] = pa.int64()
@@ -159,24 +152,37 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray]):  # type: ignor
     """(row indices, their flat turns) for each shape that occurs in the block; no row is in two."""
     for name in ("messages", "conversations"):
         if name in present and (keys := _turn_keys(frame[name].dtype)):
-            picked = _only(present, {name}, {name} | _BESIDE_TURNS, frame.height)
+            picked = _only(present, {name}, {name, "prompt", *_FREE}, frame.height)
+            if "prompt" in present and len(picked):
+                picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), keys[1])]
             if len(picked):
                 yield picked, _flat_turns(frame[name].gather(picked), *keys)
-    for prompt, extra, answer in PAIRS:
-        if all(name in present and frame[name].dtype == pl.String for name in (prompt, answer)):
-            fields = {prompt, answer} | ({extra} if extra else set())
-            if extra in present and frame[extra].dtype != pl.String:
-                fields -= {extra}
-            picked = _only(present, {prompt, answer}, fields, frame.height)
+    strings = {name for name in frame.columns if frame[name].dtype == pl.String}
+    for prompt, answer in PAIRS:
+        if {prompt, answer} <= strings & set(present):
+            extras = [name for name in EXTRAS if name in strings and name in present and name != prompt]
+            beside = {"text"} & strings
+            picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *beside, *_FREE}, frame.height)
             if len(picked):
-                yield picked, _flat_pair(frame[picked], prompt, extra if extra in present and extra in fields else None, answer)
+                yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(beside))
+
+
+def _is_first(prompts: pl.Series, turns: pl.Series, content_key: str) -> np.ndarray:
+    """Which rows' `prompt` is absent, or the content of their first turn or the one behind it (UltraChat's messages)."""
+    same = prompts.is_null()
+    for i in (0, 1):
+        content = turns.list.get(i, null_on_oob=True).struct.field(content_key)
+        same |= (prompts == content).fill_null(False)
+    return same.to_numpy()
 
 
 def _present(column: pl.Series) -> np.ndarray:
-    if column.dtype == pl.List:
-        if column.name == "history":
-            return (column.list.len() > 0).fill_null(False).to_numpy()
-    elif column.dtype == pl.String and column.name in ("system", "system_prompt", "tools", "functions"):
+    """Which rows have something in the column that must be looked at."""
+    if column.name == "label":
+        return (~column).fill_null(False).to_numpy() if column.dtype == pl.Boolean else np.zeros(len(column), bool)
+    if column.dtype == pl.List and column.name not in CHAT_FIELDS:
+        return (column.list.len() > 0).fill_null(False).to_numpy()
+    if column.dtype == pl.String and column.name not in _NEEDED:
         return (column != "").fill_null(False).to_numpy()
     return column.is_not_null().to_numpy()
 
@@ -246,14 +252,21 @@ def _sum(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return total[starts[1:]] - total[starts[:-1]]
 
 
-def _flat_pair(frame: pl.DataFrame, prompt: str, extra: str | None, answer: str) -> Flat:
+def _flat_pair(frame: pl.DataFrame, prompt: str, extras: list[str], answer: str, rendered: bool) -> Flat:
+    """rendered: the frame has a `text`, which must be the row as a template prints it."""
     first = pl.col(prompt)
-    if extra is not None:
+    for extra in extras:
         more = pl.col(extra).fill_null("")
         first = pl.when(more == "").then(first).when(first == "").then(more).otherwise(pl.concat_str(first, pl.lit("\n\n"), more))
-    pair = frame.select(first.alias("prompt"), pl.col(answer).alias("answer"))
-    good = pair.select(pl.col("prompt").str.contains(TEXT) & pl.col("answer").str.contains(TEXT)).to_series()
-    pair = pair.filter(good)
+    found = frame.select(first.alias("prompt"), pl.col(answer).alias("answer"))
+    good = found.select(pl.col("prompt").str.contains(TEXT) & pl.col("answer").str.contains(TEXT)).to_series()
+    if rendered:
+        parts = [
+            pl.col("text").str.contains(pl.col(n).fill_null("").str.strip_chars(), literal=True)
+            for n in (prompt, *extras, answer)
+        ]
+        good &= frame.select((pl.col("text").fill_null("") == "") | pl.all_horizontal(parts)).to_series()
+    pair = found.filter(good)
     n = pair.height
     contents = pl.concat([pair["prompt"].rename("content"), pair["answer"].rename("content")])
     contents = contents.gather(np.arange(2 * n).reshape(2, n).T.ravel())

@@ -1,19 +1,23 @@
-"""One record of a file, of whatever shape, to messages: a function a shape, a table of them, and the rules that every row must
-meet.
+"""One record of a file, of whatever shape, to messages: the shapes, each a function and its fields, and the rules for every row.
 
-`convert` is the specification of ingest: `frames.py` only does faster what gives the same rows.
+`convert` is the specification of ingest: `convert_columns` only does faster what gives the same rows. A new shape is a function
+(record, fields matched, options) -> messages and an entry of SHAPES.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tagcos_stream.data.calls import read_template_kwargs, read_tools
+from tagcos_stream.data.conversations import read_data, read_gemini, read_messages, read_xlam
 from tagcos_stream.data.oasst import tree_threads
+from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair, read_prompt_completion
+from tagcos_stream.data.preferences import PREFERENCE_FIELDS, chosen_answer, refuse_marked, refuse_media
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.data.turns import check, read_turns, text_of
+from tagcos_stream.data.transcripts import looks_like_transcript, read_transcript
+from tagcos_stream.data.turns import CONTENT_KEYS, MEDIA_KEYS, TurnOptions, check
 from tagcos_stream.types import Message
 
 Record = dict[str, Any]
@@ -31,9 +35,11 @@ class Converted(NamedTuple):
 class RowOptions:
     """How rows are read; the defaults recognise everything from content.
 
-    shape: a name of SHAPES, or None. columns: our field name -> the file's column. roles: the file's role word -> one of ROLES.
-    train_roles: roles whose turns are trained on where the row does not say. drop_system: leave system turns out. check_order:
-    reject rows whose turns do not alternate. max_chars: reject longer conversations (characters), None for any length.
+    shape: a name of SHAPE_NAMES, or None. columns: our field name -> the file's column; where a field of a shape is among them,
+    only what is mapped is read. roles: the file's role word -> one of ROLES. train_roles: roles whose turns are trained on where
+    the row does not say. drop_system: leave system turns out. check_order: reject rows whose turns do not alternate. max_chars:
+    reject longer conversations (characters), None for any length. preference: "chosen" takes the chosen answer of preference
+    pairs, None rejects them.
     """
 
     shape: str | None = None
@@ -43,6 +49,77 @@ class RowOptions:
     drop_system: bool = False
     check_order: bool = True
     max_chars: int | None = None
+    preference: str | None = None
+
+    @property
+    def turns(self) -> TurnOptions:
+        return TurnOptions(self.columns, self.roles, self.train_roles)
+
+    @property
+    def context(self) -> TurnOptions:
+        """For turns that stand before what is trained on."""
+        return TurnOptions(self.columns, self.roles, ())
+
+
+@dataclass(frozen=True)
+class Shape:
+    """fields: what a row must have, one alternative after the other. read: (row, the fields matched, options) -> messages.
+    beside: other fields that it reads. fits: a further condition on a row that has the fields."""
+
+    name: str
+    fields: tuple[tuple[str, ...], ...]
+    read: Callable[[Record, tuple[str, ...], RowOptions], list[Message]]
+    beside: tuple[str, ...] = ()
+    fits: Callable[[Record], bool] | None = None
+
+
+def _pair(row: Record, fields: tuple[str, ...], options: RowOptions) -> list[Message]:
+    return read_pair(row, fields[0], fields[1], options)
+
+
+CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+
+# in order of trial: a row that has `messages` is a conversation whatever else it carries
+SHAPES: tuple[Shape, ...] = (
+    Shape("messages", tuple((name,) for name in CHAT_FIELDS), read_messages, SYSTEM_FIELDS),
+    Shape("gemini", (("contents",),), read_gemini, (*SYSTEM_FIELDS, "systemInstruction", "system_instruction")),
+    Shape("xlam", (("query", "tools", "answers"),), read_xlam, SYSTEM_FIELDS),
+    Shape("alpaca", (("instruction", "output"),), _pair, BESIDE_PAIR),
+    Shape("dolly", (("instruction", "response"),), _pair, BESIDE_PAIR),
+    Shape(
+        "prompt_completion",
+        (("prompt", "completion"), ("prompt", "response")),
+        lambda row, fields, options: read_prompt_completion(row, fields[0], fields[1], options),
+        BESIDE_PAIR,
+    ),
+    Shape(
+        "question_answer",
+        (("question", "answer"), ("question", "response"), ("query", "answer"), ("query", "response")),
+        _pair,
+        BESIDE_PAIR,
+    ),
+    Shape("input_output", (("input", "output"),), _pair, BESIDE_PAIR),
+    Shape("ultrachat", (("data",),), read_data, SYSTEM_FIELDS, lambda row: isinstance(row["data"], list)),
+    Shape("transcript", (("text",), ("chat",)), read_transcript, SYSTEM_FIELDS, looks_like_transcript),
+)
+BY_NAME = {shape.name: shape for shape in SHAPES}
+TREE_FIELDS = ("message_tree_id", "prompt")
+SHAPE_NAMES = (*BY_NAME, "oasst_tree", "oasst_messages")  # a tree a row, and a message a row, which `oasst.flat_trees` gathers
+REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *((shape.name, fields) for shape in SHAPES for fields in shape.fields),
+    ("oasst_tree", TREE_FIELDS),
+)
+REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input"}
+# fields known to carry text of a prompt or an answer: what a shape leaves unread of them rejects the row
+TEXT_FIELDS = (
+    frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.beside) for name in fields)
+    | {"choices", "options", "suffix", *PREFERENCE_FIELDS}
+) - {"tools"}
+# every top-level field that a converter reads
+ROW_FIELDS = (
+    TEXT_FIELDS | REQUIRED_FIELDS | {"tools", "functions", "chat_template_kwargs", "dataset", "source_id", "label", *MEDIA_KEYS}
+)
+ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
 
 def convert(record: object, options: RowOptions) -> list[Converted]:
@@ -53,15 +130,23 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
     if not isinstance(record, dict):
         raise RowError("wrong_type", f"a row must be an object, got {type(record).__name__}")
     row = _renamed(record, options.columns)
-    shape = options.shape or recognise(row)
-    if shape is None:
-        raise RowError("unknown_shape", "no shape has these fields: " + (", ".join(map(str, list(record)[:12])) or "none"))
-    if shape == "oasst_tree":
-        return [Converted(finished(thread, options)) for thread in tree_threads(row)]
-    messages = finished(SHAPES[shape](row, options), options)
-    return [
-        Converted(messages, read_tools(_first(row, "tools", "functions")), read_template_kwargs(row.get("chat_template_kwargs")))
-    ]
+    if options.shape == "oasst_tree" or (options.shape is None and _is_tree(row)):
+        threads = [finished(thread, options) for thread in tree_threads(row)]
+        _refuse_unread(row, {"prompt"}, [message for thread in threads for message in thread])
+        return [Converted(thread) for thread in threads]
+    refuse_media(row)
+    refuse_marked(row)
+    if found := chosen_answer(row, options):
+        messages, read = found
+    else:
+        shape, fields = _shape_of(row, options)
+        messages, read = shape.read(row, fields, options), {*fields, *shape.beside}
+    try:
+        messages = finished(messages, options)
+    except RowError as e:
+        raise RowError(e.reason, f"{' and '.join(name for name in row if name in read)}: {e.detail}") from None
+    _refuse_unread(row, read, messages)
+    return [Converted(messages, _tools(row), read_template_kwargs(row.get("chat_template_kwargs")))]
 
 
 def finished(messages: list[Message], options: RowOptions) -> list[Message]:
@@ -73,18 +158,107 @@ def finished(messages: list[Message], options: RowOptions) -> list[Message]:
 
 
 def recognise(row: Record) -> str | None:
-    """Name of the first shape in SHAPES whose required fields the row has, or None."""
-    for name, fields in REQUIRED:
-        if all(row.get(f) is not None for f in fields):
-            return name
-    return None
+    """Name of the first shape whose fields the row has, or None."""
+    if _is_tree(row):
+        return "oasst_tree"
+    found = _recognised(row, SHAPES)
+    return found[0].name if found else None
+
+
+def _is_tree(row: Record) -> bool:
+    whole = row.get("message_tree_id") is not None and isinstance(row.get("prompt"), dict)
+    return whole and not any(row.get(name) for name in CHAT_FIELDS)
+
+
+def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[str, ...]] | None:
+    """The first shape whose fields the row has, and those fields; an empty list of turns only where nothing else fits."""
+    empty = None
+    for shape in shapes:
+        for fields in shape.fields:
+            if any(row.get(name) is None for name in fields) or (shape.fits is not None and not shape.fits(row)):
+                continue
+            if fields[0] in CHAT_FIELDS and not row[fields[0]]:
+                empty = empty or (shape, fields)
+                continue
+            return shape, fields
+    return empty
+
+
+def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]:
+    if options.shape is not None:
+        shape = BY_NAME[options.shape]
+        named = next((f for f in shape.fields if all(row.get(name) is not None for name in f)), None)
+        if named is not None:
+            return shape, named
+    elif found := _recognised(row, SHAPES):
+        return found
+    for shape in SHAPES if options.shape is None else (BY_NAME[options.shape],):
+        for fields in shape.fields:
+            missing = [name for name in fields if row.get(name) is None]
+            if len(fields) > 1 and missing == [fields[-1]] and fields[-1] in row:
+                raise RowError("empty_answer", f"{fields[-1]} is null")
+            if len(fields) > 1 and missing and set(missing) < set(fields) and all(name in row for name in fields):
+                raise RowError("wrong_type", f"{' and '.join(missing)} is null")
+    there = ", ".join(map(str, list(row)[:12])) or "none"
+    asked = "" if options.shape is None else f" of shape {options.shape}"
+    raise RowError("unknown_shape", f"no shape has these fields{asked}: {there}")
+
+
+def _refuse_unread(row: Record, read: set[str], messages: list[Message]) -> None:
+    """RowError where a field with text was not read and does not stand in the messages either."""
+    beside = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
+    for name in beside:
+        texts = list(_texts(row[name]))
+        if name == "text" and all(part in texts[0] for field in read for part in _texts(row.get(field))):
+            continue  # the conversation as its template prints it
+        if not all(any(_stands_in(text, m["content"]) for m in messages) for text in texts):
+            raise RowError("unread_field", f"{name} has text that this row's shape leaves out; say what to read with `columns`")
+
+
+def _is_text(name: str, value: Any) -> bool:
+    """Whether the value is text of a prompt or an answer: other things stand under these names, too."""
+    if name == "data" and not isinstance(value, str):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name == "text":
+        return isinstance(value, str) and bool(value.strip())
+    return next(_texts(value), None) is not None
+
+
+def _stands_in(text: str, content: str) -> bool:
+    """Short texts stand anywhere by chance."""
+    return text == content.strip() or (len(text) >= LONG and text in content)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Texts of a field, of a list of them, or of a list of turns, without white space at their ends."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value.strip()
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        known = [value[k] for k in CONTENT_KEYS if value.get(k)]
+        for item in known or value.values():
+            yield from _texts(item)
+    elif value is not None:
+        yield str(value)
+
+
+def _tools(row: Record) -> str | None:
+    found = [read_tools(row[name]) for name in ("tools", "functions") if row.get(name)]
+    if len({text for text in found if text}) > 1:
+        raise RowError("unread_field", "tools and functions differ")
+    return next((text for text in found if text), None)
 
 
 def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
+    """The row under our names. Where a shape's field is mapped, what is not mapped does not count."""
     if not columns:
         return record
     taken = set(columns.values())
-    row = {k: v for k, v in record.items() if k not in taken}
+    chosen = bool(REQUIRED_FIELDS & set(columns))
+    row = {k: v for k, v in record.items() if k not in taken and (not chosen or k in KEPT_FIELDS)}
     for ours, theirs in columns.items():
         if ours in ROW_FIELDS:
             if theirs not in record and ours in REQUIRED_FIELDS:
@@ -96,128 +270,8 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
     return row
 
 
-def _first(row: Record, *names: str) -> Any:
-    return next((row[n] for n in names if row.get(n) is not None), None)
-
-
-def _system(row: Record, *names: str) -> list[Message]:
-    """An absent or empty system field is no turn; one within a message list is always kept."""
-    text = text_of(_first(row, *names) or "", "system")
-    return [{"role": "system", "content": text}] if text else []
-
-
-def from_messages(row: Record, options: RowOptions) -> list[Message]:
-    """OpenAI messages and ShareGPT alike: a list of turns under one of CHAT_FIELDS; key and role names are those in `turns`."""
-    turns = read_turns(_first(row, *CHAT_FIELDS), options.columns, options.roles, options.train_roles)
-    head = _system(row, "system", "system_prompt")
-    return turns if turns and turns[0]["role"] == "system" else head + turns
-
-
-def from_alpaca(row: Record, options: RowOptions) -> list[Message]:
-    """instruction and input joined by a blank line; history is a list of [user, assistant] pairs before it."""
-    messages = _system(row, "system", "system_prompt")
-    for pair in row.get("history") or []:
-        if not (isinstance(pair, list | tuple) and len(pair) == 2):
-            raise RowError("wrong_type", "history must be a list of [user, assistant] pairs")
-        messages += _pair(pair[0], pair[1], options)
-    return messages + _pair(_joined(row.get("instruction"), row.get("input")), row.get("output"), options)
-
-
-def from_dolly(row: Record, options: RowOptions) -> list[Message]:
-    """instruction and context joined by a blank line."""
-    return _system(row, "system") + _pair(_joined(row.get("instruction"), row.get("context")), row.get("response"), options)
-
-
-def from_prompt_completion(row: Record, options: RowOptions) -> list[Message]:
-    """Two strings, or two message lists (TRL): of lists the completion's assistant turns are trained on, the prompt's are not."""
-    prompt, completion = row.get("prompt"), _first(row, "completion", "response")
-    if not isinstance(prompt, list) and not isinstance(completion, list):
-        return _system(row, "system", "system_prompt") + _pair(prompt, completion, options)
-    before = _turns_or_text(prompt, "user", options, trained=())
-    for message in before:
-        if message["role"] == "assistant" and message.get("train") is None:
-            message["train"] = []
-    return (
-        _system(row, "system", "system_prompt") + before + _turns_or_text(completion, "assistant", options, options.train_roles)
-    )
-
-
-def from_question_answer(row: Record, options: RowOptions) -> list[Message]:
-    """question or query; answer or response; OpenOrca's system_prompt."""
-    return _system(row, "system", "system_prompt") + _pair(
-        _first(row, "question", "query"), _first(row, "answer", "response"), options
-    )
-
-
-def from_input_output(row: Record, options: RowOptions) -> list[Message]:
-    """input and output, without an instruction."""
-    return _system(row, "system", "system_prompt") + _pair(row.get("input"), row.get("output"), options)
-
-
-def _turns_or_text(value: Any, role: str, options: RowOptions, trained: tuple[str, ...]) -> list[Message]:
-    if isinstance(value, list):
-        return read_turns(value, options.columns, options.roles, trained)
-    return [{"role": role, "content": text_of(value, role)}]
-
-
-def _pair(prompt: Any, answer: Any, options: RowOptions) -> list[Message]:
-    if answer is None:
-        raise RowError("empty_answer", "the answer is missing")
-    user: Message = {"role": "user", "content": text_of(prompt, "prompt")}
-    assistant: Message = {"role": "assistant", "content": text_of(answer, "answer")}
-    if "user" in options.train_roles:
-        user["train"] = [{"begin": 0, "end": len(user["content"])}]
-    if "assistant" not in options.train_roles:
-        assistant["train"] = []
-    return [user, assistant]
-
-
-def _joined(instruction: Any, extra: Any) -> str:
-    texts = [text_of(part, "prompt") for part in (instruction, extra) if part is not None]
-    return "\n\n".join(t for t in texts if t)
-
-
-CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
-
-SHAPES: dict[str, Callable[[Record, RowOptions], list[Message]]] = {
-    "messages": from_messages,
-    "alpaca": from_alpaca,
-    "dolly": from_dolly,
-    "prompt_completion": from_prompt_completion,
-    "question_answer": from_question_answer,
-    "input_output": from_input_output,
-}
-
-# in order of trial: a row that has `messages` is a conversation whatever else it carries
-REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    *(("messages", (name,)) for name in CHAT_FIELDS),
-    ("oasst_tree", ("message_tree_id", "prompt")),
-    ("alpaca", ("instruction", "output")),
-    ("dolly", ("instruction", "response")),
-    ("prompt_completion", ("prompt", "completion")),
-    ("prompt_completion", ("prompt", "response")),
-    ("question_answer", ("question", "answer")),
-    ("question_answer", ("question", "response")),
-    ("question_answer", ("query", "answer")),
-    ("question_answer", ("query", "response")),
-    ("input_output", ("input", "output")),
-)
-SHAPE_NAMES = (*SHAPES, "oasst_tree", "oasst_messages")  # the last: a message a row, which `oasst.flat_trees` gathers
-REQUIRED_FIELDS = frozenset(f for _, fields in REQUIRED for f in fields) - {"input"}
-# every top-level field that a converter reads
-ROW_FIELDS = REQUIRED_FIELDS | {
-    "input",
-    "context",
-    "system",
-    "system_prompt",
-    "history",
-    "tools",
-    "functions",
-    "chat_template_kwargs",
-    "dataset",
-    "source_id",
-}
-ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
+LONG = 16  # characters of a text that is taken for the same one where it stands within a message
+KEPT_FIELDS = {"dataset", *ID_FIELDS}  # read of a row whose fields are mapped
 
 
 def source_id_of(row: object, columns: Mapping[str, str]) -> str | None:

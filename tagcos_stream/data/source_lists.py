@@ -65,6 +65,7 @@ def _spec(row: dict[str, Any], path: Path, what: str) -> SourceSpec:
         "limit": (int,),
         "max_chars": (int,),
         "weight": (int, float),
+        "preference": (str,),
         "columns": (dict,),
         "roles": (dict,),
     }
@@ -76,6 +77,8 @@ def _spec(row: dict[str, Any], path: Path, what: str) -> SourceSpec:
     for name in ("limit", "max_chars", "weight"):
         if name in row and row[name] <= 0:
             raise UserError(f"{path}: {what}: {name} is {row[name]}, must be above 0")
+    if row.get("preference", "chosen") != "chosen":
+        raise UserError(f"{path}: {what}: preference is {row['preference']!r}, must be chosen")
     for name, values in (("train_roles", row.get("train_roles", ())), ("roles", row.get("roles", {}).values())):
         if wrong := [str(v) for v in values if v not in ROLES]:
             raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")

@@ -3,176 +3,159 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tagcos_stream.data.calls import read_call_text, read_calls
+from tagcos_stream.data.calls import parsed_json, read_call_text, read_calls, spelled_calls
 from tagcos_stream.data.canonical import characters
+from tagcos_stream.data.content import Content, read_content, text_of
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.types import ROLES, Message, TrainRange
+from tagcos_stream.data.train_flags import DETAIL, FLAGS, read_train
+from tagcos_stream.types import ROLES, Message
 
 ROLE_WORDS = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user", "instruction": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "bard": "assistant", "bing": "assistant", "ai": "assistant", "function_call": "assistant", "function-call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
-    "function-response": "tool", "ipython": "tool",
+    "function-response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
 ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+MEDIA_KEYS = ("images", "videos", "audios", "image", "video", "audio")
+UNREAD_KEYS = ("refusal", "tools", "functions")  # of a turn: text that no message holds
 # what else a turn may carry
-TURN_KEYS = (
-    "name",
-    "train",
-    "training",
-    "train_detail",
-    "weight",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    *REASONING_KEYS,
-)
-CALL_WORDS = ("function_call", "function-call")  # roles of turns whose text is a call
+TURN_KEYS = ("name", *FLAGS, DETAIL, "tool_calls", "function_call", "tool_call_id", *REASONING_KEYS, *MEDIA_KEYS, *UNREAD_KEYS)
+CALL_WORDS = ("function_call", "function-call", "tool_call")  # roles of turns whose text is a call
 
 
-def text_of(value: Any, what: str) -> str:
-    """A string, or a list of text parts joined without a separator; never trimmed."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(_part(part, what) for part in value)
-    raise RowError("wrong_type", f"{what} must be text, got {'null' if value is None else type(value).__name__}")
+@dataclass(frozen=True)
+class TurnOptions:
+    """keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role word -> one of ROLES;
+    train_roles: roles that are trained on where a turn does not say."""
+
+    keys: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    train_roles: Sequence[str] = ("assistant",)
 
 
-def _part(part: Any, what: str) -> str:
-    if isinstance(part, str):
-        return part
-    if (
-        isinstance(part, dict)
-        and isinstance(part.get("text"), str)
-        and part.get("type", "text") in ("text", "input_text", "output_text")
-    ):
-        return part["text"]
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    raise RowError("unsupported_content", f"{what} has a part of type {kind!r}, only text is read")
-
-
-def read_turns(value: Any, keys: Mapping[str, str], roles: Mapping[str, str], train_roles: Sequence[str]) -> list[Message]:
-    """Messages of a list of turns (or of its JSON text, as in a CSV cell).
-
-    keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role word -> one of ROLES.
-    """
+def read_turns(value: Any, options: TurnOptions, what: str = "messages") -> list[Message]:
+    """Messages of a list of turns (or of its JSON text, as in a CSV cell); `what` is the field that holds it."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise RowError("broken_json", f"messages: {e}") from None
+        value = parsed_json(value, what)
     if not isinstance(value, list):
-        raise RowError("wrong_type", f"messages must be a list, got {type(value).__name__}")
-    return [_turn(turn, i, keys, roles, train_roles) for i, turn in enumerate(value)]
+        raise RowError("wrong_type", f"{what} must be a list of turns, got {type(value).__name__}")
+    out: list[Message] = []
+    for i, turn in enumerate(value):
+        for message, is_call in _turn(turn, f"{what}: turn {i}", options):
+            if is_call and out and _joins(out[-1], message):
+                out[-1] = _with_calls(out[-1], message)
+            else:
+                out.append(message)
+    return out
 
 
-def _turn(turn: Any, i: int, keys: Mapping[str, str], roles: Mapping[str, str], train_roles: Sequence[str]) -> Message:
+def _joins(before: Message, call: Message) -> bool:
+    """Whether a turn that is nothing but calls belongs to the assistant's turn before it."""
+    return before["role"] == "assistant" and before.get("train") == call.get("train") and before.get("name") == call.get("name")
+
+
+def _with_calls(before: Message, call: Message) -> Message:
+    calls = json.loads(before.get("tool_calls") or "[]") + json.loads(call.get("tool_calls") or "[]")
+    joined = before.copy()
+    joined["tool_calls"] = json.dumps(calls, ensure_ascii=False, separators=(",", ":"))
+    return joined
+
+
+def _turn(turn: Any, what: str, options: TurnOptions) -> Iterator[tuple[Message, bool]]:
+    """The messages of a turn (several where results of tools stand within it), and whether each is a call alone."""
     if not isinstance(turn, dict):
-        raise RowError("wrong_type", f"turn {i} must be an object, got {type(turn).__name__}")
-    word = next((turn[k] for k in _names(keys, "role", ROLE_KEYS) if turn.get(k) is not None), None)
+        raise RowError("wrong_type", f"{what} must be an object, got {type(turn).__name__}")
+    word = next((turn[k] for k in _names(options.keys, "role", ROLE_KEYS) if turn.get(k) is not None), None)
     if not isinstance(word, str):
-        raise RowError("wrong_type", f"turn {i} has no role as text")
-    role = roles.get(word) or ROLE_WORDS.get(word) or ROLE_WORDS.get(word.strip().lower())
+        raise RowError("wrong_type", f"{what} has no role as text")
+    plain = word.strip().lower()
+    role = options.roles.get(word) or ROLE_WORDS.get(word) or ROLE_WORDS.get(plain)
     if role not in ROLES:
-        raise RowError("unknown_role", f"turn {i} has role {word[:60]!r}; map it with `roles`")
-    raw = next((turn[k] for k in _names(keys, "content", CONTENT_KEYS) if turn.get(k) is not None), None)
-    what = f"turn {i}"
+        raise RowError("unknown_role", f"{what} has role {word[:60]!r}; map it with `roles`")
+    _refuse_unread(turn, what)
     calls = read_calls(turn, what)
-    content = text_of("" if raw is None and calls else raw, what)
-    if word.strip().lower() in CALL_WORDS and calls is None:
-        calls, content = read_call_text(content, what), ""
-    message: Message = {"role": role, "content": content}
-    if reasoning := _reasoning(turn, what):
+    content = read_content(_content(turn, what, options, bool(calls)), what)
+    is_call = calls is None and (plain in CALL_WORDS)
+    if is_call:
+        calls, content = read_call_text(content.text, what), Content(reasoning=content.reasoning)
+    elif content.calls:
+        if calls:
+            raise RowError("wrong_type", f"{what} has tool calls both in its parts and under tool_calls")
+        calls = spelled_calls(content.calls, what)
+    for identity, text in content.results:
+        yield _message("tool", text) | ({"tool_call_id": identity} if identity else {}), False
+    if content.results and role in ("user", "tool") and not content.text:
+        return
+    message = _message(role, content.text)
+    _structure(message, turn, content, calls, what)
+    if (train := read_train(turn, message, content.spans, options.keys, options.train_roles, what)) is not None:
+        message["train"] = train
+    yield message, is_call and not message.get("reasoning")
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _content(turn: Mapping[str, Any], what: str, options: TurnOptions, has_calls: bool) -> Any:
+    """The turn's content. RowError where another key holds other text."""
+    names = _names(options.keys, "content", CONTENT_KEYS)
+    found = {k: turn[k] for k in names if turn.get(k) is not None}
+    if len(found) > 1 and any(value and value != next(iter(found.values())) for value in found.values()):
+        raise RowError("unread_field", f"{what} has different texts under {' and '.join(found)}")
+    return next(iter(found.values()), "" if has_calls else None)
+
+
+def _refuse_unread(turn: Mapping[str, Any], what: str) -> None:
+    for name in UNREAD_KEYS:
+        if turn.get(name):
+            raise RowError("unread_field", f"{what} has {name}, which no message holds")
+    for name in MEDIA_KEYS:
+        if turn.get(name):
+            raise RowError("unsupported_content", f"{what} has {name}, only text is read")
+
+
+def _structure(message: Message, turn: Mapping[str, Any], content: Content, calls: str | None, what: str) -> None:
+    role = message["role"]
+    if reasoning := _reasoning(turn, content, what):
         message["reasoning"] = reasoning
     if calls:
         message["tool_calls"] = calls
     if role != "assistant" and (reasoning or calls):
-        raise RowError(
-            "wrong_type", f"{what} by {role} has {'tool calls' if calls else 'reasoning'}, which only an assistant's may"
-        )
+        kind = "tool calls" if calls else "reasoning"
+        raise RowError("wrong_type", f"{what} by {role} has {kind}, which only an assistant's may")
     if (call_id := turn.get("tool_call_id")) is not None and call_id != "":
         if role != "tool":
             raise RowError("wrong_type", f"{what} by {role} has a tool_call_id, which only a tool's may")
         message["tool_call_id"] = str(call_id)
     name = turn.get("name")
     if name is not None and not isinstance(name, str):
-        raise RowError("wrong_type", f"turn {i} has a name that is not text")
+        raise RowError("wrong_type", f"{what} has a name that is not text")
     if name:
         message["name"] = name
-    train = _train(turn, message, keys, train_roles)
-    if train is not None:
-        message["train"] = train
-    return message
 
 
-def _names(keys: Mapping[str, str], ours: str, default: Sequence[str]) -> Sequence[str]:
-    return (keys[ours],) if ours in keys else default
-
-
-def _reasoning(turn: Mapping[str, Any], what: str) -> str | None:
+def _reasoning(turn: Mapping[str, Any], content: Content, what: str) -> str | None:
     found = {key: text_of(turn[key], f"{what}: {key}") for key in REASONING_KEYS if turn.get(key) not in (None, "", [])}
+    if content.reasoning:
+        found["content"] = content.reasoning
     if len(set(found.values())) > 1:
         raise RowError("wrong_type", f"{what} has different texts under {' and '.join(found)}")
     return next(iter(found.values()), None)
 
 
-def _train(
-    turn: Mapping[str, Any], message: Message, keys: Mapping[str, str], train_roles: Sequence[str]
-) -> list[TrainRange] | None:
-    """What of the turn is trained on, None for its role's default (Message.train).
-
-    A flag of the turn goes before train_roles, as in axolotl; offsets of its `train_detail` are inclusive at both ends and may
-    reach past the end, and what no detail names is not trained on. OpenAI's `weight` 0 or 1 is a flag. A list of {begin, end}
-    is our own form.
-    """
-    own = turn.get(keys.get("train", "train"))
-    if own is None:
-        own = turn.get("training") if turn.get("training") is not None else turn.get("weight")
-    length = len(message["content"])
-    if isinstance(own, list):
-        return _merged([_range(r, "begin", "end", False, length) for r in own])
-    if own is not None and own not in (0, 1):
-        raise RowError("wrong_type", f"a train flag must be true, false or a list of ranges, got {str(own)[:60]!r}")
-    detail = turn.get(keys.get("train_detail", "train_detail"))
-    if detail is not None and not isinstance(detail, list):
-        raise RowError("wrong_type", "train_detail must be a list")
-    trained = bool(own) if own is not None else bool(detail) if detail is not None else message["role"] in train_roles
-    if trained and detail:
-        ranges = [
-            _range(d, "begin_offset", "end_offset", True, length) for d in detail if not isinstance(d, dict) or d.get("train")
-        ]
-        return _merged(ranges)
-    if trained == (message["role"] == "assistant"):
-        return None
-    return [{"begin": 0, "end": length}] if trained else []
-
-
-def _range(value: Any, begin: str, end: str, inclusive: bool, length: int) -> TrainRange:
-    if not (isinstance(value, dict) and type(value.get(begin)) is int and type(value.get(end)) is int):
-        raise RowError("wrong_type", f"a train range must be an object with integers {begin} and {end}")
-    a, b = value[begin], min(value[end] + 1, length) if inclusive else value[end]
-    if not 0 <= a <= b <= length:
-        raise RowError("wrong_type", f"train range [{a}, {b}) does not fit a turn of {length} characters")
-    return {"begin": a, "end": b}
-
-
-def _merged(ranges: list[TrainRange]) -> list[TrainRange]:
-    """In order, without empty ones, those that touch joined: one spelling, so one id."""
-    out: list[TrainRange] = []
-    for r in sorted((r for r in ranges if r["begin"] < r["end"]), key=lambda r: (r["begin"], r["end"])):
-        if out and r["begin"] <= out[-1]["end"]:
-            out[-1] = {"begin": out[-1]["begin"], "end": max(out[-1]["end"], r["end"])}
-        else:
-            out.append(r)
-    return out
+def _names(keys: Mapping[str, str], ours: str, default: Sequence[str]) -> Sequence[str]:
+    return (keys[ours],) if ours in keys else default
 
 
 def check(messages: Sequence[Message], train_roles: Sequence[str], order: bool, max_chars: int | None) -> None:

@@ -51,6 +51,17 @@ SHAPED: list[Any] = [
             {"role": "assistant", "content": "b", "train_detail": [{"begin_offset": 0, "end_offset": 0, "train": True}]},
         ]
     },
+    {"prompt": "a", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"prompt": "z", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": False}], "label": True},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": False},
+    {"instruction": "a", "input": "b", "context": "c", "output": "d", "text": "a b c d"},
+    {"instruction": "a", "output": "d", "text": "of something else"},
+    {"question": "a", "context": "b", "answer": "c", "images": []},
+    {"question": "a", "answer": "c", "images": ["i.png"], "choices": ["c", "d"]},
+    {"prompt": "a", "chosen": "b", "rejected": "c"},
+    {"query": "a", "response": "b", "history": [["c", "d"]], "chat_template_kwargs": {"x": 1}},
+    {"text": "### Human: a\n### Assistant: b"},
     {
         "message_tree_id": "t",
         "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "r", "replies": []}]},

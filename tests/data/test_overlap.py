@@ -80,7 +80,7 @@ def test_decontaminated__finds_the_known_overlap(shared_data: Path) -> None:
 def _frame(texts: list[str]) -> pl.DataFrame:
     messages = [[{"role": "user", "content": t}, {"role": "assistant", "content": "x y z"}] for t in texts]
     n = len(texts)
-    return occurrences_frame(list(range(n)), messages, [None] * n, ["d"] * n, [None] * n)  # type: ignore[arg-type]
+    return occurrences_frame(list(range(n)), messages, [None] * n, [None] * n, ["d"] * n, [None] * n)  # type: ignore[arg-type]
 
 
 def test_near_duplicates__agree_with_jaccard(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_jsonl__bad_lines_name_their_reason(tmp_path: Path) -> None:
         b'{"a": 1}': "unknown_shape",
         b"{}": "unknown_shape",
         b'{"prompt": "a", "completion": ""}': "empty_answer",
-        b'{"prompt": "a", "completion": null}': "unknown_shape",
+        b'{"prompt": "a", "completion": null}': "empty_answer",
         b'{"prompt": "a", "completion": " \\u2003\\n"}': "only_whitespace",
         b'{"prompt": "a", "completion": "\\u001c"}': "only_whitespace",
         b'{"prompt": " ", "completion": "b"}': "only_whitespace",

@@ -156,7 +156,7 @@ def test_options__are_honoured() -> None:
         ({"train": [{"begin": -1, "end": 1}]}, "wrong_type"),
         ({"train": "yes"}, "wrong_type"),
         ({"train": [5]}, "wrong_type"),
-        ({"weight": 0.5}, "wrong_type"),
+        ({"weight": 0.5}, "unsupported_weight"),
         ({"weight": 1}, "fine"),
         ({"weight": 0}, "nothing_trained"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 99, "train": True}]}, "fine"),
