@@ -7,9 +7,10 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from flows.models import AdaptedModel
 from flows.progress import Reporter
 from storage.catalog import runs
 from storage.catalog.methods import record_methods
@@ -32,6 +33,7 @@ class RunContext:
     root: Root
     reporter: Reporter
     reselects: str | None = None  # the run whose pool it selects from again
+    model: AdaptedModel = field(default_factory=AdaptedModel, compare=False, repr=False)  # closed after the gradients
 
     @property
     def catalog(self) -> Catalog:

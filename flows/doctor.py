@@ -21,13 +21,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flows.token_budget import free_bytes
 from storage.catalog import runs
 from storage.files.local import LocalFiles
 from storage.root import NoRoot, open_root
 from tagcos_stream.compile_ahead import cache_folder, marker
 from tagcos_stream.config import GIB, Settings
-from tagcos_stream.machine import affinity, available_cpus, cpu_quota, instruction_sets, matrix_rate
+from tagcos_stream.machine import affinity, available_cpus, cpu_quota, free_memory, instruction_sets, matrix_rate
 from tagcos_stream.types import UserError
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -138,7 +137,7 @@ def _devices(settings: Settings) -> Iterator[Finding]:
 
 
 def _memory(settings: Settings) -> Iterator[Finding]:
-    free = free_bytes()
+    free = free_memory()
     wanted = LEAST_MEMORY if settings.memory_limit is None else round(settings.memory_limit * GIB)
     enough = free >= wanted
     remedy = "" if enough else f"free some, or lower --memory-limit ({wanted / GIB:.1f} GiB)"

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flows.models import AdaptedModel, encode_row, gradient_token_budget, max_length, none_encoded
 from flows.progress import Reporter, SilentReporter
 from flows.stages.warmup import variants
-from flows.workers.gradients import encode_row, gradient_tokens, load_adapted, max_length, none_encoded
 from storage.arrays.segments import ids_spec
 from storage.catalog import heldout, spaces
 from storage.database import Catalog
@@ -78,7 +78,7 @@ class Estimate:
     device: str
     cpus: int  # that this process may use at the same time
     matrix_rate: float  # operations per second of float32 products on them
-    tokens_a_pass: int
+    token_budget: int
     tokens_a_second: float
     probe_seconds: float
     disk_bytes: int
@@ -109,18 +109,16 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     held_out = heldout.share(catalog, settings.heldout) if catalog else settings.heldout or 0.0
     known = _known(catalog, settings, pool) if catalog else 0
     reporter.say(f"loading model {settings.model}")
-    started = time.perf_counter()
-    loaded = load_adapted(settings, settings.device)
-    loading = time.perf_counter() - started
-    try:
+    with AdaptedModel() as model:
+        started = time.perf_counter()
+        loaded = model.load(settings, settings.device)
+        loading = time.perf_counter() - started
         encoded, rejected, lengths = _encode(settings, loaded, pool.sample)
         with reporter.stage("probe", "tokens") as progress:
             probe = Probe(settings, loaded, encoded)
             warm_up = probe.warm_up()
             rate, spent = probe.gradients(seconds, progress)
         adapter = sum(p.numel() for name, p in loaded.model.named_parameters() if ".lora_" in name)
-    finally:
-        load_adapted.cache_clear()
     share = 1 - rejected / len(pool.sample)
     aside = round(pool.examples * held_out)
     kept = pool.examples - aside
@@ -169,7 +167,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         device=loaded.device,
         cpus=available_cpus(),
         matrix_rate=rate_of_products,
-        tokens_a_pass=probe.tokens_a_pass,
+        token_budget=probe.token_budget,
         tokens_a_second=rate,
         probe_seconds=spent,
         disk_bytes=sum(disk.values()),
@@ -221,7 +219,7 @@ class Probe:
     def __init__(self, settings: Settings, loaded: Any, encoded: list[Encoded]) -> None:
         self.settings, self.loaded = settings, loaded
         self.encoded = encoded
-        self.tokens_a_pass = gradient_tokens(settings, loaded, len(variants(settings)), settings.checkpoints)
+        self.token_budget = gradient_token_budget(settings, loaded, len(variants(settings)), settings.checkpoints)
         self.checkpoint: Any = None
 
     def warm_up(self) -> float:
@@ -244,7 +242,7 @@ class Probe:
             learning_rate=self.settings.learning_rate,
             checkpoints=[2],
             seed=0,
-            micro_batch_tokens=self.tokens_a_pass,
+            token_budget=self.token_budget,
             progress=lambda step, of: ends.append(time.perf_counter()),
         )
         self.checkpoint = done.checkpoints[0]
@@ -268,7 +266,7 @@ class Probe:
         passes: list[list[Encoded]] = []
         for start in range(0, len(self.encoded), settings.block_rows):
             block = self.encoded[start : start + settings.block_rows]
-            plan = plan_batches([len(e) for e in block], self.tokens_a_pass, MAX_BATCH_ROWS)
+            plan = plan_batches([len(e) for e in block], self.token_budget, MAX_BATCH_ROWS)
             passes += [[block[i] for i in batch] for batch in plan]
         order = np.random.default_rng(0).permutation(len(passes))
         self._pass(extractor, min(passes, key=lambda batch: sum(map(len, batch))))

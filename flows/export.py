@@ -40,7 +40,7 @@ def export(
 
 
 def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
-    from flows.workers.gradients import Rejected, encode_row
+    from flows.models import Rejected, encode_row
     from tagcos_stream.gradients.model import load_max_positions, load_tokenizer
 
     config = json.loads(run["config"])

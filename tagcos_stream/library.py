@@ -87,7 +87,7 @@ def warm_up(
     batch_size: int = 8,
     learning_rate: float = 1e-4,
     checkpoints: int = 1,
-    tokens_a_pass: int = 1024,
+    token_budget: int = 1024,
     seed: int = 0,
 ) -> list[Checkpoint]:
     """Attach a LoRA adapter to the model and train it over the sample once; its checkpoints, evenly spaced, the last included.
@@ -114,7 +114,7 @@ def warm_up(
         learning_rate=learning_rate,
         checkpoints=at,
         seed=seed,
-        micro_batch_tokens=tokens_a_pass,
+        token_budget=token_budget,
     )
     return done.checkpoints
 
@@ -128,7 +128,7 @@ def gradient_features(
     dim: int = 8192,
     projection: str = "sparse",
     seed: int = 0,
-    tokens_a_pass: int = 1024,
+    token_budget: int = 1024,
 ) -> tuple[np.ndarray, pl.DataFrame]:
     """Every example's own gradient over the adapter, as a feature (docs/method.md).
 
@@ -138,7 +138,7 @@ def gradient_features(
         checkpoints: from `warm_up`; features are averaged over them by learning rate.
         variant: adam-delta, adam (as published), adam-corrected, preconditioned, sgd or sign.
         dim: D. projection, seed: the random projection, sparse or rademacher.
-        tokens_a_pass: of a forward and backward pass; bounds the memory.
+        token_budget: of a forward and backward pass; bounds the memory.
 
     Returns:
         features: (N, D) float16, NaN in the rows of examples without a usable gradient.
@@ -161,7 +161,7 @@ def gradient_features(
             loaded.model, variants=[variant], projection=make_projection(projection, dim=dim, seed=seed)
         )
         self_check(extractor, checkpoints[0], sorted(good, key=len)[:2])
-        done = block_features(extractor, checkpoints, good, token_budget=tokens_a_pass)
+        done = block_features(extractor, checkpoints, good, token_budget=token_budget)
         features[at] = done.features[variant]
         for i, e, loss, norm, finite in zip(at, good, done.loss, done.norm, done.finite, strict=True):
             if finite:

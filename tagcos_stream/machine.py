@@ -1,4 +1,4 @@
-"""The processor that this process may use: cores, quota, instruction sets, speed, and defaults of environment variables.
+"""The machine that this process may use: cores, quota, memory, instruction sets, speed, defaults of environment variables.
 
 Light to import, because these must be set before torch and Numba are imported.
 """
@@ -161,3 +161,18 @@ def _user_cache(environment: MutableMapping[str, str]) -> Path:
     except OSError:
         return Path(tempfile.mkdtemp(prefix="tagcos-"))
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="tagcos-"))
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine, or the container that we run in (cgroup 2), has left."""
+    if not Path("/proc/meminfo").is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no Linux: all there is
+    free = _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
+    limit, stat = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
+    if limit.is_file() and stat.is_file() and (most := limit.read_text().strip()).isdecimal():
+        free = min(free, int(most) - _field(stat, "anon"))  # its page cache counts as used and can be had back
+    return free
+
+
+def _field(file: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name)

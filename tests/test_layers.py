@@ -30,8 +30,9 @@ FLOWS = (
     ("flows.stages",),
     ("flows.workers",),
     ("flows.plan", "flows.survey"),
-    ("flows.stages.results", "flows.results", "flows.token_budget"),
+    ("flows.stages.results", "flows.results"),
     ("flows.context",),
+    ("flows.models",),
     ("flows.progress",),
 )
 

@@ -82,7 +82,7 @@ def test_library__chooses_what_the_pipeline_chooses(
     space = outcome.stages["warm-up"]["space_id"]
     row = root.catalog.read("SELECT step, weight, digest FROM checkpoints").row(0, named=True)
     checkpoint = checkpoints.load_checkpoint(root.files, space, row["step"], weight=row["weight"], digest=row["digest"])
-    found, measured = tagcos_stream.gradient_features(loaded, encoded, [checkpoint], dim=256, tokens_a_pass=512)
+    found, measured = tagcos_stream.gradient_features(loaded, encoded, [checkpoint], dim=256, token_budget=512)
     assert np.abs(found.astype(np.float64) - stored).max() < 2e-3  # other batches, other last bits
     assert measured["tokens"].sum() == root.catalog.read("SELECT sum(tokens)::BIGINT AS n FROM feature_rows")["n"][0]
 

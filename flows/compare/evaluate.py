@@ -16,9 +16,8 @@ from flows.compare.examples import held_out, texts
 from flows.compare.metrics import measures, said
 from flows.compare.trials import Unit, plan_units, run_settings
 from flows.context import versions
+from flows.models import AdaptedModel, token_budget
 from flows.progress import Reporter, default_reporter
-from flows.token_budget import tokens_per_pass
-from flows.workers.gradients import load_adapted
 from storage.catalog import evaluations, heldout, runs, selections, spaces
 from storage.catalog.evaluations import UnitKey
 from storage.root import Root, open_root
@@ -53,13 +52,11 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
 
         torch.set_num_threads(asked.threads)
     reporter.say(f"loading model {settings.model}")
-    try:
-        loaded = load_adapted(settings, settings.device)
+    with AdaptedModel() as model:
+        loaded = model.load(settings, settings.device)
         with root.writer():  # for as long as it takes: an hour's training is not to be lost to another who holds the root by then
             bench = _Bench(root, base, asked, settings, loaded, tasks, reporter)
             bench.run(units)
-    finally:
-        load_adapted.cache_clear()
     return bench.evaluation_id
 
 
@@ -111,7 +108,7 @@ class _Bench:
             raise UserError(f"no held-out example has a target token within {self.texts.longest} tokens: raise --max-length")
         shape, longest = model_shape(self.model), self.texts.longest
         need = partial(warmup_bytes, shape, longest, dropout=asked.lora_dropout > 0, checkpoints=0)
-        self.token_budget = tokens_per_pass(settings, loaded, "training", need)
+        self.token_budget = token_budget(settings, loaded, "training", need)
         self.measures = measures(rows, tasks, loaded.tokenizer, loaded.max_positions, self.token_budget, reporter)
         self.plan = Plan(asked.batch_size, asked.learning_rate, asked.schedule, asked.rise)
         self.pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"]).select("example_id", "segment", "row")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flows.models import encode_row, max_length
 from flows.progress import Reporter
-from flows.workers.gradients import encode_row, max_length
 from storage.catalog import heldout, pool
 from storage.database import Catalog
 from storage.examples import example_reader

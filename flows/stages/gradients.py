@@ -10,7 +10,7 @@ import polars as pl
 from flows.context import RunContext
 from flows.stages.results import Features, FeatureSpaces
 from flows.workers.executor import partitioned, place_of, sharing
-from flows.workers.gradients import AHEAD, Done, EngineSpec, Task, compute, load_adapted
+from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
 from storage.arrays import segments
 from storage.catalog import spaces
 from storage.examples import example_reader
@@ -59,11 +59,15 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     left = sum(task.rows for task in tasks)
     summary = {"rows": total, "truncated": 0, "halvings": 0}
     if not tasks:
+        run.model.close()
         return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
-    run.reporter.say(f"loading model {settings.model}")
-    if place_of(settings) != "threads":
-        load_adapted.cache_clear()  # the workers load their own
-    spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)))
+    in_this_process = place_of(settings) == "threads"
+    if not in_this_process:
+        run.model.close()  # the workers load their own
+    if not run.model.is_loaded:
+        run.reporter.say(f"loading model {settings.model}")
+    own = run.model if in_this_process else None
+    spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), own)
     seconds = model_seconds = 0.0
     done = total - left
     with run.reporter.stage("gradients", "examples") as progress:
@@ -108,7 +112,7 @@ def _missing_blocks(run: RunContext, asked: Sequence[spaces.Space]) -> tuple[int
     return total, [Task(*key, rows[key], tuple(lacking[key])) for key in sorted(lacking)]
 
 
-def _commit(run: RunContext, space_id: str, block: Done) -> None:
+def _commit(run: RunContext, space_id: str, block: BlockResult) -> None:
     spaces.commit_block(
         run.catalog,
         run.run_id,

@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any, get_args
 
 from flows.context import RunContext
+from flows.models import Rejected, encode_row, max_length, none_encoded, token_budget
 from flows.stages.results import FeatureSpaces, Pool
-from flows.token_budget import tokens_per_pass
-from flows.workers.gradients import Rejected, encode_row, load_adapted, max_length, none_encoded
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
 from storage.catalog.pool import pool_sample
@@ -62,7 +61,7 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
 
     settings = run.settings
     run.reporter.say(f"loading model {settings.model}")
-    loaded = load_adapted(settings, settings.device)
+    loaded = run.model.load(settings, settings.device)
     if settings.adapter:
         from tagcos_stream.gradients.import_checkpoint import import_checkpoint
 
@@ -73,7 +72,7 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
         sample = _warmup_sample(run, pool, loaded)
         longest, shape = max(map(len, sample)), model_shape(loaded.model)
         need = partial(warmup_bytes, shape, longest, dropout=settings.lora_dropout > 0, checkpoints=settings.checkpoints)
-        tokens = tokens_per_pass(settings, loaded, "the warm-up", need)
+        budget = token_budget(settings, loaded, "the warm-up", need)
         steps = math.ceil(len(sample) / settings.warmup_batch_size)
         with run.reporter.stage("warm-up", "steps") as progress:
             done = warmup.run_warmup(
@@ -86,7 +85,7 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
                 seed=settings.feature_seed,
                 warmup_steps=settings.rise_steps,
                 schedule_steps=settings.schedule_steps,
-                micro_batch_tokens=tokens,
+                token_budget=budget,
                 progress=progress,
             )
         made = done.checkpoints

@@ -7,17 +7,16 @@ which owns the catalog, makes a block true.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from flows.token_budget import tokens_per_pass
+from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, max_length
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays import segments
 from storage.catalog.spaces import Space, load_checkpoints
@@ -25,11 +24,13 @@ from storage.examples import ExampleReader
 from storage.files.base import Files
 from tagcos_stream.config import Settings
 from tagcos_stream.data.rejects import SNIPPET
-from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
+from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.types import UserError
 
+if TYPE_CHECKING:
+    from tagcos_stream.gradients.model import LoadedModel
+
 NON_FINITE = "non-finite gradient"
-TOO_LONG = "too long"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Done:
+class BlockResult:
     """A block whose chunks are written, ready to be committed."""
 
     task: Task
@@ -58,14 +59,6 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """An example that cannot be computed, and why."""
-
-    reason: str
-    detail: str | None
-
-
-@dataclass(frozen=True)
 class EngineSpec:
     """All that a worker needs to open an engine; plain data that travels to other processes."""
 
@@ -74,32 +67,32 @@ class EngineSpec:
     settings: Settings
     spaces: tuple[Space, ...]  # of one adapter, one per gradient variant
     processes: int = 1  # that share this machine's memory
+    model: AdaptedModel | None = None  # the run's own, in its process; other processes load theirs
 
 
 AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
 
 
-def compute(spec: EngineSpec, resources: WorkerResources, tasks: Iterator[Task], progress: Progress | None) -> Iterator[Done]:
+def compute(
+    spec: EngineSpec, resources: WorkerResources, tasks: Iterator[Task], progress: Progress | None
+) -> Iterator[BlockResult]:
     """The work of a gradient worker: blocks as they come, with one engine."""
     if resources.threads:
         import torch
 
         torch.set_num_threads(resources.threads)
-    try:
-        yield from Engine(spec, resources.device).run(tasks, progress)
-    finally:
-        load_adapted.cache_clear()  # the stages to come need the memory, not the model
+    with spec.model or AdaptedModel() as model:  # closed at the end: the next stages need the memory
+        yield from Engine(spec, model.load(spec.settings, resources.device)).run(tasks, progress)
 
 
 class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
-    def __init__(self, spec: EngineSpec, device: str) -> None:
+    def __init__(self, spec: EngineSpec, loaded: LoadedModel) -> None:
         from tagcos_stream.gradients.extract import GradientExtractor
         from tagcos_stream.gradients.projection.projections import make_projection
 
         self.spec = spec
-        loaded = load_adapted(spec.settings, device)
         first = spec.spaces[0]
         if first.fingerprint["model"] != loaded.fingerprint:
             raise UserError(
@@ -114,17 +107,17 @@ class Engine:
             variants=[space.variant for space in spec.spaces],
             projection=make_projection(spec.settings.projection, dim=first.dim, seed=spec.settings.feature_seed),
         )
-        self.token_budget = gradient_tokens(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
+        self.token_budget = gradient_token_budget(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
         self._checked = False
         self._writers: dict[tuple[str, str], segments.SegmentWriter] = {}
 
-    def run(self, tasks: Iterable[Task], progress: Callable[[float], None] | None = None) -> Iterator[Done]:
+    def run(self, tasks: Iterable[Task], progress: Callable[[float], None] | None = None) -> Iterator[BlockResult]:
         """Compute blocks in order; each is yielded once its chunks are on disk. `progress` gets the number of examples done."""
         done = 0
         upcoming, start = iter(tasks), time.perf_counter()
         with ThreadPoolExecutor(1, "tokenise") as ahead, ThreadPoolExecutor(1, "write") as behind:
             prepared = self._submit(ahead, upcoming)
-            written: Future[Done] | None = None
+            written: Future[BlockResult] | None = None
             while prepared is not None:
                 task, frame, encoded = prepared.result()
                 prepared = self._submit(ahead, upcoming)
@@ -171,7 +164,7 @@ class Engine:
 
     def _write(
         self, task: Task, frame: pl.DataFrame, encoded: Sequence[Encoded | Rejected], outcome: Any, seconds: float
-    ) -> Done:
+    ) -> BlockResult:
         at = np.array([i for i, e in enumerate(encoded) if isinstance(e, Encoded)], dtype=np.int64)
         tokens, targets = np.zeros((2, len(encoded)), np.int64)
         loss, norm = np.full((2, len(encoded)), np.nan)
@@ -192,7 +185,7 @@ class Engine:
         last_turn = pl.col("messages").list.last().struct.field("content").str.slice(0, SNIPPET)
         bad = frame.with_columns(reason=pl.Series(reasons), detail=pl.Series(details, dtype=pl.String))
         measured = {"tokens": tokens, "target_tokens": targets, "loss": loss, "norm": norm, "status": reasons}
-        return Done(
+        return BlockResult(
             task=task,
             rows=frame.select("row").hstack(pl.DataFrame(measured)),
             rejects=bad.filter(pl.col("reason") != "ok").select("row", "reason", "detail", snippet=last_turn),
@@ -214,83 +207,3 @@ class Engine:
 def _advance(progress: Callable[[float], None] | None, before: int, now: float) -> None:
     if progress is not None:
         progress(before + now)
-
-
-def encode_row(tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
-    """The example as tokens, or why not."""
-    try:
-        encoded = encode(
-            tokenizer, row["messages"], max_length=longest, tools=row["tools"], template_kwargs=row.get("template_kwargs")
-        )
-    except NoTargets as error:
-        return Rejected(error.reason, str(error))
-    if encoded.truncated and reject_long:
-        return Rejected(TOO_LONG, f"more than {longest} tokens")
-    return encoded
-
-
-def none_encoded(tried: Sequence[tuple[str, Rejected]], settings: Settings) -> UserError:
-    """Why not one of the examples (id, why not) that were drawn can be trained on: the most frequent reason, with an example."""
-    (reason, count), *_ = Counter(rejected.reason for _, rejected in tried).most_common(1)
-    example_id, first = next((example_id, rejected) for example_id, rejected in tried if rejected.reason == reason)
-    remedy = (
-        f": raise --max-length (now {settings.max_length}), or check that answers are in assistant turns"
-        if reason in (NoTargets.reason, TOO_LONG)
-        else ""
-    )
-    return UserError(
-        f"none of {len(tried)} examples drawn can be trained on; {reason} ({count} of them), such as {example_id}: "
-        f"{first.detail}{remedy}"
-    )
-
-
-def gradient_tokens(settings: Settings, loaded: Any, variants: int, checkpoints: int, processes: int = 1) -> int:
-    """Tokens of a pass of the gradient stage; UserError where the memory is too little even so."""
-    from tagcos_stream.gradients.memory import model_shape, peak_bytes
-
-    shape = model_shape(loaded.model)
-    held = {"variants": variants, "checkpoints": checkpoints, "block_rows": settings.block_rows, "dim": settings.dim}
-
-    def need(tokens: int) -> int:
-        return peak_bytes(shape, token_budget=tokens, max_length=max_length(settings, loaded), **held) - shape.weight_bytes
-
-    return tokens_per_pass(settings, loaded, "the gradient stage", need, processes)
-
-
-def max_length(settings: Settings, loaded: Any) -> int:
-    return min(settings.max_length, loaded.max_positions)
-
-
-@lru_cache(maxsize=1)
-def load_adapted(settings: Settings, device: str) -> Any:
-    """The model with its adapter attached; kept for the stages of one run, until `cache_clear()`."""
-    from transformers.utils import logging
-
-    from tagcos_stream.gradients.adapter import attach_adapter, attach_from_checkpoint
-    from tagcos_stream.gradients.model import load_model
-
-    if not settings.model:
-        raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
-    logging.disable_progress_bar()  # ours tell enough
-    loaded = load_model(
-        settings.model,
-        device=device,
-        dtype=settings.dtype,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        quantize=settings.quantize,
-    )
-    if settings.adapter:
-        loaded.model = attach_from_checkpoint(loaded.model, settings.adapter)
-    else:
-        loaded.model = attach_adapter(
-            loaded.model,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            dropout=settings.lora_dropout,
-            target_modules=list(settings.lora_targets) or "auto",
-            rank_pattern=settings.rank_pattern(),
-            rslora=settings.rslora,
-            seed=settings.feature_seed,
-        )
-    return loaded

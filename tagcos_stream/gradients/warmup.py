@@ -58,7 +58,7 @@ def run_warmup(
     schedule_steps: int | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
-    micro_batch_tokens: int = 2048,
+    token_budget: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Warmup:
     """Train the adapter of `model` (from attach_adapter) for `steps` AdamW steps of `batch_size` examples; a checkpoint after
@@ -66,7 +66,7 @@ def run_warmup(
 
     Examples are drawn by the Trainer's seeded sampler, in as many epochs as it takes. The schedule runs over `schedule_steps`
     (default: `steps`), so that the published setting, the first 30 steps of a longer schedule, can be had. A batch is computed in
-    equal micro-batches of at most `micro_batch_tokens` padded tokens. The loss is the Trainer's (mean over all target tokens of a
+    equal micro-batches of at most `token_budget` padded tokens. The loss is the Trainer's (mean over all target tokens of a
     batch), computed at target positions only. No file is left, nothing is reported anywhere, and the global random generators
     are as before.
     """
@@ -75,7 +75,7 @@ def run_warmup(
 
     _check_plan(len(encoded), steps, batch_size, checkpoints)
     device = next(iter(adapter_parameters(model).values())).device
-    micro = micro_batch(batch_size, max(len(e) for e in encoded), micro_batch_tokens)
+    micro = micro_batch(batch_size, max(len(e) for e in encoded), token_budget)
     recorder = _recorder(model, set(checkpoints), steps, progress)
     with tempfile.TemporaryDirectory() as folder, _random_state_kept():
         arguments = TrainingArguments(

@@ -80,7 +80,7 @@ def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
             learning_rate=1e-4,
             checkpoints=[1],
             seed=0,
-            micro_batch_tokens=budget,
+            token_budget=budget,
         )
 
     train(1, 3)  # what libraries hold once and for all

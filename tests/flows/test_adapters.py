@@ -13,10 +13,10 @@ import pytest
 from flows import pipeline
 from flows.cli import main
 from flows.progress import SilentReporter
-from flows.token_budget import free_bytes
 from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.gradients.adapter import attach_adapter
+from tagcos_stream.machine import free_memory
 from tagcos_stream.types import UserError
 from tests.models import random_encoded, tiny_model, train_checkpoint
 
@@ -121,7 +121,7 @@ def test_run__what_does_not_fit_in_memory_is_refused_before_it_starts(small_sett
         run(values | {"memory_limit": 0.001})
 
 
-def test_free_bytes__is_what_the_machine_has_at_most() -> None:
+def test_free_memory__is_what_the_machine_has_at_most() -> None:
     import psutil
 
-    assert 0 < free_bytes() <= psutil.virtual_memory().total
+    assert 0 < free_memory() <= psutil.virtual_memory().total

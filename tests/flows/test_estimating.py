@@ -83,5 +83,5 @@ def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": 1}\n', encoding="utf-8")
     with pytest.raises(UserError, match="no usable example"):
         estimate.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
-    with pytest.raises(UserError, match="max_length 8"):
+    with pytest.raises(UserError, match=r"within the first 8 tokens: raise --max-length \(now 8\)"):
         estimate.estimate(load_settings(small_settings(max_length=8)), seconds=0)

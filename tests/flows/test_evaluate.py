@@ -22,9 +22,9 @@ from flows.cli import main
 from flows.compare import evaluate, plots
 from flows.compare.tables import compact, report
 from flows.context import run_stage, start_or_resume
+from flows.models import encode_row
 from flows.progress import SilentReporter
 from flows.stages.ingest import ingest
-from flows.workers.gradients import encode_row
 from storage import check
 from storage.catalog import evaluations, heldout, pool, runs, selections
 from storage.examples import example_reader

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 
 from flows import pipeline
+from flows.context import run_stage
 from flows.progress import SilentReporter
 from storage.catalog import selections
 from storage.exports import write as exports
@@ -19,6 +22,8 @@ from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
+from tagcos_stream.gradients import model
+from tagcos_stream.gradients.model import load_model
 from tagcos_stream.types import UserError
 from tests.models import CHATML, tiny_tokenizer
 
@@ -280,3 +285,28 @@ def test_run__with_its_root_in_an_object_store_selects_the_same(
     assert selected(str(tmp_path / "root"), local.run_id).equals(selected(bucket, remote.run_id))
     assert run(small_settings(root=bucket)).stages["gradients"]["computed"] == 0
     assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl").rows == 12
+
+
+def test_run__loads_the_model_once_and_releases_it(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up and the gradients share one; the later stages have its memory, and a run without new rows loads none."""
+    loaded: list[weakref.ref[Any]] = []
+    left: list[int] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        made = load_model(*arguments, **options)
+        loaded.append(weakref.ref(made.model))
+        return made
+
+    def do_stage(name: str, work: Any, run: Any, /, *given: Any) -> Any:
+        result = run_stage(name, work, run, *given)
+        gc.collect()
+        left.append(sum(ref() is not None for ref in loaded))
+        return result
+
+    monkeypatch.setattr(model, "load_model", load)
+    settings = load_settings(small_settings())
+    pipeline.run(settings, SilentReporter(), do_stage)
+    assert len(loaded) == 1
+    assert left == [0, 1, 0, 0, 0, 0]  # after ingest, warm-up, gradients, cluster, select, publish
+    pipeline.run(settings, SilentReporter(), do_stage)
+    assert len(loaded) == 1

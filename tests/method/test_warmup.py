@@ -65,7 +65,7 @@ def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
     assert [checkpoint_content(c) for c in first.checkpoints] == [checkpoint_content(c) for c in again.checkpoints]
     assert first.losses == again.losses
     assert warm(adapted(dropout=0.1), seed=1).losses != first.losses
-    whole, parts = warm(adapted()), warm(adapted(), micro_batch_tokens=30)
+    whole, parts = warm(adapted()), warm(adapted(), token_budget=30)
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)
 
 
@@ -73,9 +73,9 @@ def test_warmup__same_seed_same_bits_and_micro_batches_do_not_matter() -> None:
 def test_warmup__loss_at_targets_trains_what_the_trainers_own_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Micro-batches of unequal numbers of targets, more targets than fit one chunk of the head."""
     monkeypatch.setattr("tagcos_stream.gradients.lm_head.HEAD_TOKENS", 7)
-    comp = warm(adapted(kind), micro_batch_tokens=60)
+    comp = warm(adapted(kind), token_budget=60)
     monkeypatch.setattr("tagcos_stream.gradients.warmup.find_decoder", lambda model: None)
-    ref = warm(adapted(kind), micro_batch_tokens=60)
+    ref = warm(adapted(kind), token_budget=60)
     np.testing.assert_allclose(comp.losses, ref.losses, rtol=1e-5)
     for ours, plain in zip(comp.checkpoints, ref.checkpoints, strict=True):
         for part in ("exp_avg", "exp_avg_sq"):

@@ -1,0 +1,182 @@
+"""The model of a run with its adapter: loading and releasing it, an example as its tokens, the token budget of a pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tagcos_stream.config import GIB, Settings
+from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
+from tagcos_stream.machine import free_memory
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from tagcos_stream.gradients.model import LoadedModel
+
+TOO_LONG = "too long"
+CPU_TOKENS, GPU_TOKENS = 1024, 8192  # a pass, where the settings do not say
+
+
+class AdaptedModel:
+    """A model with its adapter that is loaded when it is first needed and stays loaded until it is closed.
+
+    A run has one, so that the warm-up and the gradients load the model once. As a context manager it closes itself.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: tuple[Settings, str, LoadedModel] | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+    def load(self, settings: Settings, device: str) -> LoadedModel:
+        """The model of these settings on this device, loaded unless it is already. UserError as for `load_adapted`."""
+        if self._loaded is None or self._loaded[:2] != (settings, device):
+            self.close()  # before the other is loaded: there may be no room for both
+            self._loaded = (settings, device, load_adapted(settings, device))
+        return self._loaded[2]
+
+    def close(self) -> None:
+        """Release the model's memory, as far as nothing else holds the model."""
+        self._loaded = None
+
+    def __enter__(self) -> AdaptedModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def load_adapted(settings: Settings, device: str) -> LoadedModel:
+    """The model of these settings, with its adapter attached. UserError if there is none, or none can be loaded."""
+    from transformers.utils import logging
+
+    from tagcos_stream.gradients.adapter import attach_adapter, attach_from_checkpoint
+    from tagcos_stream.gradients.model import load_model
+
+    if not settings.model:
+        raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
+    logging.disable_progress_bar()  # ours tell enough
+    loaded = load_model(
+        settings.model,
+        device=device,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        quantize=settings.quantize,
+    )
+    if settings.adapter:
+        loaded.model = attach_from_checkpoint(loaded.model, settings.adapter)
+    else:
+        loaded.model = attach_adapter(
+            loaded.model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets) or "auto",
+            rank_pattern=settings.rank_pattern(),
+            rslora=settings.rslora,
+            seed=settings.feature_seed,
+        )
+    return loaded
+
+
+def max_length(settings: Settings, loaded: LoadedModel) -> int:
+    """Tokens that an example is limited to: the setting, or the model's own maximum where that is less."""
+    return min(settings.max_length, loaded.max_positions)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An example that cannot be computed, and why."""
+
+    reason: str
+    detail: str | None
+
+
+def encode_row(tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
+    """The example as tokens, or why not."""
+    try:
+        encoded = encode(
+            tokenizer, row["messages"], max_length=longest, tools=row["tools"], template_kwargs=row.get("template_kwargs")
+        )
+    except NoTargets as error:
+        return Rejected(error.reason, str(error))
+    if encoded.truncated and reject_long:
+        return Rejected(TOO_LONG, f"more than {longest} tokens")
+    return encoded
+
+
+def none_encoded(tried: Sequence[tuple[str, Rejected]], settings: Settings) -> UserError:
+    """Why not one of the examples (id, why not) that were drawn can be trained on: the most frequent reason, with an example."""
+    (reason, count), *_ = Counter(rejected.reason for _, rejected in tried).most_common(1)
+    example_id, first = next((example_id, rejected) for example_id, rejected in tried if rejected.reason == reason)
+    remedy = (
+        f": raise --max-length (now {settings.max_length}), or check that answers are in assistant turns"
+        if reason in (NoTargets.reason, TOO_LONG)
+        else ""
+    )
+    return UserError(
+        f"none of {len(tried)} examples drawn can be trained on; {reason} ({count} of them), such as {example_id}: "
+        f"{first.detail}{remedy}"
+    )
+
+
+def gradient_token_budget(settings: Settings, loaded: LoadedModel, variants: int, checkpoints: int, processes: int = 1) -> int:
+    """The token budget of the gradient stage; UserError if it does not fit in memory."""
+    from tagcos_stream.gradients.memory import model_shape, peak_bytes
+
+    shape = model_shape(loaded.model)
+    held = {"variants": variants, "checkpoints": checkpoints, "block_rows": settings.block_rows, "dim": settings.dim}
+
+    def need(tokens: int) -> int:
+        return peak_bytes(shape, token_budget=tokens, max_length=max_length(settings, loaded), **held) - shape.weight_bytes
+
+    return token_budget(settings, loaded, "the gradient stage", need, processes)
+
+
+def token_budget(settings: Settings, loaded: LoadedModel, stage: str, need: Callable[[int], int], processes: int = 1) -> int:
+    """The token budget of a stage that needs need(budget) bytes beside the model, which `processes` run at a time.
+
+    On a CPU it does not depend on the memory found, because a batch's size shows in the last bits of its features;
+    on a GPU, where they repeat to rounding only, it is halved until the stage fits.
+
+    Raises:
+        UserError: it does not fit; with both sizes and what to lower.
+    """
+    room, what = _room(settings, loaded, processes)
+    on_gpu = loaded.device.startswith("cuda")
+    budget = settings.batch_tokens or (GPU_TOKENS if on_gpu else CPU_TOKENS)
+    while settings.batch_tokens is None and on_gpu and budget > settings.max_length and need(budget) > room:
+        budget //= 2
+    if need(budget) > room:
+        cut = "batch_tokens or max_length" if budget > settings.max_length else "max_length"
+        raise UserError(
+            f"{stage} of {settings.model} needs {need(budget) / GIB:.1f} GiB beside the model, in passes of "
+            f"{max(budget, settings.max_length)} tokens; {what}: lower {cut}, or lora_rank, or give it more memory"
+        )
+    return budget
+
+
+def _room(settings: Settings, loaded: LoadedModel, processes: int) -> tuple[int, str]:
+    """(bytes that a process may use beside its model, where they come from)."""
+    if loaded.device.startswith("cuda"):
+        import torch
+
+        free = torch.cuda.mem_get_info(loaded.device)[0]
+        free += torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
+        return free, f"{loaded.device} has {free / GIB:.1f} GiB free"
+    if settings.memory_limit is not None:
+        weights = sum(t.numel() * t.element_size() for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+        room = int(settings.memory_limit * GIB / processes) - weights
+        share = f" for {processes} processes" if processes > 1 else ""
+        return (
+            room,
+            f"memory_limit {settings.memory_limit:g} GiB{share} leaves {max(0, room) / GIB:.1f} beside {weights / GIB:.1f}",
+        )
+    free = free_memory()
+    return free // processes, f"{free / GIB:.1f} GiB are free" + (f" for {processes} processes" if processes > 1 else "")
