@@ -288,7 +288,8 @@ class Probe:
 def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list[Encoded], int, np.ndarray]:
     """(examples that can be computed, number of those that cannot, tokens of those that can)."""
     longest, reject = max_length(settings, loaded), settings.too_long == "reject"
-    tried = [encode_row(loaded.tokenizer, row, longest, reject) for row in sample.iter_rows(named=True)]
+    special = settings.special_tokens
+    tried = [encode_row(loaded.tokenizer, row, longest, reject, special) for row in sample.iter_rows(named=True)]
     good = [e for e in tried if isinstance(e, Encoded)]
     if not good:
         raise none_encoded(list(zip(sample["example_id"], tried, strict=True)), settings)  # type: ignore[arg-type]

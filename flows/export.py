@@ -62,7 +62,7 @@ def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
         # otherwise a folder that holds a tokenizer and no model, which has no limit
 
     def encoded(example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        found = encode_row(loaded, example, longest, settings.too_long == "reject")
+        found = encode_row(loaded, example, longest, settings.too_long == "reject", settings.special_tokens)
         if isinstance(found, Rejected):
             raise Unfit(found.detail or found.reason)
         ids = found.input_ids.tolist()

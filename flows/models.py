@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tagcos_stream.config import GIB, Settings
-from tagcos_stream.gradients.chat import Encoded, NoTargets, encode
+from tagcos_stream.gradients.chat import Encoded, NoTargets, SpecialTokens, encode
 from tagcos_stream.machine import free_memory
 from tagcos_stream.types import UserError
 
@@ -98,11 +98,18 @@ class Rejected:
     detail: str | None
 
 
-def encode_row(tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool) -> Encoded | Rejected:
+def encode_row(
+    tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool, special_tokens: SpecialTokens = "keep"
+) -> Encoded | Rejected:
     """The example as tokens, or why not."""
     try:
         encoded = encode(
-            tokenizer, row["messages"], max_length=longest, tools=row["tools"], template_kwargs=row.get("template_kwargs")
+            tokenizer,
+            row["messages"],
+            max_length=longest,
+            tools=row["tools"],
+            template_kwargs=row.get("template_kwargs"),
+            special_tokens=special_tokens,
         )
     except NoTargets as error:
         return Rejected(error.reason, str(error))

@@ -103,6 +103,12 @@ class Settings(BaseModel):
     too_long: Literal["truncate", "reject"] = setting(
         "feature", "truncate", panel="Model", description="What happens to examples with more tokens."
     )
+    special_tokens: Literal["keep", "escape", "reject"] = setting(
+        "feature",
+        "keep",
+        panel="Model",
+        description="What happens to control tokens, such as an end of turn, in an example's texts: escape encodes them as text.",
+    )
 
     # warm-up
     adapter: str | None = setting(

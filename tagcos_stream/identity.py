@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 
 CHOICE = 2  # raise it when the same inputs choose otherwise than before
 READER_VERSION = 2  # raise it when the same file gives other rows than before
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt", "optimizer.bin")
+
+# settings that came later, at the value that features had before: spaces of before are found by the names they have
+ADDED = {"special_tokens": "keep"}
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -98,7 +101,8 @@ def space_settings(settings: Settings) -> dict[str, Any]:
     """The settings that fix what a feature means, but for those named by content: the model, and an adapter of the user's own,
     which brings its rank, targets and training with it."""
     values = settings.model_dump(mode="json")
-    return {name: values[name] for name in SPACE_FIELDS if not (settings.adapter and name in WARMUP_FIELDS)}
+    found = {name: values[name] for name in SPACE_FIELDS if not (settings.adapter and name in WARMUP_FIELDS)}
+    return {name: value for name, value in found.items() if name not in ADDED or value != ADDED[name]}
 
 
 def space_recipe(settings: Settings, variant: str) -> str:

@@ -72,7 +72,14 @@ def encode_pool(loaded: LoadedModel, examples: pl.DataFrame, *, max_length: int 
     encoded: list[Encoded | None] = []
     for row in examples.iter_rows(named=True):
         try:
-            encoded.append(encode(loaded.tokenizer, row["messages"], max_length=longest, tools=row.get("tools")))
+            one = encode(
+                loaded.tokenizer,
+                row["messages"],
+                max_length=longest,
+                tools=row.get("tools"),
+                template_kwargs=row.get("template_kwargs"),
+            )
+            encoded.append(one)
         except NoTargets:
             encoded.append(None)
     return encoded

@@ -29,7 +29,7 @@ OTHER: dict[str, Any] = {
     "sources": ("/pool/b.jsonl",), "root": "elsewhere", "max_rejects": 0.9, "near_duplicates": 0.8, "heldout": 0.1,
     "decontaminate": ("eval.jsonl",),
     "model": "org/other", "revision": "v2", "trust_remote_code": True, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit",
-    "max_length": 2048, "too_long": "reject",
+    "max_length": 2048, "too_long": "reject", "special_tokens": "escape",
     "adapter": "adapter", "warmup_examples": 100, "warmup_batch_size": 16, "learning_rate": 1e-3, "rise_steps": 3,
     "schedule_steps": 50, "lora_rank": 16, "lora_alpha": 64, "lora_dropout": 0.1, "rslora": True, "lora_targets": ("q_proj",),
     "lora_ranks": ("q_proj=4",), "checkpoints": 2,

@@ -20,7 +20,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
-from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.chat import Encoded, SpecialTokens
 from tagcos_stream.types import UserError
 
 KEPT = 100_000  # encoded examples that are kept for the next selection
@@ -34,6 +34,7 @@ class Texts:
     tokenizer: Any
     longest: int
     reject_long: bool
+    special_tokens: SpecialTokens
     _known: dict[str, Encoded | None] = field(default_factory=dict)
 
     def encode(self, rows: pl.DataFrame) -> list[Encoded | None]:
@@ -48,12 +49,12 @@ class Texts:
         return [self._known[example_id] for example_id in rows["example_id"]]
 
     def encode_row(self, row: dict[str, Any]) -> Encoded | None:
-        one = encode_row(self.tokenizer, row, self.longest, self.reject_long)
+        one = encode_row(self.tokenizer, row, self.longest, self.reject_long, self.special_tokens)
         return one if isinstance(one, Encoded) else None
 
 
 def texts(root: Root, loaded: Any, settings: Settings) -> Texts:
-    return Texts(root, loaded.tokenizer, max_length(settings, loaded), settings.too_long == "reject")
+    return Texts(root, loaded.tokenizer, max_length(settings, loaded), settings.too_long == "reject", settings.special_tokens)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,13 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
     detail = _compute(run, asked.spaces)
-    return features_of(run, asked.chosen.space_id, detail | {"warnings": _losses(run, asked.chosen.space_id)})
+    warnings = _losses(run, asked.chosen.space_id)
+    if detail["special_tokens"] and run.settings.special_tokens == "keep":
+        warnings.append(
+            f"{detail['special_tokens']:,} of {detail['computed']:,} examples have control tokens in their texts, which the "
+            "tokenizer reads as such: --special-tokens escape or reject changes that"
+        )
+    return features_of(run, asked.chosen.space_id, detail | {"warnings": warnings})
 
 
 def features_of(run: RunContext, space_id: str, detail: Mapping[str, Any]) -> Features:
@@ -57,7 +63,7 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     settings = run.settings
     total, tasks = _missing_blocks(run, asked)
     left = sum(task.rows for task in tasks)
-    summary = {"rows": total, "truncated": 0, "halvings": 0}
+    summary = {"rows": total, "truncated": 0, "special_tokens": 0, "halvings": 0}
     if not tasks:
         run.model.close()
         return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
@@ -80,6 +86,7 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
             progress(done, total)
             seconds, model_seconds = seconds + block.seconds, model_seconds + block.model_seconds
             summary["truncated"] += block.truncated
+            summary["special_tokens"] += block.special_tokens
             summary["halvings"] += block.halvings
     summary |= spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     return summary | {"batch_tokens": block.token_budget, "model_share": round(model_seconds / seconds, 4)}

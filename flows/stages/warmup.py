@@ -126,11 +126,12 @@ def _warmup_sample(run: RunContext, pool: Pool, loaded: Any) -> list[Encoded]:
     wanted = settings.warmup_size(pool.examples)
     # drawn with reserves: an example without target tokens is passed over for the next
     drawn = pool_sample(run.catalog, run.run_id, 2 * wanted, settings.feature_seed)
+    longest = max_length(settings, loaded)
     encoded: dict[str, Encoded] = {}
     rejected: list[tuple[str, Rejected]] = []
     for frame in example_reader(run.root).iterate(drawn.select("segment", "row", "example_id")):
         for row in frame.iter_rows(named=True):
-            one = encode_row(loaded.tokenizer, row, max_length(settings, loaded), settings.too_long == "reject")
+            one = encode_row(loaded.tokenizer, row, longest, settings.too_long == "reject", settings.special_tokens)
             if isinstance(one, Encoded):
                 encoded[row["example_id"]] = one
             else:

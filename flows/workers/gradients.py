@@ -54,6 +54,7 @@ class BlockResult:
     seconds: float  # since the block before was computed: waiting for tokens, for chunks on disk and for the driver included
     model_seconds: float  # of these within forward and backward passes
     truncated: int
+    special_tokens: int  # examples with control tokens in their texts
     token_budget: int  # halved after running out of device memory
     halvings: int
 
@@ -139,8 +140,16 @@ class Engine:
 
     def _prepare(self, task: Task) -> tuple[Task, pl.DataFrame, list[Encoded | Rejected]]:
         frame = self.spec.reader.read(task.segment, *self._writer(task, task.spaces[0]).block_range(task.block))
-        reject_long = self.spec.settings.too_long == "reject"
-        return task, frame, [encode_row(self.tokenizer, row, self.max_length, reject_long) for row in frame.iter_rows(named=True)]
+        settings = self.spec.settings
+        reject_long = settings.too_long == "reject"
+        return (
+            task,
+            frame,
+            [
+                encode_row(self.tokenizer, row, self.max_length, reject_long, settings.special_tokens)
+                for row in frame.iter_rows(named=True)
+            ],
+        )
 
     def _compute(self, encoded: Sequence[Encoded | Rejected], progress: Callable[[float], None]) -> Any:
         """BlockFeatures of the examples that can be computed, or None where there are none."""
@@ -193,6 +202,7 @@ class Engine:
             seconds=seconds,
             model_seconds=0.0 if outcome is None else outcome.model_seconds,
             truncated=sum(isinstance(e, Encoded) and e.truncated for e in encoded),
+            special_tokens=sum(isinstance(e, Encoded) and e.special_tokens > 0 for e in encoded),
             token_budget=self.token_budget if outcome is None else outcome.token_budget,
             halvings=0 if outcome is None else outcome.halvings,
         )

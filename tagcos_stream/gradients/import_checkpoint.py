@@ -1,12 +1,15 @@
 """A warm-up of the user's own: adapter and moments from a Trainer checkpoint folder.
 
-Trainer saves the optimizer's state keyed by a running number: first the parameters with weight decay, then those without, each
-in the model's order. The numbers are turned back into names by building that order from the model, and every shape is checked.
+Where the optimizer's state names its parameters (FSDP's optimizer.bin, and state dictionaries with `param_names`), it is
+matched by these names. Trainer alone saves it keyed by a running number: first the parameters with weight decay, then those
+without, each in the model's order; these numbers are turned back into names by building that order from the model. Every shape
+is checked.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +19,60 @@ import torch
 from tagcos_stream.gradients.adapter import adapter_parameters, adapter_weights, require_fit
 from tagcos_stream.types import Checkpoint, UserError
 
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")  # the second is FSDP's
+_WRAPPERS = re.compile(r"\b(?:module|_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+
 
 def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
-    """The adapter weights and Adam moments in `folder` (adapter_model.safetensors, optimizer.pt), matched to `model`'s
-    parameters.
+    """The adapter weights and Adam moments of a checkpoint folder, matched to a model's parameters.
 
-    Attach the adapter with `attach_from_checkpoint` first. UserError for a missing file, an optimizer that is not Adam's, or
-    names or shapes that differ, with both sides listed. optimizer.pt is read with weights_only: it cannot run code.
+    The optimizer's file is read with weights_only: it cannot run code.
+
+    Parameters
+    ----------
+    folder : str or Path
+        With adapter_model.safetensors and optimizer.pt, or FSDP's optimizer.bin.
+    model : PeftModel
+        With its adapter attached by `attach_from_checkpoint`.
+
+    Raises
+    ------
+    UserError
+        A file is missing or in shards, the optimizer is not Adam, or names or shapes differ, with both sides listed.
     """
     folder = Path(folder)
     parameters = adapter_parameters(model)
     weights = _fitting(adapter_weights(folder), parameters, folder / "adapter_model.safetensors")
-    states = _by_name(_optimizer_state(folder), model, parameters, folder)
+    path = _optimizer_file(folder)
+    states = _by_name(_optimizer_state(path), model, parameters, path)
     parts = {
-        part: _fitting({name: state[part] for name, state in states.items()}, parameters, folder / "optimizer.pt")
+        part: _fitting({name: state[part] for name, state in states.items()}, parameters, path)
         for part in ("exp_avg", "exp_avg_sq")
     }
     steps = {int(state["step"]) for state in states.values()}
     if len(steps) != 1 or min(steps) < 1:
-        raise UserError(
-            f"{folder / 'optimizer.pt'}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all"
-        )
+        raise UserError(f"{path}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all")
     step, rate = _progress(folder, steps.pop())
     return Checkpoint(step[0], rate, 1.0, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
 
 
-def _optimizer_state(folder: Path) -> dict[str, Any]:
-    path = folder / "optimizer.pt"
-    if not path.is_file():
+def _optimizer_file(folder: Path) -> Path:
+    for name in OPTIMIZER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    shards = [path.name for path in (*folder.glob("optimizer_*"), *folder.glob("global_step*")) if path.is_dir()]
+    if shards:
         raise UserError(
-            f"{folder}: no optimizer.pt: the moments are needed; save checkpoints without save_only_model, "
-            "or run the warm-up here"
+            f"{folder}: the optimizer's state is in shards ({shards[0]}): save it whole, with FSDP's "
+            "fsdp_state_dict_type FULL_STATE_DICT (optimizer.bin) or without DeepSpeed, or run the warm-up here"
         )
+    raise UserError(
+        f"{folder}: no optimizer.pt or optimizer.bin: the moments are needed; save checkpoints without save_only_model, "
+        "or run the warm-up here"
+    )
+
+
+def _optimizer_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
@@ -55,39 +80,49 @@ def _optimizer_state(folder: Path) -> dict[str, Any]:
             f"{path}: cannot be read as a plain optimizer state ({type(error).__name__}): save it with torch.save"
         ) from error
     if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
-        raise UserError(
-            f"{path}: no torch optimizer state (keys 'state' and 'param_groups'); DeepSpeed and FSDP shards are not supported"
-        )
+        raise UserError(f"{path}: no torch optimizer state (keys 'state' and 'param_groups'): save the optimizer's state_dict")
     return state
 
 
 def _by_name(
-    optimizer: dict[str, Any], model: Any, parameters: dict[str, torch.nn.Parameter], folder: Path
+    optimizer: dict[str, Any], model: Any, parameters: dict[str, torch.nn.Parameter], path: Path
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Adam's state of every parameter by name."""
-    indices = [index for group in optimizer["param_groups"] for index in group["params"]]
+    keys = [key for group in optimizer["param_groups"] for key in group["params"]]
     stated = [name for group in optimizer["param_groups"] for name in group.get("param_names", [])]
-    decayed = _decayed_names(model)
-    names = [name for name in parameters if name in decayed] + [name for name in parameters if name not in decayed]
-    if len(indices) != len(names):
-        shapes = [tuple(optimizer["state"][i]["exp_avg"].shape) for i in indices if "exp_avg" in optimizer["state"].get(i, {})]
+    if len(keys) != len(parameters):
+        shapes = [tuple(optimizer["state"][i]["exp_avg"].shape) for i in keys if "exp_avg" in optimizer["state"].get(i, {})]
         raise UserError(
-            f"{folder / 'optimizer.pt'} holds {len(indices)} parameters (shapes {shapes[:4]} ...), "
-            f"the model's adapter has {len(names)} "
-            f"({', '.join(names[:3])} ...): attach the adapter that the checkpoint was trained with"
+            f"{path} holds {len(keys)} parameters (shapes {shapes[:4]} ...), "
+            f"the model's adapter has {len(parameters)} "
+            f"({', '.join(list(parameters)[:3])} ...): attach the adapter that the checkpoint was trained with"
         )
-    if len(stated) == len(indices):
-        by_tail = {name.replace(".default.", "."): index for name, index in zip(stated, indices, strict=True)}
-        if by_tail.keys() == parameters.keys():
-            names, indices = list(by_tail), list(by_tail.values())
-    states = {name: optimizer["state"].get(index, {}) for name, index in zip(names, indices, strict=True)}
-    lacking = [name for name, state in states.items() if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys()]
-    if lacking:
+    if stated or any(isinstance(key, str) for key in keys):
+        named = dict(zip(map(_plain_name, stated or keys), keys, strict=True))
+        unknown, lacking = sorted(named.keys() - parameters.keys()), sorted(parameters.keys() - named.keys())
+        if unknown or lacking:
+            raise UserError(
+                f"{path} names other parameters than the model's adapter; only there: {', '.join(unknown[:3])} ... "
+                f"({len(unknown)}), only in the model: {', '.join(lacking[:3])} ... ({len(lacking)}): attach the adapter that "
+                "the checkpoint was trained with, and with FSDP train with use_orig_params"
+            )
+        by_name = {name: named[name] for name in parameters}
+    else:
+        decayed = _decayed_names(model)
+        order = [name for name in parameters if name in decayed] + [name for name in parameters if name not in decayed]
+        by_name = dict(zip(order, keys, strict=True))
+    states = {name: optimizer["state"].get(key, {}) for name, key in by_name.items()}
+    without = [name for name, state in states.items() if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys()]
+    if without:
         raise UserError(
-            f"{folder / 'optimizer.pt'}: no Adam moments for {len(lacking)} parameters ({lacking[0]} ...): "
-            "train with AdamW (optim adamw_torch)"
+            f"{path}: no Adam moments for {len(without)} parameters ({without[0]} ...): train with AdamW (optim adamw_torch)"
         )
     return states
+
+
+def _plain_name(name: object) -> str:
+    """A parameter's name as the adapter's file has it: without what wrappers of a model put into names."""
+    return _WRAPPERS.sub("", str(name)).replace(".default.", ".")
 
 
 def _decayed_names(model: Any) -> set[str]:

@@ -22,6 +22,7 @@ from storage.catalog.selections import selection
 from storage.exports import write as exports
 from storage.exports.files import MARK
 from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file, resolve_sources
 from tagcos_stream.gradients.chat import encode
 from tagcos_stream.gradients.model import load_tokenizer
@@ -279,6 +280,51 @@ def test_export__llama_factory_and_axolotl_keep_to_what_they_document(exported: 
     for row in pq.read_table(stanza["path"]).to_pylist():
         for tool in row[stanza["field_tools"]] or []:
             assert json.loads(tool["function"]["parameters"]) == TOOL["function"]["parameters"]
+
+
+def test_export__trl_has_the_labels_of_reasoning_and_calls(
+    small_settings: Callable[..., dict[str, Any]], model_folder: Path, tmp_path: Path
+) -> None:
+    """With a template like Qwen3's, which prints thoughts of the last turn only and takes them out of contents."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{% if m.role == 'assistant' and loop.last and mood != 'fast' %}"
+        "{{ '<think>' + (m.reasoning_content or m.content.split('</think>')[0].split('<think>')[-1]) + '</think>' }}{% endif %}"
+        "{{ m.content.split('</think>')[-1] }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    folder = tmp_path / "thinker"
+    shutil.copytree(model_folder, folder)
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    tiny_tokenizer(template).save_pretrained(folder)
+    ask = {"role": "user", "content": "Is <|im_end|> it?"}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    rows: list[dict[str, Any]] = [
+        {"messages": [ask, {"role": "assistant", "content": "<think>hm</think>Yes."}]},
+        {"messages": [ask, {"role": "assistant", "content": "Yes.", "reasoning_content": "so"}]},
+        {"messages": [ask, {"role": "assistant", "content": "Look.", "tool_calls": [call]}]},
+        {"messages": [ask, {"role": "assistant", "content": "No."}], "chat_template_kwargs": {"mood": "fast"}},
+    ]
+    said = [
+        "<think>hm</think>Yes.<|im_end|>",
+        "<think>so</think>Yes.<|im_end|>",
+        '<think>Look.</think>Look.{"name": "f", "arguments": {"x": 1}}<|im_end|>',
+        "No.<|im_end|>",
+    ]
+    pool = tmp_path / "thoughts.jsonl"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = {"fraction": 1.0, "method": "random", "max_length": 256, "special_tokens": "escape"}
+    settings = small_settings(model=str(folder), sources=(str(pool),), **asked)
+    outcome = pipeline.run(load_settings(settings), SilentReporter())
+    assert outcome.stages["gradients"]["special_tokens"] == 4
+    export.export(open_root(settings["root"], create=False), "latest", tmp_path / "trl", format="trl")
+    tokenizer = load_tokenizer(str(folder))
+    found = []
+    for row in pq.read_table(next((tmp_path / "trl").glob("*.parquet"))).to_pylist():
+        found.append(tokenizer.decode([i for i in row["labels"] if i != -100]))
+        assert row["input_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert sorted(found) == sorted(said)
 
 
 def test_export__trl_trains_on_it_by_weight(

@@ -196,6 +196,48 @@ def test_import_checkpoint__refuses_mismatch_with_both_sides_listed(trained: tup
         import_checkpoint(copy, model)
 
 
+@pytest.mark.parametrize("wrapper", ["", "_fsdp_wrapped_module.", "module._orig_mod."])
+def test_import_checkpoint__state_keyed_by_name_is_matched_by_name(
+    trained: tuple[Path, Any], tmp_path: Path, wrapper: str
+) -> None:
+    """FSDP's optimizer.bin: names for keys, in whatever order. All lora_A have one shape, so that only names tell them apart."""
+    folder, _ = trained
+    model = attach_from_checkpoint(tiny_model(), folder)
+    ref = import_checkpoint(folder, model)
+    for file in folder.iterdir():
+        if file.name != "optimizer.pt":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    names = [name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.") for name in ref.exp_avg]
+    keyed = {
+        wrapper + full: {
+            "step": torch.tensor(3.0),
+            "exp_avg": torch.from_numpy(ref.exp_avg[name]),
+            "exp_avg_sq": torch.from_numpy(ref.exp_avg_sq[name]),
+        }
+        for name, full in zip(ref.exp_avg, names, strict=True)
+    }
+    backwards = list(reversed(keyed))
+    torch.save({"state": keyed, "param_groups": [{"lr": 1e-3, "params": backwards}]}, tmp_path / "optimizer.bin")
+    comp = import_checkpoint(tmp_path, model)
+    for name in ref.exp_avg:
+        np.testing.assert_array_equal(comp.exp_avg[name], ref.exp_avg[name])
+        np.testing.assert_array_equal(comp.exp_avg_sq[name], ref.exp_avg_sq[name])
+    numbered = {"state": dict(enumerate(keyed[key] for key in backwards))}
+    groups = [{"params": list(range(len(backwards))), "param_names": backwards}]
+    torch.save(numbered | {"param_groups": groups}, tmp_path / "optimizer.bin")
+    by_param_names = import_checkpoint(tmp_path, model)
+    for name in ref.exp_avg:
+        np.testing.assert_array_equal(by_param_names.exp_avg[name], ref.exp_avg[name])
+    groups[0]["param_names"] = ["base.other", *backwards[1:]]
+    torch.save(numbered | {"param_groups": groups}, tmp_path / "optimizer.bin")
+    with pytest.raises(UserError, match=r"optimizer.bin names other parameters .* only there: base.other .* only in the model: "):
+        import_checkpoint(tmp_path, model)
+    (tmp_path / "optimizer.bin").unlink()
+    (tmp_path / "optimizer_0").mkdir()
+    with pytest.raises(UserError, match=r"in shards \(optimizer_0\): save it whole, .*FULL_STATE_DICT"):
+        import_checkpoint(tmp_path, model)
+
+
 def test_import_checkpoint__optimizer_file_cannot_run_code(trained: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = trained
     for file in folder.iterdir():
