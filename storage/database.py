@@ -21,7 +21,7 @@ from storage.lock import Waiting
 from tagcos_stream.types import UserError
 
 SQL = Path(__file__).parent / "sql"
-VIEWS = [SQL / name for name in ("views.sql", "views_pool.sql", "views_comments.sql")]
+VIEWS = [SQL / name for name in ("views.sql", "views_stands.sql", "views_pool.sql", "views_comments.sql")]
 # The oldest shell that reads the file: DuckDB 2.0's own format cannot be opened by the 1.5 shells people have.
 STORAGE_VERSION = "v1.5.0"
 # One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.

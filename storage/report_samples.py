@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from storage.arrays import segments
 from storage.examples import example_reader
 from storage.root import Root
 
@@ -16,6 +18,7 @@ LEAST, MOST = 4, 10  # of each, a group
 CLUSTERS = 300  # whose nearest examples are shown: the largest
 NEAREST = 2
 CHANGED = 4  # of each kind of change
+MAP_CHOSEN, MAP_LEFT = 800, 1600  # examples on the map, at most
 MESSAGES, CHARACTERS = 6, 600  # of an example, of a message
 
 
@@ -28,7 +31,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Samples:
-    """One row an example and role: kind, cluster, place, example_id, dataset, score, weight, tokens, target_tokens, loss, reason.
+    """One row an example and role: kind, cluster, place, example_id, dataset, score, weight, tokens, target_tokens, loss, reason;
+    stands (what it stands for, or what stands for it, in words) and stands_near (ids of some that it stands for).
 
     kind is `chosen` (place: order of choice, from 0), `missed` (place 1 would have been chosen next), `nearest` (to its centroid,
     from 1), `entered` or `left` (since the earlier run, in no particular order).
@@ -54,12 +58,34 @@ def collect(root: Root, run_id: str, *, clustering_id: str | None, base: str | N
     rows = pl.concat(found, how="diagonal_relaxed")
     messages: dict[str, list[Message]] = {}
     turns: dict[str, int] = {}
-    places = rows.select("example_id", "segment", "row").unique("example_id", maintain_order=True)
+    places = rows.select("example_id", "segment", "row")
+    near = rows["stands_near"].explode().drop_nulls().to_list()
+    others = root.catalog.read("SELECT example_id, segment, row FROM examples WHERE example_id IN (SELECT unnest(?))", [near])
+    places = pl.concat([places, others], how="vertical_relaxed").unique("example_id", maintain_order=True)
     for part in example_reader(root).iterate(places):
         for example in part.iter_rows(named=True):
             turns[example["example_id"]] = len(example["messages"])
             messages[example["example_id"]] = [_message(message) for message in example["messages"][:MESSAGES]]
     return Samples(rows.drop("segment", "row"), messages, turns)
+
+
+@dataclass(frozen=True)
+class MapSample:
+    """Examples for the map, drawn by their ids: the chosen and the others each at random, n rows of D dimensions.
+
+    rows: example_id, dataset, cluster (may be null), chosen, tokens, loss, weight (how many of its kind it was drawn for).
+    """
+
+    rows: pl.DataFrame
+    features: np.ndarray  # (n, D) float16
+
+
+def map_sample(root: Root, run_id: str, space_id: str, clustering_id: str | None) -> MapSample:
+    """Of a complete run. Reads the features of the rows drawn and no others, without verifying the blocks they lie in."""
+    named = {"run": run_id, "space": space_id, "clustering": clustering_id, "most": MAP_CHOSEN, "others": MAP_LEFT}
+    rows = root.catalog.read(MAP_SAMPLE, named)
+    features = segments.open_features(root.files, space_id, rows).gather(np.arange(len(rows)), verify=False)
+    return MapSample(rows.drop("segment", "row"), features)
 
 
 def _message(message: dict[str, Any]) -> Message:
@@ -80,17 +106,24 @@ CHOSEN_AND_MISSED = """
             SELECT 'chosen' AS kind, s.cluster, s.rank AS place, s.example_id, s.correlation AS score, s.weight
             FROM selections s JOIN shown USING (cluster) WHERE s.run_id = $run AND s.rank < shown.each
         ),
+        standing AS (FROM stands_for($run) WHERE example_id IN (SELECT example_id FROM chosen)),
         missed AS (
-            SELECT 'missed' AS kind, c.cluster, e.example_id, c.margin::DOUBLE AS score,
+            SELECT 'missed' AS kind, c.cluster, e.example_id, c.margin::DOUBLE AS score, n.example_id AS representative, c.cosine,
                 row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place
-            FROM candidates_of($run) c JOIN shown USING (cluster) JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            FROM candidate_rows_of($run) c JOIN shown USING (cluster) JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            LEFT JOIN selections n ON n.run_id = $run AND n.cluster = c.cluster AND n.rank = c.representative
             WHERE e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = $run)
             QUALIFY place <= shown.each
         ),
         together AS (FROM chosen UNION ALL BY NAME FROM missed)
-    SELECT b.*, e.dataset, r.tokens, r.target_tokens, r.loss, e.segment, e.row,
+    SELECT b.*, e.dataset, r.tokens, r.target_tokens, r.loss, e.segment, e.row, g.rows AS stands_for, g.examples AS stands_near,
+        CASE
+            WHEN g.rows IS NOT NULL THEN stands_in_words(g.rows, g.datasets)
+            WHEN b.representative IS NOT NULL
+                THEN format('nearest chosen example: {} (cosine {:.3f})', left(b.representative, 12), b.cosine)
+        END AS stands,
         score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) AS reason
-    FROM together b JOIN examples e USING (example_id)
+    FROM together b JOIN examples e USING (example_id) LEFT JOIN standing g USING (example_id)
     LEFT JOIN feature_rows r ON r.space_id = (SELECT space_id FROM asked) AND r.segment = e.segment AND r.row = e.row
     ORDER BY b.cluster, b.kind, b.place"""
 NEAREST_TO_CENTROID = """
@@ -103,6 +136,21 @@ NEAREST_TO_CENTROID = """
         largest AS (SELECT cluster FROM near WHERE place = 1 ORDER BY size DESC, cluster LIMIT $clusters)
     SELECT 'nearest' AS kind, cluster, place, example_id, dataset, segment, row FROM near
     WHERE place <= $each AND cluster IN (FROM largest) ORDER BY cluster, place"""
+MAP_SAMPLE = """
+    WITH known AS (
+            SELECT p.example_id, p.segment, p.row, p.dataset, a.cluster, s.example_id IS NOT NULL AS chosen, r.tokens, r.loss
+            FROM pool_of($run) p JOIN feature_rows r ON r.space_id = $space AND r.segment = p.segment AND r.row = p.row
+            LEFT JOIN (SELECT * FROM assignments WHERE clustering_id = $clustering) a ON a.segment = p.segment AND a.row = p.row
+            LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = p.example_id
+            WHERE r.status = 'ok'
+        ),
+        drawn AS (
+            SELECT *, row_number() OVER (PARTITION BY chosen ORDER BY md5(example_id), example_id) AS place,
+                count(*) OVER (PARTITION BY chosen) AS n
+            FROM known
+        )
+    SELECT * EXCLUDE (place, n), n / least(n, CASE WHEN chosen THEN $most ELSE $others END) AS weight FROM drawn
+    WHERE place <= CASE WHEN chosen THEN $most ELSE $others END ORDER BY segment, row"""
 CHANGES = """
     SELECT d.change AS kind, d.cluster_b AS cluster, d.example_id, d.dataset, d.reason, e.segment, e.row,
         row_number() OVER (PARTITION BY d.change, d.reason ORDER BY d.example_id) AS place

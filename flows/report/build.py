@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import polars as pl
 
 from flows.report import examples, provenance, selection
-from flows.report.elements import MOST_ROWS, Report, Section, Sources, written
+from flows.report.elements import MOST_ROWS, Report, Section, Sources, isolated, named, plain_url, written
 from flows.report.page import render
 from storage import report_samples
-from storage.arrays import grouped_reader
 from storage.catalog import report_facts
 from storage.catalog.report_facts import Facts
 from storage.exports.files import beside
-from storage.report_samples import CLUSTERS, Samples
+from storage.report_samples import MapSample, Samples
 from storage.root import Root
-from tagcos_stream.clustering.pca import plane
+from tagcos_stream.clustering.pca import Plane, principal_plane
+from tagcos_stream.config import Settings
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
+
+UNREMARKABLE = {"root", "sources", "model", "method", "wait"}  # named elsewhere, or of no effect
+MOST_NOTED = 12  # datasets
 
 
 def report_key(run_id: str) -> str:
@@ -49,24 +53,14 @@ def make_report(root: Root, run_id: str) -> str:
     """The page of a complete run. Its size, and memory beside the catalog's own limit, do not grow with the pool."""
     facts = report_facts.gather(root.catalog, run_id)
     shown = report_samples.collect(root, run_id, clustering_id=facts.clustering_id, base=facts.drift.get("base_run"))
-    return render(lay_out(facts, shown, *places(root, facts)))
+    drawn = report_samples.map_sample(root, run_id, facts.run["space_id"], facts.clustering_id)
+    plane = principal_plane(drawn.features, drawn.rows["weight"].to_numpy())
+    return render(lay_out(facts, shown, drawn, plane))
 
 
-def places(root: Root, facts: Facts) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """(coordinates (2,) by cluster, shares of the spread (2,)) of the largest clusters in a plane."""
-    sizes = facts.clusters.group_by("cluster").agg(pl.col("size").sum()).sort("size", "cluster", descending=[True, False])
-    sizes = sizes.head(CLUSTERS)
-    if facts.clustering_id is None or sizes.is_empty():
-        return {}, np.zeros(2)
-    clusters = sizes["cluster"].to_numpy().astype(np.int64)
-    centroids = grouped_reader.some_centroids(root.files, facts.clustering_id, clusters)
-    coordinates, shares = plane(centroids, sizes["size"].to_numpy())
-    return dict(zip(clusters.tolist(), coordinates, strict=True)), shares
-
-
-def lay_out(facts: Facts, shown: Samples, at: dict[int, np.ndarray], shares: np.ndarray) -> Report:
+def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Report:
     """The report's content; reads nothing."""
-    method = facts.run["method"]
+    method, config = facts.run["method"], json.loads(facts.run["config"])
     word = selection.WORDS[METHODS[method].within]
     known = Sources(facts.sources["dataset"])
     groups = examples.side_by_side(facts, shown, known, word)
@@ -74,12 +68,16 @@ def lay_out(facts: Facts, shown: Samples, at: dict[int, np.ndarray], shares: np.
     largest = facts.groups.sort("size", "cluster", descending=[True, False]).head(MOST_ROWS)["cluster"].to_list()
     return Report(
         run_id=facts.run["run_id"],
-        subtitle=f"{chosen:,} of {usable:,} examples ({chosen / usable:.2%}) selected by {method} from {_sources(facts)}.",
+        subtitle=(
+            f"{chosen:,} of {usable:,} examples ({chosen / usable:.2%}) selected by {method} from {_sources(facts)}, "
+            f"by the gradients of {plain_url(str(config.get('model') or 'an unnamed model'))}."
+        ),
+        notes=_notes(facts, config),
         figures=_figures(facts, usable, chosen),
         sources=known,
         sections=[
             selection.sources(facts, known),
-            selection.cluster_map(facts, shown, known, at, shares.tolist()),
+            selection.example_map(facts, shown, known, drawn, plane, word),
             selection.budgets(facts, known, word),
             selection.residuals(facts, word),
             selection.lengths(facts, known),
@@ -101,10 +99,38 @@ def _sources(facts: Facts) -> str:
     return "one source" if len(facts.sources) == 1 else f"{len(facts.sources):,} sources"
 
 
+def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:
+    """What sets this run apart, at the top: settings that differ from the default, and changes since the run before."""
+    differ = [
+        f"{name} {provenance.setting(value)}"
+        for name, value in config.items()
+        if name in Settings.model_fields and name not in UNREMARKABLE and value != _default(name)
+    ]
+    notes = [f"Settings that differ from the default: {', '.join(differ)}." if differ else "All settings are the default."]
+    if not facts.moved.is_empty():
+        moved = [
+            f"{isolated(named(row['dataset']))} {row['pool_before']:,} → {row['pool']:,}, "
+            f"chosen {row['selected_before']:,} → {row['selected']:,}"
+            for row in facts.moved.iter_rows(named=True)
+        ]
+        more = f" and {len(moved) - MOST_NOTED} more" if len(moved) > MOST_NOTED else ""
+        notes.append(f"Since {facts.drift['base_run']}, by dataset (pool, chosen): {'; '.join(moved[:MOST_NOTED])}{more}.")
+    elif facts.drift.get("base_run"):
+        notes.append(f"No dataset's pool or selection changed in size since {facts.drift['base_run']}.")
+    return notes
+
+
+def _default(name: str) -> Any:
+    default = Settings.model_fields[name].get_default(call_default_factory=True)
+    return list(default) if isinstance(default, tuple) else default
+
+
 def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str, object]]:
     whole = facts.match.filter(pl.col("cluster").is_null()).to_dicts()
     error = whole[0] if whole else {"error_plain": None, "error_weighted": None}
     tokens = facts.sizes.filter(pl.col("measure") == "target tokens", pl.col("chosen").eq_missing(True))["total"].to_list()
+    control = _control(facts)
+    beside = "; 1 explains nothing" if control is None else f"; random: {written(control, 'number')}"
     told = [
         ("found", "examples in the pool", facts.found, "count"),
         ("usable", "with a feature", usable, "count"),
@@ -113,11 +139,24 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
         ("tokens", "target tokens selected", tokens[0] if tokens else None, "count"),
         ("rejected", "rejected", int(facts.rejects["rows"].sum()), "count"),
         ("groups", "clusters", facts.clusters["cluster"].n_unique(), "count"),
-        ("error_plain", "error, counted alike", error["error_plain"], "number"),
-        ("error_weighted", "error, weighted", error["error_weighted"], "number"),
+        ("error_plain", f"error of the pool's mean gradient, equal weights{beside}", error["error_plain"], "number"),
+        ("error_weighted", "the same with the method's weights", error["error_weighted"], "number"),
         ("seconds", "seconds", float(facts.stages["seconds"].sum()), "seconds"),
     ]
     return [(id, words, written(value, kind), value) for id, words, value, kind in told if value is not None]  # type: ignore[arg-type]
+
+
+def _control(facts: Facts) -> float | None:
+    """The same error of a random selection of about this size from this pool, where a run or `tagcos diagnose` measured one."""
+    share = int(facts.groups["selected"].sum()) / max(int(facts.groups["size"].sum()), 1)
+    measured = [
+        (abs(row["fraction"] - share), row["error_plain"])
+        for frame in (facts.budgets, facts.comparison)
+        if not frame.is_empty()
+        for row in frame.filter(pl.col("method") == "random").iter_rows(named=True)
+        if row["error_plain"] is not None and abs(row["fraction"] - share) <= 0.1 * share
+    ]
+    return min(measured)[1] if measured else None
 
 
 def _examples(facts: Facts, groups: list[examples.Group], word: str, chosen: int) -> Section:

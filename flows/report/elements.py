@@ -55,6 +55,8 @@ class Example:
     cluster: int | None
     heading: str
     reason: str
+    stands: str  # what it stands for, or what stands for it
+    near: list[str]  # the first words of some that it stands for
     facts: str
     messages: list[Any]  # role, content, left_out
     turns: int
@@ -147,6 +149,7 @@ class Report:
 
     run_id: str
     subtitle: str
+    notes: list[str]
     figures: list[tuple[str, str, str, Any]]  # id, words, value as written, value
     sources: Sources
     sections: list[Section]

@@ -89,12 +89,13 @@ function choose(cluster) {
   filter();
 }
 
-function matches(item) {
+// The text is searched in examples only: tables of files and settings have nothing to do with it.
+function matches(item, searched) {
   const { s, parts, c } = item.dataset;
   if (state.s !== null && s !== undefined && Number(s) !== state.s) return false;
   if (state.s !== null && parts !== undefined && !parts.includes(` ${state.s} `)) return false;
   if (state.c !== null && c !== undefined && Number(c) !== state.c) return false;
-  return !state.text || (item.textContent + " " + (item.dataset.id ?? "")).toLowerCase().includes(state.text);
+  return !searched || !state.text || (item.textContent + " " + (item.dataset.id ?? "")).toLowerCase().includes(state.text);
 }
 
 function filter() {
@@ -102,11 +103,11 @@ function filter() {
   Object.assign(state, { text: field("text").value.trim().toLowerCase(), s: number("source"), c: number("cluster") });
   for (const table of document.querySelectorAll("details.table")) {
     const rows = [...table.querySelectorAll("tbody tr")];
-    for (const row of rows) row.hidden = !matches(row);
+    for (const row of rows) row.hidden = !matches(row, false);
     table.querySelector(".shown").textContent = rows.filter((row) => !row.hidden).length;
   }
   const examples = [...document.querySelectorAll(".example")];
-  for (const example of examples) example.hidden = !matches(example);
+  for (const example of examples) example.hidden = !matches(example, true);
   const any = Boolean(state.text) || state.s !== null || state.c !== null;
   for (const group of document.querySelectorAll(".group, .changed")) {
     group.hidden = !group.querySelector(".example:not([hidden])");

@@ -84,21 +84,10 @@ def by_source(rows: Rows) -> Plot:
     return Plot("sources", "Share by source", "Bars: each source's share of the pool and of the selection.", spec, rows, step=28)
 
 
-def cluster_map(rows: Rows, names: Sequence[str], shares: Sequence[float]) -> Plot:
-    """rows: cluster, x, y, size, selected, share, main (name of its largest source), sources, example, another, parts."""
+def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word: str) -> Plot:
+    """rows: kind "example" (x, y, s, c, dataset, main, chosen, example, tokens, loss) or "outline" (x, y, c, order)."""
     domain = [*names[: len(SOURCES)], *(["other sources"] if len(names) > len(SOURCES) else [])]
     colours = [*SOURCES[: len(domain)], *([OTHER] if len(names) > len(SOURCES) else [])]
-    largest = max((row["size"] for row in rows), default=1)
-    tips = _tips(
-        ("cluster", "cluster", None),
-        ("size", "examples", ","),
-        ("selected", "chosen", ","),
-        ("share", "share chosen", ".2%"),
-        ("sources", "sources", None),
-        ("example", "nearest", None),
-        ("another", "next", None),
-    )
-    size: dict[str, Any] = {"type": "quantitative", "scale": {"domain": [0, largest], "range": [0, 2400]}}
     place = {
         axis: _q(
             axis,
@@ -106,7 +95,7 @@ def cluster_map(rows: Rows, names: Sequence[str], shares: Sequence[float]) -> Pl
             labels=False,
             ticks=False,
             grid=False,
-            scale={"zero": False, "padding": 30},
+            scale={"zero": False, "padding": 16},
         )
         for axis, words, share in zip(("x", "y"), ("first", "second"), shares, strict=True)
     }
@@ -114,19 +103,40 @@ def cluster_map(rows: Rows, names: Sequence[str], shares: Sequence[float]) -> Pl
         "field": "main",
         "type": "nominal",
         "scale": {"domain": domain, "range": colours},
-        "legend": _legend("main source", 3),
+        "legend": _legend("dataset", 3),
     }
-    circle = {"type": "circle", "stroke": "transparent"}
+    tips = _tips(
+        ("dataset", "dataset", None),
+        ("chosen", "chosen", None),
+        ("c", word, None),
+        ("tokens", "tokens", ","),
+        ("loss", "loss", ".3f"),
+        ("example", "example", None),
+    )
+    marked = {"color": colour, "tooltip": tips}
     spec = _spec(
-        360,
-        encoding=place | {"color": colour, "tooltip": tips},
+        420,
+        encoding=place,
         layer=[
-            {"mark": circle | {"opacity": 0.45}, "encoding": {"size": size | {"field": "size", "legend": None}}},
-            {"mark": circle | {"opacity": 1}, "encoding": {"size": size | {"field": "selected", "legend": None}}},
+            {
+                "transform": [{"filter": "datum.kind === 'outline'"}],
+                "mark": {"type": "line", "color": POOL, "strokeWidth": 1, "opacity": 0.7},
+                "encoding": {"detail": {"field": "c"}, "order": {"field": "order"}},
+            },
+            {
+                "transform": [{"filter": "datum.kind === 'example' && datum.chosen === 'no'"}],
+                "mark": {"type": "circle", "size": 20, "opacity": 0.6},
+                "encoding": marked,
+            },
+            {
+                "transform": [{"filter": "datum.kind === 'example' && datum.chosen === 'yes'"}],
+                "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 60, "opacity": 1, "stroke": CHOSEN},
+                "encoding": marked,
+            },
         ],
     )
-    label = "Circles: clusters in the plane of their centroids' two principal components; the table below holds the same numbers."
-    return Plot("map", "Clusters", label, spec, rows, kind="parts")
+    label = "Points: examples in the plane of their features' two principal components, by dataset; diamonds are chosen."
+    return Plot("map", "Examples", label, spec, rows)
 
 
 def budget(rows: Rows, word: str) -> Plot:

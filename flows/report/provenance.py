@@ -210,23 +210,23 @@ def lineage(facts: Facts) -> Section:
     )
     tables = [
         _pairs("lineage", "Run", general),
-        _pairs("settings", "Settings", {name: _setting(value) for name, value in config.items()}),
+        _pairs("settings", "Settings", {name: setting(value) for name, value in config.items()}),
         Table("files", "Files", columns, shown, more, folded=True),
         _pairs(
             "versions", "Versions", json.loads(run["versions"]) | {f"seed {k}": v for k, v in json.loads(run["seeds"]).items()}
         ),
     ]
     if space:
-        fingerprint = {name: _setting(value) for name, value in json.loads(space["fingerprint"]).items()}
+        fingerprint = {name: setting(value) for name, value in json.loads(space["fingerprint"]).items()}
         tables.append(_pairs("space", "Feature space: what a feature means", fingerprint))
     return Section("lineage", "Configuration and lineage", "All that decided this selection.", tables=tuple(tables))
 
 
-def _setting(value: Any) -> Any:
+def setting(value: Any) -> Any:
     if isinstance(value, str):
         return plain_url(value)
     if isinstance(value, list):
-        return ", ".join(str(_setting(entry)) for entry in value)
+        return ", ".join(str(setting(entry)) for entry in value)
     return _cell(value)
 
 

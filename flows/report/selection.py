@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,15 @@ from flows.report import plots
 from flows.report.elements import Column, Section, Sources, Table, first_rows, isolated, named
 from flows.report.examples import opening
 from storage.catalog.report_facts import STEPS, Facts
-from storage.report_samples import Samples
+from storage.report_samples import MapSample, Samples
+from tagcos_stream.clustering.pca import Plane
 
 WORDS = {"clusters": "cluster", "strata": "stratum", "pool": "pool"}
 PLURALS = {"cluster": "clusters", "stratum": "strata", "pool": "pools"}
 SHOWN_SOURCES = 30  # in the plot
 SHOWN_BARS = 100
+OUTLINES = 40  # clusters outlined on the map: the largest
+OUTLINE_POINTS = 25
 
 
 def sources(facts: Facts, known: Sources) -> Section:
@@ -59,50 +61,84 @@ def parts(counts: pl.DataFrame, known: Sources) -> dict[int, list[list[int]]]:
     return {cluster: sorted(entries.values(), key=lambda entry: (-entry[1], entry[0])) for cluster, entries in found.items()}
 
 
-def cluster_map(
-    facts: Facts, samples: Samples, known: Sources, places: dict[int, np.ndarray], shares: Sequence[float]
-) -> Section:
-    """places: coordinates (2,) by cluster, of those shown; shares: of the spread along each."""
-    title, by_cluster = "Cluster map", parts(facts.clusters, known)
+def example_map(facts: Facts, samples: Samples, known: Sources, shown: MapSample, plane: Plane, word: str) -> Section:
+    """The pool in a plane: a sample of its examples, by dataset, the chosen marked, clusters as outlines; and the clusters."""
+    own = facts.clustering_id is None or facts.clustering_id == facts.run["clustering_id"]  # what shared the budget
+    at = plane.place(shown.features)
+    drawn: list[dict[str, Any]] = []
+    for row, (x, y) in zip(shown.rows.iter_rows(named=True), at.tolist(), strict=True):
+        s = known.place(row["dataset"])
+        drawn.append(
+            {
+                "kind": "example",
+                "x": x,
+                "y": y,
+                "s": s,
+                "dataset": known.name(s),
+                "main": known.name(s) if s < len(plots.SOURCES) else "other sources",
+                "chosen": "yes" if row["chosen"] else "no",
+                "example": row["example_id"][:12],
+                "tokens": row["tokens"],
+                "loss": row["loss"],
+            }
+            | ({"c": row["cluster"]} if own and row["cluster"] is not None else {})
+        )
+    drawn += _outlines(shown, at, own=own)
+    counts = shown.rows["chosen"].sum()
+    lead = (
+        f"{counts:,} chosen examples (diamonds) and {len(shown.rows) - counts:,} of the others, drawn at random by their ids, "
+        "in the plane in which the features spread most. Near in the plane is not always near in all dimensions."
+    )
+    plot = plots.example_map(drawn, known.names, plane.shares.tolist(), word)
     if facts.clustering_id is None:
-        missing = "No clustering covers this pool: its method makes none. `tagcos select --method tagcos` makes one."
-        return Section("map", title, missing=missing)
-    if len(by_cluster) < 2:
-        return Section("map", title, missing="All examples are in one cluster: there is nothing to lay out in a plane.")
-    own = facts.clustering_id == facts.run["clustering_id"]  # then its clusters are what shared the budget
+        lead += " No clustering covers this pool: its method makes none."
+        return Section("map", "Map", lead, plots=(plot,))
+    lead += " Outlines are clusters: three quarters of a cluster's examples, were it normal in the plane, lie inside its own."
+    if not own:
+        lead += " The method chose without clusters; these are of the newest clustering that covers the pool."
+    return Section("map", "Map", lead, plots=(plot,), tables=(_clusters(facts, samples, known, own=own),))
+
+
+def _outlines(shown: MapSample, at: np.ndarray, *, own: bool) -> list[dict[str, Any]]:
+    """An ellipse for each of the largest clusters drawn, from its examples' mean and covariance."""
+    rows: list[dict[str, Any]] = []
+    sizes = shown.rows.filter(pl.col("cluster").is_not_null()).group_by("cluster").agg(pl.col("weight").sum(), pl.len())
+    circle = np.linspace(0, 2 * np.pi, OUTLINE_POINTS)
+    ring = np.sqrt(2 * np.log(4)) * np.stack([np.cos(circle), np.sin(circle)])  # 1 - 1/4 of a normal distribution
+    largest = sizes.filter(pl.col("len") > 2).sort("weight", "cluster", descending=[True, False]).head(OUTLINES)
+    for cluster in largest["cluster"].to_list():
+        mine = shown.rows["cluster"].eq_missing(cluster).to_numpy()
+        points, weights = at[mine], shown.rows["weight"].to_numpy()[mine]
+        values, vectors = np.linalg.eigh(np.cov(points.T, aweights=weights))
+        outline = np.average(points, axis=0, weights=weights)[:, None] + vectors @ (
+            np.sqrt(np.maximum(values, 0))[:, None] * ring
+        )
+        rows += [
+            {"kind": "outline", "x": float(x), "y": float(y), "order": n, "c" if own else "cluster": cluster}
+            for n, (x, y) in enumerate(outline.T)
+        ]
+    return rows
+
+
+def _clusters(facts: Facts, samples: Samples, known: Sources, *, own: bool) -> Table:
+    by_cluster = parts(facts.clusters, known)
     residuals = dict(zip(facts.groups["cluster"], facts.groups["residual"], strict=True)) if own else {}
     nearest: dict[int, list[str]] = defaultdict(list)
     for row in samples.rows.filter(pl.col("kind") == "nearest").iter_rows(named=True):
         nearest[row["cluster"]].append(opening(samples, row["example_id"]))
     rows: list[dict[str, Any]] = []
-    drawn: list[dict[str, Any]] = []
     for cluster, entries in sorted(by_cluster.items(), key=lambda item: (-sum(entry[1] for entry in item[1]), item[0])):
         size, selected = sum(entry[1] for entry in entries), sum(entry[2] for entry in entries)
-        texts = [*nearest[cluster], "", ""]
         row = ({"c": cluster} if own else {}) | {
             "cluster": cluster,
             "size": size,
             "selected": selected,
             "share": selected / size,
-            "main": known.name(entries[0][0]) if entries[0][0] < len(plots.SOURCES) else "other sources",
             "sources": ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5),
-            "example": texts[0],
-            "another": texts[1],
+            "example": (nearest[cluster] or [""])[0],
             "parts": entries,
         }
         rows.append(row | {"residual": residuals.get(cluster)})
-        if (at := places.get(cluster)) is not None:
-            drawn.append(row | {"x": float(at[0]), "y": float(at[1])})
-    lead = (
-        "Each circle is a cluster: its area the number of examples, the filled area those chosen, its colour the source of most. "
-        "Point at one to see the examples nearest to its centre."
-    )
-    if len(drawn) < len(rows):
-        lead += f" The {len(drawn)} largest of {len(rows):,} clusters are drawn."
-    if own:
-        lead += " A click leaves only what belongs to it."
-    else:
-        lead += " The method chose without clusters; these are of the newest clustering that covers the pool."
     columns = (
         Column("cluster", "cluster"),
         Column("size", "examples", "count"),
@@ -113,8 +149,7 @@ def cluster_map(
         Column("example", "nearest to the centre"),
     )
     shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
-    table = Table("clusters", "Clusters", columns, shown, more)
-    return Section("map", title, lead, plots=(plots.cluster_map(drawn, known.names, shares),), tables=(table,))
+    return Table("clusters", "Clusters", columns, shown, more)
 
 
 def budgets(facts: Facts, known: Sources, word: str) -> Section:

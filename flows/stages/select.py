@@ -19,6 +19,7 @@ from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.budget import allocate
 from tagcos_stream.selection.groups import Groups, divide, example_columns
 from tagcos_stream.selection.methods import METHODS
+from tagcos_stream.selection.stands import affordable
 
 
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
@@ -33,6 +34,12 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     budgets = allocate(groups.sizes, settings.budget(len(pool)))
     if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
         run.reporter.say(warning)
+    large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(budgets[g]), settings.dim)]
+    if large:
+        run.reporter.say(
+            f"which example stands for which is not computed in {len(large)} of {len(groups.sizes)} groups: the largest has "
+            f"{groups.sizes.max()} rows, more than a few minutes' work; methods within clusters have smaller groups"
+        )
     earlier = _earlier(run, space_id, pool)
     place = space_id if view is None else view.reader.clustering_id
     inputs = {
@@ -103,9 +110,9 @@ def _tasks(
     tasks = []
     for g in left:
         mine = groups.members(g)
-        where: dict[str, Any] = {}
-        if method.features:
-            where = {"locations": pool[mine].select("segment", "row")} if view is None else {"positions": view.positions[mine]}
+        where: dict[str, Any] = (
+            {"locations": pool[mine].select("segment", "row")} if view is None else {"positions": view.positions[mine]}
+        )
         tasks.append(
             GroupTask(
                 g,
@@ -122,7 +129,7 @@ def _tasks(
 def _commit(
     run: RunContext, found: GroupChoice, rows: pl.DataFrame, budget: int, *, inertia: float | None, inputs: str, sticky: bool
 ) -> None:
-    choice = found.choice
+    choice, stands = found.choice, found.stands
     kept = len(choice.indices) - len(choice.scores)  # in no round
 
     def column(values: np.ndarray | None, kind: type[pl.DataType]) -> pl.Series:
@@ -137,7 +144,7 @@ def _commit(
         budget=budget,
         residual=choice.residual,
         seconds=found.seconds,
-        stats=choice.stats,
+        stats={**choice.stats, "stands_seconds": round(found.stands_seconds, 3)},
         inertia=inertia,
         inputs=inputs,
         kept=kept if sticky else None,
@@ -151,5 +158,11 @@ def _commit(
                 "weight": column(choice.weights, pl.Float64),
             }
         ),
-        candidates=rows.select("segment", "row", margin=pl.Series(choice.margins)),
+        candidates=rows.select(
+            "segment",
+            "row",
+            margin=pl.Series(choice.margins),
+            representative=pl.lit(None, pl.Int32) if stands is None else pl.Series(stands.places, dtype=pl.Int32),
+            cosine=pl.lit(None, pl.Float32) if stands is None else pl.Series(stands.cosines),
+        ),
     )

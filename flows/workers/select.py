@@ -1,4 +1,4 @@
-"""The choice from one group of the pool, by any method: the part of the selection that a worker runs.
+"""The choice from one group of the pool, by any method, and which chosen row stands for which: what a worker runs.
 
 A worker needs the root's address, the method's name and settings, and of each group where its rows lie or what is known of them.
 """
@@ -19,6 +19,8 @@ from storage.arrays.segments import open_features
 from storage.files.base import Files
 from tagcos_stream.selection.groups import Group
 from tagcos_stream.selection.methods import METHODS, Choice, Limits
+from tagcos_stream.selection.stands import Stands, affordable, stands_for
+from tagcos_stream.types import RowBlocks
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class GroupTask:
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """What was chosen from a group, and how long it took."""
+    """What was chosen from a group, which chosen row stands for which, and how long both took."""
 
     group: int
     choice: Choice
+    stands: Stands | None  # None where it would take too long, or nothing was chosen
     seconds: float
+    stands_seconds: float
 
 
 def choose_groups(
@@ -62,24 +66,27 @@ def choose_groups(
     """One choice a task; `progress` gets the number of rows chosen by all of them so far."""
     method = METHODS[spec.method]
     clustered = None
-    if method.features and spec.clustering_id is not None:
+    if spec.clustering_id is not None:
         clustered = grouped_reader.open_clustering(spec.files, spec.clustering_id, spec.parts)
     before = 0
     for task in tasks:
         start = time.perf_counter()
-        features = None
-        if method.features:
-            if clustered is not None and task.positions is not None:
-                features = clustered.rows(task.positions)
-            else:
-                assert task.locations is not None
-                features = open_features(spec.files, spec.space_id, task.locations)
+        features: RowBlocks
+        if clustered is not None and task.positions is not None:
+            features = clustered.rows(task.positions)
+        else:
+            assert task.locations is not None
+            features = open_features(spec.files, spec.space_id, task.locations)
 
         def within(chosen: int, of: int, before: int = before) -> None:
             if progress is not None:
                 progress(before + chosen)
 
-        group = Group(task.columns, features, task.mean, task.earlier)
+        group = Group(task.columns, features if method.features else None, task.mean, task.earlier)
         choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, resources.threads, within))
         before += task.budget
-        yield GroupChoice(task.group, choice, time.perf_counter() - start)
+        chosen = time.perf_counter()
+        stands = None
+        if len(choice.indices) and affordable(features.n_rows, len(choice.indices), features.dim):
+            stands = stands_for(features, choice.indices, memory_limit=spec.memory_limit, threads=resources.threads)
+        yield GroupChoice(task.group, choice, stands, chosen - start, time.perf_counter() - chosen)

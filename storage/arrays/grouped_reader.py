@@ -215,20 +215,6 @@ def open_clustering(files: Files, clustering_id: str, parts: Sequence[int] = (0,
     return ClusteringReader(files, clustering_id, parts)
 
 
-def some_centroids(files: Files, clustering_id: str, clusters: np.ndarray) -> np.ndarray:
-    """(n, D) float32: the centroids of these clusters, in this order; one chunk of the others is in memory at a time."""
-    group = clustering_group(clustering_id)
-    n_clusters, dim = read_json(files, f"{group}/centroids/zarr.json")["shape"]
-    spec = centroids_spec(n_clusters, dim)
-    check_declaration(files, group, declare([spec], read_attributes(files, group, FORMAT)))
-    out = np.empty((len(clusters), dim), np.float32)
-    for chunk in np.unique(clusters // spec.chunk_rows).tolist():
-        found, _ = read_chunk(files, group, spec, chunk, remedy="restore the file from a copy")
-        mine = clusters // spec.chunk_rows == chunk
-        out[mine] = found[clusters[mine] % spec.chunk_rows]
-    return out
-
-
 def regroup_again(files: Files, reader: ClusteringReader, position: int, part: int, space_id: str, chunk_rows: int) -> PartInfo:
     """Write a part anew from the segments, where only its regrouped features were damaged: same bytes, same digest."""
     opened = reader.parts[position]

@@ -55,6 +55,7 @@ class Facts:
     rejects: pl.DataFrame  # stage, reason, source, rows, detail, snippet
     drift: dict[str, Any]  # of `refreshes` and `churn`; empty for a run that had nothing before it
     changes: pl.DataFrame  # change, reason, examples
+    moved: pl.DataFrame  # dataset, pool_before, pool, selected_before, selected: those that changed since the run before
     diagnosed: str | None  # the run whose features `comparison` was measured on
     comparison: pl.DataFrame  # the columns of comparison_of
     evaluations: pl.DataFrame  # model, and the columns of evaluation_of: models trained on selections from this pool
@@ -97,6 +98,7 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             rejects=ask(REJECTS),
             drift=drift,
             changes=ask(CHANGES, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
+            moved=ask(MOVED, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
             **_compared(connection, run),
         )
 
@@ -192,7 +194,7 @@ FILES = """SELECT f.source, f.url, f.format, f.size, f.rows_done AS rows, f.dige
     WHERE r.run_id = $run ORDER BY f.source, f.url"""
 GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c
     JOIN run_clusters k ON k.run_id = $run AND k.cluster = c.cluster ORDER BY c.cluster"""
-GROUP_SOURCES = """SELECT c.cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected FROM candidates_of($run) c
+GROUP_SOURCES = """SELECT c.cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected FROM candidate_rows_of($run) c
     JOIN examples e ON e.segment = c.segment AND e.row = c.row
     LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = e.example_id
     GROUP BY ALL ORDER BY c.cluster, size DESC, e.dataset"""
@@ -220,3 +222,8 @@ DRIFT = """SELECT f.*, c.earlier, c.left_it, c.kept_by_sticky, c.churn, c.churn_
     LEFT JOIN churn c USING (run_id) WHERE f.run_id = $run"""
 CHANGES = """SELECT change, reason, count(*) AS examples FROM selection_diff($base, $run)
     GROUP BY ALL ORDER BY change, examples DESC, reason"""
+MOVED = """SELECT coalesce(a.dataset, b.dataset) AS dataset, coalesce(a.pool, 0) AS pool_before, coalesce(b.pool, 0) AS pool,
+        coalesce(a.selected, 0) AS selected_before, coalesce(b.selected, 0) AS selected
+    FROM by_source($base) a FULL JOIN by_source($run) b ON a.dataset IS NOT DISTINCT FROM b.dataset
+    WHERE a.pool IS DISTINCT FROM b.pool OR a.selected IS DISTINCT FROM b.selected
+    ORDER BY abs(coalesce(a.pool, 0) - coalesce(b.pool, 0)) + abs(coalesce(a.selected, 0) - coalesce(b.selected, 0)) DESC, 1"""

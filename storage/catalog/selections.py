@@ -14,7 +14,7 @@ from storage.root import Root
 from tagcos_stream.types import UserError
 
 SELECTION_COLUMNS = ["example_id", "rank", "round", "correlation", "residual_after", "weight"]
-CANDIDATE_COLUMNS = ["segment", "row", "margin"]
+CANDIDATE_COLUMNS = ["segment", "row", "margin", "representative", "cosine"]
 
 
 def commit_cluster(
@@ -34,7 +34,8 @@ def commit_cluster(
 ) -> None:
     """A finished cluster (or other group that shares the budget), in one transaction. selection: example_id, rank, round,
     correlation, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
-    margin (may be null) of every row it could choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
+    margin, representative (rank of the chosen example nearest to it) and cosine to that (all may be null) of every row it could
+    choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
     choice depends on, by which a later run copies it. kept: choices that only `sticky` kept."""
     run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
     with catalog.transaction() as connection:

@@ -26,9 +26,15 @@ CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     WHERE s.run_id = run;
 
 -- A cluster whose choice was copied from an earlier run shares that run's candidates.
-CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
-    SELECT k.run_id, c.cluster, c.segment, c.row, c.margin FROM run_clusters k
+CREATE OR REPLACE MACRO candidate_rows_of(run) AS TABLE
+    SELECT k.run_id, c.cluster, c.segment, c.row, c.margin, c.representative, c.cosine FROM run_clusters k
     JOIN candidates c ON c.run_id = coalesce(k.copied_from, k.run_id) AND c.cluster = k.cluster WHERE k.run_id = run;
+
+CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
+    SELECT c.run_id, c.cluster, c.segment, c.row, c.margin, e.example_id, e.dataset, s.example_id IS NOT NULL AS chosen, r.tokens, r.target_tokens, r.loss
+    FROM candidate_rows_of(run) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
+    LEFT JOIN selections s ON s.run_id = c.run_id AND s.example_id = e.example_id
+    LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = c.segment AND r.row = c.row;
 
 CREATE OR REPLACE VIEW latest_selection AS FROM selection_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW latest_selection IS 'what the newest complete run chose, one row an example';
@@ -50,6 +56,11 @@ CREATE OR REPLACE MACRO score_in_words(method_name, chosen, score) AS (
         WHEN chosen THEN m.words_unscored END
     FROM methods m WHERE m.method = method_name);
 
+CREATE OR REPLACE MACRO stands_in_words(number, datasets) AS CASE
+    WHEN number = 0 THEN 'stands for no row: an equal example was chosen earlier'
+    WHEN number = 1 THEN 'stands for itself only'
+    ELSE format('stands for {} rows of its group: {}', number, datasets) END;
+
 -- An id may be given by its first digits. `places_to_cut`: 1 means it would have been chosen next.
 CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     WITH asked AS (
@@ -58,16 +69,26 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         ),
         wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
         mine AS (
-            SELECT w.example_id, c.cluster, c.margin FROM wanted w
-            JOIN candidates_of((SELECT run_id FROM asked)) c ON c.segment = w.segment AND c.row = w.row
+            SELECT w.example_id, c.cluster, c.margin, c.representative, c.cosine FROM wanted w
+            JOIN candidate_rows_of((SELECT run_id FROM asked)) c ON c.segment = w.segment AND c.row = w.row
         ),
         unchosen AS (
             SELECT c.cluster, e.example_id, c.margin,
                 row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place,
                 max(c.margin) OVER (PARTITION BY c.cluster) AS best
-            FROM candidates_of((SELECT run_id FROM asked)) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            FROM candidate_rows_of((SELECT run_id FROM asked)) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
             WHERE c.cluster IN (SELECT cluster FROM mine)
                 AND e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = (SELECT run_id FROM asked))
+        ),
+        represented AS (
+            SELECT m.example_id, e.dataset, count(*) AS n FROM mine m
+            JOIN selections s ON s.run_id = (SELECT run_id FROM asked) AND s.example_id = m.example_id
+            JOIN candidate_rows_of((SELECT run_id FROM asked)) c ON c.cluster = s.cluster AND c.representative = s.rank
+            JOIN examples e ON e.segment = c.segment AND e.row = c.row GROUP BY ALL
+        ),
+        standing AS (
+            SELECT example_id, sum(n)::BIGINT AS rows, string_agg(coalesce(dataset, '(no name)') || ' ' || n, ', ' ORDER BY n DESC, dataset) AS datasets
+            FROM represented GROUP BY example_id
         )
     SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
         CASE
@@ -80,11 +101,19 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         END AS reason,
         coalesce(s.cluster, m.cluster) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.rank,
         CASE WHEN s.example_id IS NOT NULL THEN coalesce(s.weight, 1) END AS weight, s.correlation, m.margin,
-        u.place AS places_to_cut, u.best - u.margin AS margin_to_next, w.dataset, r.tokens, r.target_tokens, r.loss
+        u.place AS places_to_cut, u.best - u.margin AS margin_to_next,
+        CASE
+            WHEN s.example_id IS NOT NULL AND m.representative IS NOT NULL
+                THEN stands_in_words(coalesce(g.rows, 0), g.datasets)
+            WHEN n.example_id IS NOT NULL THEN 'nearest chosen example: ' || n.example_id || format(' (cosine {:.3f})', m.cosine)
+        END AS stands, coalesce(g.rows, CASE WHEN s.example_id IS NOT NULL AND m.representative IS NOT NULL THEN 0 END) AS stands_for,
+        n.example_id AS representative, m.cosine, w.dataset, r.tokens, r.target_tokens, r.loss
     FROM wanted w CROSS JOIN asked a
     LEFT JOIN mine m USING (example_id)
     LEFT JOIN selections s ON s.example_id = w.example_id AND s.run_id = (SELECT run_id FROM asked)
     LEFT JOIN unchosen u ON u.example_id = w.example_id
+    LEFT JOIN standing g ON g.example_id = w.example_id
+    LEFT JOIN selections n ON n.run_id = (SELECT run_id FROM asked) AND n.cluster = m.cluster AND n.rank = m.representative
     LEFT JOIN run_clusters k ON k.run_id = (SELECT run_id FROM asked) AND k.cluster = coalesce(s.cluster, m.cluster)
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
         AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
@@ -128,8 +157,8 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
         END AS reason,
         coalesce(d.cluster_a, ca.cluster) AS cluster_a, coalesce(d.cluster_b, cb.cluster) AS cluster_b, d.rank_a, d.rank_b, d.weight_a, d.weight_b
     FROM changed d JOIN examples e USING (example_id) JOIN segments g USING (segment)
-    LEFT JOIN candidates_of(run_a) ca ON ca.segment = e.segment AND ca.row = e.row
-    LEFT JOIN candidates_of(run_b) cb ON cb.segment = e.segment AND cb.row = e.row
+    LEFT JOIN candidate_rows_of(run_a) ca ON ca.segment = e.segment AND ca.row = e.row
+    LEFT JOIN candidate_rows_of(run_b) cb ON cb.segment = e.segment AND cb.row = e.row
     LEFT JOIN clusters k ON k.cluster = coalesce(d.cluster_a, ca.cluster, d.cluster_b, cb.cluster);
 
 CREATE OR REPLACE MACRO coverage_of(run) AS TABLE

@@ -1,38 +1,100 @@
-"""Clusters in a plane, to look at: the first two principal components of their centroids.
+"""Examples in a plane, to look at: the first two principal components of their features.
 
-K clusters, D feature dimension.
+n rows, D feature dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
+DIRECTIONS = 12  # that are followed, so that the first two are found quickly
+ROUNDS = 12
+BLOCK = 512  # rows of which a float64 copy is made at a time
 
-def plane(centroids: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project centroids (K, D) on the two directions in which they, weighted by size (K,), spread most.
 
-    Works on the (K, K) inner products, so that memory is that of the centroids in float64 and a square of K, whatever D.
+@dataclass(frozen=True)
+class Plane:
+    """The two directions in which rows spread most.
 
-    Returns:
-        (coordinates (K, 2) float64 around the weighted mean, shares (2,) float64 of the spread between clusters that each
-        direction holds). Directions that hold nothing have coordinates 0. The sign makes the furthest cluster positive.
+    Parameters
+    ----------
+    mean
+        (D,) float64: weighted mean of the rows.
+    directions
+        (D, 2) float64, orthonormal; zeros where the rows do not spread any further.
+    shares
+        (2,) float64: of the rows' whole spread, what each direction holds.
     """
-    if len(centroids) != len(sizes) or not len(sizes) or np.min(sizes) <= 0:
-        raise ValueError(f"{len(centroids)} centroids, sizes {sizes}: as many sizes as centroids, all positive")
-    weights = sizes / np.sum(sizes)
-    centred = centroids - weights @ centroids.astype(np.float64)
-    root = np.sqrt(weights)
-    # X' W X and this Gram matrix share their eigenvalues; its eigenvectors give the coordinates without the directions
-    values, vectors = np.linalg.eigh(root[:, None] * (centred @ centred.T) * root)
-    values = np.maximum(values, 0)
-    if values.sum() == 0:
-        return np.zeros((len(sizes), 2)), np.zeros(2)
-    coordinates, shares = np.zeros((len(sizes), 2)), np.zeros(2)
-    for axis in range(min(2, len(sizes))):
-        value = values[-1 - axis]
-        if value <= 1e-12 * values[-1]:
+
+    mean: np.ndarray
+    directions: np.ndarray
+    shares: np.ndarray
+
+    def place(self, rows: np.ndarray) -> np.ndarray:
+        """(n, 2) float64: coordinates of rows (n, D)."""
+        return np.concatenate([np.zeros((0, 2)), *((block - self.mean) @ self.directions for block in _blocks(rows))])
+
+
+def principal_plane(rows: np.ndarray, weights: np.ndarray) -> Plane:
+    """Find the plane by subspace iteration, which passes over blocks of the rows; the order of rows does not matter.
+
+    Parameters
+    ----------
+    rows
+        (n, D) float16 or float32, n >= 1.
+    weights
+        (n,) not negative, not all zero: how many examples each row counts for.
+
+    Returns
+    -------
+    Plane
+        The sign makes the coordinate of largest size positive.
+
+    Raises
+    ------
+    ValueError
+        Weights that do not fit the rows.
+
+    References
+    ----------
+    Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4.
+    """
+    if len(rows) != len(weights) or not len(rows) or np.min(weights) < 0 or not np.sum(weights) > 0:
+        raise ValueError(f"{len(rows)} rows, weights {weights}: as many weights as rows, none negative, not all zero")
+    share = weights / np.sum(weights)
+    mean, total = np.zeros(rows.shape[1]), 0.0
+    for part, block in _weighted(rows, share):
+        mean += part @ block
+    for part, block in _weighted(rows, share):
+        total += float(part @ np.square(block - mean).sum(axis=1))
+    found = np.random.default_rng(0).standard_normal((rows.shape[1], min(DIRECTIONS, rows.shape[1])))
+    for _ in range(ROUNDS):
+        basis = np.linalg.qr(found)[0]
+        found = np.zeros_like(basis)
+        for part, block in _weighted(rows, share):
+            block -= mean
+            found += block.T @ (part[:, None] * (block @ basis))
+    values, turned = np.linalg.eigh(basis.T @ found)
+    directions, values = basis @ turned[:, ::-1], np.maximum(values[::-1], 0)
+    kept = np.zeros((rows.shape[1], 2))
+    shares = np.zeros(2)
+    for axis in range(min(2, len(values))):
+        if total <= 0 or values[axis] <= 1e-9 * total:
             break
-        found = vectors[:, -1 - axis] * np.sqrt(value) / root
-        coordinates[:, axis] = found * (1 if found[np.argmax(np.abs(found))] > 0 else -1)
-        shares[axis] = value / values.sum()
-    return coordinates, shares
+        kept[:, axis], shares[axis] = directions[:, axis], values[axis] / total
+    plane = Plane(mean, kept, shares)
+    coordinates = plane.place(rows)
+    signs = np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])
+    return Plane(plane.mean, kept * np.where(signs == 0, 1, signs), shares)
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for at in range(0, len(rows), BLOCK):
+        yield rows[at : at + BLOCK].astype(np.float64)
+
+
+def _weighted(rows: np.ndarray, share: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return zip(np.split(share, range(BLOCK, len(share), BLOCK)), _blocks(rows), strict=True)

@@ -133,10 +133,16 @@ def test_numbers__of_sources_clusters_and_the_whole(content: Content, sql: Sql) 
 
     clusters = sql("SELECT cluster, size, selected, residual FROM coverage_of(RUN) ORDER BY size DESC, cluster")
     assert [tuple(float(row[n]) for n in (0, 1, 2, 4)) for row in content.rows("clusters")] == clusters
-    for plot in ("map", "budget"):
-        rows = content.plots[plot]["rows"]
-        assert [(row["c"], row["size"], row["selected"]) for row in rows] == [row[:3] for row in clusters]
-        assert all([sum(part[n] for part in row["parts"]) for n in (1, 2)] == [row["size"], row["selected"]] for row in rows)
+    rows = content.plots["budget"]["rows"]
+    assert [(row["c"], row["size"], row["selected"]) for row in rows] == [row[:3] for row in clusters]
+    assert all([sum(part[n] for part in row["parts"]) for n in (1, 2)] == [row["size"], row["selected"]] for row in rows)
+    points = [row for row in content.plots["map"]["rows"] if row["kind"] == "example"]
+    assert len(points) == sum(row[1] for row in clusters)  # fewer than the map has room for
+    assert sum(row["chosen"] == "yes" for row in points) == content.figures["selected"]
+    assert {(row["c"], sum(other["c"] == row["c"] for other in points)) for row in points} == {row[:2] for row in clusters}
+    assert {row["c"] for row in content.plots["map"]["rows"] if row["kind"] == "outline"} == {
+        row[0] for row in clusters if row[1] > 2
+    }
     ends = {(row["c"], row["selected"], row["residual"]) for row in content.plots["residuals"]["rows"]}
     assert ends == {(row[0], row[2], row[3]) for row in clusters}
     curve = {(row["c"], row["chosen"], row["residual"]) for row in content.plots["curves"]["rows"]}
@@ -191,6 +197,32 @@ def test_reasons__are_those_of_why(content: Content, grown: Root) -> None:
         assert heading == (f"choice {why['rank'] + 1}" if why["chosen"] else missed)
 
 
+def test_top__says_what_sets_the_run_apart(page: Path, sql: Sql) -> None:
+    text = page.read_text(encoding="utf-8")
+    top = html.unescape(re.sub("<[^>]+>", "", text[text.index("<h1>") : text.index("<dl")]))
+    assert "selected by tagcos from 4 sources, by the gradients of" in top
+    for words in ("fraction 0.2", "max_length 256", "dim 256"):
+        assert words in top
+    assert "lora_rank" not in top  # as by default
+    base = sql("SELECT base_run FROM refreshes WHERE run_id = RUN")[0][0]
+    assert f"Since {base}, by dataset (pool, chosen): " in top
+    before, now = (dict(sql(f"SELECT dataset, pool FROM by_source({run})")) for run in (f"'{base}'", "RUN"))
+    assert NASTY_NAME.split(">")[0] in top
+    assert f" 0 → {now[NASTY_NAME]}, chosen 0 → " in top
+    assert NASTY_NAME not in before
+
+
+def test_examples__say_what_they_stand_for(content: Content, page: Path, sql: Sql) -> None:
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    stands = sql("SELECT example_id, rows, datasets FROM stands_for(RUN) WHERE rows > 1")
+    assert stands
+    for identity, rows, datasets in stands:
+        article = text[text.index(f'data-id="{identity}"') :].split("</article>")[0]
+        assert f"stands for {rows} rows of its group: {datasets}" in article.replace("\ufffd", "\x1b")
+        assert article.count("<li>") == min(3, rows - 1)
+    assert text.count("nearest chosen example: ") > 10
+
+
 def test_page__is_one_file_that_asks_nobody(page: Path, content: Content) -> None:
     text = page.read_text(encoding="utf-8")
     assert len(text.encode()) < 10e6
@@ -207,7 +239,9 @@ def test_browser__draws_every_plot_without_a_complaint(shown: Browser, content: 
     assert set(marks) == set(content.plots) >= PLOTS
     assert all(count > 0 for count in marks.values()), marks
     assert marks["sources"] == len(content.plots["sources"]["rows"]) == 8
-    assert marks["map"] == 2 * len(content.plots["map"]["rows"])
+    drawn = content.plots["map"]["rows"]
+    outlines = {row["c"] for row in drawn if row["kind"] == "outline"}
+    assert marks["map"] == sum(row["kind"] == "example" for row in drawn) + len(outlines)
     assert marks["budget"] == len(content.plots["budget"]["rows"])
     assert shown.each("main > section", "e.id") == SECTIONS
 
@@ -226,8 +260,8 @@ def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
 
 
 def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
-    everything, rows = shown.count(".example"), content.plots["map"]["rows"]
-    counted = sql("""SELECT c.cluster, count(*), count(s.example_id), e.dataset FROM candidates_of(RUN) c
+    everything, rows, whole = shown.count(".example"), content.plots["map"]["rows"], shown.count(f"#plot-map {MARK}")
+    counted = sql("""SELECT c.cluster, count(*), count(s.example_id), e.dataset FROM candidate_rows_of(RUN) c
         JOIN examples e USING (segment, row) LEFT JOIN selection_of(RUN) s USING (example_id) GROUP BY ALL ORDER BY ALL""")
     for place, name in enumerate(row["name"] for row in content.plots["sources"]["rows"][::2]):
         shown.fill("filter-source", str(place))
@@ -236,9 +270,9 @@ def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Co
         assert 0 < shown.count(".example") < everything
         assert shown.count("#table-sources tbody tr") == 1
         mine = [row[:3] for row in counted if row[3] == name]
-        labels = shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')")
-        assert sorted({tuple(number(words, label) for words in ("cluster", "examples", "chosen")) for label in labels}) == mine
-        assert len(labels) == 2 * len(mine)
+        labels = [label for label in shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')") if "dataset: " in label]
+        assert len(labels) == sum(row[1] for row in mine)
+        assert sum("chosen: yes" in label for label in labels) == sum(row[2] for row in mine)
         assert shown.count("#table-clusters tbody tr") == len(mine)
         bars = shown.each(f"#plot-sizes-characters {MARK}", "e.getAttribute('aria-label')")
         assert sum(number("examples", bar) for bar in bars if "of: pool" in bar) == sum(row[1] for row in mine)
@@ -246,7 +280,8 @@ def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Co
     cluster = str(counted[0][0])
     shown.fill("filter-source", "")
     shown.fill("filter-cluster", cluster)
-    assert shown.count(f"#plot-map {MARK}") == 2
+    points = [row for row in rows if row["kind"] == "example" and str(row["c"]) == cluster]
+    assert shown.count(f"#plot-map {MARK}") == len(points) + 1
     assert shown.count(".group") == 1
     assert set(shown.each(".example:not([hidden])", "e.dataset.c")) == {cluster}
 
@@ -256,12 +291,13 @@ def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Co
     texts = shown.each(".example:not([hidden])", "e.textContent")
     assert texts
     assert all("right to left" in text for text in texts)
+    assert shown.count("#table-settings tbody tr") == len(content.rows("settings")), "the text is searched in examples only"
     assert shown.run("return document.getElementById('filter-says').textContent") == f"{len(texts)} of {everything} examples"
 
     shown.run("document.querySelector('.filters button[type=reset]').click()")
     shown.wait("return document.getElementById('filter-says').textContent === ''")
     assert shown.count(".example") == everything
-    shown.wait(f"return document.querySelectorAll('#plot-map {MARK}').length === {2 * len(rows)}")
+    shown.wait(f"return document.querySelectorAll('#plot-map {MARK}').length === {whole}")
     assert shown.log("SEVERE") == []
 
 
@@ -321,18 +357,21 @@ def test_report__says_what_is_missing(filled: Root) -> None:
         connection.execute("UPDATE run_clusters SET size = 275, selected = 26, budget = 26, residual = NULL, inertia = NULL")
     page = make_report(root, run_id)
     found = Content(page)
-    assert not {"map", "budget", "curves", "errors", "drift", "changes", "controls", "rejects"} & set(found.plots)
-    assert {"sources", "sizes-characters", "seconds"} <= set(found.plots)
+    assert not {"budget", "curves", "errors", "drift", "changes", "controls", "rejects"} & set(found.plots)
+    assert {"sources", "map", "sizes-characters", "seconds"} <= set(found.plots)
+    assert {row["kind"] for row in found.plots["map"]["rows"]} == {"example"}
     missing = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p class="missing">', page)
-    assert missing == ["map", "budget", "residuals", "rejects", "changes", "controls"]
+    assert missing == ["budget", "residuals", "rejects", "changes", "controls"]
 
 
-def test_report__one_cluster_has_no_map(filled: Root) -> None:
+def test_report__one_cluster_has_a_map_of_its_examples(filled: Root) -> None:
     with filled.catalog.transaction() as connection:
         for table in ("assignments", "run_clusters", "selections", "candidates"):
             connection.execute(f"DELETE FROM {table} WHERE cluster > 0")
     found = Content(make_report(filled, runs.find_run(filled.catalog, "latest")))
-    assert "map" not in found.plots
+    points = [row for row in found.plots["map"]["rows"] if row["kind"] == "example"]
+    assert len(points) > 200
+    assert {row["c"] for row in found.plots["map"]["rows"] if row["kind"] == "outline"} == {0}
     assert "budget" not in found.plots
     assert len(found.plots["curves"]["rows"]) == 7
 
@@ -419,6 +458,6 @@ def test_report__of_a_hundred_thousand_selections(tmp_path: Path) -> None:
         f"\n{len(made.selection)} of {found.figures['usable']:.0f}: {took:.1f} s, {size / 1e6:.2f} MB, {more / 1024:.0f} MiB more"
     )
     assert found.figures["selected"] == len(made.selection) > 90_000
-    assert sum(row["selected"] for row in found.plots["map"]["rows"]) == len(made.selection)
+    assert len(found.plots["map"]["rows"]) < 4_000
     assert sum(row["pool"] for row in found.plots["sizes-characters"]["rows"]) == found.figures["usable"] > 900_000
     assert size < 10e6

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import report_samples
-from storage.arrays.grouped import write_centroids
-from storage.arrays.grouped_reader import open_clustering, some_centroids
 from storage.catalog import report_facts, runs
-from storage.files.open import open_files
 from storage.root import Root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
@@ -74,7 +69,7 @@ def test_samples__are_bounded_and_verified(filled: Root, monkeypatch: pytest.Mon
     counted = {kind: rows for kind, rows in found.rows.group_by("kind").len().rows()}
     assert counted == {"chosen": 6, "missed": 6, "nearest": 6}
     assert found.rows.filter(kind="chosen")["place"].unique().sort().to_list() == [0, 1, 2]
-    assert set(found.messages) == set(found.rows["example_id"])
+    assert set(found.messages) == {*found.rows["example_id"], *found.rows["stands_near"].explode().drop_nulls()}
     for identity, messages in found.messages.items():
         assert [(message.role, message.content) for message in messages] == [("user", "quest"), ("assistant", "answe")], identity
         assert messages[0].left_out >= 5
@@ -93,10 +88,17 @@ def test_find_run__takes_latest_an_id_or_its_first_letters(filled: Root) -> None
         runs.find_run(filled.catalog, "100%")
 
 
-def test_some_centroids__are_those_asked_for(tmp_path: Path) -> None:
-    files = open_files(str(tmp_path))
-    centroids = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
-    write_centroids(files, "many", centroids)
-    wanted = np.array([599, 0, 255, 256, 3])
-    assert np.array_equal(some_centroids(files, "many", wanted), centroids[wanted])
-    assert np.array_equal(open_clustering(files, "many", ()).centroids, centroids)
+def test_map_sample__is_bounded_and_weighs_what_it_was_drawn_from(filled: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.complete_run(filled.catalog)
+    whole = report_samples.map_sample(filled, run["run_id"], run["space_id"], run["clustering_id"])
+    usable = filled.catalog.read("SELECT count(*) AS n FROM candidates_of(?)", [run["run_id"]])["n"][0]
+    assert len(whole.rows) == len(whole.features) == usable
+    assert set(whole.rows["weight"]) == {1.0}
+    for row, feature in zip(whole.rows["example_id"], whole.features, strict=True):
+        np.testing.assert_array_equal(feature, tiny.feature(row))
+    monkeypatch.setattr(report_samples, "MAP_CHOSEN", 5)
+    monkeypatch.setattr(report_samples, "MAP_LEFT", 20)
+    some = report_samples.map_sample(filled, run["run_id"], run["space_id"], run["clustering_id"]).rows
+    assert dict(some.group_by("chosen").len().rows()) == {True: 5, False: 20}
+    assert some["weight"].sum() == pytest.approx(usable)
+    assert set(some["example_id"]) <= set(whole.rows["example_id"])

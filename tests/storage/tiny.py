@@ -24,6 +24,7 @@ from storage.root import Root, open_root
 from tagcos_stream import identity
 from tagcos_stream.data.canonical import MESSAGES
 from tagcos_stream.selection.methods import described
+from tagcos_stream.selection.stands import stands_for
 from tagcos_stream.types import Checkpoint, IngestBlock
 
 DIM, BLOCK_ROWS, CLUSTERS = 16, 64, 4
@@ -201,6 +202,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
         margins = x @ (sums[cluster] / sizes[cluster])
         budget = max(len(x) // 10, 1)
         best = np.argsort(-margins, kind="stable")[:budget]
+        stands = stands_for(rows_of, best, threads=1)
         chosen = (
             pooled[where[best]]
             .select("example_id")
@@ -222,7 +224,13 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             stats={"rounds": 1},
             inertia=1.0,
             selection=chosen,
-            candidates=pooled[where].select("segment", "row", margin=margins),
+            candidates=pooled[where].select(
+                "segment",
+                "row",
+                margin=margins,
+                representative=pl.Series(stands.places, dtype=pl.Int32),
+                cosine=pl.Series(stands.cosines),
+            ),
         )
         step("cluster")
     for seed, dimensions in ((0, "seen"), (0, "held out"), (1, "held out")):

@@ -1,0 +1,31 @@
+-- Which chosen example stands for which: within its group, the one whose feature has the largest cosine with the row's.
+
+CREATE OR REPLACE MACRO nearest_chosen(run) AS TABLE
+    SELECT c.run_id, e.example_id, e.dataset, c.cluster, s.example_id AS representative, c.cosine, e.example_id = s.example_id AS itself
+    FROM candidate_rows_of(run) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
+    JOIN selections s ON s.run_id = c.run_id AND s.cluster = c.cluster AND s.rank = c.representative;
+
+-- `examples`: the nearest, the middle and the furthest of the others. Equal examples are all nearest to the one chosen first.
+CREATE OR REPLACE MACRO stands_for(run) AS TABLE
+    WITH near AS MATERIALIZED (FROM nearest_chosen(run)),
+        others AS (
+            SELECT representative, example_id, row_number() OVER mine AS place, count(*) OVER (PARTITION BY representative) AS n
+            FROM near WHERE NOT itself WINDOW mine AS (PARTITION BY representative ORDER BY cosine DESC, example_id)
+        ),
+        shown AS (
+            SELECT representative, list(example_id ORDER BY place) AS examples FROM others
+            WHERE place IN (1, (n + 1) // 2, n) GROUP BY representative
+        ),
+        counted AS (
+            SELECT representative, dataset, count(*) AS n, sum(cosine) AS cosines, min(cosine) AS least FROM near GROUP BY ALL
+        ),
+        named AS (
+            SELECT representative, sum(n)::BIGINT AS rows, sum(cosines) / sum(n) AS mean_cosine, min(least) AS least_cosine,
+                string_agg(coalesce(dataset, '(no name)') || ' ' || n, ', ' ORDER BY n DESC, dataset) AS datasets
+            FROM counted GROUP BY representative
+        )
+    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, coalesce(n.rows, 0) AS rows, coalesce(n.rows, 0) / k.size AS share_of_group,
+        n.datasets, n.mean_cosine, n.least_cosine, h.examples
+    FROM selections s JOIN examples e USING (example_id) JOIN run_clusters k ON k.run_id = s.run_id AND k.cluster = s.cluster
+    LEFT JOIN named n ON n.representative = s.example_id LEFT JOIN shown h ON h.representative = s.example_id
+    WHERE s.run_id = run AND s.cluster IN (SELECT cluster FROM near);
