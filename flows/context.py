@@ -50,7 +50,7 @@ def memory_bytes(settings: Settings) -> int:
 
 
 class StageResult(Protocol):
-    """What a stage hands on (flows/stages/results.py); `detail` is recorded in the catalog."""
+    """What a stage hands on (flows/results.py); `detail` is recorded in the catalog."""
 
     @property
     def detail(self) -> Mapping[str, Any]: ...

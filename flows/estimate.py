@@ -19,41 +19,24 @@ import numpy as np
 import polars as pl
 
 from flows.models import AdaptedModel, encode_row, gradient_token_budget, max_length, none_encoded
+from flows.plan import Step, make_plan, variants
 from flows.progress import Reporter, SilentReporter
-from flows.stages.warmup import variants
+from flows.survey import sample_sources, survey_of
 from storage.arrays.segments import ids_spec
-from storage.catalog import heldout, spaces
 from storage.database import Catalog
 from storage.examples import PARQUET_GROUP_ROWS
 from storage.root import open_root
 from tagcos_stream.config import Settings
-from tagcos_stream.data.read import read_file
-from tagcos_stream.data.sources import SourceFile, resolve_sources
+from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.identity import space_recipe
 from tagcos_stream.machine import available_cpus, matrix_rate
 from tagcos_stream.types import UserError
 
-SAMPLE = 1024  # examples that are tokenised
-READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
 # an example's rows in the catalog, its copy and two snapshots, and what these take when empty (16,000 and 4,000 rows of one run)
 CATALOG_BYTES, CATALOG_EMPTY = 300, 24_000_000
 REGROUPED = 1.07  # features by cluster, for each byte of features (docs/measurements/storage.md)
 KMEANS_PASSES = 7  # a mini-batch epoch, five exact ones, one to assign (docs/scaling.md)
 PRODUCTS_A_CHOICE = 4  # products of a row with all that a pursuit takes the time of, for each row chosen (docs/measurements/)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What the sources hold. rows_read = rows where they were read whole."""
-
-    files: int
-    bytes: int
-    rows: int
-    rows_read: int
-    examples: int  # different ones among the rows
-    rejected: int
-    sample: pl.DataFrame  # example_id, messages, tools of up to SAMPLE examples
 
 
 @dataclass(frozen=True)
@@ -101,13 +84,14 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         torch.set_num_threads(settings.threads)
     started = time.perf_counter()
     with reporter.stage("read sources", "bytes") as progress:
-        pool = look(resolve_sources(settings.sources), progress)
+        pool = sample_sources(resolve_sources(settings.sources), progress)
     reading = time.perf_counter() - started
     if not len(pool.sample):
         raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
     catalog = _catalog(settings)
-    held_out = heldout.share(catalog, settings.heldout) if catalog else settings.heldout or 0.0
-    known = _known(catalog, settings, pool) if catalog else 0
+    found = survey_of(pool, settings, catalog)
+    plan = make_plan(settings, catalog, found)
+    scale = pool.examples / len(pool.keys)  # of what was not read
     reporter.say(f"loading model {settings.model}")
     with AdaptedModel() as model:
         started = time.perf_counter()
@@ -120,10 +104,11 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
             rate, spent = probe.gradients(seconds, progress)
         adapter = sum(p.numel() for name, p in loaded.model.named_parameters() if ".lora_" in name)
     share = 1 - rejected / len(pool.sample)
-    aside = round(pool.examples * held_out)
+    aside = round(found.heldout * scale)
     kept = pool.examples - aside
     usable = round(kept * share)
-    fresh = max(kept - known, 0) * share
+    missing = min(round(plan.step("gradients").compute * scale), kept)
+    warms_up, fresh = plan.step("warm-up").compute > 0, missing * share
     mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
     chosen, kinds = settings.budget(max(usable, 1)), len(variants(settings))
     from tagcos_stream.clustering.kmeans import default_clusters
@@ -131,21 +116,22 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     clusters = min(settings.clusters or default_clusters(usable), usable)
     checkpoints = 1 if settings.adapter else settings.checkpoints
     rate_of_products = matrix_rate()
+    choices = chosen * _share(plan.step("select"))
     stages = {
         "ingest": reading * pool.rows / max(pool.rows_read, 1),
-        "load model": loading * (1 if known else 2 if settings.workers > 1 else 1),
-        "warm-up": 0.0 if known or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
+        "load model": loading * (2 if warms_up and settings.workers > 1 else 1),
+        "warm-up": 0.0 if not warms_up or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
-        "cluster": 2 * usable * clusters * settings.dim * KMEANS_PASSES / rate_of_products,
-        "select": 2 * usable * settings.dim * (chosen / clusters) * PRODUCTS_A_CHOICE / rate_of_products,
+        "cluster": 2 * usable * clusters * settings.dim * _passes(plan.step("cluster")) / rate_of_products,
+        "select": 2 * usable * settings.dim * (choices / clusters) * PRODUCTS_A_CHOICE / rate_of_products,
     }
     ids = ids_spec(round(fresh))
     features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes
     disk = {
-        "examples": round((pool.examples - known) * _stored_bytes(pool.sample)),
+        "examples": round((pool.examples - found.met * scale) * _stored_bytes(pool.sample)),
         "features": features * kinds,
-        "features by cluster": round(usable * settings.dim * 2 * REGROUPED),
-        "checkpoints": 0 if known else 12 * adapter * checkpoints * kinds,
+        "features by cluster": round(usable * settings.dim * 2 * REGROUPED * _share(plan.step("cluster"))),
+        "checkpoints": 0 if not warms_up else 12 * adapter * checkpoints * kinds,
         "catalog": CATALOG_EMPTY + CATALOG_BYTES * pool.examples,
     }
     return Estimate(
@@ -155,7 +141,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         rows_read=pool.rows_read,
         examples=pool.examples,
         heldout=aside,
-        known_examples=known,
+        known_examples=kept - missing,
         rejected_rows=pool.rejected,
         without_gradient=kept - usable,
         truncated=round(kept * sum(e.truncated for e in encoded) / len(pool.sample)),
@@ -176,41 +162,6 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         seconds=sum(stages.values()),
         stages=stages,
     )
-
-
-def look(files: list[SourceFile], progress: Any = lambda done, total=None: None, seconds: float = READ_SECONDS) -> Pool:
-    """Read the files, or of each its first blocks for its share of the seconds, and keep a sample in proportion to their rows."""
-    total = max(sum(file.size for file in files), 1)
-    rows = rejected = read = before = 0
-    ids: list[pl.Series] = []
-    kept: list[tuple[int, pl.DataFrame]] = []
-    generator = np.random.default_rng(0)
-    for file in files:
-        deadline = time.perf_counter() + max(seconds * file.size / total, 0.2)
-        most = max(8, math.ceil(4 * SAMPLE * file.size / total))
-        seen = bad = at = 0
-        mine: pl.DataFrame | None = None
-        for block in read_file(file):
-            found = block.occurrences
-            seen, bad, at = seen + len(found) + len(block.rejects), bad + len(block.rejects), block.bytes_read
-            ids.append(found["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64))
-            drawn = found.select("example_id", "messages", "tools", "template_kwargs").with_columns(
-                draw=pl.Series(generator.random(len(found)))
-            )
-            mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
-            progress(before + at, total)
-            if block.last or time.perf_counter() > deadline:
-                at = file.size if block.last else at
-                break
-        scale = max(file.size, 1) / max(at, 1)
-        rows, rejected, read, before = rows + round(seen * scale), rejected + round(bad * scale), read + seen, before + file.size
-        if mine is not None and len(mine):
-            kept.append((round((seen - bad) * scale), mine))
-    usable = sum(n for n, _ in kept)
-    parts = [frame.head(max(1, round(SAMPLE * n / usable))) for n, frame in kept]
-    sample = pl.concat(parts).unique("example_id", keep="first", maintain_order=True) if parts else pl.DataFrame()
-    different = pl.concat(ids).n_unique() / max(sum(map(len, ids)), 1) if ids else 0.0
-    return Pool(len(files), total, rows, read, round((rows - rejected) * different), rejected, sample)
 
 
 class Probe:
@@ -305,20 +256,14 @@ def _catalog(settings: Settings) -> Catalog | None:
         return None
 
 
-def _known(catalog: Catalog, settings: Settings, pool: Pool) -> int:
-    """Examples of the pool, by the share of the sample, whose features the root has already."""
-    try:
-        found = [spaces.find_space(catalog, space_recipe(settings, variant)) for variant in variants(settings)]
-    except UserError:
-        return 0
-    if any(space is None for space in found):
-        return 0
-    counted = catalog.read(
-        """SELECT count(*) AS n FROM examples e JOIN feature_rows r ON r.segment = e.segment AND r.row = e.row
-        WHERE r.space_id = ? AND list_contains(?::VARCHAR[], e.example_id)""",
-        [found[0].space_id, pool.sample["example_id"].to_list()],  # type: ignore[union-attr]
-    )
-    return round(pool.examples * counted["n"][0] / len(pool.sample))
+def _share(step: Step) -> float:
+    """Of a stage's work, how much is to be done."""
+    return step.compute / max(step.total, 1)
+
+
+def _passes(step: Step) -> float:
+    """Passes over all rows that the clustering takes: rows that join known clusters are read once."""
+    return _share(step) * (KMEANS_PASSES if step.reuse is None else 1)
 
 
 def _stored_bytes(sample: pl.DataFrame) -> float:

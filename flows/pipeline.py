@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
+from flows.plan import Plan, make_plan, plan_from_pool
 from flows.progress import Reporter, default_reporter
 from flows.stages.adopt import adopt
 from flows.stages.cluster import cluster
@@ -17,8 +18,9 @@ from flows.stages.ingest import ingest
 from flows.stages.publish import publish
 from flows.stages.select import select
 from flows.stages.warmup import warm_up
+from flows.survey import survey
 from storage.catalog import runs
-from storage.root import Root, open_root
+from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.types import UserError
@@ -30,10 +32,11 @@ RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run came to: its id and what each stage reported."""
+    """What a finished run came to: its id, what each stage reported, and what was planned once its sources were read."""
 
     run_id: str
     stages: Mapping[str, Mapping[str, Any]]
+    plan: Plan | None = None  # of a run that read sources
 
 
 def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage = run_stage) -> Outcome:
@@ -53,12 +56,13 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
     UserError
         A mistake that the user can mend; the run is recorded as failed with its message.
     """
-    if not settings.sources:
-        raise UserError("no sources given: name files, folders or globs with instruction data")
+    _need_sources(settings)
     reporter = reporter or default_reporter()
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
         pool = stage("ingest", ingest, run)
+        plan = plan_from_pool(settings, run.catalog, run.run_id, pool.files)
+        reporter.say(plan.summary)
         spaces = stage("warm-up", warm_up, run, pool)
         features = stage("gradients", compute_gradients, run, spaces)
         clusters = stage("cluster", cluster, run, features)
@@ -66,7 +70,31 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         stage("publish", publish, run, selection)
     for warning in features.detail["warnings"]:
         reporter.say(warning)
-    return Outcome(run.run_id, stage.details)
+    return Outcome(run.run_id, stage.details, plan)
+
+
+def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
+    """What `run` would do with these settings. Reads sources and the root, writes nothing.
+
+    Raises
+    ------
+    UserError
+        As `run` would for its settings, sources and root.
+    """
+    _need_sources(settings)
+    reporter = reporter or default_reporter()
+    try:
+        catalog = open_root(settings.root, create=False, wait_seconds=settings.wait, on_wait=reporter.say).catalog
+    except NoRoot:
+        catalog = None
+    with reporter.stage("read sources", "bytes") as progress:
+        found = survey(settings, catalog, progress)
+    return make_plan(settings, catalog, found)
+
+
+def _need_sources(settings: Settings) -> None:
+    if not settings.sources:
+        raise UserError("no sources given: name files, folders or globs with instruction data")
 
 
 def reselect(

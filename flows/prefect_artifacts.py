@@ -19,6 +19,7 @@ from prefect.artifacts import (
 
 from flows.compare.tables import compact
 from flows.pipeline import Outcome
+from flows.plan import Plan
 from flows.progress import LineReporter, Stage
 from flows.report.build import report_key, write_report
 from storage.catalog import evaluations
@@ -132,8 +133,18 @@ def summary(root: Root, outcome: Outcome) -> str:
             f"# {outcome.run_id}",
             _table(("", ""), [(words, _shown(value)) for words, value in told if value is not None]),
             _table(("stage", "seconds", "peak GiB"), rows),
+            *([] if outcome.plan is None else [_table(("stage", "planned", "reused", "why"), _planned(outcome.plan))]),
         ]
     )
+
+
+def _planned(plan: Plan) -> list[tuple[Any, ...]]:
+    """A row a stage after the ingest."""
+    return [
+        (step.stage, f"{step.compute:,} of {step.total:,} {step.unit}", step.reuse or "", step.reason)
+        for step in plan.steps
+        if step.stage != "ingest"
+    ]
 
 
 def _shown(value: Any) -> str:

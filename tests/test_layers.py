@@ -30,7 +30,7 @@ FLOWS = (
     ("flows.stages",),
     ("flows.workers",),
     ("flows.plan", "flows.survey"),
-    ("flows.stages.results", "flows.results"),
+    ("flows.results",),
     ("flows.context",),
     ("flows.models",),
     ("flows.progress",),

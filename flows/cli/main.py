@@ -12,7 +12,7 @@ import typer
 
 from flows.cli.evaluate import evaluate
 from flows.cli.options import JsonOption, takes_settings
-from flows.cli.prepare import doctor, estimate
+from flows.cli.prepare import doctor, estimate, print_plan
 from flows.cli.report import report
 from flows.cli.select import diagnose, select, tell_run
 from flows.cli.store import check, export, gc, open_reader, sql, status
@@ -45,12 +45,18 @@ def run(
         bool, typer.Option("--prefect", help="Run as a Prefect flow (does so by itself where PREFECT_API_URL is set).")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be computed and what is reused, and why; write nothing.")
+    ] = False,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
     if sources:
         settings["sources"] = tuple(sources)
+    if dry_run:
+        print_plan(load_settings(settings, toml=config, preset=preset), as_json)
+        return
     _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out, as_json=as_json)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption
 from flows.cli.output import print_frame, print_json
-from tagcos_stream.config import load_settings
+from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +69,26 @@ def _print_estimate(found: Estimate) -> None:
     print_frame(pl.DataFrame(rows, schema=["what", "value", "how"], orient="row"))
     if found.free_bytes is not None and found.disk_bytes > found.free_bytes:
         print("\nthe disk is too small: choose a --root elsewhere (an object store will do), or lower --dim")
+
+
+def print_plan(settings: Settings, as_json: bool) -> None:
+    """`tagcos run --dry-run`: what each stage would compute, what it would reuse, and why."""
+    import polars as pl
+
+    from flows.pipeline import dry_run
+
+    plan = dry_run(settings)
+    if as_json:
+        print_json(asdict(plan))
+        return
+    if plan.run_id:
+        print(f"run {plan.run_id} would go on where it stopped\n")
+    shown = [
+        (step.stage, f"{step.compute:,} of {step.total:,} {step.unit}", step.reuse or "", step.reason) for step in plan.steps
+    ]
+    print_frame(pl.DataFrame(shown, schema=["stage", "to compute", "reused", "why"], orient="row"))
+    if not plan.exact:
+        print("\ncounts are upper bounds: examples without a usable gradient or close to another are known only afterwards")
 
 
 def size(count: int) -> str:

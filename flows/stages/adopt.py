@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from flows.context import RunContext
+from flows.results import Features
 from flows.stages.gradients import features_of
-from flows.stages.results import Features
 from storage import gc
 from storage.catalog import pool, runs, spaces
 from tagcos_stream.identity import space_recipe

@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from flows.plan import find_clustering
+from flows.results import Clustering, Features
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
-from flows.stages.results import Clustering, Features
 from storage import gc
 from storage.arrays import grouped, safetensors_io, segments
 from storage.catalog import clusterings, refreshes, runs
 from tagcos_stream.clustering import drift
-from tagcos_stream.identity import clustering_id, clustering_recipe
+from tagcos_stream.identity import clustering_recipe
 from tagcos_stream.selection.methods import METHODS
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ def cluster(run: RunContext, features: Features) -> Clustering:
     if METHODS[settings.method].within != "clusters":
         _record(run, features, None, None, refitted=False)
         return Clustering(None, {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)})
-    exact = clustering_id(settings, space_id, pool["example_id"].to_list())
-    known: str | None = exact
-    if not clusterings.exists(run.catalog, exact):
-        known = clusterings.find_clustering(run.catalog, clustering_recipe(settings, space_id), pool)
+    exact, known = find_clustering(run.catalog, settings, space_id, pool)
     said = refreshes.recorded(run.catalog, run.run_id)
     if known is None or (known != exact and (settings.refit == "always" or (said is not None and said["refitted"]))):
         if said is None:

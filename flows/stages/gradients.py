@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from flows.context import RunContext
-from flows.stages.results import Features, FeatureSpaces
+from flows.results import Features, FeatureSpaces
 from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
 from storage.arrays import segments

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from flows.context import RunContext
-from flows.stages.results import Pool
+from flows.results import Pool
+from flows.survey import source_files
 from storage import gc
 from storage.catalog import heldout, pool, runs
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
-from tagcos_stream.data.sources import resolve_sources
-from tagcos_stream.types import IngestBlock, UserError
-
-Filter = Callable[[IngestBlock], IngestBlock]
+from tagcos_stream.types import UserError
 
 
 def ingest(run: RunContext) -> Pool:
@@ -31,11 +28,11 @@ def ingest(run: RunContext) -> Pool:
     gc.sweep(run.root, gc.orphans(run.root))
     settings = run.settings
     aside = heldout.share(run.catalog, settings.heldout)
-    files = resolve_sources(settings.sources)
-    cleaner, rules = _decontamination(run)
+    sources = source_files(settings)
+    files = sources.files
     listed = [
-        {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": f.version + rules}
-        for f in files
+        {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": spec}
+        for f, spec in zip(files, sources.specs, strict=True)
     ]
     known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed))
     total, before, rows, rejected = sum(file.size for file in files), 0, 0, 0
@@ -43,7 +40,7 @@ def ingest(run: RunContext) -> Pool:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
                 for block in read_file(file, start_row=row["rows_done"]):
-                    counts = pool.commit_ingest(run.root, run.run_id, row["file_id"], cleaner(block), aside)
+                    counts = pool.commit_ingest(run.root, run.run_id, row["file_id"], sources.clean(block), aside)
                     rows, rejected = rows + counts.rows, rejected + counts.rejected
                     check_rejects(settings.max_rejects, rows, rejected, done=False, where=file.url)
                     progress(before + block.bytes_read, total)
@@ -66,18 +63,7 @@ def ingest(run: RunContext) -> Pool:
         "near_duplicates": near,
         **pool.read_by(run.catalog, run.run_id),
     }
-    return Pool(status.examples, detail)
-
-
-def _decontamination(run: RunContext) -> tuple[Filter, str]:
-    """A filter for blocks, and the name of what it filters by."""
-    if not run.settings.decontaminate:
-        return (lambda block: block), ""
-    from tagcos_stream.data.decontaminate import decontaminated, read_eval
-
-    runs_of_eval = read_eval(run.settings.decontaminate)
-    digests = sorted(file.digest for file in resolve_sources(run.settings.decontaminate))
-    return (lambda block: decontaminated(block, runs_of_eval)), ",".join(digests)
+    return Pool(len(files), status.examples, detail)
 
 
 def _leave_out_near_duplicates(run: RunContext) -> int:

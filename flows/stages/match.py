@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from flows.results import Features
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
-from flows.stages.results import Features
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics
 from tagcos_stream.rows.blocks import group_means

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.context import RunContext
-from flows.stages.results import Published, Selection
+from flows.results import Published, Selection
 from storage import snapshot
 from storage.catalog import runs
 

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from flows.results import Clustering, Features, Selection
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
-from flows.stages.results import Clustering, Features, Selection
 from flows.workers.executor import partitioned, sharing
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage.catalog import clusterings, refreshes, selections

@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from flows.context import RunContext
 from flows.models import Rejected, encode_row, max_length, none_encoded, token_budget
-from flows.stages.results import FeatureSpaces, Pool
+from flows.plan import find_spaces, variants
+from flows.results import FeatureSpaces, Pool
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
 from storage.catalog.pool import pool_sample
 from storage.examples import example_reader
 from tagcos_stream import identity
-from tagcos_stream.config import Settings, Variant
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
 from tagcos_stream.types import Checkpoint
-
-
-def variants(settings: Settings) -> tuple[str, ...]:
-    """The variant that is selected by, then those that are computed beside it."""
-    return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
 
 
 def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
@@ -32,25 +27,21 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
     """
     settings = run.settings
     wanted = variants(settings)
-    known = {variant: _find(run, variant) for variant in get_args(Variant)}
+    known = find_spaces(run.catalog, settings)
     detail: dict[str, Any] = {"reused": True}
-    if any(known[variant] is None for variant in wanted):
-        sibling = next((space for space in known.values() if space is not None), None)
+    if any(variant not in known for variant in wanted):
+        sibling = next(iter(known.values()), None)
         if sibling is not None:
             made, fingerprint = spaces.load_checkpoints(run.root.files, sibling), sibling.fingerprint
         else:
             made, fingerprint, detail = _make_adapter(run, pool)
         for variant in wanted:
-            if known[variant] is None:
+            if variant not in known:
                 _add_space(run, variant, made, fingerprint)
-                known[variant] = _find(run, variant)
-    asked = tuple(space for space in (known[variant] for variant in wanted) if space is not None)
+        known = find_spaces(run.catalog, settings)
+    asked = tuple(known[variant] for variant in wanted)
     runs.set_run(run.catalog, run.run_id, space_id=asked[0].space_id)
     return FeatureSpaces(asked, {"space_id": asked[0].space_id, **detail})
-
-
-def _find(run: RunContext, variant: str) -> spaces.Space | None:
-    return spaces.find_space(run.catalog, identity.space_recipe(run.settings, variant))
 
 
 def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
-from flows.stages.results import Features
+from flows.results import Features
 from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import FeatureRows, open_features

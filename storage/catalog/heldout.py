@@ -13,6 +13,10 @@ import polars as pl
 from storage.database import Catalog
 from tagcos_stream.types import UserError
 
+# dataset, known, held: examples met of each dataset, and those of them that are held out
+COUNTS = """SELECT e.dataset, count(*) AS known, count(*) FILTER (WHERE s.heldout) AS held
+    FROM examples e JOIN segments s USING (segment) GROUP BY e.dataset"""
+
 
 def share(catalog: Catalog, asked: float | None) -> float:
     """The share of every dataset that the root holds out: what its first run asked for, the same ever after.
@@ -43,16 +47,17 @@ def choose(connection: duckdb.DuckDBPyConnection, new: pl.DataFrame, share: floa
     """
     if not share or new.is_empty():
         return pl.Series(np.zeros(len(new), bool))
-    known = connection.sql(
-        """SELECT e.dataset, count(*) AS known, count(*) FILTER (WHERE s.heldout) AS held
-        FROM examples e JOIN segments s USING (segment) GROUP BY e.dataset"""
-    ).pl()
+    known = connection.sql(COUNTS).pl()
     lowest = pl.col("example_id").rank("ordinal").over("dataset")
     ranked = new.select("example_id", "dataset", place=lowest, arrived=pl.len().over("dataset"))
     met = ranked.join(known, on="dataset", how="left", maintain_order="left", nulls_equal=True).fill_null(0)
+    return met.select((pl.col("place") <= quota(share)).alias("heldout"))["heldout"]
+
+
+def quota(share: float) -> pl.Expr:
+    """How many more of a dataset to hold out, of its `known` examples, those `held` of them, and those that `arrived`."""
     # a half rounds up, not to even: one rule, whatever the count
-    wanted = (share * (pl.col("known") + pl.col("arrived")) + 0.5).floor() - pl.col("held")
-    return met.select((pl.col("place") <= wanted).alias("heldout"))["heldout"]
+    return (share * (pl.col("known") + pl.col("arrived")) + 0.5).floor() - pl.col("held")
 
 
 def heldout(catalog: Catalog, run_id: str) -> pl.DataFrame:

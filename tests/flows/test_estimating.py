@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows import estimate, pipeline
+from flows import estimate, pipeline, survey
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 from storage.root import open_root
@@ -71,10 +71,10 @@ def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(lines[:10_000]))
     files = resolve_sources([str(tmp_path)])
-    whole = estimate.look(files)
+    whole = survey.sample_sources(files)
     assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
-    assert len(whole.sample) <= estimate.SAMPLE
-    part = estimate.look(files, seconds=0)  # one look at each file's first blocks
+    assert len(whole.sample) <= survey.SAMPLE
+    part = survey.sample_sources(files, seconds=0)  # one look at each file's first blocks
     assert part.rows_read <= 40_000
     assert part.rows == pytest.approx(40_000, rel=0.1)
 

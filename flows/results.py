@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Pool:
     """The examples to choose from: those of the sources, without what is held out or left out."""
 
+    files: int
     examples: int
     detail: Mapping[str, Any]
 

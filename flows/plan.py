@@ -1,0 +1,243 @@
+"""A plan: what a run takes from its root, and what it computes, stage by stage, with the reason. Made by reading only.
+
+The same decisions that stages take are taken here: which space, which clustering, which run goes on. `tagcos run` prints the plan
+once the pool is known, `tagcos run --dry-run` prints it without a run, `tagcos estimate` prices it, and the Prefect summary
+shows it. A run that was interrupted is planned again like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+
+from flows.survey import Survey
+from storage.catalog import clusterings, planning, pool, refreshes, spaces
+from storage.database import Catalog
+from tagcos_stream.config import Settings, Variant
+from tagcos_stream.declare import decided_by
+from tagcos_stream.identity import choice_id, clustering_id, clustering_recipe, config_hash, space_recipe
+from tagcos_stream.selection.budget import allocate
+from tagcos_stream.selection.groups import divide
+from tagcos_stream.selection.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one stage does: `compute` of `total` units; the others are there already."""
+
+    stage: str
+    compute: int
+    total: int
+    unit: str
+    reuse: str | None  # id of the space, clustering or run that is used as it is
+    reason: str
+
+    @property
+    def summary(self) -> str:
+        """One phrase: how much is computed, what is reused, and why."""
+        reused = "" if self.reuse is None else f"; reuses {self.reuse}"
+        return f"{self.stage} {self.compute:,} of {self.total:,} {self.unit} ({self.reason}{reused})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run, in order."""
+
+    run_id: str | None  # of the unfinished run that goes on; None where a new one begins
+    steps: tuple[Step, ...]
+    exact: bool  # False: counts are upper bounds, or scaled from a sample
+
+    def step(self, stage: str) -> Step:
+        """The step of a stage."""
+        return next(step for step in self.steps if step.stage == stage)
+
+    @property
+    def summary(self) -> str:
+        """What is computed once the sources are read, in one line for a log."""
+        return "plan: " + "; ".join(step.summary for step in self.steps if step.stage != "ingest")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row a step, for tables and JSON."""
+        return [asdict(step) for step in self.steps]
+
+
+def variants(settings: Settings) -> tuple[str, ...]:
+    """The gradient variant that is selected by, then those that are computed with it."""
+    return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
+
+
+def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
+    """The root's spaces of these settings, by variant; the wanted ones and others that share their adapter."""
+    found = {name: spaces.find_space(catalog, space_recipe(settings, name)) for name in get_args(Variant)}
+    return {name: space for name, space in found.items() if space is not None}
+
+
+def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: pl.DataFrame) -> tuple[str, str | None]:
+    """(the id that a clustering fitted to just this pool has, the clustering to use or None).
+
+    That is the exact one where it exists, else of those made with these settings the one that knows most of the pool.
+    """
+    exact = clustering_id(settings, space_id, pool["example_id"].to_list())
+    if clusterings.exists(catalog, exact):
+        return exact, exact
+    return exact, clusterings.find_clustering(catalog, clustering_recipe(settings, space_id), pool)
+
+
+def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Plan:
+    """Plan a run of these settings.
+
+    Parameters
+    ----------
+    settings
+        Those of the run.
+    catalog
+        Of the root; None where there is none yet.
+    found
+        What the sources hold (flows/survey.py), or the pool of a run whose sources are read.
+
+    Returns
+    -------
+    Plan
+        Steps ingest, warm-up, gradients, cluster, select.
+    """
+    run_id = None if catalog is None else planning.unfinished_run(catalog, config_hash(settings))
+    known = {} if catalog is None else find_spaces(catalog, settings)
+    gradients, missing = _gradients(settings, catalog, found, known)
+    space = known.get(settings.gradient)
+    rows = _with_features(catalog, space, found)
+    cluster = _cluster(settings, catalog, space, rows, missing, run_id)
+    steps = (
+        _ingest(found),
+        _warm_up(settings, catalog, known, run_id),
+        gradients,
+        cluster,
+        _select(settings, catalog, rows, cluster, missing),
+    )
+    return Plan(run_id, steps, found.exact and not missing)
+
+
+def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int) -> Plan:
+    """The plan of a run whose sources are read: its pool is what the catalog says."""
+    return make_plan(settings, catalog, Survey(files, 0, pool.pool(catalog, run_id)))
+
+
+def _with_features(catalog: Catalog | None, space: spaces.Space | None, found: Survey) -> pl.DataFrame:
+    if catalog is None or space is None:
+        return found.known.clear()
+    return planning.with_features(catalog, space.space_id, found.known)
+
+
+def _ingest(found: Survey) -> Step:
+    reason = f"{found.new:,} new examples" if found.unread else "all were read before"
+    return Step("ingest", found.unread, found.files, "files", None, reason)
+
+
+def _warm_up(settings: Settings, catalog: Catalog | None, known: dict[str, spaces.Space], run_id: str | None) -> Step:
+    wanted = variants(settings)
+    if known:
+        sibling = known.get(settings.gradient) or next(iter(known.values()))
+        lacking = [name for name in wanted if name not in known]
+        reason = "same settings" if not lacking else f"same adapter; new spaces for {', '.join(lacking)}"
+        return Step("warm-up", 0, 1, "adapters", sibling.space_id, reason)
+    return Step("warm-up", 1, 1, "adapters", None, _why_no_space(settings, catalog, run_id))
+
+
+def _why_no_space(settings: Settings, catalog: Catalog | None, run_id: str | None) -> str:
+    """Which settings of the newest run differ, of those that decide features."""
+    newest = None if catalog is None else planning.newest_config(catalog, run_id)
+    if newest is None:
+        return "first run of this root"
+    before, now = json.loads(newest["config"]), settings.model_dump(mode="json")
+    names = decided_by(Settings, "weights", "warmup", "feature")
+    differ = [name for name in names if name in before and before[name] != now[name]]
+    if not differ:
+        return f"{newest['run_id']} did not finish it"
+    return "; ".join(f"{name} is {now[name]}, not {before[name]} as in {newest['run_id']}" for name in differ)
+
+
+def _gradients(settings: Settings, catalog: Catalog | None, found: Survey, known: dict[str, spaces.Space]) -> tuple[Step, int]:
+    """(the step, examples that the space selected by lacks): whole blocks are computed, in every wanted space that lacks them."""
+    wanted = [known.get(name) for name in variants(settings)]
+    first = known.get(settings.gradient)
+    reuse = None if first is None else first.space_id
+    if catalog is None or found.known.is_empty():
+        return Step("gradients", found.new, found.new, "examples", None, "none is in the root"), found.new
+    lacking: dict[tuple[str, int], int] = {}
+    missing = found.new  # in the space that is selected by
+    for number, space in enumerate(wanted):
+        touched = planning.blocks(catalog, None if space is None else space.space_id, found.known, settings.block_rows)
+        own = {(segment, block): rows for segment, block, rows, complete in touched.iter_rows() if not complete}
+        lacking |= own
+        missing += sum(own.values()) if number == 0 else 0
+    total = planning.segment_rows(catalog, found.known) + found.new
+    reasons = []
+    if any(space is None for space in wanted):
+        reasons.append("a new space has none")
+    elif lacking:
+        reasons.append(f"{len(lacking)} blocks are not complete")
+    if found.new:
+        reasons.append(f"{found.new:,} examples are new")
+    compute = sum(lacking.values()) + found.new
+    return Step("gradients", compute, total, "examples", reuse, "; ".join(reasons) or "every block is complete"), missing
+
+
+def _cluster(
+    settings: Settings,
+    catalog: Catalog | None,
+    space: spaces.Space | None,
+    pool: pl.DataFrame,
+    missing: int,
+    run_id: str | None,
+) -> Step:
+    total = len(pool) + missing
+    if METHODS[settings.method].within != "clusters":
+        return Step("cluster", 0, 0, "rows", None, f"method {settings.method} needs no clusters")
+
+    def fit(reason: str) -> Step:
+        return Step("cluster", total, total, "rows", None, reason)
+
+    if catalog is None or space is None:
+        return fit("a new space has no clusters")
+    exact, known = find_clustering(catalog, settings, space.space_id, pool)
+    if known is None:
+        return fit("no clustering has these settings")
+    if known == exact and not missing:
+        return Step("cluster", 0, total, "rows", known, "fitted to just this pool")
+    decided = None if run_id is None else refreshes.recorded(catalog, run_id)
+    if settings.refit == "always":
+        return fit("refit is always")
+    if decided is not None and decided["refitted"]:
+        return fit(f"{run_id} found that {known} no longer fits")
+    fresh = planning.unclustered(catalog, known, pool) + missing
+    kept = "kept while it fits the data" if settings.refit == "auto" else "kept, as refit is never"
+    return Step("cluster", fresh, total, "rows", known, kept)
+
+
+def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, cluster: Step, missing: int) -> Step:
+    """Groups whose inputs an earlier run had are copied; which those are is known once every row has its feature and cluster."""
+    total = settings.budget(len(rows) + missing)
+    if catalog is None or missing or cluster.compute:
+        return Step("select", total, total, "choices", None, "groups that do not change are copied" if catalog else "first run")
+    method = METHODS[settings.method]
+    if settings.sticky is not None and "sticky" in method.settings:
+        return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")
+    place = cluster.reuse
+    if place is None:
+        place, groups = find_spaces(catalog, settings)[settings.gradient].space_id, divide(method, rows)
+    else:
+        labels, n_clusters = planning.labels(catalog, place, rows)
+        groups = divide(method, rows, labels.to_numpy(), n_clusters)
+    budgets = allocate(groups.sizes, total)
+    inputs = {
+        g: choice_id(settings, place, g, rows[groups.members(g)], int(budgets[g]), None)
+        for g in np.flatnonzero(groups.sizes).tolist()
+    }
+    known = planning.known_choices(catalog, inputs)
+    compute = total - int(budgets[sorted(known)].sum()) if known else total
+    if not known:
+        return Step("select", total, total, "choices", None, "no group was chosen from with these settings")
+    return Step("select", compute, total, "choices", max(known.values()), f"{len(known)} of {len(inputs)} groups are unchanged")

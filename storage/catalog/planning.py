@@ -1,0 +1,133 @@
+"""What the catalog knows of a run that is about to start, in one place for plans. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from storage.database import Catalog
+
+
+def file_progress(catalog: Catalog, file_ids: Sequence[str]) -> pl.DataFrame:
+    """file_id, rows_done, complete of those file versions that were met before."""
+    return catalog.read(
+        "SELECT file_id, rows_done, complete FROM files WHERE list_contains(?::VARCHAR[], file_id)", [list(file_ids)]
+    )
+
+
+def examples(catalog: Catalog) -> pl.DataFrame:
+    """example_id, segment, row, heldout of every example ever met, in order of segment and row."""
+    return catalog.read(
+        """SELECT e.example_id, e.segment, e.row, s.heldout FROM examples e JOIN segments s USING (segment)
+        ORDER BY e.segment, e.row"""
+    )
+
+
+def occurring(catalog: Catalog, file_ids: Sequence[str]) -> pl.Series:
+    """Ids of the examples that occur in these file versions, each once."""
+    return catalog.read(
+        "SELECT DISTINCT example_id FROM occurrences WHERE list_contains(?::VARCHAR[], file_id)", [list(file_ids)]
+    )["example_id"]
+
+
+def blocks(catalog: Catalog, space_id: str | None, pool: pl.DataFrame, block_rows: int) -> pl.DataFrame:
+    """The blocks in which the pool (segment, row) has a row: segment, block, rows, complete.
+
+    rows counts all rows of the block. A segment that is not in the space yet would get blocks of `block_rows`.
+    """
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment", "row").to_arrow())
+        return connection.sql(
+            """WITH sizes AS (
+                SELECT p.segment, sum(p.rows)::BIGINT AS rows, coalesce(any_value(f.block_rows), $block) AS block_rows
+                FROM parts p SEMI JOIN wanted USING (segment)
+                LEFT JOIN feature_segments f ON f.segment = p.segment AND f.space_id = $space GROUP BY p.segment
+            ), touched AS (
+                SELECT DISTINCT w.segment, (w.row // s.block_rows)::INTEGER AS block FROM wanted w JOIN sizes s USING (segment)
+            )
+            SELECT t.segment, t.block, least(s.block_rows, s.rows - t.block * s.block_rows)::BIGINT AS rows,
+                b.block IS NOT NULL AS complete
+            FROM touched t JOIN sizes s USING (segment)
+            LEFT JOIN blocks b ON b.space_id = $space AND b.segment = t.segment AND b.block = t.block
+            ORDER BY t.segment, t.block""",
+            params={"space": space_id, "block": block_rows},
+        ).pl()
+
+
+def segment_rows(catalog: Catalog, pool: pl.DataFrame) -> int:
+    """Rows of all segments in which the pool has a row."""
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment").unique().to_arrow())
+        found = connection.execute("SELECT coalesce(sum(rows), 0)::BIGINT FROM parts SEMI JOIN wanted USING (segment)").fetchall()
+    return int(found[0][0])
+
+
+def with_features(catalog: Catalog, space_id: str, pool: pl.DataFrame) -> pl.DataFrame:
+    """example_id, segment, row, dataset, target_tokens of the pool's rows (segment, row) with a feature in the space, in order of
+    segment and row."""
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment", "row").to_arrow())
+        return connection.sql(
+            """SELECT e.example_id, w.segment, w.row, e.dataset, r.target_tokens
+            FROM wanted w JOIN examples e USING (segment, row) JOIN feature_rows r USING (segment, row)
+            WHERE r.space_id = $space AND r.status = 'ok' ORDER BY w.segment, w.row""",
+            params={"space": space_id},
+        ).pl()
+
+
+def unclustered(catalog: Catalog, clustering_id: str, pool: pl.DataFrame) -> int:
+    """How many rows of the pool (segment, row) the clustering does not have."""
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment", "row").to_arrow())
+        found = connection.execute(
+            """SELECT count(*) FROM wanted ANTI JOIN (SELECT segment, row FROM assignments WHERE clustering_id = ?) known
+            USING (segment, row)""",
+            [clustering_id],
+        ).fetchall()
+    return int(found[0][0])
+
+
+def labels(catalog: Catalog, clustering_id: str, pool: pl.DataFrame) -> tuple[pl.Series, int]:
+    """(the cluster of every row of the pool (segment, row), which the clustering must have; the number of its clusters)."""
+    with catalog.reading() as connection:
+        connection.register("wanted", pool.select("segment", "row").to_arrow())
+        found = connection.sql(
+            """SELECT a.cluster FROM wanted w JOIN assignments a USING (segment, row) WHERE a.clustering_id = $id
+            ORDER BY w.segment, w.row""",
+            params={"id": clustering_id},
+        ).pl()["cluster"]
+        n = connection.execute("SELECT n_clusters FROM clusterings WHERE clustering_id = ?", [clustering_id]).fetchall()
+    return found, int(n[0][0])
+
+
+def known_choices(catalog: Catalog, inputs: Mapping[int, str]) -> dict[int, str]:
+    """Of groups with these inputs, those that a run chose from: group -> the newest such run."""
+    asked = pl.DataFrame({"cluster": list(inputs), "inputs": list(inputs.values())}, {"cluster": pl.Int32, "inputs": pl.String})
+    with catalog.reading() as connection:
+        connection.register("asked", asked.to_arrow())
+        found = connection.execute(
+            "SELECT k.cluster, max(k.run_id) FROM run_clusters k JOIN asked USING (cluster, inputs) GROUP BY k.cluster"
+        ).fetchall()
+    return {int(group): str(run_id) for group, run_id in found}
+
+
+def unfinished_run(catalog: Catalog, config_hash: str) -> str | None:
+    """The run that would be resumed."""
+    found = catalog.read(
+        """SELECT run_id FROM runs WHERE config_hash = ? AND status <> 'complete'
+        ORDER BY started_at DESC, run_id DESC LIMIT 1""",
+        [config_hash],
+    )["run_id"]
+    return None if found.is_empty() else str(found[0])
+
+
+def newest_config(catalog: Catalog, besides: str | None) -> dict[str, Any] | None:
+    """run_id and config (as JSON text) of the newest run that read sources; `besides`: a run that does not count."""
+    found = catalog.read(
+        """SELECT run_id, config::VARCHAR AS config FROM runs WHERE reselects IS NULL AND run_id IS DISTINCT FROM ?::VARCHAR
+        ORDER BY started_at DESC, run_id DESC LIMIT 1""",
+        [besides],
+    ).to_dicts()
+    return found[0] if found else None

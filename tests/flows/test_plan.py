@@ -1,0 +1,168 @@
+"""What is planned is what is then computed: first run, interrupted run, grown pool, changed settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import pipeline
+from flows.cli.main import app
+from flows.context import DoStage, run_stage
+from flows.plan import Plan
+from flows.progress import SilentReporter
+from flows.workers import gradients as worker
+from storage.root import open_root
+from tagcos_stream.config import load_settings
+from tests.flows.conftest import conversation
+
+Maker = Callable[..., dict[str, Any]]
+STAGES = ("ingest", "warm-up", "gradients", "cluster", "select")
+
+
+def planned(values: dict[str, Any]) -> Plan:
+    return pipeline.dry_run(load_settings(values), SilentReporter())
+
+
+def run(values: dict[str, Any], do_stage: DoStage = run_stage) -> pipeline.Outcome:
+    return pipeline.run(load_settings(values), SilentReporter(), do_stage)
+
+
+def counts(plan: Plan) -> dict[str, tuple[int, int]]:
+    return {step.stage: (step.compute, step.total) for step in plan.steps}
+
+
+def agrees(plan: Plan, outcome: pipeline.Outcome) -> None:
+    """A plan made before a run names what the run then reused and computed."""
+    stages = outcome.stages
+    warm_up, gradients, clusters, select = (plan.step(name) for name in ("warm-up", "gradients", "cluster", "select"))
+    assert (warm_up.compute == 0) == stages["warm-up"]["reused"]
+    assert warm_up.reuse in (None, stages["warm-up"]["space_id"])
+    assert (gradients.compute, gradients.total) == (stages["gradients"]["computed"], stages["gradients"]["rows"])
+    assert (clusters.reuse is not None) == (stages["cluster"]["reused"] and stages["cluster"]["clustering_id"] is not None)
+    if clusters.reuse is not None:
+        assert (clusters.reuse, clusters.compute) == (stages["cluster"]["clustering_id"], stages["cluster"]["joined"])
+    elif clusters.total:
+        assert clusters.compute == clusters.total == stages["cluster"]["rows"]
+    assert select.total == stages["select"]["selected"]
+    assert (select.compute == 0) == (stages["select"]["copied"] == stages["select"]["clusters"])
+    if select.reuse is not None:
+        copied, groups = stages["select"]["copied"], stages["select"]["clusters"]
+        assert select.reason == f"{copied} of {groups} groups are unchanged"
+    assert outcome.plan is not None
+    assert outcome.plan.step("warm-up").reason == warm_up.reason
+    assert counts(outcome.plan) | {"ingest": (0, 0)} == counts(plan) | {"ingest": (0, 0)}, "planned again once sources are read"
+
+
+def write(path: Path, topic: str, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"messages": conversation(topic, n)}) + "\n" for n in numbers), encoding="utf-8")
+
+
+def test_plan__before_a_first_run_after_it_after_growth_and_after_changed_settings(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path
+) -> None:
+    values = small_settings(heldout=0.1, refit="never")  # a fit that no longer suits the data shows only when it is measured
+    first = planned(values)
+    assert not (tmp_path / "root").exists(), "a plan writes nothing"
+    assert counts(first) == {
+        "ingest": (3, 3),
+        "warm-up": (1, 1),
+        "gradients": (108, 108),
+        "cluster": (108, 108),
+        "select": (11, 11),
+    }
+    assert first.step("warm-up").reason == "first run of this root"
+    agrees(first, done := run(values))
+
+    from flows.prefect_artifacts import summary  # Prefect takes seconds to import
+
+    told = summary(open_root(values["root"], create=False), done)
+    assert "| stage | planned | reused | why |" in told
+    assert "| gradients | 108 of 108 examples |  | a new space has none |" in told
+
+    again = planned(values)
+    assert {name: n for name, (n, _) in counts(again).items()} == dict.fromkeys(counts(again), 0)
+    assert again.step("select").reuse == done.run_id
+    assert again.exact
+    agrees(again, run(values))
+
+    write(pool_folder / "more.jsonl", "sums", range(100, 130))
+    grown = planned(values)
+    assert counts(grown) == {
+        "ingest": (1, 4),
+        "warm-up": (0, 1),
+        "gradients": (27, 135),
+        "cluster": (27, 135),
+        "select": (14, 14),
+    }
+    agrees(grown, run(values))
+
+    fraction = planned(values | {"fraction": 0.2})
+    assert [fraction.step(name).compute for name in ("ingest", "warm-up", "gradients", "cluster")] == [0, 0, 0, 0]
+    assert 20 <= fraction.step("select").compute <= fraction.step("select").total == 27  # a cluster of one row chooses as before
+    agrees(fraction, run(values | {"fraction": 0.2}))
+
+    changed = planned(values | {"max_length": 64})
+    assert "max_length is 64, not 96 as in run-" in changed.step("warm-up").reason
+    assert (counts(changed)["warm-up"], counts(changed)["gradients"]) == ((1, 1), (135, 135))
+    assert changed.step("gradients").reuse is None
+    agrees(changed, run(values | {"max_length": 64}))
+
+
+def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(small_settings: Maker, pool_folder: Path) -> None:
+    values = small_settings()
+    run(values)
+    variant = planned(values | {"also_gradients": ("sgd",)})
+    assert {name: variant.step(name).compute for name in STAGES} == dict(zip(STAGES, (0, 0, 120, 0, 0), strict=True))
+    assert variant.step("warm-up").reason == "same adapter; new spaces for sgd"
+    agrees(variant, run(values | {"also_gradients": ("sgd",)}))
+
+    control = planned(values | {"method": "random"})
+    assert counts(control)["cluster"] == (0, 0)
+    agrees(control, run(values | {"method": "random"}))
+
+    (pool_folder / "sums.jsonl").unlink()
+    shrunk = planned(values)
+    assert (shrunk.step("cluster").total, shrunk.step("select").total) == (80, 8)
+    agrees(shrunk, run(values))
+
+
+def test_plan__after_an_interruption_is_what_is_left(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = small_settings()
+    write_block, written = worker.segments.SegmentWriter.write_block, []
+
+    def stops(self: Any, block: int, rows: Any) -> int:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(len(rows))
+        return write_block(self, block, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.segments.SegmentWriter, "write_block", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(values)
+    left = planned(values)
+    assert left.run_id is not None
+    committed = open_root(values["root"], create=False).catalog.read("SELECT coalesce(sum(rows), 0)::INT FROM blocks").item()
+    assert counts(left)["gradients"] == (120 - committed, 120)
+    assert counts(left)["warm-up"] == (0, 1)
+    done = run(values)
+    assert done.run_id == left.run_id
+    agrees(left, done)
+
+
+def test_dry_run__prints_the_plan_and_writes_nothing(small_settings: Maker, tmp_path: Path) -> None:
+    values = small_settings()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"]
+    shown = CliRunner().invoke(app, ["run", *values["sources"], "--dry-run", *options])
+    assert shown.exit_code == 0, shown.output
+    assert "120 of 120 examples" in shown.output
+    assert "first run of this root" in shown.output
+    found = CliRunner().invoke(app, ["run", *values["sources"], "--dry-run", "--json", *options])
+    steps = {step["stage"]: step for step in json.loads(found.stdout.splitlines()[-1])["steps"]}
+    assert (steps["gradients"]["compute"], steps["gradients"]["total"]) == (120, 120)
+    assert not (tmp_path / "root").exists()
