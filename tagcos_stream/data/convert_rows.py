@@ -10,8 +10,9 @@ import numpy as np
 import orjson
 import polars as pl
 
+from tagcos_stream.data.calls import python_hint
 from tagcos_stream.data.canonical import REJECTS, occurrences_frame
-from tagcos_stream.data.containers.jsonl import Raw, Reject, snippet
+from tagcos_stream.data.containers.base import Raw, Reject, snippet
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.shapes import RowOptions, convert, dataset_of, source_id_of
 
@@ -70,7 +71,7 @@ def loads(text: bytes) -> Any:
     except RecursionError:
         raise RowError("too_deep", "nested deeper than the JSON parsers' limit (1,000 levels)") from None
     except ValueError as e:
-        raise RowError("broken_json", str(e)) from None
+        raise RowError("broken_json", f"{e}{python_hint(text[:64].decode('utf-8', 'replace'))}") from None
 
 
 def reject(row: int, error: RowError, shown: object) -> Reject:

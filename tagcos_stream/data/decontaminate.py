@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tagcos_stream.data.canonical import REJECTS
-from tagcos_stream.data.containers.jsonl import Limits, Raw, snippet
+from tagcos_stream.data.containers.base import Limits, Raw, snippet
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records
 from tagcos_stream.data.reasons import RowError

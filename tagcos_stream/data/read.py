@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from tagcos_stream.data.canonical import OCCURRENCES, example_id
-from tagcos_stream.data.containers.jsonl import Limits, Raw
+from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.containers.oasst_trees import has_trees, tree_blocks
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_columns import can_convert, convert_frame, parse_block, parse_texts

@@ -109,7 +109,7 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((shape.name, fields) for shape in SHAPES for fields in shape.fields),
     ("oasst_tree", TREE_FIELDS),
 )
-REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input"}
+REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input", "tools"}
 # fields known to carry text of a prompt or an answer: what a shape leaves unread of them rejects the row
 TEXT_FIELDS = (
     frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.beside) for name in fields)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import xxhash
 
+from tagcos_stream.data.containers.registry import CONTAINERS
+from tagcos_stream.data.layouts import BESIDE_SAVED, dataset_above, is_of_split, is_shard, parts_of
 from tagcos_stream.data.remote import is_remote, list_files
 from tagcos_stream.data.shapes import SHAPE_NAMES
 from tagcos_stream.data.source_lists import is_list, read_list
@@ -18,10 +20,7 @@ from tagcos_stream.data.source_spec import SourceSpec
 from tagcos_stream.identity import source_version
 from tagcos_stream.types import UserError
 
-CONTAINERS = {
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv",
-    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
-}  # fmt: skip
+ENDINGS = {ending: name for name, (endings, _) in CONTAINERS.items() for ending in endings}
 PACKED = (".gz", ".zst")
 
 
@@ -35,11 +34,12 @@ class SourceFile:
     digest: str
     format: str
     spec: SourceSpec
+    folder: str | None = None  # the dataset's name by the folders above, where the file is one shard of it
 
     @property
     def dataset(self) -> str:
-        """Name for rows that carry none."""
-        return self.spec.dataset or stem(self.url)
+        """Name for rows that carry none: the source's, that of the folder above a shard, or the file's."""
+        return self.spec.dataset or self.folder or stem(self.url)
 
     @property
     def version(self) -> str:
@@ -84,17 +84,17 @@ def _specs(given: str | SourceSpec) -> list[SourceSpec]:
 def stem(url: str) -> str:
     """The file's name without its endings."""
     name = url.rstrip("/").rsplit("/", 1)[-1]
-    for ending in (*PACKED, *CONTAINERS):
+    for ending in (*PACKED, *ENDINGS):
         name = name.removesuffix(ending)
     return name
 
 
 def container_of(url: str) -> str | None:
-    """A value of CONTAINERS from the name's ending, or None."""
+    """A name of CONTAINERS from the name's ending, or None."""
     name = url.lower()
     for ending in PACKED:
         name = name.removesuffix(ending)
-    return CONTAINERS.get(os.path.splitext(name)[1])
+    return ENDINGS.get(os.path.splitext(name)[1])
 
 
 def _local(spec: SourceSpec) -> list[SourceFile]:
@@ -103,9 +103,10 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
     if alone:
         paths = [path]
     elif path.is_dir():
-        paths = sorted(p for p in path.rglob("*") if p.is_file() and container_of(p.name) and not _hidden(p.relative_to(path)))
+        found = sorted(p for p in path.rglob("*") if p.is_file() and container_of(p.name) and not _hidden(p.relative_to(path)))
+        paths = [p for p in found if not _beside_rows(p)]
         if not paths:
-            raise UserError(f"source {spec.path}: the folder holds no file ending in {', '.join(CONTAINERS)}")
+            raise UserError(f"source {spec.path}: the folder holds no file ending in {', '.join(ENDINGS)}")
     elif glob.has_magic(spec.path):
         paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
         if not paths:
@@ -113,22 +114,40 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
     else:
         raise UserError(f"source {spec.path}: no such file or folder")
     if spec.split is not None:
-        paths = [p for p in paths if _of_split(str(p), spec.split)]
+        base = str(path) if path.is_dir() else re.split(r"[*?\[]", str(path))[0].rpartition("/")[0]
+        there, split = paths, spec.split
+        paths = [p for p in paths if is_of_split(parts_of(p.as_posix(), base), stem(p.name), split)]
         if not paths:
-            raise UserError(f"source {spec.path}: no file of split {spec.split!r}")
+            names = ", ".join(str(p.name) for p in there[:5])
+            raise UserError(f"source {spec.path}: no file of split {split!r} among its {len(there)} files ({names})")
     return [_file(spec, p, alone) for p in paths]
 
 
 def _remote(spec: SourceSpec) -> list[SourceFile]:
     found = list_files(spec.path)
-    files = [f for f in found if (spec.format or container_of(f.url)) and (spec.split is None or _of_split(f.url, spec.split))]
+    split = spec.split
+    files = [
+        f
+        for f in found
+        if (spec.format or container_of(f.url))
+        and f.url.rsplit("/", 1)[-1] not in BESIDE_SAVED
+        and (split is None or is_of_split(parts_of(f.url, spec.path), stem(f.url), split))
+    ]
     if not files:
         raise UserError(
             f"source {spec.path}: {len(found)} files there, none that can be read"
             + (f" of split {spec.split!r}" if spec.split else "")
         )
     return [
-        SourceFile(spec.name or stem(spec.path), f.url, f.size, f.digest, spec.format or str(container_of(f.url)), spec)
+        SourceFile(
+            spec.name or stem(spec.path),
+            f.url,
+            f.size,
+            f.digest,
+            spec.format or str(container_of(f.url)),
+            spec,
+            _folder(f.url, f.url.rsplit("/", 2)[0] + "/dataset_dict.json" in {g.url for g in found}),
+        )
         for f in files
     ]
 
@@ -137,14 +156,24 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
-def _of_split(path: str, split: str) -> bool:
-    return split in re.split(r"[^A-Za-z0-9]+", path)
+def _beside_rows(path: Path) -> bool:
+    """Whether a file only describes the rows beside it, or is a cache of `datasets` among the shards of a saved one."""
+    if path.name in BESIDE_SAVED:
+        return True
+    return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / "state.json").exists()
+
+
+def _folder(url: str, saved_splits: bool) -> str | None:
+    """The dataset's name where the file is a shard of it."""
+    if not is_shard(stem(url)):
+        return None
+    return dataset_above(url.split("/")[:-1], saved_splits)
 
 
 def _file(spec: SourceSpec, path: Path, alone: bool) -> SourceFile:
     kind = spec.format or container_of(path.name)
     if kind is None:
-        raise UserError(f"source {path}: unknown ending; name its format, one of {', '.join(sorted(set(CONTAINERS.values())))}")
+        raise UserError(f"source {path}: unknown ending; name its format, one of {', '.join(CONTAINERS)}")
     try:
         size = path.stat().st_size
         if size == 0 and alone:
@@ -152,7 +181,9 @@ def _file(spec: SourceSpec, path: Path, alone: bool) -> SourceFile:
         digest = _digest(path)
     except OSError as e:
         raise UserError(f"source {path}: cannot be read: {e.strerror}; check its permissions") from None
-    return SourceFile(spec.name or stem(spec.path), str(path.resolve()), size, digest, kind, spec)
+    resolved = path.resolve()
+    folder = _folder(resolved.as_posix(), (resolved.parent.parent / "dataset_dict.json").is_file())
+    return SourceFile(spec.name or stem(spec.path), str(resolved), size, digest, kind, spec, folder)
 
 
 def _digest(path: Path) -> str:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.data.containers.jsonl import Raw, Reject
+from tagcos_stream.data.containers.base import Raw, Reject
 from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
 from tagcos_stream.data.reasons import REASONS
 from tagcos_stream.data.shapes import RowOptions

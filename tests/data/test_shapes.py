@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tagcos_stream.data.containers.jsonl import Limits
+from tagcos_stream.data.containers.base import Limits
 from tagcos_stream.data.reasons import REASONS, RowError
 from tagcos_stream.data.shapes import SHAPE_NAMES, RowOptions, convert, recognise
 from tagcos_stream.data.source_lists import _OPTION_FIELDS, _SPEC_FIELDS

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import orjson
 
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, snippet
 from tagcos_stream.data.containers.json_scan import ENDED, find_list, new_state, scan_elements
-from tagcos_stream.data.containers.jsonl import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, read_lines, snippet
+from tagcos_stream.data.containers.jsonl import read_lines
 from tagcos_stream.data.shapes import CHAT_FIELDS
+
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
 
 CHUNK = 1 << 20
 SPACE = b" \t\r\n"
@@ -27,13 +32,19 @@ _PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
 }
 
 
-def read_json(stream: Unpacked, start_row: int, block_rows: int, limits: Limits, key: str | None = None) -> Iterator[Raw]:
+def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    """Rows of a .json file."""
+    yield from read_json(Unpacked(raw, limits), start_row, block_rows, limits, file.spec.key)
+
+
+def read_json(
+    stream: Unpacked, start_row: int, block_rows: int, limits: Limits, key: str | None = None, head: bytes = b""
+) -> Iterator[Raw]:
     """Rows of a .json file; row = element of the list, counted from 0.
 
-    key: which list of an object to read; without it the first list of objects, and further ones become a reject. A list that
-    ends early or whose brackets do not close ends in a reject.
+    key: which list of an object to read; without it the first list of objects, and further ones become a reject. head: bytes
+    that were taken off the stream before. A list that ends early or whose brackets do not close ends in a reject.
     """
-    head = b""
     ended: LimitReached | None = None
     try:
         while len(head.removeprefix(BOM).lstrip(SPACE)) < CHUNK and (chunk := stream.read(CHUNK)):

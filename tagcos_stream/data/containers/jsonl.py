@@ -1,143 +1,44 @@
-"""Files as bytes: open and unpack them within limits, and cut them into blocks of rows that are not yet interpreted."""
+"""A .jsonl file: a JSON object a line."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 
-from tagcos_stream.data.rejects import SNIPPET
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, snippet
 
-MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
-BOM = b"\xef\xbb\xbf"
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may ask of us. Rows or files beyond a limit become rejects that carry the limit's name.
-
-    max_row_bytes: one row as it stands in the file. max_unpacked_bytes, max_ratio: of a compressed file, the ratio counting from
-    ratio_from bytes of output. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
-    """
-
-    max_row_bytes: int = 16 << 20
-    max_unpacked_bytes: int = 4 << 40
-    max_ratio: int = 400
-    ratio_from: int = 64 << 20
-    block_bytes: int = 8 << 20
+SPACE = b" \t\r\n"
+HEAD = 1 << 20  # bytes that are looked at to tell what a file is
 
 
-@dataclass(frozen=True)
-class Reject:
-    row: int
-    reason: str
-    detail: str
-    snippet: str
+def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    """Rows of a JSONL file; one that holds a list, or objects over several lines, is read as the .json file that it is."""
+    from tagcos_stream.data.containers.json_list import read_json
+
+    stream = Unpacked(raw, limits)
+    try:
+        head = stream.read(HEAD)
+    except LimitReached as e:
+        yield Raw(1, stream.bytes_read, rejects=[Reject(0, e.args[0], e.args[1], "")] if start_row == 0 else [])
+        return
+    if _is_json(head):
+        yield from read_json(stream, start_row, block_rows, limits, file.spec.key, head)
+    else:
+        yield from read_lines(stream, start_row, block_rows, limits, head)
 
 
-@dataclass
-class Raw:
-    """Rows of a file before conversion, in one of three forms, and what was rejected while reading.
-
-    texts: a JSON value a row, numbered in `rows`. block: whole lines from line `first` on, not yet cut. frame: columns,
-    numbered in `rows`.
-    """
-
-    next_row: int
-    bytes_read: int
-    rows: list[int] = field(default_factory=list)
-    texts: list[bytes] | None = None
-    frame: pl.DataFrame | None = None
-    rejects: list[Reject] = field(default_factory=list)
-    block: bytes | None = None
-    first: int = 0
-
-    def cut(self, limits: Limits) -> None:
-        """From `block` to `texts`: blank lines left out, oversized ones rejected."""
-        if self.block is None:
-            return
-        self.texts = []
-        for row, line in enumerate(self.block.split(b"\n"), self.first):
-            if len(line) > limits.max_row_bytes:
-                self.rejects.append(oversized(row, line, limits))
-            elif text := line.removeprefix(BOM).strip(b" \t\r"):
-                self.rows.append(row)
-                self.texts.append(text)
-        self.block = None
-
-
-class LimitReached(Exception):
-    """The rest of a file is not read; args are reason and detail."""
-
-
-class Unpacked:
-    """A binary stream, unpacked on the fly, that counts what was read of the file as it lies."""
-
-    def __init__(self, raw: IO[bytes], limits: Limits) -> None:
-        self._counted = _Counted(raw)
-        buffered = io.BufferedReader(self._counted, 1 << 20)
-        head = buffered.peek(4)[:4]
-        self.packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
-        self._limits, self._out = limits, 0
-        # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when
-        # the end is missing
-        self._stream: Any = buffered
-        if self.packing is not None:
-            self._stream = pa.CompressedInputStream(
-                pa.PythonFile(buffered, mode="r"), {"gz": "gzip", "zst": "zstd"}[self.packing]
-            )
-
-    @property
-    def bytes_read(self) -> int:
-        return self._counted.count
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged or unpacks to more than the limits
-        allow.
-        """
-        try:
-            # small reads: what a failing one had unpacked is lost
-            data = self._stream.read(size if self.packing is None else min(size, 1 << 17))
-        except (pa.ArrowException, OSError) as e:
-            if self.packing is None:
-                raise  # a failing disk or connection is not the data's fault: let it be tried again
-            raise LimitReached("corrupt_file", f"{self.packing}: {e}") from None
-        self._out += len(data)
-        if self.packing:
-            if self._out > self._limits.max_unpacked_bytes:
-                raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
-            if self._out > self._limits.ratio_from and self._out > self._limits.max_ratio * self.bytes_read:
-                raise LimitReached(
-                    "zip_bomb", f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}"
-                )
-        return data
-
-
-class _Counted(io.RawIOBase):
-    """Counts what passes; any object with `read` will do as the source."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self.count = raw, 0
-
-    def readable(self) -> bool:
+def _is_json(head: bytes) -> bool:
+    """Whether a file's first bytes are those of a list of objects, or of an object written over several lines."""
+    text = head.removeprefix(BOM).lstrip(SPACE)
+    first, _, rest = text.partition(b"\n")
+    if first.strip(SPACE) in (b"[", b"{"):
         return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._raw.read(len(buffer))
-        buffer[: len(data)] = data
-        self.count += len(data)
-        return len(data)
-
-
-def snippet(data: bytes | str) -> str:
-    """The first characters of a row, safe to print and to store."""
-    text = data[: 4 * SNIPPET].decode("utf-8", "replace") if isinstance(data, bytes) else data.encode("utf-8", "replace").decode()
-    return text[:SNIPPET]
+    return first[:1] == b"[" and first[1:].lstrip(SPACE)[:1] == b"{" and not rest.strip(SPACE)
 
 
 def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits, prefix: bytes = b"") -> Iterator[Raw]:
@@ -200,7 +101,3 @@ def _behind_line(stream: Unpacked) -> bytes:
     except LimitReached:
         pass  # met again, and then reported, by the next read
     return b""
-
-
-def oversized(row: int, data: bytes, limits: Limits) -> Reject:
-    return Reject(row, "oversized_row", f"more than max_row_bytes {limits.max_row_bytes:,}", snippet(data))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagcos_stream.data.canonical import occurrences_frame
-from tagcos_stream.data.containers.jsonl import Limits, Reject
+from tagcos_stream.data.containers.base import Limits, Reject
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records, reject, rejects_frame
 from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat

@@ -1,56 +1,39 @@
-"""The reader of each kind of file."""
+"""The kinds of files that are read: a new one is a module with a function `read`, and a line of CONTAINERS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
-from tagcos_stream.data.containers.json_list import read_json
-from tagcos_stream.data.containers.jsonl import Limits, Raw, Reject, Unpacked, read_lines
-from tagcos_stream.data.containers.tables import read_arrow, read_csv, read_parquet
+from tagcos_stream.data.containers import arrow, csv, json_list, jsonl, parquet
+from tagcos_stream.data.containers.base import Limits, Raw, Reject
 from tagcos_stream.data.remote import is_remote, open_remote
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
+Read = Callable[[IO[bytes], "SourceFile", int, int, Limits], Iterator[Raw]]
 
-# reads an opened file from a row on: (file, what is known of it, first row, rows of a block, limits) -> blocks of rows
-Reader = Callable[[IO[bytes], "SourceFile", int, int, Limits], Iterator[Raw]]
-
-
-def _jsonl(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
-    return read_lines(Unpacked(raw, limits), start_row, block_rows, limits)
-
-
-def _json(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
-    return read_json(Unpacked(raw, limits), start_row, block_rows, limits, file.spec.key)
-
-
-def _csv(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
-    return read_csv(Unpacked(raw, limits), file, start_row, block_rows, limits)
-
-
-# one entry for each container; the endings of file names are in sources.CONTAINERS
-READERS: dict[str, Reader] = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "csv": _csv,
-    "tsv": _csv,
-    "parquet": read_parquet,
-    "arrow": read_arrow,
+CONTAINERS: dict[str, tuple[tuple[str, ...], Read]] = {  # name -> endings of its files, reader
+    "json": ((".json",), json_list.read),
+    "jsonl": ((".jsonl", ".ndjson"), jsonl.read),
+    "csv": ((".csv",), csv.read),
+    "tsv": ((".tsv",), csv.read),
+    "parquet": ((".parquet", ".pq"), parquet.read),
+    "arrow": ((".arrow", ".feather", ".ipc"), arrow.read),
 }
 
 
 def open_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
     """Blocks of uninterpreted rows from `start_row` on, at least one. UserError where the file as a whole cannot be read."""
+    if file.format not in CONTAINERS:
+        raise UserError(f"{file.url}: format {file.format!r} is unknown; there are {', '.join(CONTAINERS)}")
     with open_bytes(file.url) as raw:
         if file.size == 0:
             yield Raw(1, 0, rejects=[Reject(0, "empty_file", "the file holds nothing", "")] if start_row == 0 else [])
-        elif file.format in READERS:
-            yield from READERS[file.format](raw, file, start_row, block_rows, limits)
         else:
-            raise UserError(f"{file.url}: format {file.format!r} is unknown; use one of {', '.join(READERS)}")
+            yield from CONTAINERS[file.format][1](raw, file, start_row, block_rows, limits)
 
 
 def open_bytes(url: str) -> IO[bytes]:

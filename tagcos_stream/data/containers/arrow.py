@@ -1,0 +1,60 @@
+"""An Arrow IPC file or stream."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
+
+import pyarrow as pa
+
+from tagcos_stream.data.containers.base import Limits, Raw, Reject
+from tagcos_stream.data.containers.columns import framed, short, wanted
+from tagcos_stream.data.remote import is_remote
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
+
+
+def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    """Rows of an Arrow IPC file or stream (what `datasets` caches), or a Feather file of version 2.
+
+    A batch is checked in full before anything of it is touched: offsets out of a damaged file would be followed out of memory.
+    """
+    # mapped, a batch of any size costs no memory of ours; only its text that is looked at
+    source = pa.PythonFile(raw, mode="r") if is_remote(file.url) else pa.memory_map(file.url)
+    try:
+        magic = source.read(6)
+        source.seek(0)
+        opened = pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
+        count = opened.num_record_batches if magic == b"ARROW1" else sys.maxsize
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{file.url}: is no readable Arrow file: {short(e)}") from None
+    columns = wanted(opened.schema, file)
+    row, done = 0, start_row
+    for i in range(count):
+        try:
+            whole = opened.get_batch(i) if magic == b"ARROW1" else opened.read_next_batch()
+            whole = whole.select(columns)
+            whole.validate(full=True)
+        except StopIteration:
+            break
+        except (pa.ArrowException, OSError) as e:
+            if row >= start_row:
+                detail = f"arrow: {short(e)}; rows from here on are not read"
+                yield Raw(row + 1, file.size, rejects=[Reject(row, "corrupt_file", detail, "")])
+                done = row + 1
+            break
+        step = max(1, min(block_rows, limits.block_bytes // max(whole.nbytes // max(whole.num_rows, 1), 1)))
+        for offset in range(0, whole.num_rows, step):
+            part = whole.slice(offset, step)
+            skip = max(start_row - row, 0)
+            if skip < part.num_rows:
+                read = (
+                    file.size * (i + (offset + part.num_rows) / whole.num_rows) / count if magic == b"ARROW1" else source.tell()
+                )
+                yield framed(part.slice(skip), row + skip, min(int(read), file.size))
+                done = row + part.num_rows
+            row += part.num_rows
+    yield Raw(done, file.size)

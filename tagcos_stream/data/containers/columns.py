@@ -1,0 +1,144 @@
+"""What Parquet and Arrow files share: which columns are read, and blocks of them as frames."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import polars as pl
+import pyarrow as pa
+
+from tagcos_stream.data.containers.base import Raw, Reject
+from tagcos_stream.data.oasst import FLAT_FIELDS
+from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
+
+
+def framed(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
+    """Rows of a batch; those whose text is not UTF-8, which nothing downstream checks again, are rejects."""
+    if any(has_json(field.type) for field in part.schema):
+        return _meant_rows(part, first, bytes_read)
+    rows = list(range(first, first + part.num_rows))
+    frame = _checked(part)
+    bad: list[int] = []
+    if frame is None:
+        good = [i for i in range(part.num_rows) if _checked(part.take(pa.array([i]))) is not None]
+        bad = sorted(set(range(part.num_rows)) - set(good))
+        rows = [rows[i] for i in good]
+        frame = _checked(part.take(pa.array(good, pa.int64())))
+        assert frame is not None
+    casts = [pl.col(n).cast(pl.String) for n, t in frame.schema.items() if t in (pl.Categorical, pl.Enum)]
+    rejects = [Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", "") for i in bad]
+    return Raw(first + part.num_rows, bytes_read, rows=rows, frame=frame.with_columns(casts), rejects=rejects)
+
+
+def has_json(kind: pa.DataType) -> bool:
+    """Whether the type is `datasets`' JSON extension (arrow.json) or holds one."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.extension_name == "arrow.json"
+    return any(has_json(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _without_json(kind: pa.DataType) -> pa.DataType:
+    """The type with text in place of the JSON extension."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(_without_json(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_without_json(kind.value_type))
+    return kind
+
+
+def _meant_rows(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
+    """Rows of a batch with JSON in it as rows of JSON: what the text means, not the text, is the row."""
+    raw = Raw(first + part.num_rows, bytes_read, texts=[])
+    assert raw.texts is not None
+    for i in range(part.num_rows):
+        try:
+            (row,) = part.slice(i, 1).to_pylist()
+            # objects have the keys of all rows' objects: those that are null are not the row's own
+            values = {f.name: _meant(row[f.name], f.type) for f in part.schema if row[f.name] is not None}
+            raw.texts.append(orjson.dumps(values, default=str))
+            raw.rows.append(first + i)
+        except (UnicodeError, orjson.JSONEncodeError):
+            raw.rejects.append(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", ""))
+    return raw
+
+
+def _meant(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, pa.BaseExtensionType):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return {f.name: _meant(value[f.name], f.type) for f in fields if value.get(f.name) is not None}
+    if isinstance(value, list):
+        return [_meant(item, kind.value_type) for item in value]
+    return value
+
+
+def _checked(part: pa.RecordBatch) -> pl.DataFrame | None:
+    """The batch as a frame, or None where some of its text is not UTF-8."""
+    try:
+        part.validate(full=True)
+        frame = pl.from_arrow(pa.Table.from_batches([part]))
+    except (pa.ArrowInvalid, pl.exceptions.PanicException):
+        # Polars also looks at bytes that stand under a null, which Arrow's check leaves out, and panics: a copy has none
+        return None
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def short(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def wanted(schema: pa.Schema, file: SourceFile) -> list[str]:
+    """Names of the columns that are read: a table's embeddings and scores stay on disk. UserError where there are not enough."""
+    try:
+        every = schema.names
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file.url}: a column's name is not UTF-8: {e}") from None
+    check_columns(every, file)
+    options = file.spec.options
+    read = {*ROW_FIELDS, *CHAT_FIELDS, *ID_FIELDS, *FLAT_FIELDS, "message_tree_id", "deleted", *options.columns.values()}
+    names = [n for n in every if n in read or options.shape == "any"]
+    for name in names:
+        try:
+            field = schema.field(name)
+            pl.from_arrow(pa.schema([field.with_type(_without_json(field.type))]).empty_table())
+        except (pl.exceptions.PolarsError, pa.ArrowException, ValueError, NotImplementedError) as e:
+            raise UserError(
+                f"{file.url}: column {name!r} has the type {schema.field(name).type}, which cannot be read: {short(e)}"
+            ) from None
+    return names
+
+
+def check_columns(names: list[str], file: SourceFile) -> None:
+    """UserError where a table's columns cannot make any shape, or a mapped column is not there."""
+    options = file.spec.options
+    if options.shape == "any" and len(set(names)) == len(names):
+        return
+    there = ", ".join(names[:20]) or "none"
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise UserError(f"{file.url}: column {', '.join(sorted(twice))} stands there more than once; rename one")
+    turn_keys = ("role", "content", "train", "train_detail")
+    for ours, theirs in options.columns.items():
+        if theirs not in names and ours not in (*turn_keys, theirs):
+            raise UserError(f"{file.url}: no column {theirs!r} (mapped to {ours}); the file has: {there}")
+    have = {*names, *options.columns}
+    if "chosen" in have and options.shape is None:
+        return  # preference pairs: rejected row by row, or read where the source asks for it
+    wanted = [fields for shape, fields in (*REQUIRED, ("oasst_messages", FLAT_FIELDS)) if options.shape in (None, shape)]
+    if not any(have.issuperset(fields) for fields in wanted) and (options.shape is None or wanted):
+        known = "; ".join(f"{shape}: {' + '.join(fields)}" for shape, fields in REQUIRED)
+        raise UserError(f"{file.url}: columns {there} make no known shape ({known}); map them with `columns`")

@@ -1,0 +1,112 @@
+"""A .csv or .tsv file: cells under a header line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, cast
+
+import polars as pl
+
+from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Reject, Unpacked, snippet
+from tagcos_stream.data.containers.columns import check_columns
+from tagcos_stream.types import UserError
+
+if TYPE_CHECKING:
+    from tagcos_stream.data.sources import SourceFile
+
+_SURROGATES = frozenset(chr(c) for c in range(0xDC80, 0xDD00))  # what surrogateescape makes of bytes that are not UTF-8
+
+
+def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
+    """Records of a CSV or TSV file behind its header line; row = record, counted from 0. Quoted cells may hold line breaks."""
+    stream = Unpacked(raw, limits)
+    # the csv module's limit is the process's: set to ours, which is also the one that its error names
+    csv.field_size_limit(limits.max_row_bytes)
+    lines = _Lines(stream, limits)
+    records = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",", strict=True)
+    try:
+        names = [n.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for n in next(records)]
+    except (StopIteration, csv.Error, LimitReached) as e:
+        raise UserError(f"{file.url}: has no readable header line ({e})") from None
+    check_columns(names, file)
+    row, held = 0, 0
+    block, cells = Raw(start_row, 0), []
+    while True:
+        problem: tuple[str, str] | None = None
+        ended = False
+        try:
+            record = next(records)
+        except StopIteration:
+            break
+        except csv.Error as e:
+            record, problem = [], ("oversized_row" if "field larger" in str(e) else "wrong_type", f"csv: {e}")
+        except LimitReached as e:
+            record, problem, ended = [], (e.args[0], e.args[1]), e.args[0] != "oversized_row"
+        if problem is None and len(record) == 0:
+            continue  # a blank line, as the csv module sees it
+        if row >= start_row:
+            if problem is None and len(record) != len(names):
+                problem = ("wrong_type", f"{len(record)} cells, the header has {len(names)}")
+            if problem is None and any(_SURROGATES & set(cell) for cell in record if not cell.isascii()):
+                problem = ("bad_encoding", "is not UTF-8")
+            if problem is not None:
+                block.rejects.append(Reject(row, *problem, snippet(",".join(record))))
+            else:
+                block.rows.append(row)
+                cells.append(record)
+                held += sum(map(len, record))
+            block.next_row = row + 1
+        row += 1
+        if ended:
+            break
+        if row - start_row >= block_rows or held >= limits.block_bytes:
+            yield _filled(block, names, cells, stream)
+            start_row, held = row, 0
+            block, cells = Raw(row, 0), []
+    yield _filled(block, names, cells, stream)
+
+
+def _filled(block: Raw, names: list[str], cells: list[list[str]], stream: Unpacked) -> Raw:
+    columns = zip(*cells, strict=True) if cells else [[] for _ in names]
+    block.frame = pl.DataFrame({n: list(c) for n, c in zip(names, columns, strict=True)}, schema=dict.fromkeys(names, pl.String))
+    block.bytes_read = stream.bytes_read
+    return block
+
+
+class _Lines:
+    """Text lines of a stream for the csv module, with their ends, none longer than the limit."""
+
+    def __init__(self, stream: Unpacked, limits: Limits) -> None:
+        self._stream, self._limit = stream, limits.max_row_bytes
+        self._carry, self._ready, self._first = b"", cast("Iterator[bytes]", iter(())), True
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._ready, None)
+        while line is None:
+            chunk = self._stream.read(1 << 20)
+            data = self._carry + chunk
+            if self._first:
+                data, self._first = data.removeprefix(b"\xef\xbb\xbf"), False
+            lines = data.splitlines(keepends=True) if b"\n" not in data else data.split(b"\n")
+            if b"\n" in data:
+                self._carry = lines.pop()
+                lines = [text + b"\n" for text in lines]
+            else:
+                self._carry = data
+                lines = []
+            if not chunk:
+                if self._carry:
+                    lines.append(self._carry)
+                    self._carry = b""
+                if not lines:
+                    raise StopIteration
+            elif len(self._carry) > self._limit:
+                self._carry = b""
+                raise LimitReached("oversized_row", f"more than max_row_bytes {self._limit:,}")
+            self._ready = iter(lines)
+            line = next(self._ready, None)
+        return line.decode("utf-8", "surrogateescape")

@@ -1,0 +1,52 @@
+"""What the places of files say: which split a file holds, which dataset it belongs to, which files of a folder are no rows.
+
+Known are the layouts of the Hugging Face hub (`data/train-00000-of-00002.parquet`, `train/0000.parquet`), of `save_to_disk`
+(`data-00000-of-00001.arrow` beside `state.json`), and plain names (`train.jsonl`, `my-pool_train.jsonl`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+SHARD = re.compile(r"^(?P<split>.+?)-\d{4,6}-of-\d{4,6}(?:-[0-9a-f]{16})?$")
+BESIDE_SAVED = frozenset({"dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json"})
+_NO_NAME = frozenset({"data", "default", "main"})  # folders of a hub layout that do not name a dataset
+
+
+def parts_of(place: str, source: str) -> list[str]:
+    """The folders and the name of a file below its source, without what stands in the path above; of a source that is the file
+    itself, its name."""
+    below = place.removeprefix(source.rstrip("/")).strip("/") if place.startswith(source.rstrip("/") + "/") else ""
+    return list(PurePosixPath(below or place.rsplit("/", 1)[-1]).parts)
+
+
+def is_of_split(parts: Sequence[str], stem: str, split: str) -> bool:
+    """Whether a file holds the split: by its name, else by a folder of that name.
+
+    parts: its folders and name below the source; stem: the name without endings.
+    """
+    shard = SHARD.match(stem)
+    name = shard["split"] if shard else stem
+    if name == split or re.search(rf"[-._ ]{re.escape(split)}$", name) or re.match(rf"{re.escape(split)}[-. ]", name):
+        return True
+    if shard and name != "data":
+        return False  # the name is that of another split
+    return split in parts[:-1]
+
+
+def is_shard(stem: str) -> bool:
+    """Whether a file is one of several that hold a split, so that its name says nothing of the dataset."""
+    return SHARD.match(stem) is not None
+
+
+def dataset_above(folders: Sequence[str], saved_splits: bool) -> str | None:
+    """The dataset's name by the folders above a shard, the last the nearest; None where they say nothing.
+
+    saved_splits: the folder above the nearest is that of a saved DatasetDict, so that the nearest names a split.
+    """
+    names = [folder.partition("@")[0] for folder in (folders[:-1] if saved_splits else folders)]
+    while names and (names[-1] in _NO_NAME or not names[-1].strip("/.")):
+        names.pop()
+    return names[-1] if names else None

@@ -1,0 +1,269 @@
+"""Folders and lists as the hub, `save_to_disk`, LLaMA-Factory and axolotl have them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tagcos_stream.data.layouts import is_of_split
+from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
+from tagcos_stream.types import UserError
+from tests.data.tools import chat, read, write
+
+PAIR = {"prompt": "a", "completion": "b"}
+
+
+def files_of(source: str | SourceSpec) -> list[tuple[str, str]]:
+    return [(Path(f.url).name, f.dataset) for f in resolve_sources([source])]
+
+
+@pytest.mark.parametrize(
+    ("below", "split", "taken"),
+    [
+        ("train-00000-of-00002", "train", True),
+        ("data/test-00000-of-00001", "train", False),
+        ("train/test-00000-of-00001", "train", False),
+        ("data/train_sft-00000-of-00001", "train", False),
+        ("data/train_sft-00000-of-00001", "train_sft", True),
+        ("data/train_gen-00000-of-00001", "train", False),
+        ("train-00000-of-00001-3f2a1b4c5d6e7f80", "train", True),
+        ("train/0000", "train", True),
+        ("train/data-00000-of-00001", "train", True),
+        ("test/data-00000-of-00001", "train", False),
+        ("train", "train", True),
+        ("gsm8k_train", "train", True),
+        ("pool.train", "train", True),
+        ("train-v2", "train", True),
+        ("training_notes", "train", False),
+        ("train_sft", "train", False),
+        ("train_sft", "train_sft", True),
+    ],
+)
+def test_split__by_name_or_folder_below_the_source(tmp_path: Path, below: str, split: str, taken: bool) -> None:
+    folder = tmp_path / "train-runs" / "test" / "train"  # what stands above says nothing
+    path = folder / f"{below}.jsonl"
+    path.parent.mkdir(parents=True)
+    write(path, [PAIR])
+    write(folder / "other.jsonl", [PAIR])
+    assert is_of_split(Path(below).parts, Path(below).name, split) is taken
+    if taken:
+        assert [name for name, _ in files_of(SourceSpec(str(folder), split=split))] == [path.name]
+    else:
+        with pytest.raises(UserError, match=f"no file of split '{split}' among its 2 files"):
+            resolve_sources([SourceSpec(str(folder), split=split)])
+
+
+def test_dataset__of_a_hub_layout_is_the_folder_above(tmp_path: Path) -> None:
+    for place in (
+        "poems/data/train-00000-of-00002", "poems/data/train-00001-of-00002", "sums/main/train-00000-of-00001", "plain/part",
+        "songs/en/train-00000-of-00001",
+    ):  # fmt: skip
+        path = tmp_path / f"{place}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, [PAIR])
+    named = [dataset for _, dataset in files_of(str(tmp_path))]
+    assert named == ["part", "poems", "poems", "en", "sums"]
+    assert {dataset for _, dataset in files_of(SourceSpec(str(tmp_path), dataset="mine"))} == {"mine"}
+    # the row's own name goes before all
+    write(tmp_path / "poems/data/train-00000-of-00002.jsonl", [{**PAIR, "dataset": "own"}])
+    (file,) = resolve_sources([str(tmp_path / "poems/data/train-00000-of-00002.jsonl")])
+    assert next(read_file(file)).occurrences["dataset"].to_list() == ["own"]
+
+
+def test_saved__folders_of_datasets_are_read_without_their_metadata(tmp_path: Path) -> None:
+    hub_datasets = pytest.importorskip("datasets")
+    rows = [{"messages": chat(i)["messages"]} for i in range(4)]
+    data = hub_datasets.Dataset.from_list(rows)
+    data.save_to_disk(str(tmp_path / "poems"))
+    hub_datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "songs"))
+    (tmp_path / "poems" / "cache-1234.arrow").write_bytes(b"no rows")
+    assert files_of(str(tmp_path / "poems")) == [("data-00000-of-00001.arrow", "poems")]
+    assert files_of(SourceSpec(str(tmp_path / "songs"), split="train")) == [("data-00000-of-00001.arrow", "songs")]
+    got = read(tmp_path / "poems")
+    assert len(got.occurrences) == 4
+    assert got.rejects.is_empty()
+
+
+def test_arrow_json__nested_columns_are_what_they_mean(tmp_path: Path) -> None:
+    turns = [
+        [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": [{"type": "text", "text": "No."}]}],
+        [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": "3"}],
+    ]
+    tools: list[Any] = [[{"name": "f", "parameters": {"x": {"type": "string"}}}], None]
+    rows = [{"messages": m} | ({"tools": t} if t else {}) for m, t in zip(turns, tools, strict=True)]
+    plain = read(write(tmp_path / "a.jsonl", rows)).occurrences
+    turn = pa.struct([("role", pa.string()), ("content", pa.json_())])
+    tool = pa.struct([("name", pa.string()), ("parameters", pa.json_())])
+    schema = pa.schema([("messages", pa.list_(turn)), ("tools", pa.list_(tool)), ("meta", pa.json_())])
+    coded = [
+        {
+            "messages": [{"role": t["role"], "content": json.dumps(t["content"])} for t in m],
+            "tools": t and [{"name": x["name"], "parameters": json.dumps(x["parameters"])} for x in t],
+            "meta": json.dumps({"a": 1}),
+        }
+        for m, t in zip(turns, tools, strict=True)
+    ]
+    storage = pa.Table.from_pylist(coded, pa.schema([(f.name, _plain(f.type)) for f in schema]))
+    columns = [_as(c.combine_chunks(), f.type) for c, f in zip(storage.columns, schema, strict=True)]
+    pq.write_table(pa.table(columns, schema=schema), tmp_path / "a.parquet")
+    assert pq.read_schema(tmp_path / "a.parquet").field("messages").type.value_type.field(1).type == pa.json_()
+    got = read(tmp_path / "a.parquet")
+    assert got.rejects.is_empty()
+    assert got.occurrences.drop("dataset").equals(plain.drop("dataset"))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return pa.struct([(f.name, _plain(f.type)) for f in kind]) if pa.types.is_struct(kind) else kind
+
+
+def _as(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, array)
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(array.offsets, _as(array.values, kind.value_type), mask=array.is_null())
+    if pa.types.is_struct(kind):
+        return pa.StructArray.from_arrays(
+            [_as(array.field(i), kind.field(i).type) for i in range(kind.num_fields)], fields=list(kind)
+        )
+    return array
+
+
+def test_arrow__keys_of_other_rows_are_no_part_of_a_row(tmp_path: Path) -> None:
+    def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = [{"function": {"name": name, "arguments": arguments}}]
+        tools = [{"name": name, "parameters": {k: {"type": "string"} for k, v in arguments.items() if v}}]
+        turns = [{"role": "user", "content": name}, {"role": "assistant", "content": "", "tool_calls": call}]
+        return {"messages": turns, "tools": tools}
+
+    rows = [row("f", {"x": "1"}), row("g", {"y": 2, "z": None}), row("h", {})]
+    wanted = read(write(tmp_path / "a.jsonl", [rows[0], row("g", {"y": 2}), rows[2]])).occurrences
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").occurrences.equals(wanted)
+    # in JSON a null was written by who made the row
+    assert '"z":null' in read(write(tmp_path / "b.jsonl", rows)).occurrences["messages"].to_list()[1][1]["tool_calls"]
+
+
+def test_llama_factory__one_entry_of_a_file_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "capitals.json").write_text(json.dumps([{"instruction": "Capital?", "input": "of France", "output": "Paris"}]))
+    stock: dict[str, Any] = {
+        "capitals": {"file_name": "capitals.json"},
+        "capitals_short": {"file_name": "capitals.json", "columns": {"prompt": "instruction", "response": "output"}},
+        "hub_only": {"hf_hub_url": "somebody/something", "formatting": "sharegpt"},
+        "with_script": {"script_url": "loader"},
+        "pairs_dpo": {"file_name": "pairs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "c", "rejected": "r"}},
+        "marked_kto": {
+            "file_name": "k.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "label"},
+        },
+        "pictures": {"file_name": "mllm.json", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"}},
+        "plain_text": {"file_name": "text.json", "columns": {"prompt": "text"}},
+        "broken": 7,
+    }
+    stock |= {f"more_{i}": {"hf_hub_url": f"somebody/more-{i}", "ranking": i % 2 == 0} for i in range(100)}
+    path = tmp_path / "dataset_info.json"
+    path.write_text(json.dumps(stock))
+    for name, prompt in (("capitals", "Capital?\n\nof France"), ("capitals_short", "Capital?")):
+        (file,) = resolve_sources([f"{path}#{name}"])
+        assert file.dataset == name
+        assert next(read_file(file)).occurrences["messages"].to_list()[0][0]["content"] == prompt
+    (tmp_path / "k.json").write_text(
+        json.dumps([{"messages": chat(1)["messages"], "label": True}, {"messages": chat(2)["messages"], "label": False}])
+    )
+    (file,) = resolve_sources([f"{path}#marked_kto"])
+    block = next(read_file(file))
+    assert (len(block.occurrences), block.rejects["reason"].to_list()) == (1, ["marked_bad"])
+    for name, says in (("pairs_dpo", "ranking"), ("pictures", "column images"), ("with_script", "scripts"), ("broken", "object")):
+        with pytest.raises(UserError, match=says):
+            resolve_sources([f"{path}#{name}"])
+    with pytest.raises(UserError, match=r"no source nothing; there are capitals, .*\.\.\."):
+        resolve_sources([f"{path}#nothing"])
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "type": (None, "chat_template", "sharegpt"),
+    "field_messages": (None, "conversations", "messages"),
+    "roles_to_train": (None, ["assistant"], ["gpt"], ["human", "gpt"]),
+    "message_field_training": (None, "learn"),
+    "drop_system_message": (None, True),
+    "top": (None, True),
+}
+CONFIGS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+
+
+def test_axolotl__configurations_train_what_they_say(tmp_path: Path) -> None:
+    """The trained turns of a row under every combination of options, by the rules of axolotl's documentation."""
+    assert len(CONFIGS) >= 252
+    for field in ("conversations", "messages"):
+        turns = [
+            {"from": "system", "value": "s"},
+            {"from": "human", "value": "q", "learn": True, "train": True},
+            {"from": "gpt", "value": "a", "learn": False, "train": False},
+            {"from": "human", "value": "r"},
+            {"from": "gpt", "value": "b"},
+        ]
+        write(tmp_path / f"{field}.jsonl", [{field: turns}])
+    for config in CONFIGS:
+        entry = {k: v for k, v in config.items() if v is not None and k != "top"}
+        field = config["field_messages"] or "messages"
+        entry["path"] = f"{field}.jsonl"
+        whole = {"datasets": [entry]} | ({"train_on_inputs": True} if config["top"] else {})
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(whole))
+        (file,) = resolve_sources([str(tmp_path / "c.yaml")])
+        (messages,) = next(read_file(file)).occurrences["messages"].to_list()
+        trained = [m["content"] for m in messages if m["role"] == "assistant" if m["train"] is None or m["train"]]
+        trained += [m["content"] for m in messages if m["role"] != "assistant" and m["train"]]
+        wanted = {"s", "q", "a", "r", "b"} if config["top"] else {"a", "b"}
+        if not config["top"] and config["roles_to_train"] == ["human", "gpt"]:
+            wanted |= {"q", "r"}
+        if config["message_field_training"]:
+            wanted = wanted - {"a"} | {"q"}
+        if config["drop_system_message"]:
+            wanted -= {"s"}
+        assert set(trained) == wanted, config
+
+
+def test_axolotl__files_of_an_entry(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [PAIR])
+    for files, found in ((["a.jsonl"], ["a.jsonl"]), (["a.jsonl", "b.jsonl"], ["a.jsonl", "b.jsonl"]), ("b.jsonl", ["b.jsonl"])):
+        entry = {"path": "json", "data_files": files, "type": "alpaca"}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({"datasets": [entry]}))
+        assert [name for name, _ in files_of(str(tmp_path / "c.yaml"))] == found
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"datasets": [{"path": "a.jsonl", "type": {"field_instruction": "x"}}]}))
+    with pytest.raises(UserError, match=r"type .* is not read"):
+        resolve_sources([str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("text", ["[{0}, {1}]", "[\n{0},\n{1}\n]", "[{0},\n{1}]\n"])
+def test_jsonl__that_holds_a_list_is_read_as_one(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text.format(json.dumps(chat(0)), json.dumps(chat(1))))
+    if text.startswith("[{0},\n"):
+        assert read(path).reasons == {0: "broken_json", 1: "broken_json"}  # might be lines of which each is broken
+        return
+    for rows in (8192, 1):
+        got = read(path, block_rows=rows)
+        assert (got.occurrences["row"].to_list(), got.rejects.height) == ([0, 1], 0)
+    assert read(path, start_row=1).occurrences["row"].to_list() == [1]
+
+
+def test_jsonl__objects_over_several_lines_and_python_literals_are_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(chat(0), indent=2))
+    assert read(path).occurrences.height == 1
+    path.write_text(json.dumps(chat(0), indent=2) + "\n" + json.dumps(chat(1), indent=2))
+    assert read(path).reasons == {0: "broken_json"}
+    path.write_text(str(chat(0)) + "\n")
+    assert "Python literals" in read(path).rejects["detail"][0]
