@@ -11,6 +11,7 @@ import polars as pl
 from storage.arrays import segments
 from storage.examples import example_reader
 from storage.root import Root
+from tagcos_stream.data.canonical import said
 
 GROUPS = 40  # whose chosen and just-missed examples are shown: the largest
 EXAMPLES = 160  # of each of the two, shared by the groups shown
@@ -89,7 +90,7 @@ def map_sample(root: Root, run_id: str, space_id: str, clustering_id: str | None
 
 
 def _message(message: dict[str, Any]) -> Message:
-    content = message["content"] or ""
+    content = said(message)
     return Message(message["role"], content[:CHARACTERS], max(len(content) - CHARACTERS, 0))
 
 

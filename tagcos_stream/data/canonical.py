@@ -10,7 +10,7 @@ escapes or float digits enters: see `canonical_json`. The id is BLAKE2b with a 1
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,7 @@ MESSAGE = {
     "tool_calls": pl.String(),
     "tool_call_id": pl.String(),
 }
+TEXT_KEYS = ("reasoning", "content", "tool_calls")
 MESSAGES = pl.List(pl.Struct(MESSAGE))
 OCCURRENCES = pl.Schema(
     {
@@ -118,6 +119,11 @@ def canonical_json(value: Any, depth: int = 0, keep_null: bool = False) -> str:
 def characters(message: Message) -> int:
     """Of the turn's content, reasoning and calls."""
     return len(message["content"]) + len(message.get("reasoning") or "") + len(message.get("tool_calls") or "")
+
+
+def said(message: Mapping[str, Any]) -> str:
+    """All text of the turn, for those who compare or show texts: its reasoning, its content and its calls, a line each."""
+    return "\n".join(message[key] for key in TEXT_KEYS if message.get(key))
 
 
 def occurrences_frame(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tagcos_stream.data.canonical import REJECTS
+from tagcos_stream.data.canonical import REJECTS, TEXT_KEYS, said
 from tagcos_stream.data.containers.base import Limits, Raw, snippet
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records
@@ -93,9 +93,8 @@ def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
     """The block with contaminated occurrences moved to its rejects: reason `contaminated`, detail the evaluation file, row and
     words.
     """
-    texts = block.occurrences.select(
-        pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n")
-    ).to_series()
+    turn = pl.concat_str([pl.element().struct.field(key) for key in TEXT_KEYS], separator="\n", ignore_nulls=True)
+    texts = block.occurrences.select(pl.col("messages").list.eval(turn).list.join("\n")).to_series()
     found = overlaps(texts.to_list(), runs_of_eval)
     if not found:
         return block
@@ -106,7 +105,7 @@ def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
             "row": taken["row"],
             "reason": ["contaminated"] * len(found),
             "detail": list(found.values()),
-            "snippet": [snippet(m[0]["content"]) for m in taken["messages"].to_list()],
+            "snippet": [snippet(said(m[0])) for m in taken["messages"].to_list()],
         },
         schema=REJECTS,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tagcos_stream.data.canonical import said
 from tagcos_stream.data.shingles import find_words, runs
 from tagcos_stream.types import UserError
 
@@ -95,7 +96,7 @@ def _texts(block: pl.DataFrame, prompts_only: bool) -> list[str]:
         for m in messages:
             if prompts_only and m["role"] == "assistant":
                 break
-            contents.append(m["content"])
+            contents.append(said(m))
         out.append("\n".join(contents))
     return out
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.data.canonical import occurrences_frame
+from tagcos_stream.data.canonical import REJECTS, occurrences_frame
 from tagcos_stream.data.decontaminate import decontaminated, overlaps, read_eval
 from tagcos_stream.data.near_duplicates import near_duplicates, peak_bytes
 from tagcos_stream.data.read import read_file, resolve_sources
 from tagcos_stream.data.shingles import find_words
-from tagcos_stream.types import UserError
+from tagcos_stream.types import IngestBlock, Message, UserError
 from tests import naive
 from tests.data.tools import write
 
@@ -122,3 +122,21 @@ def test_near_duplicates__chain_names_the_kept_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="threshold is 2"):
         near_duplicates([], tmp_path, threshold=2)
     assert peak_bytes(10_000_000) < 1 << 30
+
+
+def test_overlap__reasoning_and_calls_are_text(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    said = [" ".join(f"{c}{i}" for i in range(40)) for c in letters[:4]]
+    calls = [f'[{{"type":"function","function":{{"name":"f","arguments":{{"x":"{text}"}}}}}}]' for text in said]
+    turns: list[list[Message]] = [
+        [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "", "tool_calls": calls[0]}],
+        [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "", "tool_calls": calls[1]}],
+        [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "Done.", "reasoning": said[2]}],
+        [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "Done.", "reasoning": said[3]}],
+    ]
+    frame = occurrences_frame([0, 1, 2, 3], turns, [None] * 4, [None] * 4, ["d"] * 4, [None] * 4)
+    assert near_duplicates([frame], tmp_path).is_empty()
+    write(tmp_path / "eval.jsonl", [{"question": said[1]}, {"question": said[3]}])
+    block = IngestBlock(frame, pl.DataFrame(schema=REJECTS), 4, 0, True)
+    assert decontaminated(block, read_eval([str(tmp_path / "eval.jsonl")])).rejects["row"].to_list() == [1, 3]

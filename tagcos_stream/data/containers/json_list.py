@@ -11,7 +11,7 @@ import orjson
 
 from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, snippet
 from tagcos_stream.data.containers.json_scan import ENDED, find_list, new_state, scan_elements
-from tagcos_stream.data.containers.jsonl import read_lines
+from tagcos_stream.data.containers.lines import read_lines
 from tagcos_stream.data.shapes import CHAT_FIELDS
 
 if TYPE_CHECKING:
