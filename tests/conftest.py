@@ -13,6 +13,27 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 
+TESTS = Path(__file__).parent
+QUICK = ("data", "method", "storage")  # folders whose tests are quick, unless they need a process or a server
+SERVERS = {"bucket", "s3_server"}  # fixtures that start one
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick`, import no tests of other folders: Prefect and the trainers take longer to import than these run."""
+    quick = config.option.markexpr == "quick" and collection_path.parent == TESTS
+    return True if quick and collection_path.name not in (*QUICK, "conftest.py") else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as quick the tests of the method, of ingest and of the store that start neither a process nor a server."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        started = SERVERS & set(getattr(item, "fixturenames", ()))
+        if folder in QUICK and not started and not any(item.get_closest_marker(name) for name in ("process", "slow")):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real instruction data that is not part of the project: TAGCOS_DATA, or shared/data beside the checkout."""

@@ -125,6 +125,7 @@ def _lines(n: int, seed: int) -> Iterator[bytes]:
         yield _mutated(rng.choice(base), rng).replace(b"\n", b" ")
 
 
+@pytest.mark.process
 def test_fuzz__ten_thousand_mutated_rows(tmp_path: Path) -> None:
     lines = list(_lines(10_000, seed=1))
     _check_lines(tmp_path / "a.jsonl", lines)

@@ -67,6 +67,7 @@ def _read(path: Path) -> tuple[int, int, float, float]:
     return tuple(json.loads(done.stdout))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"])
 def test_memory__under_a_gibibyte_for_any_size(tmp_path: Path, name: str) -> None:
@@ -79,6 +80,7 @@ def test_memory__under_a_gibibyte_for_any_size(tmp_path: Path, name: str) -> Non
     assert peak < 1024
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_memory__is_that_of_blocks(tmp_path: Path, name: str) -> None:
     n = _big_file(tmp_path / name, 60 << 20)

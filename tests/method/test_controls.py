@@ -60,6 +60,7 @@ def test_methods__get_no_setting_that_they_do_not_declare() -> None:
         METHODS["omp"].choose(group, 1, {}, Limits())
 
 
+@pytest.mark.process
 def test_registry__lists_names_without_importing_a_method() -> None:
     code = (
         "import sys; from tagcos_stream.config import Settings; from tagcos_stream.selection.methods import METHODS; "

@@ -31,6 +31,7 @@ print(memory("VmHWM") - before, limit)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("method", "held"), [("kcenter", False), ("herding", False), ("herding", True)], ids=["kcenter", "streamed", "held"]
 )

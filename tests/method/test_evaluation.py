@@ -77,6 +77,7 @@ def test_losses__are_those_of_one_example_at_a_time(kind: str) -> None:
         assert torch.allclose(found[name], p.grad, atol=3e-6, rtol=1e-4), name
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("weighted", [False, True])
 def test_finetune__is_the_plain_training_loop(weighted: bool) -> None:
     model = adapted()

@@ -281,6 +281,7 @@ print(after - before, kmeans.peak_bytes({n}, {dim}, {k}, block_rows=256))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("n", "dim", "clusters"),
     [

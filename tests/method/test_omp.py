@@ -240,11 +240,13 @@ def test_omp__reports_progress_and_what_it_spent() -> None:
     assert comp.stats.rounds == comp.rounds[-1] + 1 == len(seen)
 
 
+@pytest.mark.process
 def test_omp__needs_no_torch() -> None:
     code = "import sys, tagcos_stream.selection.pursuit.omp; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.process
 def test_omp__kernels_interpreted_choose_the_same() -> None:
     """The same checks as above, with Numba switched off: kernels are plain Python."""
     code = (

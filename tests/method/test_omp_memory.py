@@ -29,6 +29,7 @@ print(memory("VmHWM") - before, limit)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("n", "dim", "budget", "streamed"),
     [

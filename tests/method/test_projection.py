@@ -127,6 +127,7 @@ def test_projection__refuses_impossible_settings() -> None:
         make_projection(dim=32, seed=0)
 
 
+@pytest.mark.process
 def test_projection__import_is_light() -> None:
     code = (
         "import sys, tagcos_stream.gradients.projection.projections; "

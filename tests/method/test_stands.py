@@ -98,6 +98,7 @@ print(memory("VmHWM") - before, limit or peak_bytes(dim, n, k, 1000))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("limit", ["None", "peak_bytes(dim, n, 300, 1000)"], ids=["all held", "in batches"])
 def test_stands__measured_peak_stays_under_the_formula(limit: str) -> None:
     code = PEAK.replace("LIMIT", limit)

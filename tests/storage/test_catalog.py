@@ -56,6 +56,7 @@ def test_storage__no_pickle_and_no_value_in_sql_text() -> None:
     assert "allow_pickle=True" not in text
 
 
+@pytest.mark.process
 def test_catalog__imports_neither_torch_nor_peft_nor_prefect() -> None:
     heavy = "('torch', 'peft', 'prefect', 'transformers')"
     code = f"import sys, storage.root, storage.check, storage.snapshot; print([m for m in {heavy} if m in sys.modules])"
@@ -164,6 +165,7 @@ def test_migrate__a_killed_step_leaves_the_older_version(tmp_path: Path) -> None
     assert good.read("SELECT count(*) AS n FROM duckdb_tables() WHERE table_name = 'half'")["n"][0] == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["read", "write"])
 def test_transaction__waits_for_a_shell_with_a_message_and_goes_on(root: Root, kind: str) -> None:
     said: list[str] = []
@@ -178,6 +180,7 @@ def test_transaction__waits_for_a_shell_with_a_message_and_goes_on(root: Root, k
     assert runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).stages == {"ingest": {}}
 
 
+@pytest.mark.process
 def test_transaction__gives_up_naming_file_and_holder(root: Root) -> None:
     runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
     catalog = Catalog(root.catalog_path, wait_seconds=0.5)

@@ -153,6 +153,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.process
 def test_full_disk__is_said_and_the_run_goes_on_after_it(small_disk: Callable[[str], Path], filled: Root) -> None:
     disk = small_disk("size=24m")
     url = str(disk / "root")
@@ -178,6 +179,7 @@ def test_full_disk__is_said_and_the_run_goes_on_after_it(small_disk: Callable[[s
     assert [finding for finding in check(open_root(url)) if finding.damage] == []
 
 
+@pytest.mark.process
 def test_read_only_root__is_said_to_writers_and_works_for_readers(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("size=30m")
     url = str(disk / "root")

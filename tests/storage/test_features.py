@@ -208,6 +208,7 @@ def _write_for_ever(url: str, blocks: list[int]) -> None:
             writer.write_block(block, x[start:stop])
 
 
+@pytest.mark.process
 def test_write_block__killed_writers_leave_blocks_absent_or_whole(tmp_path: Path) -> None:
     """Two processes write different blocks over and over and are killed, 12 times, at random moments."""
     files = open_files(str(tmp_path / "files"))

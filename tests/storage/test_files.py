@@ -15,7 +15,7 @@ from storage.files.open import open_files
 from tagcos_stream.types import UserError
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.process)])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> LocalFiles | ObjectFiles:
     return open_files(str(tmp_path / "files") if request.param == "local" else request.getfixturevalue("bucket"))
 

@@ -88,6 +88,7 @@ def test_interrupt__after_every_commit_and_before_it(filled: Root, make_root: Ca
     agree(root, filled)
 
 
+@pytest.mark.process
 def test_kill__minus_nine_at_random_moments(filled: Root, make_root: Callable[[str], Root]) -> None:
     root = make_root("killed")
     generator = np.random.default_rng(1)
@@ -117,6 +118,7 @@ def test_kill__minus_nine_at_random_moments(filled: Root, make_root: Callable[[s
     assert check(root) == []
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_kill__minus_nine_at_each_step_in_a_process_of_its_own(filled: Root, make_root: Callable[[str], Root]) -> None:
     """python -m pytest -m slow tests/storage/test_processes.py: over 40 kills, the same command after each."""
@@ -139,6 +141,7 @@ def test_kill__minus_nine_at_each_step_in_a_process_of_its_own(filled: Root, mak
         agree(root, filled)
 
 
+@pytest.mark.process
 def test_writers__the_second_waits_and_both_are_right(make_root: Callable[[str], Root]) -> None:
     root = make_root("root")
     processes = [start(root.url, "--examples", n, "--wait", "100") for n in ("300", "300", "340")]
@@ -161,6 +164,7 @@ def test_writers__the_second_waits_and_both_are_right(make_root: Callable[[str],
     assert check(root) == []
 
 
+@pytest.mark.process
 def test_root__begun_by_two_at_once_is_one(tmp_path: Path) -> None:
     code = (
         "import sys; from storage.root import open_root\n"
@@ -178,6 +182,7 @@ def test_root__begun_by_two_at_once_is_one(tmp_path: Path) -> None:
             assert identities[0] == identities[1] != "", number
 
 
+@pytest.mark.process
 def test_writers__the_second_is_refused_with_process_and_start(root: Root) -> None:
     code = (
         "import sys, time; from storage.root import open_root\n"
