@@ -70,14 +70,16 @@ app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation))
 @app.command()
 def demo(
     root: Annotated[str, typer.Option(help="Folder that holds everything durable.")] = "tagcos-demo",
-    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = DEFAULT_FRACTION,
+    fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.1,
+    add: Annotated[int, typer.Option(min=0, max=120, help="Rows added to the pool, to see a second run compute only these.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole job on a small real model and 400 examples made from the Python standard library; under five minutes."""
+    """The whole job on a small real model and 120 examples made from the Python standard library; about a minute."""
     from flows.demo.data import write_demo_data
     from flows.demo.model import demo_model
+    from flows.demo.results import print_results
 
-    files = write_demo_data(Path(root) / "demo-data")
+    files = write_demo_data(Path(root) / "demo-data", added=add)
     settings = load_settings(
         {
             "sources": tuple(str(path) for path in files),
@@ -85,21 +87,15 @@ def demo(
             "model": str(demo_model()),
             "fraction": fraction,
             "max_length": 128,
-            "warmup_examples": 64,
-            "clusters": 8,
+            "warmup_examples": 24,
+            "clusters": 6,
         }
     )
     run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl", as_json=as_json)
     if as_json:
         return
-    print(
-        "\nGo on with:\n"
-        f"  tagcos status --root {root}\n"
-        f'  tagcos sql --root {root} "SELECT * FROM latest_selection ORDER BY cluster, rank LIMIT 10"\n'
-        f"  tagcos report {run_id} --root {root}\n"
-        f"  tagcos export {run_id} --root {root} --out selection.parquet\n"
-        f"  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}"
-    )
+    print_results(open_reader(root), run_id, root, add)
+    print(f"\nyour own data:\n  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}")
 
 
 def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) -> str:

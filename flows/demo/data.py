@@ -1,4 +1,4 @@
-"""About 400 real instruction examples made from the installed Python standard library, in six families.
+"""A hundred or more real instruction examples made from the installed Python standard library, in six families.
 
 Nothing is downloaded and nothing invented: explanations are docstrings, code is source, answers are computed. The families differ
 in form and content, so that clusters of their gradients mean something.
@@ -30,7 +30,7 @@ MODULES = (
     "random", "reprlib", "sched", "secrets", "shlex", "shutil", "statistics", "string", "tempfile", "textwrap", "threading",
     "tokenize", "traceback", "types", "urllib.parse", "uuid", "warnings", "weakref", "zipfile",
 )  # fmt: skip
-MAX_CHARS = 360  # of an answer: the demo runs on two processor cores
+MAX_CHARS = 180  # of an answer: the demo runs on two processor cores
 
 
 def _turns(*texts: str) -> Conversation:
@@ -144,7 +144,10 @@ FAMILIES: dict[str, Callable[[], Iterator[Conversation]]] = {
 }
 
 
-def demo_examples(per_family: int = 68) -> dict[str, list[Conversation]]:
+PER_FAMILY = 20  # of the demo: seconds of gradients on two cores, and enough for clusters of families
+
+
+def demo_examples(per_family: int = PER_FAMILY) -> dict[str, list[Conversation]]:
     """Family name -> up to `per_family` conversations, the same for the same Python version."""
     chosen = {}
     for family, make in FAMILIES.items():
@@ -154,11 +157,25 @@ def demo_examples(per_family: int = 68) -> dict[str, list[Conversation]]:
     return chosen
 
 
-def write_demo_data(folder: Path, per_family: int = 68) -> list[Path]:
-    """One JSONL file (OpenAI messages) per family; unchanged files are left alone."""
+def write_demo_data(folder: Path, per_family: int = PER_FAMILY, added: int = 0) -> list[Path]:
+    """One JSONL file (OpenAI messages) per family; unchanged files are left alone.
+
+    Parameters
+    ----------
+    folder : Path
+        Created where it is missing.
+    per_family : int
+        Conversations of a family, at most.
+    added : int
+        Further conversations, of the families in turn, in a file of their own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    files = demo_examples(per_family)
+    if added:
+        more = [conversations[per_family:] for conversations in demo_examples(per_family + added).values()]
+        files["added"] = [conversations[i] for i in range(added) for conversations in more if i < len(conversations)][:added]
     paths = []
-    for family, conversations in demo_examples(per_family).items():
+    for family, conversations in files.items():
         path = folder / f"{family}.jsonl"
         text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

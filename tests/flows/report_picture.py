@@ -32,7 +32,7 @@ def small_run(folder: Path) -> str:
     """A root with two runs, the second on a pool that grew, and a diagnosis of it."""
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    files = [str(path) for path in write_demo_data(folder / "demo-data")]
+    files = [str(path) for path in write_demo_data(folder / "demo-data", per_family=68)]
     settings = {"root": str(folder / "my-pool"), "model": str(folder / "model"), "fraction": 0.1, "clusters": 8}
     settings |= {"max_length": 256, "warmup_examples": 32, "dim": 512}
     for sources in (files[:-1], files):
