@@ -53,8 +53,7 @@ USES = {
     "a-selection-method": """
         import numpy as np
         from tagcos_stream.config import load_settings
-        from tagcos_stream.selection.groups import Group
-        from tagcos_stream.selection.methods import METHODS, Limits, described
+        from tagcos_stream.selection.methods import METHODS, Group, Limits, described
         from tests.naive import choose_shortest
 
         assert load_settings({"method": "shortest"}).method == "shortest"

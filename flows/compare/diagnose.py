@@ -24,7 +24,7 @@ from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.rows.blocks import Dimensions, group_means
 from tagcos_stream.selection.budget import allocate
-from tagcos_stream.selection.groups import Group, divide, example_columns
+from tagcos_stream.selection.groups import divide, example_columns
 from tagcos_stream.selection.match import (
     fit_bytes,
     fitted_weights,
@@ -33,7 +33,7 @@ from tagcos_stream.selection.match import (
     match_bytes,
     relative_error,
 )
-from tagcos_stream.selection.methods import METHODS, Limits
+from tagcos_stream.selection.methods import METHODS, Group, Limits
 from tagcos_stream.types import RowBlocks, UserError
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)

@@ -17,8 +17,7 @@ from flows.workers.work import Progress, WorkerResources
 from storage.arrays import grouped_reader
 from storage.arrays.segments import open_features
 from storage.files.base import Files
-from tagcos_stream.selection.groups import Group
-from tagcos_stream.selection.methods import METHODS, Choice, Limits
+from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits
 from tagcos_stream.selection.stands import Stands, affordable, stands_for
 from tagcos_stream.types import RowBlocks
 

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from tagcos_stream.selection.methods import Words
+from tagcos_stream.selection.scores import by_score
 
-import numpy as np
-
-from tagcos_stream.selection.groups import Group
-from tagcos_stream.selection.methods import Choice, Limits, Method, Words
-from tagcos_stream.selection.scores import best
-
-
-def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
-    """Choose the examples whose gradient was longest before it was normalised, of equal ones by draw."""
-    return best(group.columns["norm"].astype(np.float64), group.columns["draw"], budget)
-
-
-GRADIENT_NORM = Method(
+GRADIENT_NORM = by_score(
     "gradient-norm",
-    within="pool",
-    choose=choose,
-    words=Words("gradient of length {:.4g}", "gradient of length {:.4g}"),
+    lambda columns: columns["norm"],  # before normalisation
+    Words("gradient of length {:.4g}", "gradient of length {:.4g}"),
+    columns=("norm",),
     reference="Deep learning on a data diet, https://arxiv.org/abs/2107.07075",
-    columns=("norm", "draw"),
 )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tagcos_stream.rows.blocks import group_means
 from tagcos_stream.selection.scores import draws
-from tagcos_stream.types import ArrayRows, RowBlocks
 
 if TYPE_CHECKING:
     import polars as pl
@@ -104,27 +101,3 @@ def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np
         else:
             made[name] = pool[name].to_numpy()
     return made
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a method is given of one group of n examples."""
-
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,) each: those that the method names
-    features: np.ndarray | RowBlocks | None = None  # (n, D); None where the method reads none
-    mean: np.ndarray | None = None  # (D,) of the features, where it is known
-    earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
-
-    @property
-    def rows(self) -> np.ndarray | RowBlocks:
-        """(n, D) features."""
-        assert self.features is not None, "the method reads features, but does not declare it"
-        return self.features
-
-    @cached_property
-    def target(self) -> np.ndarray:
-        """(D,) the mean of the features; takes a pass over the rows where it is not known."""
-        if self.mean is not None:
-            return self.mean
-        rows = ArrayRows(self.rows) if isinstance(self.rows, np.ndarray) else self.rows
-        return group_means(rows, np.zeros(rows.n_rows, np.int64), 1)[0]

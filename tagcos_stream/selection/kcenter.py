@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from tagcos_stream.rows.held import CHUNK, Rows, shape
-from tagcos_stream.selection.groups import Group
-from tagcos_stream.selection.methods import Choice, Limits, Method, Words
+from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks, UserError
 
 CANDIDATES = 2048  # fixed, so that the machine's memory does not touch what is chosen

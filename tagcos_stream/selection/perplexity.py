@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from tagcos_stream.selection.groups import Group
-from tagcos_stream.selection.methods import Choice, Limits, Method, Words
-from tagcos_stream.selection.scores import best
-
-
-def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
-    """Choose the examples nearest to the median perplexity by rank, of equal ones by draw."""
-    return best(middle(group.columns["loss"]), group.columns["draw"], budget)
+from tagcos_stream.selection.methods import Words
+from tagcos_stream.selection.scores import by_score
 
 
 def middle(losses: np.ndarray) -> np.ndarray:
@@ -28,11 +19,10 @@ def middle(losses: np.ndarray) -> np.ndarray:
     return -np.abs(rank - (len(losses) - 1) / 2) / max(len(losses), 1)
 
 
-PERPLEXITY = Method(
+PERPLEXITY = by_score(
     "perplexity",
-    within="pool",
-    choose=choose,
-    words=Words("perplexity {:.1f}% of the pool from the median", "perplexity {:.1f}% of the pool from the median", scale=-100.0),
+    lambda columns: middle(columns["loss"]),
+    Words("perplexity {:.1f}% of the pool from the median", "perplexity {:.1f}% of the pool from the median", scale=-100.0),
+    columns=("loss",),
     reference="When less is more, https://arxiv.org/abs/2309.04564",
-    columns=("loss", "draw"),
 )

@@ -6,11 +6,12 @@ positions would then prefer whichever file was named first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tagcos_stream.selection.methods import Choice
+from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Within, Words
 
 
 def draws(example_ids: Sequence[str], seed: int) -> np.ndarray:
@@ -33,3 +34,36 @@ def best(scores: np.ndarray, draws: np.ndarray, budget: int) -> Choice:
     """The rows with the largest scores, the best first; of equal ones those with the larger draw."""
     order = np.lexsort((np.arange(len(scores)), -draws, -scores))[:budget]
     return Choice(indices=order, scores=scores[order], margins=scores)
+
+
+def by_score(
+    name: str,
+    score: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    words: Words,
+    *,
+    columns: tuple[str, ...] = (),
+    within: Within = "pool",
+    seeded: bool = False,
+    reference: str = "",
+) -> Method:
+    """A method that chooses the examples with the largest score, of equal ones by draw.
+
+    Parameters
+    ----------
+    name, words, within, seeded, reference
+        As of `Method`.
+    score
+        Columns of a group, (n,) each, -> scores (n,).
+    columns
+        The columns that `score` reads, beside the draw.
+
+    Returns
+    -------
+    Method
+    """
+
+    def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
+        return best(np.asarray(score(group.columns), np.float64), group.columns["draw"], budget)
+
+    read = tuple(dict.fromkeys([*columns, "draw"]))
+    return Method(name, within, choose, words, reference, seeded=seeded, columns=read)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from tagcos_stream.selection import uniform
-from tagcos_stream.selection.methods import Method, Words
+from tagcos_stream.selection.methods import Words
+from tagcos_stream.selection.scores import by_score
 
-STRATIFIED = Method(
+STRATIFIED = by_score(
     "stratified",
+    lambda columns: columns["draw"],
+    Words("draw {:.6f} within its source and length", "draw {:.6f} within its source and length"),
     within="strata",
-    choose=uniform.choose,
-    words=Words("draw {:.6f} within its source and length", "draw {:.6f} within its source and length"),
     seeded=True,
-    columns=("draw",),
 )

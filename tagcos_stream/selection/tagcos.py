@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tagcos_stream.selection.groups import Group
 from tagcos_stream.selection.keep_earlier import keep_earlier
-from tagcos_stream.selection.methods import Choice, Limits, Method, Words
+from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.selection.pursuit.omp import REMEDY, omp_select
 
 

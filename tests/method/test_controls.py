@@ -17,10 +17,9 @@ from tagcos_stream.rows import blocks
 from tagcos_stream.selection import groups, match, perplexity, scores
 from tagcos_stream.selection import herding as herding_module
 from tagcos_stream.selection import kcenter as kcenter_module
-from tagcos_stream.selection.groups import Group
 from tagcos_stream.selection.herding import herding
 from tagcos_stream.selection.kcenter import kcenter
-from tagcos_stream.selection.methods import METHODS, Choice, Limits, Method, Registry, Words
+from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Registry, Words
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 

@@ -9,8 +9,7 @@ import pytest
 
 from tagcos_stream.clustering import drift, kmeans
 from tagcos_stream.clustering.assign import assign, count
-from tagcos_stream.selection.groups import Group
-from tagcos_stream.selection.methods import Limits
+from tagcos_stream.selection.methods import Group, Limits
 from tagcos_stream.selection.pursuit.omp import omp_select
 from tagcos_stream.selection.tagcos import TAGCOS
 from tagcos_stream.types import ArrayRows
