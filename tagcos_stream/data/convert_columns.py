@@ -1,6 +1,6 @@
-"""The common shapes, a block at a time: what `formats.convert` does row by row, in whole columns.
+"""The common shapes, a block at a time: what `shapes.convert` does row by row, in whole columns.
 
-Only rows that are clean beyond doubt are converted here; every other row goes to `formats.convert`, which gives its reason. So
+Only rows that are clean beyond doubt are converted here; every other row goes to `shapes.convert`, which gives its reason. So
 the fast way skips work whose result is known and decides nothing of its own.
 """
 

@@ -1,4 +1,4 @@
-"""Rows one at a time: the exact way, which the fast one of `frames.py` falls back on."""
+"""Rows one at a time: the exact way, which the fast one of `convert_columns` falls back on."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _exact(lines: list[bytes]) -> tuple[pl.DataFrame, pl.DataFrame]:
     return row_by_row(raw, np.arange(len(kept)), RowOptions(), "a", rejects), rejects_frame(rejects)
 
 
-def _check_lines(path: Path, lines: list[bytes], block_rows: int = 8192) -> None:
+def check_lines(path: Path, lines: list[bytes], block_rows: int = 8192) -> None:
     write_bytes(path, b"\n".join(lines) + b"\n")
     lines = (b"\n".join(lines)).split(b"\n")
     got = read(path, block_rows=block_rows)
@@ -128,14 +128,14 @@ def _lines(n: int, seed: int) -> Iterator[bytes]:
 @pytest.mark.process
 def test_fuzz__ten_thousand_mutated_rows(tmp_path: Path) -> None:
     lines = list(_lines(10_000, seed=1))
-    _check_lines(tmp_path / "a.jsonl", lines)
-    _check_lines(tmp_path / "a.jsonl", lines, block_rows=5)  # small blocks, so that many are clean
+    check_lines(tmp_path / "a.jsonl", lines)
+    check_lines(tmp_path / "a.jsonl", lines, block_rows=5)  # small blocks, so that many are clean
 
 
 def test_fuzz__one_bad_row_among_good_ones(tmp_path: Path) -> None:
     good = [json.dumps(chat(i)).encode() for i in range(3)]
     for i, line in enumerate(_lines(400, seed=2)):
-        _check_lines(tmp_path / f"{i % 2}.jsonl".replace("0", "a").replace("1", "a"), [good[0], line, good[1], good[2]])
+        check_lines(tmp_path / f"{i % 2}.jsonl".replace("0", "a").replace("1", "a"), [good[0], line, good[1], good[2]])
 
 
 values = st.recursive(
@@ -188,7 +188,7 @@ records = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(records | values, min_size=1, max_size=8))
 def test_fuzz__any_json_values(tmp_path: Path, rows: list[Any]) -> None:
-    _check_lines(tmp_path / "a.jsonl", [json.dumps(r).encode() for r in rows])
+    check_lines(tmp_path / "a.jsonl", [json.dumps(r).encode() for r in rows])
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, RowOptions, convert
 from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
+from tests.data.test_fuzz import check_lines
 
 NAMES = {"dataset", "source_id", "message_tree_id"}  # of the row and its dataset: no text of the example
 NUMBERS = itertools.count()
@@ -225,3 +227,9 @@ def test_transcripts__plain_marks_only_where_asked_for() -> None:
         ]
     assert reject({"text": "A note. ### Human: Hi\n### Assistant: Ho"})[0] == "unread_field"
     assert reject({"text": "Nothing of the kind"}, shape="transcript")[0] == "unknown_shape"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(st.lists(rows(), min_size=1, max_size=6))
+def test_rows__in_columns_give_what_they_give_one_by_one(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    check_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
