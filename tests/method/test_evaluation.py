@@ -94,6 +94,7 @@ def test_finetune__is_the_plain_training_loop(weighted: bool) -> None:
         assert ".lora_B." not in name or p.abs().max() > 1e-3, "it was trained"
 
 
+@pytest.mark.process
 def test_finetune__repeats_and_does_not_depend_on_what_came_before() -> None:
     model = adapted()
     encoded, names = random_encoded([20, 9, 14, 30, 11], seed=2), ids(5)

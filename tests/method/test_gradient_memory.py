@@ -12,6 +12,7 @@ from tests.benchmarks.gradient_memory import measure
 from tests.models import tiny_model
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_formulae__bound_the_measured_peaks() -> None:
     measured = measure("6 256 8 768 8192", ranks=(4, 64), shapes=((64, 512), (256, 1024)), dim=1024)
