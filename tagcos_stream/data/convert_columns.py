@@ -152,8 +152,9 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray]):  # type: ignor
     """(row indices, their flat turns) for each shape that occurs in the block; no row is in two."""
     for name in ("messages", "conversations"):
         if name in present and (keys := _turn_keys(frame[name].dtype)):
-            picked = _only(present, {name}, {name, "prompt", *_FREE}, frame.height)
-            if "prompt" in present and len(picked):
+            repeated = "prompt" in present and frame["prompt"].dtype == pl.String
+            picked = _only(present, {name}, {name, *(("prompt",) if repeated else ()), *_FREE}, frame.height)
+            if repeated and len(picked):
                 picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), keys[1])]
             if len(picked):
                 yield picked, _flat_turns(frame[name].gather(picked), *keys)
@@ -179,7 +180,8 @@ def _is_first(prompts: pl.Series, turns: pl.Series, content_key: str) -> np.ndar
 def _present(column: pl.Series) -> np.ndarray:
     """Which rows have something in the column that must be looked at."""
     if column.name == "label":
-        return (~column).fill_null(False).to_numpy() if column.dtype == pl.Boolean else np.zeros(len(column), bool)
+        bad = ~column if column.dtype == pl.Boolean else column.cast(pl.String, strict=False).str.to_lowercase() == "false"
+        return bad.fill_null(False).to_numpy()
     if column.dtype == pl.List and column.name not in CHAT_FIELDS:
         return (column.list.len() > 0).fill_null(False).to_numpy()
     if column.dtype == pl.String and column.name not in _NEEDED:

@@ -47,6 +47,8 @@ def dataset_above(folders: Sequence[str], saved_splits: bool) -> str | None:
     saved_splits: the folder above the nearest is that of a saved DatasetDict, so that the nearest names a split.
     """
     names = [folder.partition("@")[0] for folder in (folders[:-1] if saved_splits else folders)]
+    if "snapshots" in names:  # the hub's cache: datasets--owner--name/snapshots/revision
+        return names[names.index("snapshots") - 1].rpartition("--")[2]
     while names and (names[-1] in _NO_NAME or not names[-1].strip("/.")):
         names.pop()
     return names[-1] if names else None

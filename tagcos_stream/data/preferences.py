@@ -27,8 +27,9 @@ def refuse_media(row: Record) -> None:
 
 
 def refuse_marked(row: Record) -> None:
-    """RowError for an answer that its `label` marks as bad (KTO)."""
-    if row.get("label") is False:
+    """RowError for an answer that its `label` marks as bad (KTO); a cell of a CSV file has it as text."""
+    label = row.get("label")
+    if label is False or (isinstance(label, str) and label.lower() == "false"):
         raise RowError("marked_bad", "label is false: the answer is marked as bad")
 
 

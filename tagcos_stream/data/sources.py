@@ -182,7 +182,11 @@ def _file(spec: SourceSpec, path: Path, alone: bool) -> SourceFile:
     except OSError as e:
         raise UserError(f"source {path}: cannot be read: {e.strerror}; check its permissions") from None
     resolved = path.resolve()
-    folder = _folder(resolved.as_posix(), (resolved.parent.parent / "dataset_dict.json").is_file())
+    # links, as in the hub's cache, lead to files whose names say nothing
+    named = path.absolute()
+    folder = _folder(named.as_posix(), (named.parent.parent / "dataset_dict.json").is_file())
+    if folder is None and named.name != resolved.name:
+        folder = stem(named.name)
     return SourceFile(spec.name or stem(spec.path), str(resolved), size, digest, kind, spec, folder)
 
 

@@ -77,6 +77,40 @@ def test_dataset__of_a_hub_layout_is_the_folder_above(tmp_path: Path) -> None:
     assert next(read_file(file)).occurrences["dataset"].to_list() == ["own"]
 
 
+def test_dataset__of_the_hubs_cache_is_that_of_the_hub(tmp_path: Path) -> None:
+    blob = tmp_path / "datasets--somebody--poems" / "blobs" / "3f2a1b"
+    blob.parent.mkdir(parents=True)
+    write(blob, [PAIR])
+    snapshot = tmp_path / "datasets--somebody--poems" / "snapshots" / "9c8d7e"
+    for place in ("data/train-00000-of-00001.jsonl", "extra.jsonl"):
+        (snapshot / place).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / place).symlink_to(blob)
+    assert [f.dataset for f in resolve_sources([SourceSpec(str(snapshot), split="train")])] == ["poems"]
+    assert [f.dataset for f in resolve_sources([str(snapshot / "extra.jsonl")])] == ["extra"]
+
+
+def test_toml__asks_for_the_chosen_answer(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"prompt": "Odd?", "chosen": "7", "rejected": "6"}])
+    pq.write_table(pa.table({"prompt": ["Odd?"], "chosen": ["7"], "rejected": ["6"]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        (tmp_path / "list.toml").write_text(f'[[source]]\npath = "{name}"\npreference = "chosen"\n')
+        (file,) = resolve_sources([str(tmp_path / "list.toml")])
+        assert [m["content"] for m in next(read_file(file)).occurrences["messages"].to_list()[0]] == ["Odd?", "7"]
+        assert read(tmp_path / name).reasons == {0: "preference"}
+    (tmp_path / "list.toml").write_text('[[source]]\npath = "a.jsonl"\npreference = "rejected"\n')
+    with pytest.raises(UserError, match="preference is 'rejected', must be chosen"):
+        resolve_sources([str(tmp_path / "list.toml")])
+
+
+def test_tables__labels_and_repeated_prompts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion,label\na,b,True\na,b,False\n")
+    assert read(tmp_path / "a.csv").reasons == {1: "marked_bad"}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for prompt, reasons in ((["a", "z"], {1: "unread_field"}), ([turns[:1], []], {})):
+        pq.write_table(pa.table({"messages": [turns, turns], "prompt": prompt}), tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet").reasons == reasons
+
+
 def test_saved__folders_of_datasets_are_read_without_their_metadata(tmp_path: Path) -> None:
     hub_datasets = pytest.importorskip("datasets")
     rows = [{"messages": chat(i)["messages"]} for i in range(4)]
