@@ -15,6 +15,7 @@ METHOD_TYPES = {
     "tagcos_stream.types",
     "tagcos_stream.config",
     "tagcos_stream.identity",
+    "tagcos_stream.memory",
     "tagcos_stream.data.canonical",  # the form that examples are stored in
 }  # all that storage may know of the method
 

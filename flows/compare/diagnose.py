@@ -22,6 +22,7 @@ from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics, runs, spaces
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.blocks import Dimensions, group_means
 from tagcos_stream.selection.budget import allocate
 from tagcos_stream.selection.groups import divide, example_columns
@@ -131,11 +132,7 @@ class _Bench:
         self.labels = found["cluster"].to_numpy().astype(np.int64)
         self.sizes = np.bincount(self.labels)
         needed = match_bytes(len(self.sizes), self.rows.dim)
-        if needed > self.limit:
-            raise UserError(
-                f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions needs {needed / 2**30:.1f} GiB, limit "
-                f"{self.limit / 2**30:.1f} GiB: raise memory_limit"
-            )
+        require_memory(f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions", needed, self.limit)
         means = group_means(self.rows, self.labels, len(self.sizes))
         self.held_means = means[:, self.held]
         mean = self.sizes @ means / len(self.pool)
@@ -199,8 +196,7 @@ class _Bench:
 
     def _gather_seen(self, positions: np.ndarray) -> np.ndarray:
         needed = 4 * len(positions) * self.seen.dim
-        if needed > self.limit:
-            raise UserError(f"a cluster of {len(positions)} rows needs {needed / 2**30:.1f} GiB: raise memory_limit")
+        require_memory(f"a cluster of {len(positions)} rows of {self.seen.dim} dimensions", needed, self.limit)
         rows = np.empty((len(positions), self.seen.dim), np.float32)
         for at, part in _parts(positions):
             rows[at : at + len(part)] = self.rows.gather(part)[:, ~self.held]

@@ -20,7 +20,7 @@ import numpy as np
 from storage.arrays.chunked import ArraySpec, create_group, write_array, write_chunk
 from storage.arrays.segments import FeatureRows
 from storage.files.base import Files
-from tagcos_stream.types import UserError
+from tagcos_stream.memory import require_memory
 
 FORMAT = 2
 LARGEST_CHUNK = 256
@@ -57,12 +57,12 @@ def choose_chunk_rows(n_rows: int, n_clusters: int, dim: int, memory_limit: int)
     rows = LARGEST_CHUNK
     while rows > 1 and regroup_bytes(n_clusters, dim, rows) > memory_limit:
         rows //= 2
-    if regroup_bytes(n_clusters, dim, rows) > memory_limit:
-        raise UserError(
-            f"regrouping {n_clusters} clusters of dimension {dim} needs {regroup_bytes(n_clusters, dim, rows)} bytes, "
-            f"limit {memory_limit}: "
-            "raise memory_limit or lower the number of clusters"
-        )
+    require_memory(
+        f"regrouping {n_clusters} clusters of dimension {dim}",
+        regroup_bytes(n_clusters, dim, rows),
+        memory_limit,
+        "raise memory_limit or lower the number of clusters",
+    )
     while rows > 8 and rows * n_clusters > n_rows // 5:
         rows //= 2
     return rows

@@ -20,6 +20,7 @@ from tagcos_stream.clustering.init import sample_rows, seed_centroids
 from tagcos_stream.clustering.refine import finalise
 from tagcos_stream.clustering.state import DONE, MINIBATCH, PASSES, Clustering, KMeansState
 from tagcos_stream.clustering.stream import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
+from tagcos_stream.memory import require_memory
 from tagcos_stream.types import RowBlocks, UserError
 
 __all__ = ["Assigned", "Clustering", "KMeansState", "assign", "default_clusters", "finalise", "fit", "pass_bytes", "peak_bytes"]
@@ -71,11 +72,12 @@ def fit(
     if not 1 <= n_clusters <= n:
         raise UserError(f"{n_clusters} clusters of {n} rows: choose between 1 and {n}")
     needed = peak_bytes(n, rows.dim, n_clusters, block_rows=int(np.diff(rows.starts).max()))
-    if memory_limit is not None and needed > memory_limit:
-        raise UserError(
-            f"{n_clusters} clusters of {n} rows of {rows.dim} dimensions need {needed / 2**30:.1f} GiB, limit "
-            f"{memory_limit / 2**30:.1f} GiB: raise memory_limit or lower the number of clusters"
-        )
+    require_memory(
+        f"clustering {n} rows of {rows.dim} dimensions into {n_clusters} clusters",
+        needed,
+        memory_limit,
+        "raise memory_limit or lower the number of clusters",
+    )
     report = progress or (lambda done, total: None)
     total = n * (max_epochs + max_passes)
     passes = passes or passes_here(rows, device)

@@ -21,7 +21,7 @@ from tagcos_stream.evaluation.losses import ExampleLosses
 from tagcos_stream.gradients.adapter import adapter_parameters, draw_adapter
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.selection.scores import draws
+from tagcos_stream.random_bits import draws
 from tagcos_stream.types import UserError
 
 MAX_GRAD_NORM = 1.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tagcos_stream.selection.scores import draws
+from tagcos_stream.random_bits import draws
 
 if TYPE_CHECKING:
     import polars as pl

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.types import RowBlocks, UserError
+from tagcos_stream.types import RowBlocks
 
 COLUMNS = 256  # fixed, so that the machine's memory does not touch what is chosen
 TIE = 1e-6  # of the largest squared length: what float32 products do not tell apart
@@ -53,11 +54,8 @@ def herding(
     budget = min(budget, n)
     block_rows = CHUNK if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
     needed = peak_bytes(dim, n, block_rows)
-    if memory_limit is not None and needed > memory_limit:
-        raise UserError(
-            f"herding among {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, limit {memory_limit / 2**30:.1f} GiB: "
-            "raise memory_limit, or choose herding-clusters"
-        )
+    what = f"herding among {n} rows of {dim} dimensions"
+    require_memory(what, needed, memory_limit, "raise memory_limit, or choose herding-clusters")
     with open_rows(features, hold=holds(n, dim)) as rows:
         return _herd(rows, np.asarray(target, np.float64), budget, progress)
 

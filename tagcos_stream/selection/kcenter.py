@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, shape
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.types import RowBlocks, UserError
+from tagcos_stream.types import RowBlocks
 
 CANDIDATES = 2048  # fixed, so that the machine's memory does not touch what is chosen
 TILE = 1024  # centres that a matrix product compares at once
@@ -53,11 +54,12 @@ def kcenter(
     budget = min(budget, n)
     block_rows = CHUNK if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
     needed = peak_bytes(dim, n, budget, block_rows)
-    if memory_limit is not None and needed > memory_limit:
-        raise UserError(
-            f"k-center of {budget} among {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, limit "
-            f"{memory_limit / 2**30:.1f} GiB: raise memory_limit, select fewer, or choose another method"
-        )
+    require_memory(
+        f"k-center of {budget} among {n} rows of {dim} dimensions",
+        needed,
+        memory_limit,
+        "raise memory_limit, select fewer, or choose another method",
+    )
     with ThreadPoolExecutor(1) as pool:  # nothing here is cut up for threads but BLAS's products, which have their own
         return _kcenter(Rows(features, pool, hold=False, threads=1), budget, first, progress)
 

@@ -6,28 +6,12 @@ positions would then prefer whichever file was named first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Within, Words
-
-
-def draws(example_ids: Sequence[str], seed: int) -> np.ndarray:
-    """(N,) float64 in [0, 1): a number drawn for each example. It follows from its id (32 hex digits) and the seed alone, so a
-    grown pool keeps the draws it had."""
-    words = np.frombuffer(bytes.fromhex("".join(example_ids)), ">u8").reshape(-1, 2).astype(np.uint64)
-    mixed = _splitmix(words[:, 0] ^ _splitmix(words[:, 1] ^ _splitmix(np.array([seed], np.uint64))))
-    return (mixed >> np.uint64(11)) * 2.0**-53
-
-
-def _splitmix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014) of uint64 numbers."""
-    z = z * np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def best(scores: np.ndarray, draws: np.ndarray, budget: int) -> Choice:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
-from tagcos_stream.types import RowBlocks, UserError
+from tagcos_stream.types import RowBlocks
 
 TILE = 1024  # chosen rows that a matrix product compares at once
 TIE = 1e-12  # cosines this close are tied
@@ -105,11 +106,7 @@ def _held(dim: int, n: int, k: int, block_rows: int, memory_limit: int | None) -
     if memory_limit is None:
         return k
     least = peak_bytes(dim, n, 1, block_rows)
-    if least > memory_limit:
-        raise UserError(
-            f"finding which chosen example stands for each of {n} rows of {dim} dimensions needs {least / 2**30:.2f} GiB, limit "
-            f"{memory_limit / 2**30:.2f} GiB: raise memory_limit"
-        )
+    require_memory(f"finding which chosen example stands for each of {n} rows of {dim} dimensions", least, memory_limit)
     each = 4 * dim + 8 + 4 * block_rows  # the last counts a tile that grows with it
     return int(min(k, max(1, (memory_limit - least) // each)))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tagcos_stream.config import Settings
 from tagcos_stream.declare import decided_by
+from tagcos_stream.random_bits import draws
 from tagcos_stream.rows import blocks
 from tagcos_stream.selection import groups, match, perplexity, scores
 from tagcos_stream.selection import herding as herding_module
@@ -94,14 +95,14 @@ def case(seed: int) -> tuple[np.ndarray, int]:
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_draws__equal_naive_and_follow_from_id_and_seed_alone(seed: int) -> None:
     names = [*ids(200), "0" * 32, "f" * 32]
-    drawn = scores.draws(names, seed)
+    drawn = draws(names, seed)
     assert drawn.tolist() == [naive.naive_draw(name, seed) for name in names]
-    assert scores.draws(names[50:], seed).tolist() == drawn[50:].tolist()
+    assert draws(names[50:], seed).tolist() == drawn[50:].tolist()
 
 
 def test_draws__are_uniform_and_differ_by_seed() -> None:
     names = ids(20_000)
-    one, two = scores.draws(names, 0), scores.draws(names, 1)
+    one, two = draws(names, 0), draws(names, 1)
     assert np.histogram(one, 10, (0, 1))[0].min() > 1800
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
 
@@ -110,14 +111,14 @@ def test_draws__are_uniform_and_differ_by_seed() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45))
 def test_best__equals_naive_with_ties_by_draw(values: list[int], budget: int) -> None:
     numbers = np.array(values, np.float64)
-    drawn = scores.draws(ids(len(values)), 3)
+    drawn = draws(ids(len(values)), 3)
     choice = scores.best(numbers, drawn, budget)
     assert choice.indices.tolist() == naive.naive_best(values, drawn.tolist(), budget)
     assert choice.scores.tolist() == numbers[choice.indices].tolist()
 
 
 def test_best__ties_do_not_go_to_whoever_comes_first() -> None:
-    drawn = scores.draws(ids(1000), 0)
+    drawn = draws(ids(1000), 0)
     chosen = scores.best(np.full(1000, 128.0), drawn, 100).indices
     assert 30 < (chosen < 500).sum() < 70
 
@@ -137,7 +138,7 @@ def test_methods__choose_what_their_definitions_choose(name: str) -> None:
         n, k = int(r.integers(2, 60)), int(r.integers(1, 20))
         rows = r.standard_normal((n, 24)).astype(np.float16)
         columns = {
-            "draw": scores.draws(ids(n, seed), seed),
+            "draw": draws(ids(n, seed), seed),
             "target_tokens": r.integers(1, 9, n),  # many are equal
             "loss": r.integers(0, 9, n) / 4,
             "norm": r.integers(1, 9, n) / 8,

@@ -12,16 +12,21 @@ from contextlib import contextmanager
 import numba
 import numpy as np
 
+from tagcos_stream.random_bits import FIRST_FACTOR, INCREMENT, SECOND_FACTOR, SHIFTS
+
+_INCREMENT, _FIRST_FACTOR, _SECOND_FACTOR = np.uint64(INCREMENT), np.uint64(FIRST_FACTOR), np.uint64(SECOND_FACTOR)
+_SHIFT_0, _SHIFT_1, _SHIFT_2 = (np.uint64(shift) for shift in SHIFTS)
+
 BLOCK = 64  # coordinates that share one offset, and one 64-bit word of signs
 
 
 @numba.njit(inline="always")
-def mix(counter):  # type: ignore[no-untyped-def]
-    """splitmix64's output function of a 64-bit counter."""
-    z = counter * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def splitmix64(counter):  # type: ignore[no-untyped-def]
+    """`random_bits.splitmix64` of one 64-bit counter."""
+    z = counter * _INCREMENT
+    z = (z ^ (z >> _SHIFT_0)) * _FIRST_FACTOR
+    z = (z ^ (z >> _SHIFT_1)) * _SECOND_FACTOR
+    return z ^ (z >> _SHIFT_2)
 
 
 @contextmanager
@@ -44,11 +49,11 @@ def one_thread() -> Iterator[None]:
 def _place(key, block, entry, entries, first, dim):  # type: ignore[no-untyped-def]
     """Sign bits and offset of one entry of a block, `first` being the offset of its entry 0."""
     counter = key + np.uint64(2 * (block * entries + entry))
-    draw = mix(counter + np.uint64(1)) >> np.uint64(32)
+    draw = splitmix64(counter + np.uint64(1)) >> np.uint64(32)
     if entry == 0:
-        return mix(counter), np.int64((draw * np.uint64(dim)) >> np.uint64(32))
+        return splitmix64(counter), np.int64((draw * np.uint64(dim)) >> np.uint64(32))
     low, high = (dim - 1) * (entry - 1) // (entries - 1), (dim - 1) * entry // (entries - 1)
-    return mix(counter), (first + 1 + low + np.int64((draw * np.uint64(high - low)) >> np.uint64(32))) % dim
+    return splitmix64(counter), (first + 1 + low + np.int64((draw * np.uint64(high - low)) >> np.uint64(32))) % dim
 
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")  # an exception for a division by zero would bar vector instructions
@@ -99,7 +104,7 @@ def rademacher_rows(key, begin, out):  # type: ignore[no-untyped-def]
     words = (dim + 63) // 64
     for row in numba.prange(n):
         for word in range(words):
-            bits = mix(key + np.uint64((begin + row) * words + word))
+            bits = splitmix64(key + np.uint64((begin + row) * words + word))
             for i in range(min(64, dim - word * 64)):
                 out[row, word * 64 + i] = np.float32(1.0) - np.float32(2.0) * np.float32(
                     np.int32((bits >> np.uint64(i)) & np.uint64(1))

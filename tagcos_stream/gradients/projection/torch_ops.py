@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from tagcos_stream.gradients.projection.kernels import BLOCK
+from tagcos_stream.random_bits import FIRST_FACTOR, INCREMENT, SECOND_FACTOR, SHIFTS
 
 
 def _signed(constant: int) -> int:
@@ -20,12 +21,12 @@ def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts the sign in; a logical shift does not
 
 
-def mix(counter: torch.Tensor) -> torch.Tensor:
-    """splitmix64's output function of int64 counters, as projection_kernels.mix."""
-    z = counter * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift(z, 31)
+def splitmix64(counter: torch.Tensor) -> torch.Tensor:
+    """`random_bits.splitmix64` of int64 counters that hold the same bits."""
+    z = counter * _signed(INCREMENT)
+    z = (z ^ _shift(z, SHIFTS[0])) * _signed(FIRST_FACTOR)
+    z = (z ^ _shift(z, SHIFTS[1])) * _signed(SECOND_FACTOR)
+    return z ^ _shift(z, SHIFTS[2])
 
 
 def _signs(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -41,8 +42,8 @@ def add_sparse(grads: torch.Tensor, out: torch.Tensor, key: int, entries: int, s
     first = torch.zeros_like(block)
     for entry in range(entries):
         counter = _signed(key) + 2 * (block * entries + entry)
-        signs = _signs(mix(counter), grads.dtype).reshape(-1)[:size]
-        draw = _shift(mix(counter + 1), 32)
+        signs = _signs(splitmix64(counter), grads.dtype).reshape(-1)[:size]
+        draw = _shift(splitmix64(counter + 1), 32)
         if entry == 0:
             offset = first = _shift(draw * dim, 32)
         else:
@@ -59,5 +60,5 @@ def add_rademacher(grads: torch.Tensor, out: torch.Tensor, key: int, rows: int) 
     for begin in range(0, size, rows):
         part = grads[:, begin : begin + rows]
         counter = _signed(key) + begin * words + torch.arange(part.shape[1] * words, device=grads.device)
-        signs = _signs(mix(counter), grads.dtype).reshape(part.shape[1], words * 64)[:, :dim]
+        signs = _signs(splitmix64(counter), grads.dtype).reshape(part.shape[1], words * 64)[:, :dim]
         out.addmm_(part, signs, alpha=dim**-0.5)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tagcos_stream.memory import require_memory
 from tagcos_stream.rows import kernels as row_kernels
 from tagcos_stream.rows.held import CHUNK, Rows, gram, open_rows, shape
 from tagcos_stream.selection.pursuit import int8_rows, kernels, rounds
@@ -145,11 +146,7 @@ def _holds(features: np.ndarray | RowBlocks, n: int, dim: int, budget: int, memo
     """Whether to hold the rows, or refuse."""
     blocks = None if isinstance(features, np.ndarray) else int(np.diff(features.starts).max(initial=1))
     needed = peak_bytes(n, dim, budget, hold=False, blocks=blocks)
-    if memory_limit is not None and needed > memory_limit:
-        raise UserError(
-            f"choosing {budget} of {n} rows of {dim} dimensions needs {needed / 2**30:.1f} GiB, "
-            f"limit {memory_limit / 2**30:.1f} GiB: {remedy}"
-        )
+    require_memory(f"choosing {budget} of {n} rows of {dim} dimensions", needed, memory_limit, remedy)
     return memory_limit is None or peak_bytes(n, dim, budget, hold=True, blocks=blocks) <= memory_limit
 
 
