@@ -91,7 +91,7 @@ def for_show(say: Callable[[str], None]) -> Iterator[None]:
 def publish_artifacts(root: Root, outcome: Outcome, say: Callable[[str], None]) -> None:
     """Of a complete run: tagcos-selection-by-source, tagcos-summary, and tagcos-report, a link to the page written here."""
     run_id = outcome.run_id
-    by_source = root.catalog.read("FROM by_source(?) ORDER BY dataset", [run_id]).to_dicts()
+    by_dataset = root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id]).to_dicts()
     text = summary(root, outcome)
     name, link = "report", root.files.place(report_key(run_id))
     try:
@@ -101,7 +101,7 @@ def publish_artifacts(root: Root, outcome: Outcome, say: Callable[[str], None]) 
         name, link = "snapshot", outcome.stages["publish"]["snapshot"]
     uri = link if "://" in link else Path(link).as_uri()
     with for_show(say):
-        create_table_artifact(key="tagcos-selection-by-source", table=by_source, description=run_id)
+        create_table_artifact(key="tagcos-selection-by-source", table=by_dataset, description=run_id)
         create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
         create_link_artifact(uri, link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id)
 

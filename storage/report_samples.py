@@ -100,19 +100,20 @@ CHOSEN_AND_MISSED = """
             SELECT method, space_id FROM runs WHERE run_id = $run
         ),
         shown AS (
-            SELECT cluster, greatest($least, least($most, $all // count(*) OVER ())) AS each
-            FROM (SELECT cluster FROM run_clusters WHERE run_id = $run ORDER BY size DESC, cluster LIMIT $groups)
+            SELECT group_id, greatest($least, least($most, $all // count(*) OVER ())) AS each
+            FROM (SELECT group_id FROM run_groups WHERE run_id = $run ORDER BY size DESC, group_id LIMIT $groups)
         ),
         chosen AS (
-            SELECT 'chosen' AS kind, s.cluster, s.rank AS place, s.example_id, s.correlation AS score, s.weight
-            FROM selections s JOIN shown USING (cluster) WHERE s.run_id = $run AND s.rank < shown.each
+            SELECT 'chosen' AS kind, s.group_id AS cluster, s.rank AS place, s.example_id, s.score, s.weight
+            FROM selections s JOIN shown USING (group_id) WHERE s.run_id = $run AND s.rank < shown.each
         ),
         standing AS (FROM stands_for($run) WHERE example_id IN (SELECT example_id FROM chosen)),
         missed AS (
-            SELECT 'missed' AS kind, c.cluster, e.example_id, c.margin::DOUBLE AS score, n.example_id AS representative, c.cosine,
-                row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place
-            FROM candidate_rows_of($run) c JOIN shown USING (cluster) JOIN examples e ON e.segment = c.segment AND e.row = c.row
-            LEFT JOIN selections n ON n.run_id = $run AND n.cluster = c.cluster AND n.rank = c.representative
+            SELECT 'missed' AS kind, c.group_id AS cluster, e.example_id, c.margin::DOUBLE AS score,
+                n.example_id AS representative, c.cosine,
+                row_number() OVER (PARTITION BY c.group_id ORDER BY c.margin DESC, c.segment, c.row) AS place
+            FROM candidate_rows_of($run) c JOIN shown USING (group_id) JOIN examples e ON e.segment = c.segment AND e.row = c.row
+            LEFT JOIN selections n ON n.run_id = $run AND n.group_id = c.group_id AND n.rank = c.representative
             WHERE e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = $run)
             QUALIFY place <= shown.each
         ),
@@ -153,7 +154,7 @@ MAP_SAMPLE = """
     SELECT * EXCLUDE (place, n), n / least(n, CASE WHEN chosen THEN $most ELSE $others END) AS weight FROM drawn
     WHERE place <= CASE WHEN chosen THEN $most ELSE $others END ORDER BY segment, row"""
 CHANGES = """
-    SELECT d.change AS kind, d.cluster_b AS cluster, d.example_id, d.dataset, d.reason, e.segment, e.row,
+    SELECT d.change AS kind, d.group_b AS cluster, d.example_id, d.dataset, d.reason, e.segment, e.row,
         row_number() OVER (PARTITION BY d.change, d.reason ORDER BY d.example_id) AS place
     FROM selection_diff($base, $run) d JOIN examples e USING (example_id) QUALIFY place <= $each
     ORDER BY d.change, d.reason, place"""

@@ -39,7 +39,7 @@ BY_CLUSTER = """
 def summary(catalog: Catalog, run_id: str) -> dict[str, Any]:
     """What a run selected, as plain data: counts, by dataset, by cluster (or other group), its match, what changed."""
     by_dataset = catalog.read(
-        "SELECT dataset, pool, selected, selected / pool AS share FROM by_source(?) ORDER BY dataset", [run_id]
+        "SELECT dataset, pool, selected, selected / pool AS share FROM by_dataset(?) ORDER BY dataset", [run_id]
     )
     by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
     changes = "SELECT d.*, c.* EXCLUDE (run_id) FROM drift d LEFT JOIN churn c USING (run_id) WHERE run_id = ?"

@@ -33,7 +33,7 @@ def sources(facts: Facts, known: Sources) -> Section:
         for row in rows[:SHOWN_SOURCES]
         for who, count, share in (("pool", "pool", "share_of_pool"), ("selection", "selected", "share_of_selection"))
     ]
-    shown, more = first_rows(rows, "tagcos sql \"FROM by_source('RUN')\"")
+    shown, more = first_rows(rows, "tagcos sql \"FROM by_dataset('RUN')\"")
     columns = (
         Column("name", "source"),
         Column("pool", "in the pool", "count"),

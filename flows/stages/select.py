@@ -47,7 +47,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
     copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
-    done = selections.clusters_done(run.catalog, run.run_id)
+    done = selections.groups_done(run.catalog, run.run_id)
     inertia = None if view is None else view.totals.inertia()
     with run.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
@@ -137,7 +137,7 @@ def _commit(
             return pl.Series([None] * len(choice.indices), dtype=kind)
         return pl.Series(values, dtype=kind, nan_to_null=True).extend_constant(None, len(choice.indices) - len(values))
 
-    selections.commit_cluster(
+    selections.commit_group(
         run.catalog,
         run.run_id,
         found.group,
@@ -153,7 +153,7 @@ def _commit(
                 "example_id": rows["example_id"].gather(choice.indices),
                 "rank": np.arange(len(choice.indices)),
                 "round": column(choice.rounds, pl.Int32),
-                "correlation": column(choice.scores, pl.Float64),
+                "score": column(choice.scores, pl.Float64),
                 "residual_after": column(choice.residuals, pl.Float64),
                 "weight": column(choice.weights, pl.Float64),
             }

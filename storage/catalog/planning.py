@@ -104,11 +104,11 @@ def labels(catalog: Catalog, clustering_id: str, pool: pl.DataFrame) -> tuple[pl
 
 def known_choices(catalog: Catalog, inputs: Mapping[int, str]) -> dict[int, str]:
     """Of groups with these inputs, those that a run chose from: group -> the newest such run."""
-    asked = pl.DataFrame({"cluster": list(inputs), "inputs": list(inputs.values())}, {"cluster": pl.Int32, "inputs": pl.String})
+    asked = pl.DataFrame({"group_id": list(inputs), "inputs": list(inputs.values())}, {"group_id": pl.Int32, "inputs": pl.String})
     with catalog.reading() as connection:
         connection.register("asked", asked.to_arrow())
         found = connection.execute(
-            "SELECT k.cluster, max(k.run_id) FROM run_clusters k JOIN asked USING (cluster, inputs) GROUP BY k.cluster"
+            "SELECT k.group_id, max(k.run_id) FROM run_groups k JOIN asked USING (group_id, inputs) GROUP BY k.group_id"
         ).fetchall()
     return {int(group): str(run_id) for group, run_id in found}
 

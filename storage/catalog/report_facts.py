@@ -42,7 +42,7 @@ class Facts:
     stages: pl.DataFrame  # stage, seconds, peak_bytes
     files: pl.DataFrame  # source, url, format, size, rows, digest
     found: int  # examples in the pool, those without a feature included
-    sources: pl.DataFrame  # the columns of by_source
+    sources: pl.DataFrame  # the columns of by_dataset
     groups: pl.DataFrame  # the columns of coverage_of, and seconds, kept, copied_from
     group_sources: pl.DataFrame  # cluster, dataset, size, selected
     clusters: pl.DataFrame  # cluster, dataset, size, selected
@@ -85,7 +85,7 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             stages=ask("SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = $run ORDER BY finished_at"),
             files=ask(FILES),
             found=ask("SELECT count(*) AS n FROM report_pool")["n"][0],
-            sources=ask("FROM by_source($run) ORDER BY pool DESC, dataset"),
+            sources=ask("FROM by_dataset($run) ORDER BY pool DESC, dataset"),
             groups=ask(GROUPS),
             group_sources=ask(GROUP_SOURCES),
             clusters=ask(CLUSTERS),
@@ -193,20 +193,21 @@ def _evaluations(connection: duckdb.DuckDBPyConnection, asked: Sequence[str]) ->
 FILES = """SELECT f.source, f.url, f.format, f.size, f.rows_done AS rows, f.digest FROM run_files r JOIN files f USING (file_id)
     WHERE r.run_id = $run ORDER BY f.source, f.url"""
 GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c
-    JOIN run_clusters k ON k.run_id = $run AND k.cluster = c.cluster ORDER BY c.cluster"""
-GROUP_SOURCES = """SELECT c.cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected FROM candidate_rows_of($run) c
+    JOIN run_groups k ON k.run_id = $run AND k.group_id = c.group_id ORDER BY c.group_id"""
+GROUP_SOURCES = """SELECT c.group_id AS cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected
+    FROM candidate_rows_of($run) c
     JOIN examples e ON e.segment = c.segment AND e.row = c.row
     LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = e.example_id
-    GROUP BY ALL ORDER BY c.cluster, size DESC, e.dataset"""
+    GROUP BY ALL ORDER BY c.group_id, size DESC, e.dataset"""
 CLUSTERS = """SELECT cluster, dataset, count(*) AS size, count(*) FILTER (chosen) AS selected FROM report_pool
     WHERE cluster IS NOT NULL GROUP BY ALL ORDER BY cluster, size DESC, dataset"""
 # the residual after each fiftieth of a group's budget; a group that chose fewer has the same point more than once
-_CURVE = """FROM run_clusters k CROSS JOIN range(1, $steps + 1) g(step)
-    JOIN selections s ON s.run_id = k.run_id AND s.cluster = k.cluster AND s.rank = ceil(g.step * k.selected / $steps) - 1
+_CURVE = """FROM run_groups k CROSS JOIN range(1, $steps + 1) g(step)
+    JOIN selections s ON s.run_id = k.run_id AND s.group_id = k.group_id AND s.rank = ceil(g.step * k.selected / $steps) - 1
     WHERE k.run_id = $run AND s.residual_after IS NOT NULL"""
-CURVES_OF = f"""SELECT DISTINCT s.cluster, s.rank + 1 AS chosen, s.residual_after AS residual {_CURVE}
-    AND k.cluster IN (SELECT cluster FROM run_clusters WHERE run_id = $run ORDER BY size DESC, cluster LIMIT $curves)
-    ORDER BY s.cluster, chosen"""
+CURVES_OF = f"""SELECT DISTINCT s.group_id AS cluster, s.rank + 1 AS chosen, s.residual_after AS residual {_CURVE}
+    AND k.group_id IN (SELECT group_id FROM run_groups WHERE run_id = $run ORDER BY size DESC, group_id LIMIT $curves)
+    ORDER BY s.group_id, chosen"""
 CURVE = f"""SELECT g.step::INTEGER AS step, count(*) AS clusters, quantile_cont(s.residual_after, 0.1) AS p10,
     median(s.residual_after) AS median, quantile_cont(s.residual_after, 0.9) AS p90 {_CURVE} GROUP BY g.step ORDER BY g.step"""
 BUDGETS = """WITH read AS (SELECT run_id, list(file_id ORDER BY file_id) AS files FROM run_files GROUP BY run_id),
@@ -224,6 +225,6 @@ CHANGES = """SELECT change, reason, count(*) AS examples FROM selection_diff($ba
     GROUP BY ALL ORDER BY change, examples DESC, reason"""
 MOVED = """SELECT coalesce(a.dataset, b.dataset) AS dataset, coalesce(a.pool, 0) AS pool_before, coalesce(b.pool, 0) AS pool,
         coalesce(a.selected, 0) AS selected_before, coalesce(b.selected, 0) AS selected
-    FROM by_source($base) a FULL JOIN by_source($run) b ON a.dataset IS NOT DISTINCT FROM b.dataset
+    FROM by_dataset($base) a FULL JOIN by_dataset($run) b ON a.dataset IS NOT DISTINCT FROM b.dataset
     WHERE a.pool IS DISTINCT FROM b.pool OR a.selected IS DISTINCT FROM b.selected
     ORDER BY abs(coalesce(a.pool, 0) - coalesce(b.pool, 0)) + abs(coalesce(a.selected, 0) - coalesce(b.selected, 0)) DESC, 1"""

@@ -237,7 +237,7 @@ def list_runs(catalog: Catalog) -> pl.DataFrame:
             r.clustering_id, r.error
         FROM runs r
         LEFT JOIN (
-            SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_clusters GROUP BY run_id
+            SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_groups GROUP BY run_id
         ) c USING (run_id)
         LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
         LEFT JOIN (
@@ -287,7 +287,7 @@ def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
             run["space_id"],
         )
         clusters = one(
-            "SELECT count(*) AS done, coalesce(sum(selected), 0)::BIGINT AS selected FROM run_clusters WHERE run_id = ?", name
+            "SELECT count(*) AS done, coalesce(sum(selected), 0)::BIGINT AS selected FROM run_groups WHERE run_id = ?", name
         )
         return RunStatus(
             run=run,

@@ -1,4 +1,4 @@
-"""What runs chose, cluster by cluster, and what they left."""
+"""What runs chose, group by group, and what they left."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from storage.examples import example_reader
 from storage.root import Root
 from tagcos_stream.types import UserError
 
-SELECTION_COLUMNS = ["example_id", "rank", "round", "correlation", "residual_after", "weight"]
+SELECTION_COLUMNS = ["example_id", "rank", "round", "score", "residual_after", "weight"]
 CANDIDATE_COLUMNS = ["segment", "row", "margin", "representative", "cosine"]
 
 
-def commit_cluster(
+def commit_group(
     catalog: Catalog,
     run_id: str,
-    cluster: int,
+    group: int,
     *,
     budget: int,
     residual: float | None,
@@ -32,18 +32,18 @@ def commit_cluster(
     inputs: str | None = None,
     kept: int | None = None,
 ) -> None:
-    """A finished cluster (or other group that shares the budget), in one transaction. selection: example_id, rank, round,
-    correlation, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
+    """A finished group (cluster, stratum or the whole pool), in one transaction. selection: example_id, rank, round,
+    score, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
     margin, representative (rank of the chosen example nearest to it) and cosine to that (all may be null) of every row it could
     choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
     choice depends on, by which a later run copies it. kept: choices that only `sticky` kept."""
-    run, number = pl.lit(run_id).alias("run_id"), pl.lit(cluster, pl.Int32).alias("cluster")
+    run, number = pl.lit(run_id).alias("run_id"), pl.lit(group, pl.Int32).alias("group_id")
     with catalog.transaction() as connection:
         insert_row(
             connection,
-            "run_clusters",
+            "run_groups",
             run_id=run_id,
-            cluster=cluster,
+            group_id=group,
             size=len(candidates),
             budget=budget,
             selected=len(selection),
@@ -60,32 +60,32 @@ def commit_cluster(
 
 
 def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> set[int]:
-    """Take over the choice of every cluster whose inputs an earlier run had, in one transaction; returns the clusters.
+    """Take over the choice of every group whose inputs an earlier run had, in one transaction; returns the groups.
 
-    Candidates stay where they are: run_clusters.copied_from says whose they are.
+    Candidates stay where they are: run_groups.copied_from says whose they are.
     """
-    asked = pl.DataFrame({"cluster": list(inputs), "inputs": list(inputs.values())}, {"cluster": pl.Int32, "inputs": pl.String})
+    asked = pl.DataFrame({"group_id": list(inputs), "inputs": list(inputs.values())}, {"group_id": pl.Int32, "inputs": pl.String})
     with catalog.transaction() as connection:
         connection.register("asked", asked.to_arrow())
         connection.execute(
             """CREATE TEMP TABLE unchanged AS
-            SELECT DISTINCT ON (k.cluster) k.* FROM run_clusters k JOIN asked USING (cluster, inputs)
-            WHERE k.run_id <> $run AND k.cluster NOT IN (SELECT d.cluster FROM run_clusters d WHERE d.run_id = $run)
-            ORDER BY k.cluster, k.copied_from IS NOT NULL, k.run_id""",
+            SELECT DISTINCT ON (k.group_id) k.* FROM run_groups k JOIN asked USING (group_id, inputs)
+            WHERE k.run_id <> $run AND k.group_id NOT IN (SELECT d.group_id FROM run_groups d WHERE d.run_id = $run)
+            ORDER BY k.group_id, k.copied_from IS NOT NULL, k.run_id""",
             {"run": run_id},
         )
         connection.execute(
             """INSERT INTO selections BY NAME SELECT s.* REPLACE ($run AS run_id)
-            FROM selections s JOIN unchanged u ON s.run_id = u.run_id AND s.cluster = u.cluster""",
+            FROM selections s JOIN unchanged u ON s.run_id = u.run_id AND s.group_id = u.group_id""",
             {"run": run_id},
         )
         connection.execute(
-            """INSERT INTO run_clusters BY NAME
+            """INSERT INTO run_groups BY NAME
             SELECT u.* REPLACE ($run AS run_id, 0 AS seconds, coalesce(u.copied_from, u.run_id) AS copied_from)
             FROM unchanged u""",
             {"run": run_id},
         )
-        copied = {row[0] for row in connection.execute("SELECT cluster FROM unchanged").fetchall()}
+        copied = {row[0] for row in connection.execute("SELECT group_id FROM unchanged").fetchall()}
         connection.execute("DROP TABLE unchanged")
     return copied
 
@@ -95,18 +95,18 @@ def chosen_by(catalog: Catalog, run_id: str) -> set[str]:
     return set(catalog.read("SELECT example_id FROM selections WHERE run_id = ?", [run_id])["example_id"])
 
 
-def clusters_done(catalog: Catalog, run_id: str) -> set[int]:
-    return set(catalog.read("SELECT cluster FROM run_clusters WHERE run_id = ?", [run_id])["cluster"].to_list())
+def groups_done(catalog: Catalog, run_id: str) -> set[int]:
+    return set(catalog.read("SELECT group_id FROM run_groups WHERE run_id = ?", [run_id])["group_id"].to_list())
 
 
 def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """The columns of the macro selection_of, in order of cluster and rank. UserError where the run is unknown or not complete."""
+    """The columns of the macro selection_of, in order of group and rank. UserError where the run is unknown or not complete."""
     status = catalog.read("SELECT status FROM runs WHERE run_id = ?", [run_id])["status"].to_list()
     if not status:
         raise UserError(f"there is no run {run_id}: `tagcos status` lists them")
     if status != ["complete"]:
         raise UserError(f"run {run_id} is {status[0]}, not complete: start the same `tagcos run` again to finish it")
-    return catalog.read("FROM selection_of(?) ORDER BY cluster, rank", [run_id])
+    return catalog.read("FROM selection_of(?) ORDER BY group_id, rank", [run_id])
 
 
 def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:

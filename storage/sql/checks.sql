@@ -39,8 +39,8 @@ FULL JOIN (SELECT clustering_id, count(*) AS n FROM assignments GROUP BY cluster
 JOIN clusterings c USING (clustering_id)
 WHERE p.n IS DISTINCT FROM a.n AND (p.n IS NOT NULL OR c.recipe IS NOT NULL);
 
-SELECT 'cluster ' || c.cluster || ' of run ' || c.run_id, 'has ' || c.selected || ' selected, but ' || coalesce(s.n, 0) || ' selections'
-FROM run_clusters c LEFT JOIN (SELECT run_id, cluster, count(*) AS n FROM selections GROUP BY run_id, cluster) s USING (run_id, cluster)
+SELECT 'group ' || c.group_id || ' of run ' || c.run_id, 'has ' || c.selected || ' selected, but ' || coalesce(s.n, 0) || ' selections'
+FROM run_groups c LEFT JOIN (SELECT run_id, group_id, count(*) AS n FROM selections GROUP BY run_id, group_id) s USING (run_id, group_id)
 WHERE c.selected <> coalesce(s.n, 0);
 
 SELECT 'run ' || run_id, count(*) || ' selections name an unknown example' FROM selections ANTI JOIN examples USING (example_id) GROUP BY run_id;

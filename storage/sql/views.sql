@@ -16,22 +16,23 @@ CREATE OR REPLACE MACRO heldout_of(run) AS TABLE
     WHERE s.heldout AND e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run));
 
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
-    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, s.round, s.correlation, s.residual_after, coalesce(s.weight, 1) AS weight,
-        CASE WHEN s.weight IS NULL THEN 1 / (SELECT sum(n.selected) FROM run_clusters n WHERE n.run_id = run)
-            ELSE s.weight * k.size / (SELECT sum(n.size) FROM run_clusters n WHERE n.run_id = run) END AS share,
-        r.tokens, r.target_tokens, r.loss, e.turns, e.chars, e.segment, e.row
+    SELECT s.run_id, s.example_id, e.dataset, s.group_id, s.rank, s.round, s.score, s.residual_after, coalesce(s.weight, 1) AS weight,
+        CASE WHEN s.weight IS NULL THEN 1 / (SELECT sum(n.selected) FROM run_groups n WHERE n.run_id = run)
+            ELSE s.weight * k.size / (SELECT sum(n.size) FROM run_groups n WHERE n.run_id = run) END AS share,
+        r.tokens, r.target_tokens, r.loss, e.turns, e.chars, e.segment, e.row, s.group_id AS cluster, s.score AS correlation
     FROM selections s JOIN runs USING (run_id) JOIN examples e USING (example_id)
-    LEFT JOIN run_clusters k ON k.run_id = s.run_id AND k.cluster = s.cluster
+    LEFT JOIN run_groups k ON k.run_id = s.run_id AND k.group_id = s.group_id
     LEFT JOIN feature_rows r ON r.space_id = runs.space_id AND r.segment = e.segment AND r.row = e.row
     WHERE s.run_id = run;
 
--- A cluster whose choice was copied from an earlier run shares that run's candidates.
+-- A group whose choice was copied from an earlier run shares that run's candidates.
 CREATE OR REPLACE MACRO candidate_rows_of(run) AS TABLE
-    SELECT k.run_id, c.cluster, c.segment, c.row, c.margin, c.representative, c.cosine FROM run_clusters k
-    JOIN candidates c ON c.run_id = coalesce(k.copied_from, k.run_id) AND c.cluster = k.cluster WHERE k.run_id = run;
+    SELECT k.run_id, c.group_id, c.segment, c.row, c.margin, c.representative, c.cosine FROM run_groups k
+    JOIN candidates c ON c.run_id = coalesce(k.copied_from, k.run_id) AND c.group_id = k.group_id WHERE k.run_id = run;
 
 CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
-    SELECT c.run_id, c.cluster, c.segment, c.row, c.margin, e.example_id, e.dataset, s.example_id IS NOT NULL AS chosen, r.tokens, r.target_tokens, r.loss
+    SELECT c.run_id, c.group_id, c.segment, c.row, c.margin, e.example_id, e.dataset, s.example_id IS NOT NULL AS chosen, r.tokens, r.target_tokens,
+        r.loss, c.group_id AS cluster
     FROM candidate_rows_of(run) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
     LEFT JOIN selections s ON s.run_id = c.run_id AND s.example_id = e.example_id
     LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = c.segment AND r.row = c.row;
@@ -39,7 +40,7 @@ CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
 CREATE OR REPLACE VIEW latest_selection AS FROM selection_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW latest_selection IS 'what the newest complete run chose, one row an example';
 
-CREATE OR REPLACE MACRO by_source(run) AS TABLE
+CREATE OR REPLACE MACRO by_dataset(run) AS TABLE
     WITH pool AS (SELECT dataset, count(*) AS pool FROM pool_of(run) GROUP BY dataset),
         chosen AS (SELECT dataset, count(*) AS selected, sum(weight) AS weight, sum(target_tokens) AS target_tokens FROM selection_of(run) GROUP BY dataset)
     SELECT p.dataset, p.pool, coalesce(c.selected, 0) AS selected, p.pool / sum(p.pool) OVER () AS share_of_pool,
@@ -47,8 +48,18 @@ CREATE OR REPLACE MACRO by_source(run) AS TABLE
         coalesce(c.target_tokens, 0)::BIGINT AS target_tokens
     FROM pool p LEFT JOIN chosen c ON c.dataset IS NOT DISTINCT FROM p.dataset;
 
-CREATE OR REPLACE VIEW selection_by_source AS FROM by_source((SELECT run_id FROM latest_run));
-COMMENT ON VIEW selection_by_source IS 'pool and selection of the newest complete run by dataset';
+CREATE OR REPLACE VIEW selection_by_dataset AS FROM by_dataset((SELECT run_id FROM latest_run));
+COMMENT ON VIEW selection_by_dataset IS 'pool and selection of the newest complete run by dataset';
+
+-- Names of earlier versions, kept for one version: by_source, selection_by_source, run_clusters, and the columns cluster, cluster_size,
+-- cluster_budget, cluster_a, cluster_b and correlation of what follows and precedes.
+CREATE OR REPLACE MACRO by_source(run) AS TABLE FROM by_dataset(run);
+
+CREATE OR REPLACE VIEW selection_by_source AS FROM selection_by_dataset;
+COMMENT ON VIEW selection_by_source IS 'earlier name of selection_by_dataset';
+
+CREATE OR REPLACE VIEW run_clusters AS SELECT * RENAME (group_id AS cluster) FROM run_groups;
+COMMENT ON VIEW run_clusters IS 'earlier name of the table run_groups';
 
 -- What decided, in words of the method: the score when it was chosen, or that of one left.
 CREATE OR REPLACE MACRO score_in_words(method_name, chosen, score) AS (
@@ -69,21 +80,21 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         ),
         wanted AS (SELECT * FROM examples WHERE starts_with(example_id, lower(id))),
         mine AS (
-            SELECT w.example_id, c.cluster, c.margin, c.representative, c.cosine FROM wanted w
+            SELECT w.example_id, c.group_id, c.margin, c.representative, c.cosine FROM wanted w
             JOIN candidate_rows_of((SELECT run_id FROM asked)) c ON c.segment = w.segment AND c.row = w.row
         ),
         unchosen AS (
-            SELECT c.cluster, e.example_id, c.margin,
-                row_number() OVER (PARTITION BY c.cluster ORDER BY c.margin DESC, c.segment, c.row) AS place,
-                max(c.margin) OVER (PARTITION BY c.cluster) AS best
+            SELECT c.group_id, e.example_id, c.margin,
+                row_number() OVER (PARTITION BY c.group_id ORDER BY c.margin DESC, c.segment, c.row) AS place,
+                max(c.margin) OVER (PARTITION BY c.group_id) AS best
             FROM candidate_rows_of((SELECT run_id FROM asked)) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
-            WHERE c.cluster IN (SELECT cluster FROM mine)
+            WHERE c.group_id IN (SELECT group_id FROM mine)
                 AND e.example_id NOT IN (SELECT example_id FROM selections WHERE run_id = (SELECT run_id FROM asked))
         ),
         represented AS (
             SELECT m.example_id, e.dataset, count(*) AS n FROM mine m
             JOIN selections s ON s.run_id = (SELECT run_id FROM asked) AND s.example_id = m.example_id
-            JOIN candidate_rows_of((SELECT run_id FROM asked)) c ON c.cluster = s.cluster AND c.representative = s.rank
+            JOIN candidate_rows_of((SELECT run_id FROM asked)) c ON c.group_id = s.group_id AND c.representative = s.rank
             JOIN examples e ON e.segment = c.segment AND e.row = c.row GROUP BY ALL
         ),
         standing AS (
@@ -92,29 +103,30 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         )
     SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
         CASE
-            WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.correlation))
+            WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.score))
             WHEN m.example_id IS NOT NULL THEN concat_ws(': ', 'left by ' || a.method, score_in_words(a.method, false, m.margin))
             WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
             WHEN w.segment IN (SELECT segment FROM segments WHERE heldout) THEN 'held out: in no pool, kept to evaluate on'
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
             ELSE 'no feature'
         END AS reason,
-        coalesce(s.cluster, m.cluster) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.rank,
-        CASE WHEN s.example_id IS NOT NULL THEN coalesce(s.weight, 1) END AS weight, s.correlation, m.margin,
+        coalesce(s.group_id, m.group_id) AS group_id, k.size AS group_size, k.budget AS group_budget, s.rank,
+        CASE WHEN s.example_id IS NOT NULL THEN coalesce(s.weight, 1) END AS weight, s.score, m.margin,
         u.place AS places_to_cut, u.best - u.margin AS margin_to_next,
         CASE
             WHEN s.example_id IS NOT NULL AND m.representative IS NOT NULL
                 THEN stands_in_words(coalesce(g.rows, 0), g.datasets)
             WHEN n.example_id IS NOT NULL THEN 'nearest chosen example: ' || n.example_id || format(' (cosine {:.3f})', m.cosine)
         END AS stands, coalesce(g.rows, CASE WHEN s.example_id IS NOT NULL AND m.representative IS NOT NULL THEN 0 END) AS stands_for,
-        n.example_id AS representative, m.cosine, w.dataset, r.tokens, r.target_tokens, r.loss
+        n.example_id AS representative, m.cosine, w.dataset, r.tokens, r.target_tokens, r.loss,
+        coalesce(s.group_id, m.group_id) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.score AS correlation
     FROM wanted w CROSS JOIN asked a
     LEFT JOIN mine m USING (example_id)
     LEFT JOIN selections s ON s.example_id = w.example_id AND s.run_id = (SELECT run_id FROM asked)
     LEFT JOIN unchosen u ON u.example_id = w.example_id
     LEFT JOIN standing g ON g.example_id = w.example_id
-    LEFT JOIN selections n ON n.run_id = (SELECT run_id FROM asked) AND n.cluster = m.cluster AND n.rank = m.representative
-    LEFT JOIN run_clusters k ON k.run_id = (SELECT run_id FROM asked) AND k.cluster = coalesce(s.cluster, m.cluster)
+    LEFT JOIN selections n ON n.run_id = (SELECT run_id FROM asked) AND n.group_id = m.group_id AND n.rank = m.representative
+    LEFT JOIN run_groups k ON k.run_id = (SELECT run_id FROM asked) AND k.group_id = coalesce(s.group_id, m.group_id)
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
         AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
 
@@ -125,7 +137,7 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
     WITH a AS (SELECT * FROM selections WHERE run_id = run_a), b AS (SELECT * FROM selections WHERE run_id = run_b),
         changed AS (
             SELECT coalesce(a.example_id, b.example_id) AS example_id, CASE WHEN a.example_id IS NULL THEN 'entered' ELSE 'left' END AS change,
-                a.cluster AS cluster_a, b.cluster AS cluster_b, a.rank AS rank_a, b.rank AS rank_b, a.weight AS weight_a, b.weight AS weight_b
+                a.group_id AS group_a, b.group_id AS group_b, a.rank AS rank_a, b.rank AS rank_b, a.weight AS weight_a, b.weight AS weight_b
             FROM a FULL JOIN b ON a.example_id = b.example_id WHERE a.example_id IS NULL OR b.example_id IS NULL
         ),
         pool_a AS (SELECT example_id FROM pool_of(run_a)), pool_b AS (SELECT example_id FROM pool_of(run_b)),
@@ -134,12 +146,12 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
             SELECT count(DISTINCT method) = 1 AS method,
                 count(DISTINCT clustering_id) <= 1 AND count(clustering_id) <> 1 AS clustering FROM runs WHERE run_id IN (run_a, run_b)
         ),
-        clusters AS (
-            SELECT cluster, ka.budget AS budget_a, kb.budget AS budget_b,
+        budgets AS (
+            SELECT group_id, ka.budget AS budget_a, kb.budget AS budget_b,
                 ka.size IS DISTINCT FROM kb.size OR ka.inertia IS DISTINCT FROM kb.inertia AS moved
-            FROM (SELECT * FROM run_clusters WHERE run_id = run_a) ka FULL JOIN (SELECT * FROM run_clusters WHERE run_id = run_b) kb USING (cluster)
+            FROM (SELECT * FROM run_groups WHERE run_id = run_a) ka FULL JOIN (SELECT * FROM run_groups WHERE run_id = run_b) kb USING (group_id)
         ),
-        newcomers AS (SELECT DISTINCT cluster FROM b WHERE example_id NOT IN (FROM pool_a))
+        newcomers AS (SELECT DISTINCT group_id FROM b WHERE example_id NOT IN (FROM pool_a))
     SELECT d.example_id, d.change, e.dataset,
         CASE
             WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) AND g.added_at > (FROM began) THEN 'new example'
@@ -149,25 +161,26 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
             WHEN NOT (SELECT clustering FROM same) THEN 'clustered anew'
             WHEN d.change = 'entered' AND coalesce(k.budget_b, 0) > coalesce(k.budget_a, 0) THEN 'budget of its cluster grew'
             WHEN d.change = 'left' AND coalesce(k.budget_b, 0) < coalesce(k.budget_a, 0) THEN 'budget of its cluster shrank'
-            WHEN d.change = 'left' AND coalesce(d.cluster_a, ca.cluster) IN (FROM newcomers) THEN 'displaced by a new example'
+            WHEN d.change = 'left' AND coalesce(d.group_a, ca.group_id) IN (FROM newcomers) THEN 'displaced by a new example'
             WHEN k.moved AND d.change = 'left' THEN 'displaced: its cluster changed'
             WHEN k.moved THEN 'its cluster changed'
             WHEN d.change = 'entered' THEN 'preferred by other settings'
             ELSE 'outranked by other settings'
         END AS reason,
-        coalesce(d.cluster_a, ca.cluster) AS cluster_a, coalesce(d.cluster_b, cb.cluster) AS cluster_b, d.rank_a, d.rank_b, d.weight_a, d.weight_b
+        coalesce(d.group_a, ca.group_id) AS group_a, coalesce(d.group_b, cb.group_id) AS group_b, d.rank_a, d.rank_b, d.weight_a, d.weight_b,
+        coalesce(d.group_a, ca.group_id) AS cluster_a, coalesce(d.group_b, cb.group_id) AS cluster_b
     FROM changed d JOIN examples e USING (example_id) JOIN segments g USING (segment)
     LEFT JOIN candidate_rows_of(run_a) ca ON ca.segment = e.segment AND ca.row = e.row
     LEFT JOIN candidate_rows_of(run_b) cb ON cb.segment = e.segment AND cb.row = e.row
-    LEFT JOIN clusters k ON k.cluster = coalesce(d.cluster_a, ca.cluster, d.cluster_b, cb.cluster);
+    LEFT JOIN budgets k ON k.group_id = coalesce(d.group_a, ca.group_id, d.group_b, cb.group_id);
 
 CREATE OR REPLACE MACRO coverage_of(run) AS TABLE
-    SELECT k.cluster, k.size, k.budget, k.selected, k.selected / nullif(k.size, 0) AS share, k.residual,
-        k.inertia / nullif(k.size, 0) AS mean_squared_distance
-    FROM run_clusters k WHERE k.run_id = run;
+    SELECT k.group_id, k.size, k.budget, k.selected, k.selected / nullif(k.size, 0) AS share, k.residual,
+        k.inertia / nullif(k.size, 0) AS mean_squared_distance, k.group_id AS cluster
+    FROM run_groups k WHERE k.run_id = run;
 
 CREATE OR REPLACE VIEW coverage AS FROM coverage_of((SELECT run_id FROM latest_run));
-COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its clusters';
+COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its groups';
 
 CREATE OR REPLACE MACRO match_of(run) AS TABLE
     SELECT cluster, size, selected, error_plain, error_weighted, sources_reached, clusters_reached FROM diagnostics
@@ -279,7 +292,7 @@ CREATE OR REPLACE VIEW churn AS
             FROM refreshes f JOIN selections b ON b.run_id = f.base_run
             LEFT JOIN selections s ON s.run_id = f.run_id AND s.example_id = b.example_id GROUP BY f.run_id, f.base_run
         ),
-        held AS (SELECT run_id, coalesce(sum(kept), 0)::BIGINT AS kept_by_sticky FROM run_clusters GROUP BY run_id)
+        held AS (SELECT run_id, coalesce(sum(kept), 0)::BIGINT AS kept_by_sticky FROM run_groups GROUP BY run_id)
     SELECT run_id, base_run, earlier, left_it, kept_by_sticky, left_it / earlier AS churn, (left_it + kept_by_sticky) / earlier AS churn_without_sticky
     FROM gone JOIN held USING (run_id);
 COMMENT ON VIEW churn IS 'how much of the earlier selection a run left out, with the setting sticky and without';

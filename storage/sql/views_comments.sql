@@ -9,10 +9,10 @@ COMMENT ON COLUMN latest_run.clustering_id IS 'clustering it selected from; null
 COMMENT ON COLUMN latest_selection.run_id IS 'the run';
 COMMENT ON COLUMN latest_selection.example_id IS 'the example';
 COMMENT ON COLUMN latest_selection.dataset IS 'dataset of its first occurrence';
-COMMENT ON COLUMN latest_selection.cluster IS 'its group: the cluster, the stratum, or 0';
+COMMENT ON COLUMN latest_selection.group_id IS 'its group: the cluster, the stratum, or 0';
 COMMENT ON COLUMN latest_selection.rank IS 'order of choice in its group, from 0';
 COMMENT ON COLUMN latest_selection.round IS 'round of the pursuit that chose it; null where there are none, or an earlier choice was kept';
-COMMENT ON COLUMN latest_selection.correlation IS 'score when it was chosen (docs/controls.md)';
+COMMENT ON COLUMN latest_selection.score IS 'score when it was chosen (docs/controls.md)';
 COMMENT ON COLUMN latest_selection.residual_after IS 'residual of its group after the choice, as a share of the target''s length';
 COMMENT ON COLUMN latest_selection.weight IS 'weight within its group, not negative; 1 where the method gives none';
 COMMENT ON COLUMN latest_selection.share IS 'its weight in the mean of the whole selection; where the method gives weights, that of the mean gradient';
@@ -23,6 +23,16 @@ COMMENT ON COLUMN latest_selection.turns IS 'messages in the conversation';
 COMMENT ON COLUMN latest_selection.chars IS 'characters of all messages';
 COMMENT ON COLUMN latest_selection.segment IS 'segment that holds it';
 COMMENT ON COLUMN latest_selection.row IS 'row in the segment, from 0';
+COMMENT ON COLUMN latest_selection.cluster IS 'earlier name of group_id';
+COMMENT ON COLUMN latest_selection.correlation IS 'earlier name of score';
+
+COMMENT ON COLUMN selection_by_dataset.dataset IS 'the dataset; null where the input names none';
+COMMENT ON COLUMN selection_by_dataset.pool IS 'examples in the pool';
+COMMENT ON COLUMN selection_by_dataset.selected IS 'of them selected';
+COMMENT ON COLUMN selection_by_dataset.share_of_pool IS 'share of the pool, from 0 to 1';
+COMMENT ON COLUMN selection_by_dataset.share_of_selection IS 'share of the selection, from 0 to 1';
+COMMENT ON COLUMN selection_by_dataset.weight IS 'sum of the weights of those selected';
+COMMENT ON COLUMN selection_by_dataset.target_tokens IS 'target tokens of those selected';
 
 COMMENT ON COLUMN selection_by_source.dataset IS 'the dataset; null where the input names none';
 COMMENT ON COLUMN selection_by_source.pool IS 'examples in the pool';
@@ -32,13 +42,14 @@ COMMENT ON COLUMN selection_by_source.share_of_selection IS 'share of the select
 COMMENT ON COLUMN selection_by_source.weight IS 'sum of the weights of those selected';
 COMMENT ON COLUMN selection_by_source.target_tokens IS 'target tokens of those selected';
 
-COMMENT ON COLUMN coverage.cluster IS 'the group: cluster, stratum, or 0';
+COMMENT ON COLUMN coverage.group_id IS 'the group: cluster, stratum, or 0';
 COMMENT ON COLUMN coverage.size IS 'rows of the pool in it';
 COMMENT ON COLUMN coverage.budget IS 'rows it was to choose';
 COMMENT ON COLUMN coverage.selected IS 'rows it chose';
 COMMENT ON COLUMN coverage.share IS 'selected / size';
 COMMENT ON COLUMN coverage.residual IS 'length of what the choice leaves of the group''s mean feature, as a share of it; 1 explains nothing; null where the method follows none';
 COMMENT ON COLUMN coverage.mean_squared_distance IS 'mean squared distance of its rows to their mean; null of groups that are no clusters';
+COMMENT ON COLUMN coverage.cluster IS 'earlier name of group_id';
 
 COMMENT ON COLUMN comparison.method IS 'selection method';
 COMMENT ON COLUMN comparison.fraction IS 'share of the pool that was selected';
@@ -163,3 +174,16 @@ COMMENT ON COLUMN trend.error_weighted IS 'the same with the method''s weights';
 COMMENT ON COLUMN trend.seconds IS 'wall time of all stages and attempts';
 COMMENT ON COLUMN trend.tokens IS 'tokens through the model, warm-up included';
 COMMENT ON COLUMN trend.peak_bytes IS 'largest peak memory of a stage, bytes';
+
+COMMENT ON COLUMN run_clusters.run_id IS 'the run';
+COMMENT ON COLUMN run_clusters.cluster IS 'number: of the cluster, of the stratum, or 0';
+COMMENT ON COLUMN run_clusters.size IS 'rows of the run''s pool in it';
+COMMENT ON COLUMN run_clusters.budget IS 'examples it was given';
+COMMENT ON COLUMN run_clusters.selected IS 'examples it chose';
+COMMENT ON COLUMN run_clusters.residual IS '|b - A'' x| / |b| with the final weights; 1 explains nothing';
+COMMENT ON COLUMN run_clusters.seconds IS 'time of the choice';
+COMMENT ON COLUMN run_clusters.stats IS 'rounds, Gram columns computed and used, ...';
+COMMENT ON COLUMN run_clusters.inertia IS 'of clusters: sum of squared distances of the run''s rows in it to their mean';
+COMMENT ON COLUMN run_clusters.inputs IS 'hash of all that the choice depends on: members, budget, method, settings; equal inputs choose the same';
+COMMENT ON COLUMN run_clusters.copied_from IS 'earlier run with equal inputs, whose choice was copied and whose candidates count here, too';
+COMMENT ON COLUMN run_clusters.kept IS 'earlier choices that were kept only because of the setting sticky';

@@ -48,14 +48,14 @@ CREATE OR REPLACE MACRO changes_of(run) AS TABLE
     WHERE (SELECT f.base_run FROM refreshes f WHERE f.run_id = run) IS NOT NULL;
 
 CREATE OR REPLACE VIEW trend AS
-    WITH chosen AS (SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_clusters GROUP BY run_id),
+    WITH chosen AS (SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_groups GROUP BY run_id),
         cost AS (
             SELECT run_id, sum(seconds) AS seconds, max(peak_bytes) AS peak_bytes,
                 coalesce(sum((detail->>'tokens')::BIGINT) FILTER (WHERE stage IN ('warm-up', 'gradients')), 0)::BIGINT AS tokens
             FROM stages GROUP BY run_id
         ),
         error AS (SELECT run_id, error_plain, error_weighted FROM diagnostics WHERE dimensions = 'seen' AND cluster IS NULL)
-    SELECT r.run_id, r.finished_at, coalesce(r.config->>'method', 'tagcos') AS method, c.pool, c.selected, c.selected / c.pool AS fraction,
+    SELECT r.run_id, r.finished_at, r.method, c.pool, c.selected, c.selected / c.pool AS fraction,
         f.base_run, f.added, f.returned, f.retired, h.churn, f.share AS joined_share, f.movement, f.loss_shift, f.advice, f.refitted,
         e.error_plain, e.error_weighted, k.seconds, k.tokens, k.peak_bytes
     FROM runs r JOIN chosen c USING (run_id) LEFT JOIN cost k USING (run_id) LEFT JOIN error e USING (run_id)
@@ -65,8 +65,8 @@ COMMENT ON VIEW trend IS 'complete runs in the order of their completion: what e
 
 -- `examples` is a pattern of the Parquet files under the root. `tagcos sql` fills it in; elsewhere name it, or ask from the root's folder.
 CREATE OR REPLACE MACRO texts_in(run, examples) AS TABLE
-    SELECT s.run_id, s.cluster, s.rank, s.example_id, s.dataset, s.weight, p.messages[1].content AS first_turn,
-        list_filter(p.messages, lambda m: m.role = 'assistant')[-1].content AS last_answer, p.messages, p.tools
+    SELECT s.run_id, s.group_id, s.rank, s.example_id, s.dataset, s.weight, p.messages[1].content AS first_turn,
+        list_filter(p.messages, lambda m: m.role = 'assistant')[-1].content AS last_answer, p.messages, p.tools, s.group_id AS cluster
     FROM selection_of(run) s JOIN read_parquet(examples) p USING (example_id);
 
 CREATE OR REPLACE MACRO texts(run, examples := 'examples/*/*.parquet') AS TABLE FROM texts_in(run, examples);

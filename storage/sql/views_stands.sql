@@ -1,9 +1,10 @@
 -- Which chosen example stands for which: within its group, the one whose feature has the largest cosine with the row's.
 
 CREATE OR REPLACE MACRO nearest_chosen(run) AS TABLE
-    SELECT c.run_id, e.example_id, e.dataset, c.cluster, s.example_id AS representative, c.cosine, e.example_id = s.example_id AS itself
+    SELECT c.run_id, e.example_id, e.dataset, c.group_id, s.example_id AS representative, c.cosine, e.example_id = s.example_id AS itself,
+        c.group_id AS cluster
     FROM candidate_rows_of(run) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
-    JOIN selections s ON s.run_id = c.run_id AND s.cluster = c.cluster AND s.rank = c.representative;
+    JOIN selections s ON s.run_id = c.run_id AND s.group_id = c.group_id AND s.rank = c.representative;
 
 -- `examples`: the nearest, the middle and the furthest of the others. Equal examples are all nearest to the one chosen first.
 CREATE OR REPLACE MACRO stands_for(run) AS TABLE
@@ -24,8 +25,8 @@ CREATE OR REPLACE MACRO stands_for(run) AS TABLE
                 string_agg(coalesce(dataset, '(no name)') || ' ' || n, ', ' ORDER BY n DESC, dataset) AS datasets
             FROM counted GROUP BY representative
         )
-    SELECT s.run_id, s.example_id, e.dataset, s.cluster, s.rank, coalesce(n.rows, 0) AS rows, coalesce(n.rows, 0) / k.size AS share_of_group,
-        n.datasets, n.mean_cosine, n.least_cosine, h.examples
-    FROM selections s JOIN examples e USING (example_id) JOIN run_clusters k ON k.run_id = s.run_id AND k.cluster = s.cluster
+    SELECT s.run_id, s.example_id, e.dataset, s.group_id, s.rank, coalesce(n.rows, 0) AS rows, coalesce(n.rows, 0) / k.size AS share_of_group,
+        n.datasets, n.mean_cosine, n.least_cosine, h.examples, s.group_id AS cluster
+    FROM selections s JOIN examples e USING (example_id) JOIN run_groups k ON k.run_id = s.run_id AND k.group_id = s.group_id
     LEFT JOIN named n ON n.representative = s.example_id LEFT JOIN shown h ON h.representative = s.example_id
-    WHERE s.run_id = run AND s.cluster IN (SELECT cluster FROM near);
+    WHERE s.run_id = run AND s.group_id IN (SELECT group_id FROM near);

@@ -300,23 +300,23 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
         row=pl.int_range(len(ids)),
         rank=pl.int_range(len(ids)),
         round=pl.lit(0),
-        correlation=pl.int_range(len(ids)) / 7.0,
+        score=pl.int_range(len(ids)) / 7.0,
         residual_after=pl.int_range(len(ids)) / 3.0,
         weight=pl.lit(1.0),
         margin=pl.int_range(len(ids)) / 5.0,
     )
     arguments: dict[str, Any] = {"budget": len(ids), "residual": 0.5, "seconds": 0.0, "stats": {}}
     seconds = timed(
-        lambda: selections.commit_cluster(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments)
+        lambda: selections.commit_group(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments)
     )
     print(f"insert {incoming:,} selection rows, one transaction, opened to closed: {seconds:.2f} s  bar 5 s")
     seconds = timed(
-        lambda: selections.commit_cluster(catalog, opened.run_id, 1, selection=rows.head(1), candidates=rows, **arguments)
+        lambda: selections.commit_group(catalog, opened.run_id, 1, selection=rows.head(1), candidates=rows, **arguments)
     )
     print(f"insert {incoming:,} candidate rows: {seconds:.2f} s")
     one = rows.head(1)
     each = [
-        timed(partial(selections.commit_cluster, catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
+        timed(partial(selections.commit_group, catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
         for k in range(2, 22)
     ]
     print(f"one small transaction on this catalog ({path.stat().st_size / 1e6:.0f} MB): median {np.median(each) * 1e3:.1f} ms")

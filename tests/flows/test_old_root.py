@@ -35,17 +35,26 @@ def test_old_root__migrates_keeps_its_selections_and_selects_again(unpacked: tup
     root.catalog.upgrade()
     weights = {row[0]: row[1] for row in root.catalog.read("SELECT example_id || run_id, weight FROM selections").iter_rows()}
     for run, rows in expected.items():
-        found = selections.selection(root.catalog, run).sort("cluster", "rank").select("example_id", "cluster", "rank").rows()
+        found = selections.selection(root.catalog, run).sort("group_id", "rank").select("example_id", "group_id", "rank").rows()
         assert [list(row) for row in found] == [row[:3] for row in rows]
         assert [weights[row[0] + run] for row in rows] == [row[3] for row in rows]
     assert check.check(root) == []
+    # names of the version before still answer
+    run = next(iter(expected))
+    assert root.catalog.read("FROM by_source(?) ORDER BY dataset", [run]).equals(
+        root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run])
+    )
+    frame = root.catalog.read("SELECT cluster, group_id, correlation, score FROM selection_of(?)", [run])
+    assert frame["cluster"].equals(frame["group_id"])
+    assert frame["correlation"].equals(frame["score"])
+    assert len(frame) == root.catalog.read("SELECT sum(selected) FROM run_clusters WHERE run_id = ?", [run]).item()
     known = root.catalog.read("SELECT run_id, method, config->>'method' AS given FROM runs")
     assert known["method"].to_list() == known["given"].to_list()
 
     # the same settings choose the same again, and the old runs are explained in words, too
     for run, rows in expected.items():
         again = pipeline.reselect(root.url, run, SilentReporter(), sticky=None)
-        found = selections.selection(root.catalog, again.run_id).sort("cluster", "rank")
+        found = selections.selection(root.catalog, again.run_id).sort("group_id", "rank")
         if json.loads(root.catalog.read("SELECT config FROM runs WHERE run_id = ?", [run]).item())["sticky"] is None:
             assert found["example_id"].to_list() == [row[0] for row in rows]
         chosen = root.catalog.read("FROM why(?, run := ?)", [rows[0][0], run]).row(0, named=True)

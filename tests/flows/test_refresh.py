@@ -28,7 +28,7 @@ from tests.flows.conftest import TOPICS, conversation, features_of
 from tests.flows.test_kill import REFRESH_BEGINS, kill_often
 
 Maker = Callable[..., dict[str, Any]]
-CHOICE = ["example_id", "rank", "round", "correlation", "residual_after", "weight", "cluster"]
+CHOICE = ["example_id", "rank", "round", "score", "residual_after", "weight", "group_id"]
 
 
 def run(values: dict[str, Any]) -> pipeline.Outcome:
@@ -104,7 +104,7 @@ def test_refresh__equals_a_run_from_scratch_whatever_came_before(small_settings:
         assert fresh.stages["cluster"]["joined"] == outcome.stages["select"]["pool"]
         assert fresh.stages["select"]["copied"] == 0
         assert chosen(values, fresh.run_id).equals(chosen(values, outcome.run_id))
-        columns = "SELECT cluster, size, budget, residual, inertia FROM run_clusters WHERE run_id = ? ORDER BY cluster"
+        columns = "SELECT group_id, size, budget, residual, inertia FROM run_groups WHERE run_id = ? ORDER BY group_id"
         assert root.catalog.read(columns, [fresh.run_id]).equals(root.catalog.read(columns, [outcome.run_id]))
         margins = "SELECT cluster, segment, row, margin FROM candidates_of(?) ORDER BY segment, row"
         assert root.catalog.read(margins, [fresh.run_id]).equals(root.catalog.read(margins, [outcome.run_id]))
@@ -189,17 +189,17 @@ def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small
     assert parts == [(0, 120), (1, 3)]
     # a copied cluster answers like one that was computed
     copied = catalog.read(
-        "SELECT cluster, size FROM run_clusters WHERE run_id = ? AND copied_from = ?", [second.run_id, first.run_id]
+        "SELECT group_id, size FROM run_groups WHERE run_id = ? AND copied_from = ?", [second.run_id, first.run_id]
     )
     assert len(copied) == second.stages["select"]["copied"]
-    mine = catalog.read("SELECT cluster, count(*) AS size FROM candidates_of(?) GROUP BY cluster", [second.run_id])
+    mine = catalog.read("SELECT group_id, count(*) AS size FROM candidates_of(?) GROUP BY group_id", [second.run_id])
     assert set(copied.rows()) < set(mine.rows())
     assert mine["size"].sum() == 123
     left = catalog.read(
         "SELECT e.example_id FROM examples e ANTI JOIN latest_selection USING (example_id) "
         "JOIN candidates_of(?) c USING (segment, row) "
-        "WHERE c.cluster = ? LIMIT 1",
-        [second.run_id, copied["cluster"][0]],
+        "WHERE c.group_id = ? LIMIT 1",
+        [second.run_id, copied["group_id"][0]],
     ).item()
     assert catalog.read("FROM why(?)", [left]).row(0, named=True)["places_to_cut"] >= 1
     told = catalog.read("FROM drift WHERE run_id = ?", [second.run_id]).row(0, named=True)
@@ -260,13 +260,13 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
     # what is chosen follows from the features, labels and centroids of the rows that are left
     pool, rows = features_of(opened(values), less.run_id)
     assert set(taken["example_id"]) <= set(pool["example_id"])
-    groups = catalog.read("SELECT cluster, budget, inertia FROM run_clusters WHERE run_id = ? ORDER BY cluster", [less.run_id])
+    groups = catalog.read("SELECT group_id, budget, inertia FROM run_groups WHERE run_id = ? ORDER BY group_id", [less.run_id])
     clustering = runs.run_status(catalog, less.run_id).run["clustering_id"]
     if method in ("centroid", "herding-clusters"):
         assert clustering == first.stages["cluster"]["clustering_id"]
         members = pool.join(clusterings.assignments(catalog, clustering), on=["segment", "row"], maintain_order="left")
         for group in groups.iter_rows(named=True):
-            at = np.flatnonzero(members["cluster"].to_numpy() == group["cluster"])
+            at = np.flatnonzero(members["cluster"].to_numpy() == group["group_id"])
             mean = rows[at].mean(axis=0)
             assert group["inertia"] == pytest.approx(((rows[at] - mean) ** 2).sum(), rel=1e-5)
             if method == "centroid":

@@ -120,7 +120,7 @@ def sql(grown: Root) -> Sql:
 
 
 def test_numbers__of_sources_clusters_and_the_whole(content: Content, sql: Sql) -> None:
-    sources = sql("SELECT dataset, pool, selected, share_of_pool, share_of_selection FROM by_source(RUN) ORDER BY 2 DESC, 1")
+    sources = sql("SELECT dataset, pool, selected, share_of_pool, share_of_selection FROM by_dataset(RUN) ORDER BY 2 DESC, 1")
     assert [[row[0], *map(float, row[1:5])] for row in content.rows("sources")] == [list(row) for row in sources]
     drawn = {(row["name"], row["who"]): (row["examples"], row["share"]) for row in content.plots["sources"]["rows"]}
     assert drawn == {(row[0], who): pair for row in sources for who, pair in (("pool", row[1:4:2]), ("selection", row[2:5:2]))}
@@ -146,7 +146,7 @@ def test_numbers__of_sources_clusters_and_the_whole(content: Content, sql: Sql) 
     ends = {(row["c"], row["selected"], row["residual"]) for row in content.plots["residuals"]["rows"]}
     assert ends == {(row[0], row[2], row[3]) for row in clusters}
     curve = {(row["c"], row["chosen"], row["residual"]) for row in content.plots["curves"]["rows"]}
-    assert curve == set(sql("SELECT cluster, rank + 1, residual_after FROM selections WHERE run_id = RUN"))
+    assert curve == set(sql("SELECT group_id, rank + 1, residual_after FROM selections WHERE run_id = RUN"))
 
 
 @pytest.mark.parametrize("measure", ["tokens", "target tokens", "characters", "loss"])
@@ -350,11 +350,11 @@ def test_report__says_what_is_missing(filled: Root) -> None:
         connection.execute("DELETE FROM rejects")
         connection.execute("DELETE FROM assignments")
         connection.execute("DELETE FROM clusterings")
-        connection.execute('UPDATE runs SET clustering_id = NULL, config = \'{"method": "random"}\'')
-        connection.execute("UPDATE selections SET cluster = 0, weight = NULL, round = NULL, residual_after = NULL")
-        connection.execute("UPDATE candidates SET cluster = 0")
-        connection.execute("DELETE FROM run_clusters WHERE cluster > 0")
-        connection.execute("UPDATE run_clusters SET size = 275, selected = 26, budget = 26, residual = NULL, inertia = NULL")
+        connection.execute("UPDATE runs SET clustering_id = NULL, method = 'random'")
+        connection.execute("UPDATE selections SET group_id = 0, weight = NULL, round = NULL, residual_after = NULL")
+        connection.execute("UPDATE candidates SET group_id = 0")
+        connection.execute("DELETE FROM run_groups WHERE group_id > 0")
+        connection.execute("UPDATE run_groups SET size = 275, selected = 26, budget = 26, residual = NULL, inertia = NULL")
     page = make_report(root, run_id)
     found = Content(page)
     assert not {"budget", "curves", "errors", "drift", "changes", "controls", "rejects"} & set(found.plots)
@@ -366,8 +366,9 @@ def test_report__says_what_is_missing(filled: Root) -> None:
 
 def test_report__one_cluster_has_a_map_of_its_examples(filled: Root) -> None:
     with filled.catalog.transaction() as connection:
-        for table in ("assignments", "run_clusters", "selections", "candidates"):
-            connection.execute(f"DELETE FROM {table} WHERE cluster > 0")
+        connection.execute("DELETE FROM assignments WHERE cluster > 0")
+        for table in ("run_groups", "selections", "candidates"):
+            connection.execute(f"DELETE FROM {table} WHERE group_id > 0")
     found = Content(make_report(filled, runs.find_run(filled.catalog, "latest")))
     points = [row for row in found.plots["map"]["rows"] if row["kind"] == "example"]
     assert len(points) > 200

@@ -53,9 +53,9 @@ def test_run__selects_the_exact_budget_and_records_why(small_settings: Maker, tm
     assert len(chosen) == 12 == round(0.1 * 120)
     assert chosen["example_id"].n_unique() == 12
     assert (chosen["weight"] >= 0).all()
-    by_source = root.catalog.read("FROM by_source(?)", [outcome.run_id])
-    assert sorted(by_source["dataset"]) == ["cities", "colours", "sums"]
-    assert by_source["pool"].sum() == 120
+    by_dataset = root.catalog.read("FROM by_dataset(?)", [outcome.run_id])
+    assert sorted(by_dataset["dataset"]) == ["cities", "colours", "sums"]
+    assert by_dataset["pool"].sum() == 120
     # every pool row belongs to one cluster, and clusters add up
     clusters = root.catalog.read("FROM coverage_of(?)", [outcome.run_id])
     assert clusters["size"].sum() == 120

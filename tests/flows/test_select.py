@@ -77,8 +77,8 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
     expected = {"pool": 1, "clusters": root.catalog.read("SELECT max(n_clusters) AS k FROM clusterings").item()}
     assert len(groups) == expected.get(METHODS[method].within, len(groups))
     assert (groups["selected"] == groups["budget"]).all()
-    by_source = root.catalog.read("FROM by_source(?)", [outcome.run_id])
-    assert (by_source["pool"].sum(), by_source["selected"].sum()) == (120, 18)
+    by_dataset = root.catalog.read("FROM by_dataset(?)", [outcome.run_id])
+    assert (by_dataset["pool"].sum(), by_dataset["selected"].sum()) == (120, 18)
     # why: the method, the score, and for those left how many would come before them
     everything = root.catalog.read("SELECT example_id FROM pool_of(?)", [outcome.run_id])["example_id"].to_list()
     reasons = [root.catalog.read("FROM why(?)", [example]).row(0, named=True) for example in everything[::24]]
@@ -195,7 +195,7 @@ def test_select__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             pipeline.reselect(root.url, base, Interrupting(after), **changes)
     done = root.catalog.read(
-        "SELECT run_id, count(*) AS n FROM run_clusters JOIN runs USING (run_id) WHERE reselects = ? GROUP BY ALL", [base]
+        "SELECT run_id, count(*) AS n FROM run_groups JOIN runs USING (run_id) WHERE reselects = ? GROUP BY ALL", [base]
     )
     assert len(done) == 1
     assert 2 <= done["n"].item() < len(reference["cluster"].unique())

@@ -34,9 +34,9 @@ def test_stands__are_the_nearest_chosen_of_the_group(small_settings: Maker, meth
     features = features_by_id(root, run_id)
     near = root.catalog.read("FROM nearest_chosen(?)", [run_id])
     assert sorted(near["example_id"]) == sorted(features)
-    for (cluster,), group in near.group_by("cluster"):
+    for (number,), group in near.group_by("group_id"):
         chosen = root.catalog.read(
-            "SELECT example_id FROM selections WHERE run_id = ? AND cluster = ? ORDER BY rank", [run_id, cluster]
+            "SELECT example_id FROM selections WHERE run_id = ? AND group_id = ? ORDER BY rank", [run_id, number]
         )["example_id"].to_list()
         ids = group["example_id"].to_list()
         expected = naive.naive_stands(np.stack([features[name] for name in ids]), [ids.index(name) for name in chosen])

@@ -120,9 +120,9 @@ def test_check__finds_a_block_put_in_the_place_of_another(filled: Root) -> None:
         ("DELETE FROM feature_rows WHERE row = 40", "feature rows"),
         ("DELETE FROM blocks WHERE block = 2", "belong to no complete block"),
         ("DELETE FROM assignments WHERE row = 40", "assigned"),
-        ("DELETE FROM selections WHERE rank = 3 AND cluster = 1", "selected, but"),
+        ("DELETE FROM selections WHERE rank = 3 AND group_id = 1", "selected, but"),
         ("UPDATE selections SET example_id = 'ff' WHERE rank = 3", "unknown example"),
-        ("INSERT INTO selections SELECT * FROM selections WHERE rank = 0 AND cluster = 0", "twice"),
+        ("INSERT INTO selections SELECT * FROM selections WHERE rank = 0 AND group_id = 0", "twice"),
         ("UPDATE runs SET space_id = 'ff'", "unknown space"),
     ],
 )

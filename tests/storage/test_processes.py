@@ -43,7 +43,7 @@ def counts(root: Root) -> dict[str, int]:
         "blocks",
         "feature_rows",
         "assignments",
-        "run_clusters",
+        "run_groups",
         "selections",
         "candidates",
     )

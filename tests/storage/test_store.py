@@ -160,7 +160,7 @@ def test_why__says_how_far_from_the_cut(filled: Root) -> None:
     assert (answer["chosen"], answer["rank"], answer["cluster"]) == (True, 0, 1)
     left = catalog.read(
         """SELECT e.example_id, c.margin FROM candidates c JOIN examples e USING (segment, row)
-        WHERE c.cluster = 1 AND e.example_id NOT IN (SELECT example_id FROM selections) ORDER BY c.margin DESC"""
+        WHERE c.group_id = 1 AND e.example_id NOT IN (SELECT example_id FROM selections) ORDER BY c.margin DESC"""
     )
     for place in (0, 5):
         answer = catalog.read("FROM why(?)", [left["example_id"][place]]).row(0, named=True)

@@ -195,7 +195,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
 
     clustering = open_clustering(files, clustering_id, clusterings.parts(catalog, clustering_id))
     sums, _, sizes = clustering.totals()
-    for cluster in sorted(set(range(CLUSTERS)) - selections.clusters_done(catalog, run_id)):
+    for cluster in sorted(set(range(CLUSTERS)) - selections.groups_done(catalog, run_id)):
         where = clustering.cluster_rows(cluster)
         rows_of = clustering.cluster(cluster)
         x = np.concatenate([rows_of.read(b) for b in range(len(rows_of.starts) - 1)]).astype(np.float64)
@@ -209,12 +209,12 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             .with_columns(
                 rank=pl.int_range(budget),
                 round=pl.lit(0),
-                correlation=margins[best],
+                score=margins[best],
                 residual_after=np.linspace(0.9, 0.5, budget),
                 weight=np.full(budget, 1.0),
             )
         )
-        selections.commit_cluster(
+        selections.commit_group(
             catalog,
             run_id,
             cluster,
