@@ -143,7 +143,7 @@ def test_regroup__chunks_shrink_to_the_memory_and_then_it_refuses() -> None:
     assert choose_chunk_rows(10_000_000, 1000, 8192, 1 << 30) == 64
     for limit in (1 << 30, 1 << 28):
         assert regroup_bytes(100, 8192, choose_chunk_rows(1_000_000, 100, 8192, limit)) <= limit
-    with pytest.raises(UserError, match=r"10000 clusters.*limit 1000000.*raise memory_limit or lower"):
+    with pytest.raises(UserError, match=r"10000 clusters.*needs .* GiB, limit 0\.0 GiB: raise memory_limit or lower"):
         choose_chunk_rows(1_000_000, 10_000, 8192, 1_000_000)
 
 
