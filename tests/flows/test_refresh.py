@@ -273,7 +273,7 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
                 near = naive.naive_best((-members["distance"].to_numpy()[at]).tolist(), [0.0] * len(at), group["budget"])
             else:
                 near = naive.naive_herding(rows[at], mean, group["budget"])
-            mine = taken.filter(cluster=group["cluster"]).sort("rank")["example_id"].to_list()
+            mine = taken.filter(group_id=group["group_id"]).sort("rank")["example_id"].to_list()
             assert mine == [members["example_id"][int(at[i])] for i in near]
     else:
         assert clustering is None

@@ -261,7 +261,7 @@ def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
 
 def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
     everything, rows, whole = shown.count(".example"), content.plots["map"]["rows"], shown.count(f"#plot-map {MARK}")
-    counted = sql("""SELECT c.cluster, count(*), count(s.example_id), e.dataset FROM candidate_rows_of(RUN) c
+    counted = sql("""SELECT c.group_id, count(*), count(s.example_id), e.dataset FROM candidate_rows_of(RUN) c
         JOIN examples e USING (segment, row) LEFT JOIN selection_of(RUN) s USING (example_id) GROUP BY ALL ORDER BY ALL""")
     for place, name in enumerate(row["name"] for row in content.plots["sources"]["rows"][::2]):
         shown.fill("filter-source", str(place))
