@@ -1,4 +1,4 @@
-"""One writer per root: flock on a file that names its holder. The kernel drops it when the process dies, however it dies."""
+"""One writer per root: flock on a file that names its holder. The kernel releases the lock when the process ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPEAT_MESSAGE_SECONDS = 30.0
 
 
 class Waiting:
-    """Patience with a limit: says why it waits at once and every 30 s, and gives up with the same words (TransientError)."""
+    """A wait with a time limit: reports the reason at first and every 30 s, then raises TransientError with the same text."""
 
     def __init__(self, seconds: float, on_wait: Callable[[str], None]) -> None:
         self._deadline = time.monotonic() + seconds
@@ -32,7 +32,7 @@ class Waiting:
         now = time.monotonic()
         if now >= self._deadline:
             raise TransientError(f"{reason}; waited {self._seconds:g} s. {remedy}")
-        if now >= self._next_message and self._pause > 0.1:  # the short transactions of a healthy writer pass unnoticed
+        if now >= self._next_message and self._pause > 0.1:  # short transactions of a healthy writer are not worth a message
             self._on_wait(f"{reason}; waiting up to {self._deadline - now:.0f} s more")
             self._next_message = now + REPEAT_MESSAGE_SECONDS
         time.sleep(min(self._pause, max(self._deadline - now, 0.0)))
@@ -40,17 +40,36 @@ class Waiting:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, for a message; the file is only as good as its last writer."""
+    """Describe the process that holds the lock, for a message, from what it wrote into the lock file."""
     try:
         found = json.loads(path.read_text())
         return f"process {found['pid']} on {found['host']}, which began at {found['started']}"
     except (OSError, ValueError, KeyError):
-        return "a process that has not said its name yet"
+        return "a process that has not identified itself yet"
 
 
 @contextmanager
 def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock while the body runs; a second writer waits with a message, then gets a TransientError naming the first."""
+    """Hold the lock while the body runs.
+
+    Parameters
+    ----------
+    path
+        Lock file; made if missing.
+    root_url
+        Name of the root in messages.
+    wait_seconds
+        How long to wait for another writer.
+    on_wait
+        Called with a message while waiting.
+
+    Raises
+    ------
+    TransientError
+        Another writer, which the message names, still holds the lock after `wait_seconds`.
+    UserError
+        The lock file cannot be opened.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # close-on-exec: a started program does not inherit it

@@ -1,9 +1,9 @@
-"""The root: one local folder or object-store prefix that holds everything durable, its catalog and its one writer.
+"""The root: one local folder or object-store prefix that holds all durable data, its catalog and its single writer.
 
-tagcos.json                          the mark of a root: format and identity
+tagcos.json                          marks the folder as a root: format and identity
 catalog.duckdb                       the only mutable file, and the commit point (object stores: on the driver's disk)
-examples/  spaces/  clusterings/     immutable files that catalog transactions name
-snapshots/  exports/  reports/       what is published for others
+examples/  spaces/  clusterings/     immutable files, committed by a catalog transaction that names them
+snapshots/  exports/  reports/       published results
 """
 
 from __future__ import annotations
@@ -32,15 +32,32 @@ MARK = "tagcos.json"
 
 
 class NoRoot(UserError):
-    """There is no root where a reader was sent."""
+    """A reader was given a location without a root."""
 
 
 def say(message: str) -> None:
+    """Print a message to standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Root:
+    """An open root.
+
+    Parameters
+    ----------
+    files
+        Its files, by key.
+    catalog_path
+        Local path of the catalog.
+    store_id
+        Identity of the root, 32 hex digits.
+    wait_seconds
+        How long to wait for another process that has the catalog or the writer lock.
+    on_wait
+        Called with a message while waiting.
+    """
+
     files: LocalFiles | ObjectFiles
     catalog_path: Path
     store_id: str
@@ -49,19 +66,27 @@ class Root:
 
     @property
     def url(self) -> str:
+        """Folder or object-store URL."""
         return self.files.url
 
     @property
     def path(self) -> Path | None:
-        """The folder of a local root, None in an object store."""
+        """Folder of a local root; None for an object store."""
         return self.files.folder if isinstance(self.files, LocalFiles) else None
 
     @cached_property
     def catalog(self) -> Catalog:
+        """Catalog of the root; opened only for the duration of each query or transaction."""
         return Catalog(self.catalog_path, wait_seconds=self.wait_seconds, on_wait=self.on_wait, store_id=self.store_id)
 
     def writer(self) -> AbstractContextManager[None]:
-        """Hold this around everything that writes. A second writer waits, then is refused, told who the first one is."""
+        """Lock the root for writing; required around everything that writes.
+
+        Returns
+        -------
+        context manager
+            On entry it waits for another writer and after `wait_seconds` raises a TransientError that names it.
+        """
         return _writer(self.url, self.catalog_path, self.wait_seconds, self.on_wait)
 
 
@@ -84,7 +109,7 @@ def _write_mark(files: LocalFiles | ObjectFiles, catalog: Path) -> bytes:
 
 
 def default_catalog(url: str) -> Path:
-    """Where the catalog of an object-store root lies on the driver's disk."""
+    """Return the local path of the catalog of an object-store root."""
     home = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
     return home / "tagcos" / re.sub(r"[^A-Za-z0-9._-]+", "_", url) / "catalog.duckdb"
 
@@ -97,9 +122,32 @@ def open_root(
     wait_seconds: float = 600.0,
     on_wait: Callable[[str], None] = say,
 ) -> Root:
-    """Open a root, made where there is none; `create=False` for readers, who then write nothing at all.
+    """Open a root.
 
-    Raises NoRoot: not there (readers). UserError: not writable (writers), another format.
+    Parameters
+    ----------
+    url
+        Folder or object-store URL.
+    catalog
+        Local path of the catalog. Default: in the folder, or under the user's data folder for an object store.
+    create
+        Create the root if it does not exist and check that it is writable. Readers pass False; nothing is written then.
+    wait_seconds
+        How long to wait for another process that has the catalog or the writer lock.
+    on_wait
+        Called with a message while waiting.
+
+    Returns
+    -------
+    Root
+        Holds no lock and no open file.
+
+    Raises
+    ------
+    NoRoot
+        There is no root and `create` is False.
+    UserError
+        The root cannot be created or written, or has another format.
     """
     files = open_files(url)
     if catalog is None:
@@ -108,7 +156,7 @@ def open_root(
         text = _read_mark(files)
         if text is None and create:
             with _writer(files.url, catalog, wait_seconds, on_wait):
-                text = _read_mark(files) or _write_mark(files, catalog)  # of several that start a root one makes it
+                text = _read_mark(files) or _write_mark(files, catalog)  # if several processes start a root, one creates it
     except NotADirectoryError:
         raise UserError(f"root {files.url} is a file or lies in one: choose a folder with --root") from None
     if text is None:
@@ -124,7 +172,7 @@ def open_root(
             f"root {files.url} has format {mark.get('format')}, this version reads {FORMAT}: use the version that wrote it"
         )
     if create and isinstance(files, LocalFiles):
-        # Not os.access: it knows nothing of quotas, and root passes it everywhere. Object stores answer at the first write.
+        # Not os.access: it ignores quotas and always succeeds for root. Object stores report errors at the first write.
         files.write(".writable", b"")
         files.delete(".writable")
     return Root(files, catalog.absolute(), mark["store_id"], wait_seconds, on_wait)

@@ -1,8 +1,8 @@
-"""Settings of a run: plain, frozen, checked data, the same for command line, TOML file and Prefect flow.
+"""Settings of a run: plain, frozen, validated data, the same for the command line, a TOML file and a Prefect flow.
 
-Every field states its unit, its default, and what it decides (tagcos_stream/declare.py): command line, forms and identities are
-derived from that. `SPACE_FIELDS` name the feature space: two runs that agree on them share every gradient. `MACHINE_FIELDS`
-change how fast a run goes, never what it selects, and so do not tell one run from another.
+Every field states its unit, its default, and what it decides (tagcos_stream/declare.py); the command line, the forms and the
+identities are derived from that. `SPACE_FIELDS` identify the feature space: two runs that agree on them share all gradients.
+`MACHINE_FIELDS` change how fast a run is, never what it selects, so they are not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
 GIB = 1024**3
-DEFAULT_FRACTION = 0.05  # of the pool that is selected
+DEFAULT_FRACTION = 0.05  # fraction of the pool to select
 Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
 if TYPE_CHECKING:
     MethodName = str
 else:
-    MethodName = Literal[tuple(METHODS)]  # options, forms and messages list them
+    MethodName = Literal[tuple(METHODS)]  # listed by command-line options, forms and messages
 
-# The paper's setting, whole (arXiv 2407.15235, section 4 and the released scripts).
+# All settings of the paper (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {},
     "published": {
@@ -51,57 +51,63 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Settings(BaseModel):
-    """One run's settings. Unknown names and wrong values are refused with the field, the value and the limit."""
+    """The settings of one run. Unknown names and invalid values are refused; the message names field, value and limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     # pool
     sources: tuple[str, ...] = setting("pool", (), description="Files, folders, globs, URLs, or files that list sources.")
-    root: str = setting("machine", "tagcos-data", panel="Pool", description="Folder that holds everything durable.")
+    root: str = setting(
+        "machine", "tagcos-data", panel="Pool", description="Folder or object-store URL in which everything is stored."
+    )
     max_rejects: float = setting(
         "machine",
         0.5,
         ge=0,
         panel="Pool",
-        description="Stop when more rows than this are rejected: a share below 1, a count from 1 on.",
+        description="Stop if more rows than this are rejected: a fraction if below 1, otherwise a number of rows.",
     )
     near_duplicates: float | None = setting(
         "pool",
         None,
         gt=0,
         le=1,
-        description="Leave out examples at least this alike to an earlier one (Jaccard, 3-word runs); off by default.",
+        description="Drop an example whose Jaccard similarity (3-word shingles) to an earlier one is at least this. "
+        "Default: off.",
     )
     heldout: float | None = setting(
         "pool",
         None,
         ge=0,
         le=0.5,
-        description="Share of every dataset kept out of the pool, to evaluate on; default as in the root's first run, or 0.",
+        description="Fraction of every dataset held out of the pool for evaluation. Default: as in the root's first run, or 0.",
     )
     decontaminate: tuple[str, ...] = setting(
-        "pool", (), description="Evaluation files: reject rows that share a run of 13 words with them."
+        "pool", (), description="Evaluation files: reject rows that share 13 consecutive words with them."
     )
 
     # model
     model: str = setting("weights", "", description="Hugging Face id, model folder, or .gguf file of a causal language model.")
     revision: str | None = setting("weights", None, description="Revision of a hub model (branch, tag or commit).")
     trust_remote_code: bool = setting(
-        "run", False, panel="Model", description="Run Python code that comes with the model, if you trust its author."
+        "run", False, panel="Model", description="Allow Python code that is distributed with the model to run."
     )
     device: str = setting("machine", "auto", panel="Model", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "feature",
         "auto",
         panel="Model",
-        description="Number type of the base model; auto is float32 on a CPU and the model's own on a GPU.",
+        description="Data type (dtype) of the base model's weights; auto: float32 on a CPU, bfloat16 on a GPU.",
     )
     quantize: Literal["8bit", "4bit"] | None = setting(
-        "feature", None, panel="Model", description="Hold the base weights in 8 or 4 bits (needs bitsandbytes)."
+        "feature", None, panel="Model", description="Quantize the base weights to 8 or 4 bits (needs bitsandbytes)."
     )
-    max_length: int = setting("feature", 1024, ge=8, panel="Model", description="Tokens an example is cut to, or rejected from.")
+    max_length: int = setting("feature", 1024, ge=8, panel="Model", description="Maximum length of an example in tokens.")
     too_long: Literal["truncate", "reject"] = setting(
-        "feature", "truncate", panel="Model", description="What happens to examples with more tokens."
+        "feature",
+        "truncate",
+        panel="Model",
+        description="How to handle examples longer than `max_length`: `truncate` or `reject`.",
     )
     special_tokens: Literal["keep", "escape", "reject"] = setting(
         "feature",
@@ -112,29 +118,38 @@ class Settings(BaseModel):
 
     # warm-up
     adapter: str | None = setting(
-        "weights", None, panel="Warm-up", description="Trainer or PEFT checkpoint folder with optimizer.pt, instead of a warm-up."
+        "weights",
+        None,
+        panel="Warm-up",
+        description="Trainer or PEFT checkpoint folder with optimizer.pt, to use in place of a warm-up.",
     )
     warmup_examples: int | None = setting(
-        "warmup", None, ge=1, description="Examples to warm up on; default 5% of the pool, 64 to 3840."
+        "warmup",
+        None,
+        ge=1,
+        description="Number of examples to warm up on. Default: 5% of the pool, at least 64 and at most 3840.",
     )
     warmup_batch_size: int = setting("warmup", 8, ge=1, description="Examples per warm-up step.")
     learning_rate: float = setting("warmup", 1e-4, gt=0, description="Peak learning rate of the warm-up.")
     rise_steps: int = setting("warmup", 0, ge=0, description="Steps over which the learning rate rises from zero to its peak.")
     schedule_steps: int | None = setting(
-        "warmup", None, ge=1, description="Steps after which the rate would reach zero; default the warm-up's."
+        "warmup",
+        None,
+        ge=1,
+        description="Length in steps of the linear learning-rate schedule; may exceed the warm-up. Default: the warm-up's steps.",
     )
     lora_rank: int = setting("warmup", 8, ge=1, description="Rank of the adapter.")
     lora_alpha: float = setting("warmup", 32, gt=0, description="Scale of the adapter (alpha).")
     lora_dropout: float = setting(
-        "warmup", 0.0, ge=0, lt=1, description="Dropout of the adapter while it warms up; off for gradients."
+        "warmup", 0.0, ge=0, lt=1, description="Dropout of the adapter during warm-up; always off when gradients are computed."
     )
     rslora: bool = setting("warmup", False, description="Scale the adapter by alpha over the square root of its rank.")
     lora_targets: tuple[str, ...] = setting(
-        "warmup", (), description="Linear layers to adapt; default the attention projections."
+        "warmup", (), description="Linear layers to adapt. Default: the attention projections."
     )
-    lora_ranks: tuple[str, ...] = setting("warmup", (), description="Ranks of single layers, as NAME=RANK.")
+    lora_ranks: tuple[str, ...] = setting("warmup", (), description="Ranks of individual layers, as NAME=RANK.")
     checkpoints: int = setting(
-        "warmup", 1, ge=1, description="Checkpoints, evenly spaced over the warm-up, that features average over."
+        "warmup", 1, ge=1, description="Number of checkpoints, evenly spaced over the warm-up, to average features over."
     )
 
     # features
@@ -142,78 +157,96 @@ class Settings(BaseModel):
         "feature", "adam-delta", description="Gradient variant (docs/gradients.md); adam is the published one."
     )
     also_gradients: tuple[Variant, ...] = setting(
-        "run", (), panel="Gradient features", description="Variants to compute in the same pass, each a space of its own."
+        "run",
+        (),
+        panel="Gradient features",
+        description="Additional variants to compute in the same pass, each in a separate feature space.",
     )
     projection: Literal["sparse", "rademacher"] = setting(
         "feature", "sparse", description="Random projection from parameters to features."
     )
     dim: int = setting("feature", 8192, ge=8, description="Feature dimension.")
-    feature_seed: int = setting("feature", 0, ge=0, description="Seed of adapter, warm-up sample and projection.")
+    feature_seed: int = setting("feature", 0, ge=0, description="Seed of the adapter, the warm-up sample and the projection.")
     block_rows: int = setting(
-        "run", 256, ge=1, panel="Gradient features", description="Rows per block, the unit of work, of resuming and of storage."
+        "run",
+        256,
+        ge=1,
+        panel="Gradient features",
+        description="Rows per block, which is the unit of work, resumption and storage.",
     )
     batch_tokens: int | None = setting(
         "run",
         None,
         ge=8,
         panel="Gradient features",
-        description="Tokens per forward and backward pass; default 1024 on a CPU, on a GPU what fits, at most 8192.",
+        description="Tokens per forward and backward pass. Default: 1024 on a CPU; on a GPU as many as fit, at most 8192.",
     )
 
     # clusters
     clusters: int | None = setting(
-        "clusters", None, ge=1, description="Clusters; default from the number of examples (100 at a million)."
+        "clusters", None, ge=1, description="Number of clusters. Default: grows with the number of examples (100 for a million)."
     )
-    min_cluster_rows: int = setting("clusters", 8, ge=1, description="Clusters with fewer rows join their nearest.")
+    min_cluster_rows: int = setting(
+        "clusters", 8, ge=1, description="Clusters with fewer rows are dissolved: each row joins the nearest remaining cluster."
+    )
     max_cluster_rows: int = setting("clusters", 20_000, ge=2, description="Clusters with more rows are split.")
     refit: Literal["auto", "never", "always"] = setting(
         "run",
         "auto",
         panel="Clusters",
-        description="Cluster a pool that grew anew: when its clusters no longer fit, never (it is only said), or always.",
+        description="Whether to re-cluster after the pool has grown: `auto` (only if the existing clusters no longer fit), "
+        "`never` (report drift, keep them) or `always`.",
     )
 
     # selection
     method: MethodName = setting(
-        "choice", "tagcos", description="How to select: tagcos, or a control to compare it with (docs/controls.md)."
+        "choice", "tagcos", description="Selection method: tagcos, or a control to compare it with (docs/controls.md)."
     )
     fraction: float | None = setting(
-        "budget", None, gt=0, le=1, description=f"Share of the pool to select; default {DEFAULT_FRACTION}."
+        "budget", None, gt=0, le=1, description=f"Fraction of the pool to select. Default: {DEFAULT_FRACTION}."
     )
-    count: int | None = setting("budget", None, ge=1, description="Number of examples to select, instead of a fraction.")
+    count: int | None = setting("budget", None, ge=1, description="Number of examples to select, in place of a fraction.")
     ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
-    tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit ends.")
+    tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit stops.")
     sticky: float | None = setting(
         "choice",
         None,
         ge=0,
-        description="Keep earlier choices while a cluster's residual stays within this share above the best; off by default.",
+        description="Keep earlier choices while the residual of a cluster exceeds the best by at most this fraction. "
+        "Default: off.",
     )
-    seed: int = setting(("clusters", "choice"), 0, ge=0, panel="Selection", description="Seed of clustering and of the controls.")
+    seed: int = setting(
+        ("clusters", "choice"), 0, ge=0, panel="Selection", description="Seed of the clustering and of the controls."
+    )
 
     # machine
     memory_limit: float | None = setting(
         "machine",
         None,
         gt=0,
-        description="GiB that a stage may take at its peak; default 4 to cluster and select, what is free to run the model.",
+        description="Peak memory of a stage in GiB. Default: 4 for clustering and selection, all free memory for the model.",
     )
     run_on: Literal["threads", "processes", "ray"] | None = setting(
         "machine",
         None,
         description="Where blocks and clusters are computed: threads of this process, processes, or a Ray cluster; "
-        "default processes where there are several workers.",
+        "default: processes if there are several workers.",
     )
     workers: int = setting(
-        "machine", 1, ge=1, description="Processes or Ray workers, each with a model of its own; on several GPUs one each."
+        "machine",
+        1,
+        ge=1,
+        description="Number of processes or Ray workers; each loads its own model and, if there are several GPUs, uses one.",
     )
     gpus_per_worker: float = setting(
-        "machine", 0.0, ge=0, description="GPUs that each Ray worker asks for; a fraction shares one."
+        "machine", 0.0, ge=0, description="GPUs that each Ray worker requests; workers with a fraction share one."
     )
     threads: int | None = setting(
-        "machine", None, ge=1, description="Processor threads of a worker; default all of the machine, shared (on Ray one)."
+        "machine", None, ge=1, description="CPU threads per worker. Default: all cores, divided among the workers (on Ray: one)."
     )
-    wait: float = setting("machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
+    wait: float = setting(
+        "machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process has locked."
+    )
 
     @field_validator("sources", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
     @classmethod
@@ -244,19 +277,47 @@ class Settings(BaseModel):
         return self
 
     def budget(self, n_examples: int) -> int:
-        """Number of examples to select from n_examples: exact, at least one, at most all."""
+        """Return the exact number of examples to select.
+
+        Parameters
+        ----------
+        n_examples
+            Size of the pool.
+
+        Returns
+        -------
+        int
+            Between 1 and `n_examples`.
+        """
         if self.count is not None:
             return min(self.count, n_examples)
-        # Python rounds halves to even; fine, as long as it is one rule for all
+        # Python rounds half to even; any rule will do as long as it is applied everywhere
         return min(max(1, round((self.fraction or DEFAULT_FRACTION) * n_examples)), n_examples)
 
     def warmup_size(self, n_examples: int) -> int:
-        """Number of examples to warm up on, out of n_examples."""
+        """Return the number of examples to warm up on.
+
+        Parameters
+        ----------
+        n_examples
+            Size of the pool.
+
+        Returns
+        -------
+        int
+            At most `n_examples`.
+        """
         wanted = self.warmup_examples or min(max(64, round(0.05 * n_examples)), 3840)
         return min(wanted, n_examples)
 
     def rank_pattern(self) -> dict[str, int]:
-        """Ranks of single layers by name or the end of a name."""
+        """Return the ranks of individual layers.
+
+        Returns
+        -------
+        dict
+            Rank by layer name, or by the end of a name.
+        """
         return {name: int(rank) for name, _, rank in (item.rpartition("=") for item in self.lora_ranks)}
 
 
@@ -264,7 +325,7 @@ check_declared(Settings)
 MACHINE_FIELDS = frozenset(decided_by(Settings, "machine"))
 WARMUP_FIELDS = decided_by(Settings, "warmup")
 SPACE_FIELDS = decided_by(Settings, "warmup", "feature")
-# what selecting again may change: everything that comes after the gradients, and the variant among those that were computed
+# what `tagcos select` may change: everything after the gradients, and which of the computed gradient variants is used
 SELECT_FIELDS = tuple(
     name
     for name in Settings.model_fields
@@ -273,7 +334,7 @@ SELECT_FIELDS = tuple(
 
 
 def wrong_values(error: ValidationError) -> str:
-    """Each wrong setting: its name, what is wrong, what was given."""
+    """List every invalid setting with its name, what is wrong and the value given, for an error message."""
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "settings"
@@ -283,10 +344,26 @@ def wrong_values(error: ValidationError) -> str:
 
 
 def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str = "recommended") -> Settings:
-    """Settings from explicit values over a TOML file over a preset.
+    """Make settings from explicit values, a TOML file and a preset, in this order of precedence.
 
-    Raises:
-        UserError: unknown preset, unreadable file, unknown name or wrong value, each with the remedy.
+    Parameters
+    ----------
+    values
+        Settings by name; these win over the file and the preset.
+    toml
+        TOML file with settings by name, and optionally `preset`.
+    preset
+        Name in `PRESETS`; a `preset` in the file takes precedence.
+
+    Returns
+    -------
+    Settings
+        Validated and immutable.
+
+    Raises
+    ------
+    UserError
+        The preset is unknown, the file cannot be read, or a name or value is invalid; the message names the remedy.
     """
     from_file: dict[str, Any] = {}
     if toml is not None:
@@ -301,7 +378,7 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
         raise UserError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
     merged = {**PRESETS[preset], **from_file, **values}
     if "count" in merged and "fraction" not in values | from_file:
-        merged.pop("fraction", None)  # a count given by hand replaces a preset's fraction
+        merged.pop("fraction", None)  # an explicit count replaces the preset's fraction
     try:
         return Settings(**merged)
     except ValidationError as error:

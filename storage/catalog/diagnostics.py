@@ -1,4 +1,4 @@
-"""How well selections stand for their pools, in the catalog."""
+"""Catalog records of how well selections represent their pools."""
 
 from __future__ import annotations
 
@@ -26,9 +26,20 @@ def commit(
     rows: pl.DataFrame,
     seconds: float,
 ) -> None:
-    """What one selection was measured to be, in one transaction: COLUMNS, a row with cluster null for the pool and one a cluster.
+    """Record the measurements of one selection in one transaction.
 
-    Said again, it replaces what was said before of this run, method, fraction, seed and dimensions.
+    Calling this again overwrites the previous record of the same run, method, fraction, seed and dimensions.
+
+    Parameters
+    ----------
+    catalog
+        Where to record.
+    run_id, method, fraction, seed, dimensions
+        The selection, and on which feature dimensions it was measured.
+    rows
+        COLUMNS; one row with cluster null for the pool and one row per cluster.
+    seconds
+        Wall time of the measurement.
     """
     unit = {"run_id": run_id, "method": method, "fraction": fraction, "seed": seed, "dimensions": dimensions}
     with catalog.transaction() as connection:
@@ -46,7 +57,7 @@ def commit(
 
 
 def units_done(catalog: Catalog, run_id: str) -> set[tuple[str, float, int]]:
-    """(method, fraction, seed) that `tagcos diagnose` has measured on this run's features."""
+    """Return the (method, fraction, seed) combinations that `tagcos diagnose` has measured on this run's features."""
     done = catalog.read(
         "SELECT DISTINCT method, fraction, seed FROM diagnostics WHERE run_id = ? AND dimensions = 'held out'", [run_id]
     )
@@ -54,5 +65,5 @@ def units_done(catalog: Catalog, run_id: str) -> set[tuple[str, float, int]]:
 
 
 def comparison(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """The columns of the macro comparison_of, in order of fraction and error."""
+    """Return the columns of the macro comparison_of, ordered by fraction and error."""
     return catalog.read("FROM comparison_of(?) ORDER BY fraction, error_fitted, error_plain, method", [run_id])

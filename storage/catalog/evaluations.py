@@ -1,4 +1,4 @@
-"""What models trained on selections were measured to be, in the catalog: evaluations, their units, their scores."""
+"""Catalog records of models trained on selections: evaluations, their units and their scores."""
 
 from __future__ import annotations
 
@@ -40,7 +40,23 @@ def begin(
     config: Mapping[str, Any],
     versions: Mapping[str, Any],
 ) -> None:
-    """Name what is held fixed; said again, the first word stands."""
+    """Record what is the same for all units of an evaluation. Only the first call is recorded.
+
+    Parameters
+    ----------
+    catalog
+        Where to record.
+    evaluation_id
+        Identity of the evaluation.
+    run_id
+        The run whose pool and features are used.
+    model, model_fingerprint
+        The model that is trained.
+    heldout_examples, heldout_digest
+        Number and digest of the held-out examples measured on; the digest is None without them.
+    config, versions
+        Recorded as JSON.
+    """
     with catalog.transaction() as connection:
         if connection.execute("SELECT 1 FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).fetchall():
             return
@@ -60,7 +76,7 @@ def begin(
 
 
 def units(catalog: Catalog, evaluation_id: str) -> dict[UnitKey, dict[str, Any]]:
-    """The complete units with their rows of evaluation_units."""
+    """Return the complete units, each with its row of evaluation_units."""
     rows = catalog.read("SELECT * FROM evaluation_units WHERE evaluation_id = ?", [evaluation_id]).to_dicts()
     return {UnitKey(**{name: row[name] for name in UnitKey.__dataclass_fields__}): row for row in rows}
 
@@ -80,7 +96,27 @@ def commit(
     measure_seconds: float,
     scores: pl.DataFrame,
 ) -> None:
-    """A unit, whole, in one transaction. scores: measure, part (null for all), value, sd, items."""
+    """Record a unit and its scores in one transaction; replaces an earlier record of the unit.
+
+    Parameters
+    ----------
+    catalog
+        Where to record.
+    evaluation_id
+        The evaluation, as given to `begin`.
+    key
+        The unit.
+    selection_run
+        The run whose selection the model was trained on; None for the base model and the full pool.
+    examples, steps, passes, tokens
+        Amount of training: examples selected, optimizer steps, epochs, tokens.
+    train_loss
+        Mean training loss in nats; None without training.
+    train_seconds, measure_seconds
+        Wall times.
+    scores
+        SCORE_COLUMNS; `part` is null for a score over everything.
+    """
     unit = {"evaluation_id": evaluation_id, **asdict(key)}
     with catalog.transaction() as connection:
         insert_row(
@@ -105,7 +141,7 @@ def commit(
 
 
 def copy(catalog: Catalog, evaluation_id: str, key: UnitKey, regime: str) -> None:
-    """The unit as it was trained under the other regime, under this one's name too."""
+    """Record a trained unit under another regime too, in which it would have been trained in the same way."""
     unit = {"evaluation_id": evaluation_id, **asdict(key)}
     same = _same(unit)
     with catalog.transaction() as connection:
@@ -127,12 +163,12 @@ def _forget_scores(connection: Any, unit: Mapping[str, Any]) -> None:
 
 
 def _same(unit: Mapping[str, Any]) -> str:
-    """The unit as a condition: column names are ours, values are parameters."""
+    """Return the SQL condition that finds a unit; column names are our constants, values are parameters."""
     return " AND ".join(f"{name} = ${name}" for name in unit)
 
 
 def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
-    """The columns of the macro evaluation_of, in order of regime, fraction, measure, part and method."""
+    """Return the columns of the macro evaluation_of, ordered by regime, fraction, measure, part and method."""
     return catalog.read(
         """FROM evaluation_of(?) ORDER BY regime DESC, fraction, measure, part NULLS FIRST, method = 'base' DESC,
             method = 'full', value, method, gradient, setting, weighted""",
@@ -141,12 +177,12 @@ def results(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
 
 
 def scores(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
-    """The rows of evaluation_scores: one a unit, measure and part."""
+    """Return the rows of evaluation_scores: one per unit, measure and part."""
     return catalog.read("SELECT * EXCLUDE (evaluation_id) FROM evaluation_scores WHERE evaluation_id = ?", [evaluation_id])
 
 
 def described(catalog: Catalog, evaluation_id: str) -> dict[str, Any]:
-    """The row of `evaluations`, config and versions as plain data. UserError where there is none."""
+    """Return the row of `evaluations`, config and versions as dicts; UserError if there is no such evaluation."""
     found = catalog.read("SELECT * FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).to_dicts()
     if not found:
         raise UserError(f"there is no evaluation {evaluation_id} in {catalog.path}: `tagcos sql 'FROM evaluations'` lists them")

@@ -1,4 +1,4 @@
-"""What changed since the run before, and what was decided: one row a run in `refreshes`."""
+"""Changes since the previous run and the decisions made about them: one row per run in `refreshes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from storage.database import Catalog, insert_row, utc_now
 
 
 def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:
-    """The complete run before this one that chose in this space, by the same method: its selection is the earlier one."""
+    """Return the newest other complete run with the same space and method; its selection is the earlier one. None if none."""
     found = catalog.read(
         """SELECT run_id FROM runs r
         WHERE status = 'complete' AND space_id = $space AND run_id <> $run
@@ -24,7 +24,23 @@ def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:
 
 
 def changes(catalog: Catalog, run_id: str, base: str) -> dict[str, int]:
-    """added, returned and retired: examples of the run's pool and of the base run's that the other lacks."""
+    """Count the examples by which two pools differ.
+
+    Parameters
+    ----------
+    catalog
+        Where both runs are recorded.
+    run_id
+        The new run.
+    base
+        The run to compare with.
+
+    Returns
+    -------
+    dict
+        `added` and `returned`: in the run's pool but not in that of `base`, ingested after or before `base` started;
+        `retired`: in the pool of `base` only.
+    """
     found = catalog.read(
         """WITH mine AS (FROM pool_of($run)), theirs AS (FROM pool_of($base)),
             began AS (SELECT started_at FROM runs WHERE run_id = $base),
@@ -40,7 +56,7 @@ def changes(catalog: Catalog, run_id: str, base: str) -> dict[str, int]:
 
 
 def warm_up_view(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
-    """Rows of the pool by whether the warm-up could draw from them: seen, n, loss, std."""
+    """Return the pool's losses by whether the warm-up could draw from the rows: columns seen, n, loss (mean), std."""
     return catalog.read(
         """SELECT s.added_at <= f.added_at AS seen, count(*) AS n, avg(r.loss) AS loss, coalesce(stddev_samp(r.loss), 0) AS std
         FROM pool_of($run) p JOIN segments s USING (segment)
@@ -51,7 +67,7 @@ def warm_up_view(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
 
 
 def record(catalog: Catalog, run_id: str, values: Mapping[str, Any], thresholds: Mapping[str, float] | None = None) -> None:
-    """The first word stands: a resumed run keeps what it decided."""
+    """Record the decision of a run. Only the first call is recorded, so a resumed run keeps its decision."""
     with catalog.transaction() as connection:
         if not connection.execute("SELECT 1 FROM refreshes WHERE run_id = ?", [run_id]).fetchall():
             insert_row(
@@ -65,5 +81,6 @@ def record(catalog: Catalog, run_id: str, values: Mapping[str, Any], thresholds:
 
 
 def recorded(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
+    """Return the row of `refreshes` of a run, or None."""
     found = catalog.read("SELECT * FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()
     return found[0] if found else None

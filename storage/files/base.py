@@ -1,4 +1,4 @@
-"""Named bytes under one root: a local folder or an object store, with the same few verbs.
+"""Files under a root, by key: one interface to a local folder or an object store.
 
 A write is atomic and durable when it returns: locally a temporary file, fsync, rename, fsync of the folder; in an object
 store one put. Keys use '/' whatever the platform.
@@ -22,25 +22,44 @@ Seen = Callable[[np.ndarray], None]
 
 
 class Files(Protocol):
-    """The seam: LocalFiles and ObjectFiles, held to one contract suite (tests/storage/test_files.py)."""
+    """Interface of LocalFiles and ObjectFiles; both pass one contract suite (tests/storage/test_files.py)."""
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """Folder or object-store URL of the root."""
+        ...
 
     def place(self, key: str) -> str:
-        """What a message calls the file: a path or a URL."""
+        """Return the path or URL of a file, for messages."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Bytes, or None where there is no such file."""
+        """Return the size of a file in bytes; None if it does not exist."""
         ...
 
     def read(self, key: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Return the content of a file; FileNotFoundError if it does not exist."""
         ...
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
-        """Fill `out` (uint8) from `offset`; `seen` gets every piece as it arrives. Returns the bytes read (fewer at the end)."""
+        """Read bytes of a file into an array.
+
+        Parameters
+        ----------
+        key
+            The file.
+        out
+            (n,) uint8, filled from its start.
+        offset
+            Position in the file, in bytes.
+        seen
+            Called with every piece (uint8) as it arrives.
+
+        Returns
+        -------
+        int
+            Bytes read: n, or fewer at the end of the file.
+        """
         ...
 
     def expect(self, key: str) -> None:
@@ -48,32 +67,43 @@ class Files(Protocol):
         ...
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
-        """Fill every (uint8 array, offset); False where the file is missing or too short."""
+        """Read several (uint8 array, offset) pieces of a file. Returns False if it is missing or too short."""
         ...
 
     def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
-        """Atomic; with durable=False only `sync` makes it last: for many files that one transaction names."""
+        """Write a file atomically.
+
+        Parameters
+        ----------
+        key
+            The file; replaced if it exists.
+        pieces
+            Its content, in order.
+        durable
+            Return only when the file is durable. With False a later `sync` makes it durable, which is faster for many
+            files that one transaction commits.
+        """
         ...
 
     def sync(self, prefix: str) -> None:
-        """Make every file under the folder last."""
+        """Make all files under the folder durable."""
         ...
 
     def adopt(self, key: str, path: Path) -> None:
-        """Make a finished local file (on the root's disk, where that is one) this key; the file itself is gone afterwards."""
+        """Move a finished local file to this key. In a local root the file must be on the root's disk."""
         ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(key, bytes) of every file under the folder `prefix` ('' is the root), in no particular order."""
+        """Yield (key, size in bytes) of all files under the folder `prefix` ('' is the root), in no particular order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Absent is fine: a sweep may be repeated."""
+        """Delete a file if it exists."""
         ...
 
 
 def write_error(place: str, error: OSError) -> UserError:
-    """What a failed write means to the user."""
+    """Make a UserError with a remedy from a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "the disk or quota is full: free space (tagcos gc --yes removes orphans) and start the same command again"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -84,11 +114,12 @@ def write_error(place: str, error: OSError) -> UserError:
 
 
 def as_bytes(piece: bytes | np.ndarray) -> memoryview:
+    """View bytes or a contiguous array as bytes."""
     return (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")
 
 
 def sync_path(path: Path) -> None:
-    """Of a file or a folder: a rename is durable only once its folder is."""
+    """Call fsync on a file or a folder; a rename is durable only after fsync of the folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

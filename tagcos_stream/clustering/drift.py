@@ -1,8 +1,8 @@
-"""Do clusters and warm-up still fit a pool that grew?  N rows, D feature dimension, K clusters.
+"""Whether clusters and warm-up still fit a pool that has grown.  N rows, D feature dimension, K clusters.
 
-Rows that joined after a clustering was fitted are held against those it was fitted with; rows first met after the warm-up against
-those it could draw from. Numbers are in units of the data's own spread, so that one set of thresholds serves every model and
-dimension; a shift counts only where it is clear of its own standard error.
+Rows that joined after a clustering was fitted are compared with those it was fitted on, and rows ingested after the warm-up with
+those it could draw from. Differences are in units of the spread of the data, so that one set of thresholds serves all models and
+dimensions; a shift counts only if it exceeds its threshold by two standard errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ERRORS = 2.0  # standard errors that a shift must be above its threshold
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a clustering was like when it was made."""
+    """A clustering as it was fitted."""
 
     labels: np.ndarray  # (N,) int32
     distances: np.ndarray  # (N,) float32, to the centroid
@@ -29,7 +29,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean and standard deviation of some rows' losses (nats)."""
+    """Number of rows, and mean and standard deviation of their losses in nats."""
 
     n: int
     mean: float
@@ -38,7 +38,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Drift:
-    """None where there was nothing to compare."""
+    """How far a pool has moved from its clustering and its warm-up; None where nothing could be compared."""
 
     share: float  # of the pool that joined after the fit
     movement: float | None  # of the means, in root mean square distances of rows to their mean
@@ -51,6 +51,7 @@ class Drift:
 
     @property
     def advice(self) -> str:
+        """`keep`, `cluster anew`, `warm up anew`, or both of these, as the catalog records it."""
         asked = ["cluster anew"] * bool(self.cluster_anew) + ["warm up anew"] * bool(self.warm_up_anew)
         return " and ".join(asked) or "keep"
 
@@ -68,10 +69,29 @@ def measure(
 ) -> Drift:
     """Compare a pool with the clustering it is chosen from.
 
-    Args:
-        fitted: the clustering as made. labels, distances: of the pool's rows that joined since.
-        sizes (K,) int64, means (K, D) float32: of the pool now.
-        unseen: share of the pool first met after the warm-up. losses: of the rows before and after it.
+    Parameters
+    ----------
+    fitted
+        The clustering as it was fitted.
+    labels
+        (n,) int, clusters of the pool's rows that joined since.
+    distances
+        (n,) float, distances of these rows to their centroids.
+    sizes
+        (K,) int64, rows of each cluster of the pool now.
+    means
+        (K, D) float32, mean of each cluster of the pool now.
+    max_cluster_rows
+        Largest size of a cluster before it is split.
+    unseen
+        Fraction of the pool ingested after the warm-up; None if unknown.
+    losses
+        Moments of the losses of the rows ingested before and after the warm-up; None if unknown.
+
+    Returns
+    -------
+    Drift
+        The differences, and reasons to cluster or warm up again.
     """
     pool = int(sizes.sum())
     share = len(labels) / pool if pool else 0.0

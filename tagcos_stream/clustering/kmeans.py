@@ -31,9 +31,20 @@ REASSIGN_BELOW = 0.01  # of the largest count: such a centre is moved to a far r
 
 
 def default_clusters(n_rows: int) -> int:
-    """K for N rows: N / 10,000, at least 1 and at most 10,000: clusters of the published size, 100 at a million rows.
+    """Return the default number of clusters: N / 10,000, at least 1 and at most 10,000.
 
-    Smaller clusters were measured to train worse, and save little (docs/measurements: evaluation.md, clustering.md).
+    This gives clusters of the published size (100 clusters for a million rows). Models trained on selections from smaller
+    clusters were measured to be worse, at little saving (docs/measurements: evaluation.md, clustering.md).
+
+    Parameters
+    ----------
+    n_rows
+        N.
+
+    Returns
+    -------
+    int
+        K.
     """
     return min(max(round(n_rows / 10_000), 1), 10_000)
 
@@ -52,21 +63,51 @@ def fit(
     passes: Passes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[KMeansState]:
-    """Fit centroids; yields the state after every stretch of batches, the last one with `done` set.
+    """Fit centroids by k-means++, mini-batches and full passes.
 
     Seeds by k-means++ on a sample (of `sample_rows` rows), shuffles blocks into mini-batches until the smoothed inertia stops
-    falling or `max_epochs` are over, then makes full passes until one lowers the inertia by less than `pass_tol` of it.
+    falling or `max_epochs` are over, then makes full passes until one reduces the inertia by a fraction less than `pass_tol`.
 
-    Args:
-        rows: N feature rows. n_clusters: K, 1 to N. seed: of everything random.
-        state: where an earlier, interrupted fit of the same rows and arguments stopped.
-        device: torch device of the matrix products. memory_limit: bytes; checked before anything is read.
-        max_epochs, max_passes, pass_tol: when to stop.
-        passes: who computes the stretches of a full pass; this process where not given. The bits are the same.
-        progress: called with (rows worked on, rows at most).
+    Parameters
+    ----------
+    rows
+        (N, D) feature rows, read block by block.
+    n_clusters
+        K, 1 to N.
+    seed
+        Seed of all random choices.
+    state
+        Last state of an interrupted fit of the same rows with the same arguments, to resume from.
+    device
+        Torch device of the matrix products.
+    memory_limit
+        Bytes; checked before anything is read. None: no limit.
+    max_epochs
+        Maximum number of epochs of mini-batches.
+    max_passes
+        Maximum number of full passes.
+    pass_tol
+        Relative reduction of the inertia below which full passes stop.
+    passes
+        Implementation of the full passes. Default: in this process. The result is the same to the bit.
+    progress
+        Called with (rows processed, maximum number of rows).
 
-    Raises:
-        UserError: K out of range, or more memory needed than allowed.
+    Yields
+    ------
+    KMeansState
+        After every stretch of batches; the last one has `done` set.
+
+    Raises
+    ------
+    UserError
+        K is out of range, or more memory is needed than allowed.
+
+    References
+    ----------
+    Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+    Sculley, "Web-scale k-means clustering", WWW 2010, algorithm 1 (mini-batches with a learning rate of 1/count).
+    Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory 28(2), 1982 (full passes).
     """
     n = rows.n_rows
     if not 1 <= n_clusters <= n:
@@ -95,7 +136,24 @@ def fit(
 
 
 def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
-    """Most memory that `fit` and `finalise` take, in bytes: not a function of N but for 13 bytes a row (labels, distances)."""
+    """Return the peak memory of `fit` and `finalise` in bytes. Of N it depends only by 13 bytes per row (labels, distances).
+
+    Parameters
+    ----------
+    n_rows
+        N.
+    dim
+        D.
+    n_clusters
+        K.
+    block_rows
+        Most rows of a block.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     batch = 4 * dim * (batch_rows(dim) + block_rows)
     scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
     centres = n_clusters * dim * (4 * 3 + 8 * 5)
@@ -104,7 +162,22 @@ def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024
 
 
 def pass_bytes(dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
-    """Most memory that a process takes for stretches of a pass, in bytes, beside its imports."""
+    """Return the peak memory of one process that computes stretches of a full pass, in bytes, without its imports.
+
+    Parameters
+    ----------
+    dim
+        D.
+    n_clusters
+        K.
+    block_rows
+        Most rows of a block.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     batch = 4 * dim * (batch_rows(dim) + block_rows)
     scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
     return n_clusters * dim * (4 * 3 + 8 * 3) + 3 * batch + 2 * scores + (64 << 20)
@@ -112,7 +185,7 @@ def pass_bytes(dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
 
 def _start(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> KMeansState:
     centroids, counts = seed_centroids(rows, n_clusters, seed, device)
-    few = len(batches(rows, range(len(rows.starts) - 1))) < SMOOTHING  # exact passes are as quick on so little
+    few = len(batches(rows, range(len(rows.starts) - 1))) < SMOOTHING  # full passes are as fast on so few batches
     return KMeansState(
         centroids=centroids,
         counts=counts,

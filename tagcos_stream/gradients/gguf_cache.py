@@ -1,8 +1,8 @@
-"""Loading a GGUF file without reading it three times.
+"""Load a GGUF file without parsing it three times.
 
-transformers 5.23 parses all fields of the file, the vocabulary's 49,000 strings among them, once for the configuration, once for
-the tokenizer and once for the weights, and builds the table of tensor names anew for every module: half of the load. What is
-read is the same; it is read once.
+transformers 5.23 parses all fields of the file, including the 49,000 strings of the vocabulary, once for the configuration, once
+for the tokenizer and once for the weights, and rebuilds the table of tensor names for every module. This is half of the loading
+time. With the cache the result is the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 @contextmanager
 def gguf_once() -> Iterator[None]:
-    """While it lasts, gguf's reader and name table are made once a file and architecture. Not for several threads."""
+    """Cache gguf's reader per file and its table of tensor names per architecture in the body. Not thread-safe."""
     import gguf
 
     kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
