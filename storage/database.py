@@ -1,6 +1,6 @@
-"""The DuckDB catalog: the commit point. Opened for one short transaction and closed, so that readers get their turn.
+"""The DuckDB catalog: the commit point. It is open only for one short transaction at a time, so that readers can get in.
 
-The functions that say what is in it are in runs, pool, blocks, clusterings and selections; each is one transaction.
+The functions that read and write its tables are in storage/catalog; each is one transaction.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tagcos_stream.types import UserError
 
 SQL = Path(__file__).parent / "sql"
 VIEWS = [SQL / name for name in ("views.sql", "views_stands.sql", "views_pool.sql", "views_comments.sql")]
-# The oldest shell that reads the file: DuckDB 2.0's own format cannot be opened by the 1.5 shells people have.
+# The oldest version that can open the file: DuckDB 2.0's own format cannot be opened by the common 1.5 shells.
 STORAGE_VERSION = "v1.5.0"
 # One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
 MEMORY_LIMIT = "1GiB"
-# What is not built in is neither downloaded nor loaded unless a query says so.
+# Extensions are neither downloaded nor loaded unless a query asks for it.
 NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -38,7 +38,18 @@ _turns: dict[Path, threading.Lock] = {}
 
 
 def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
-    """The numbered SQL files, in order."""
+    """List the migrations.
+
+    Parameters
+    ----------
+    folder
+        Folder with files `NNN_name.sql`, numbered from 001 without gaps.
+
+    Returns
+    -------
+    list of (int, Path)
+        Number and file of each migration, in order.
+    """
     found = sorted((int(path.name[:3]), path) for path in folder.glob("[0-9][0-9][0-9]_*.sql"))
     assert [number for number, _ in found] == list(range(1, len(found) + 1)), f"gaps in {folder}"
     return found
@@ -48,17 +59,43 @@ SCHEMA_VERSION = len(migrations())
 
 
 def views_text() -> str:
-    """The SQL that makes all views and macros, and comments them."""
+    """Return the SQL that creates all views and macros with their comments.
+
+    Returns
+    -------
+    str
+        Several statements.
+    """
     return "\n".join(path.read_text() for path in VIEWS)
 
 
 def utc_now() -> datetime:
-    """Without a zone, as the catalog keeps times: DuckDB needs its ICU extension for zones, and shells may lack it."""
+    """Return the current time as the catalog stores it.
+
+    Returns
+    -------
+    datetime
+        UTC, without a time zone: DuckDB needs its ICU extension for time zones, which a shell may lack.
+    """
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 class Catalog:
-    """One catalog file. `read` is for queries, `transaction` for changes; both wait for a busy file with a message."""
+    """One catalog file. Use `read` for queries and `transaction` for changes; both wait for a locked file with a message.
+
+    Parameters
+    ----------
+    path
+        The file; the first transaction creates it.
+    wait_seconds
+        How long to wait for another process that has the file open.
+    on_wait
+        Called with a message while waiting.
+    store_id
+        Identity of the root that the catalog belongs to; empty to accept any.
+    sql_folder
+        Folder of the migrations.
+    """
 
     def __init__(
         self,
@@ -78,28 +115,46 @@ class Catalog:
         self._turn = _turns.setdefault(self.path, threading.Lock())
 
     def read(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
-        """Run one query on a read-only connection that opens no other file; the last statement's rows."""
+        """Run one query on a read-only connection that cannot open other files.
+
+        Parameters
+        ----------
+        query
+            One or several statements.
+        parameters
+            Values of its placeholders, by position or name.
+
+        Returns
+        -------
+        pl.DataFrame
+            Rows of the last statement.
+        """
         with self.reading() as connection:
             return fetch(connection, query, parameters)
 
     def ask(self, query: str, *, safe: bool = False, limit: int | None = None, examples: str | None = None) -> pl.DataFrame:
-        """Run a user's own query; the last statement's rows.
+        """Run a query written by the user.
 
         Parameters
         ----------
         query
             One or several statements. The catalog is open read-only; other files may be read and written (`COPY ... TO`).
         safe
-            Allow only SELECT and its like, and no file but those of `examples`; no setting can be changed.
+            Allow only SELECT and EXPLAIN statements and no files except those of `examples`; settings cannot be changed.
         limit
-            Rows to fetch of the last statement, at most.
+            Maximum number of rows to fetch.
         examples
             Pattern of the root's example files, the default of the macro `texts`.
+
+        Returns
+        -------
+        pl.DataFrame
+            Rows of the last statement.
 
         Raises
         ------
         UserError
-            A statement that `safe` does not allow.
+            `safe` does not allow a statement.
         """
         with self.reading(
             external_access=not safe, allowed=[examples.partition("*")[0]] if safe and examples else ()
@@ -120,14 +175,34 @@ class Catalog:
             return fetch(connection, query, limit=limit)
 
     def upgrade(self) -> None:
-        """Migrate an older file, so that a command that will write may read first. A file that is not there stays so."""
+        """Migrate an older catalog before a command that reads first and writes later. Does not create a missing one."""
         if self.path.exists():
             with self.transaction():
                 pass
 
     @contextmanager
     def reading(self, *, external_access: bool = False, allowed: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; `allowed`: folders that it may open files in."""
+        """Open a read-only connection.
+
+        Parameters
+        ----------
+        external_access
+            Let it open any file.
+        allowed
+            Otherwise, folders in which it may open files.
+
+        Yields
+        ------
+        duckdb.DuckDBPyConnection
+            Closed when the body ends.
+
+        Raises
+        ------
+        UserError
+            There is no catalog, or its schema is older or newer than this version's.
+        TransientError
+            Another process has it open for too long.
+        """
         if not self.path.exists():
             raise UserError(f"there is no catalog at {self.path}: name the right --root, or fill one with `tagcos run`")
         with self._turn:
@@ -142,7 +217,25 @@ class Catalog:
 
     @contextmanager
     def transaction(self, *, allowed: Sequence[str] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
-        """All of the body is committed, durably, or nothing of it. `allowed`: folders that it may open other files in."""
+        """Run the body in one durable transaction; an exception rolls it back. The first one migrates an older catalog.
+
+        Parameters
+        ----------
+        allowed
+            Folders in which the connection may open other files.
+
+        Yields
+        ------
+        duckdb.DuckDBPyConnection
+            With the transaction begun; closed when the body ends.
+
+        Raises
+        ------
+        UserError
+            The disk is full, or the catalog cannot be opened or was written by a newer version.
+        TransientError
+            Another process has it open for too long.
+        """
         with self._turn:
             connection = self._connect(read_only=False)
             try:
@@ -197,7 +290,7 @@ class Catalog:
         first_line = text.strip().splitlines()[0]
         return UserError(
             f"{self.path} cannot be opened as a catalog: {first_line}; "
-            "restore it from catalog-snapshot.duckdb beside it, or move it away and run again"
+            "restore it from catalog-snapshot.duckdb in the same folder, or move it away and run again"
         )
 
     def _check_version(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -212,14 +305,33 @@ class Catalog:
 
 
 def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:
-    """Let the connection open no file but its own and those in the folders allowed; it cannot be undone."""
+    """Forbid a connection to open other files; this cannot be undone.
+
+    Parameters
+    ----------
+    connection
+        The connection.
+    allowed
+        Folders in which it may still open files.
+    """
     if allowed:
         connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, allowed))}]")
     connection.execute("SET enable_external_access = false")
 
 
 def quoted(text: str) -> str:
-    """A string literal, for the few statements that take no parameters."""
+    """Quote a text as an SQL literal, for the few statements that take no parameters.
+
+    Parameters
+    ----------
+    text
+        Any text.
+
+    Returns
+    -------
+    str
+        In single quotes.
+    """
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -229,7 +341,24 @@ def fetch(
     parameters: Sequence[Any] | Mapping[str, Any] | None = None,
     limit: int | None = None,
 ) -> pl.DataFrame:
-    """The rows of the last statement."""
+    """Run a query and fetch its result.
+
+    Parameters
+    ----------
+    connection
+        An open connection.
+    query
+        One or several statements.
+    parameters
+        Values of its placeholders, by position or name.
+    limit
+        Maximum number of rows; None for all.
+
+    Returns
+    -------
+    pl.DataFrame
+        Rows of the last statement; intervals as text.
+    """
     result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
     if result is None:
         return pl.DataFrame()
@@ -246,20 +375,62 @@ def fetch(
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, replace: bool = False) -> None:
-    """Append the frame's columns, by name, to one of our tables: the only way rows get in."""
+    """Append a frame to a table, matching columns by name.
+
+    Parameters
+    ----------
+    connection
+        A connection in a transaction.
+    table
+        Name of the table; not from user input.
+    frame
+        Rows to append.
+    replace
+        Replace rows with the same primary key.
+    """
     connection.register("incoming", frame.to_arrow())
     connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} BY NAME SELECT * FROM incoming")
     connection.unregister("incoming")
 
 
 def insert_row(connection: duckdb.DuckDBPyConnection, table: str, *, replace: bool = False, **values: Any) -> None:
-    """One row of a small table: a run, a space, a block."""
+    """Append one row to a table.
+
+    Parameters
+    ----------
+    connection
+        A connection in a transaction.
+    table
+        Name of the table; not from user input.
+    replace
+        Replace a row with the same primary key.
+    values
+        Values by column.
+    """
     columns, marks = ", ".join(values), ", ".join("?" * len(values))
     connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
 
 
 def require(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """The frame with these columns, in this order; its lack of one is the caller's mistake."""
+    """Check that a frame has columns.
+
+    Parameters
+    ----------
+    frame
+        Any frame.
+    columns
+        Names of the required columns.
+
+    Returns
+    -------
+    pl.DataFrame
+        These columns, in this order.
+
+    Raises
+    ------
+    ValueError
+        A column is missing.
+    """
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise ValueError(f"the frame lacks columns {missing}; it has {frame.columns}")
@@ -267,13 +438,38 @@ def require(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
 
 
 def newer(path: Path, found: int, expected: int) -> UserError:
+    """Make the error for a catalog that a newer version wrote.
+
+    Parameters
+    ----------
+    path
+        The catalog.
+    found, expected
+        Its schema version, and the newest one that this version knows.
+
+    Returns
+    -------
+    UserError
+        To be raised.
+    """
     return UserError(
         f"{path} has schema version {found}, this version knows up to {expected}: use the tagcos_stream that wrote it"
     )
 
 
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
-    """0 for an empty file."""
+    """Read the schema version of a catalog.
+
+    Parameters
+    ----------
+    connection
+        An open connection.
+
+    Returns
+    -------
+    int
+        Number of the last migration; 0 for an empty file.
+    """
     tables = connection.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'migrations'").fetchall()
     if not tables[0][0]:
         return 0
@@ -281,7 +477,24 @@ def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> None:
-    """Bring the file to the newest schema, a transaction a step, and its views to this version's."""
+    """Apply the missing migrations, one transaction each, and update the views and macros if their SQL has changed.
+
+    Parameters
+    ----------
+    connection
+        A writable connection outside a transaction.
+    store_id
+        Identity of the root; empty to accept any.
+    path
+        The catalog, for messages.
+    folder
+        Folder of the migrations.
+
+    Raises
+    ------
+    UserError
+        The catalog was written by a newer version, or belongs to another root.
+    """
     steps = migrations(folder)
     found = schema_version(connection)
     if found > len(steps):

@@ -36,7 +36,13 @@ class NoRoot(UserError):
 
 
 def say(message: str) -> None:
-    """Print a message to standard error."""
+    """Print a message to standard error.
+
+    Parameters
+    ----------
+    message
+        One line.
+    """
     print(message, file=sys.stderr, flush=True)
 
 
@@ -109,7 +115,18 @@ def _write_mark(files: LocalFiles | ObjectFiles, catalog: Path) -> bytes:
 
 
 def default_catalog(url: str) -> Path:
-    """Return the local path of the catalog of an object-store root."""
+    """Return the default path of the catalog of an object-store root.
+
+    Parameters
+    ----------
+    url
+        The root.
+
+    Returns
+    -------
+    Path
+        On the local disk, under the user's data folder.
+    """
     home = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
     return home / "tagcos" / re.sub(r"[^A-Za-z0-9._-]+", "_", url) / "catalog.duckdb"
 

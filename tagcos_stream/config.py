@@ -334,7 +334,18 @@ SELECT_FIELDS = tuple(
 
 
 def wrong_values(error: ValidationError) -> str:
-    """List every invalid setting with its name, what is wrong and the value given, for an error message."""
+    """Describe every invalid setting for an error message.
+
+    Parameters
+    ----------
+    error
+        Raised by a settings model.
+
+    Returns
+    -------
+    str
+        Name, fault and given value of each, separated by semicolons.
+    """
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"]) or "settings"

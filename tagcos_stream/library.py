@@ -1,6 +1,6 @@
 """The stages as functions on arrays and frames, for use from Python without a root: nothing is written.
 
-They hold what they are given in memory; `tagcos run` does the same streamed, resumable and recorded. N examples, T tokens,
+Their arguments and results are held in memory; `tagcos run` does the same streamed, resumable and recorded. N examples, T tokens,
 D feature dimension, K clusters.
 """
 
@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Read instruction data of any known shape (docs/formats.md).
 
-    Args:
-        sources: files, folders, globs, URLs, or files that list sources.
-        limit: stop after about so many rows.
+    Parameters
+    ----------
+    sources
+        Files, folders, globs, URLs, or files that list sources.
+    limit
+        Stop after about this many rows. None: read everything.
 
-    Returns:
-        examples: example_id (32 hex digits), dataset, messages (list of `Message`), tools and template_kwargs (JSON or
-            null); each different conversation once, in the order first met.
-        rejects: url, row (0-based), reason, detail, snippet of every row that is no example.
+    Returns
+    -------
+    examples : pl.DataFrame
+        example_id (32 hex digits), dataset, messages (list of `Message`), tools and template_kwargs (JSON or null). Every
+        distinct conversation once, in the order of first occurrence.
+    rejects : pl.DataFrame
+        url, row (0-based), reason, detail and snippet of every row that is not an example.
 
-    Raises:
-        UserError: no such source, or a file of which nothing can be read.
+    Raises
+    ------
+    UserError
+        A source does not exist, or nothing in a file can be read.
     """
     from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
     from tagcos_stream.data.read import read_file, resolve_sources
@@ -56,15 +64,26 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
 
 
 def encode_pool(loaded: LoadedModel, examples: pl.DataFrame, *, max_length: int = 1024) -> list[Encoded | None]:
-    """Conversations as tokens and loss mask, with the model's own chat template.
+    """Encode conversations as tokens and loss mask with the model's chat template.
 
-    Args:
-        loaded: from `load_model`.
-        examples: messages and tools, as `read_pool` gives them.
-        max_length: tokens that an example is cut to, at most what the model takes.
+    Parameters
+    ----------
+    loaded
+        From `load_model`.
+    examples
+        N rows with messages and tools, as returned by `read_pool`.
+    max_length
+        Tokens after which an example is truncated; limited by the model's maximum length.
 
-    Returns:
-        N encoded examples: input_ids (T,) int32, target (T,) bool; None where no token is left to train on.
+    Returns
+    -------
+    list of Encoded or None
+        N items: input_ids (T,) int32 and target (T,) bool. None for an example without a token to train on.
+
+    Raises
+    ------
+    UserError
+        The tokenizer or its chat template cannot be used.
     """
     from tagcos_stream.gradients.chat import NoTargets, encode
 
@@ -97,12 +116,38 @@ def warm_up(
     token_budget: int = 1024,
     seed: int = 0,
 ) -> list[Checkpoint]:
-    """Attach a LoRA adapter to the model and train it over the sample once; its checkpoints, evenly spaced, the last included.
+    """Attach a LoRA adapter to the model and train it for one epoch over a sample of the pool.
 
-    `loaded.model` is the model with its adapter from here on. Sample some 5% of the pool, at least 64 examples.
+    Afterwards `loaded.model` is the model with the adapter.
 
-    Raises:
-        UserError: nothing to train on, more checkpoints than steps, or a loss that is not finite.
+    Parameters
+    ----------
+    loaded
+        From `load_model`; changed in place.
+    sample
+        Encoded examples; those that are None are skipped. About 5% of the pool, at least 64 examples, are enough.
+    rank, alpha
+        Rank and scale of the adapter.
+    batch_size
+        Examples per optimizer step.
+    learning_rate
+        Peak learning rate of the linear schedule.
+    checkpoints
+        Number of checkpoints, evenly spaced over the steps; the last step is one of them.
+    token_budget
+        Tokens per forward and backward pass; bounds the memory.
+    seed
+        Seed of the adapter's initial weights and of the order of examples.
+
+    Returns
+    -------
+    list of Checkpoint
+        Adapter weights and Adam moments (float32), in the order of steps.
+
+    Raises
+    ------
+    UserError
+        No example can be trained on, there are more checkpoints than steps, or the loss is not finite.
     """
     from tagcos_stream.gradients.adapter import attach_adapter
     from tagcos_stream.gradients.warmup import checkpoint_steps, run_warmup
@@ -137,22 +182,41 @@ def gradient_features(
     seed: int = 0,
     token_budget: int = 1024,
 ) -> tuple[np.ndarray, pl.DataFrame]:
-    """Every example's own gradient over the adapter, as a feature (docs/method.md).
+    """Compute a feature from each example's gradient with respect to the adapter (docs/method.md).
 
-    Args:
-        loaded: with its adapter, after `warm_up`.
-        encoded: N examples, from `encode_pool`.
-        checkpoints: from `warm_up`; features are averaged over them by learning rate.
-        variant: adam-delta, adam (as published), adam-corrected, preconditioned, sgd or sign.
-        dim: D. projection, seed: the random projection, sparse or rademacher.
-        token_budget: of a forward and backward pass; bounds the memory.
+    Parameters
+    ----------
+    loaded
+        The model with its adapter, after `warm_up`.
+    encoded
+        N examples from `encode_pool`.
+    checkpoints
+        From `warm_up`; features are averaged over them, weighted by learning rate.
+    variant
+        adam-delta, adam (as published), adam-corrected, preconditioned, sgd or sign.
+    dim
+        D.
+    projection
+        Random projection: sparse or rademacher.
+    seed
+        Seed of the projection.
+    token_budget
+        Tokens per forward and backward pass; bounds the memory.
 
-    Returns:
-        features: (N, D) float16, NaN in the rows of examples without a usable gradient.
-        measured: N rows of tokens, target_tokens, loss (nats), norm (of the gradient), null where there is none.
+    Returns
+    -------
+    features : np.ndarray
+        (N, D) float16, rows of unit length (averages over several checkpoints are shorter); NaN in the rows of examples
+        without a usable gradient.
+    measured : pl.DataFrame
+        N rows: tokens, target_tokens, loss (nats) and norm (of the gradient); null where there is no gradient.
 
-    Raises:
-        SelfCheckFailed: the batched gradients of two examples differ from plain autograd's on this model.
+    Raises
+    ------
+    SelfCheckFailed
+        On this model the batched gradients of two examples differ from those of plain autograd.
+    UserError
+        The variant or the projection is unknown, or the checkpoints do not fit the adapter.
     """
     from tagcos_stream.gradients.extract import GradientExtractor, block_features
     from tagcos_stream.gradients.projection.projections import make_projection
@@ -186,18 +250,31 @@ def cluster_rows(
     max_cluster_rows: int = 20_000,
     keys: np.ndarray | None = None,
 ) -> Clustering:
-    """K-means on feature rows: mini-batches, exact passes, then clusters that are too large split and too small ones dissolved.
+    """Cluster feature rows by k-means; clusters that are too large are then split and those too small dissolved.
 
-    Args:
-        features: (N, D) floating, finite; a memmap will do.
-        n_clusters: K; default from N (100 at a million).
-        keys: (N,) uint64 that decides between equal rows; default the row numbers.
+    Parameters
+    ----------
+    features
+        (N, D) floating point, finite; may be a memmap.
+    n_clusters
+        K. Default: N / 10,000, at least 1.
+    seed
+        Seed of all random choices.
+    min_cluster_rows, max_cluster_rows
+        Bounds on the size of a cluster, in rows; the first at most half of the second.
+    keys
+        (N,) uint64, which distribute equal rows over clusters. Default: the row numbers.
 
-    Returns:
-        A Clustering: labels (N,) int32, centroids and means (K, D) float32, sizes (K,), distances (N,), inertia (K,).
+    Returns
+    -------
+    Clustering
+        labels (N,) int32, centroids and means (K, D) float32, sizes (K,) int64, distances (N,) float32 and
+        inertia (K,) float64.
 
-    Raises:
-        UserError: a row that is not finite, or bounds that do not fit.
+    Raises
+    ------
+    UserError
+        A row is not finite, or the bounds contradict each other.
     """
     from tagcos_stream.clustering import kmeans
 
@@ -210,18 +287,32 @@ def cluster_rows(
 def select_rows(
     features: np.ndarray, clustering: Clustering, budget: int | float, *, ridge: float = 1.0, tol: float = 1e-4
 ) -> pl.DataFrame:
-    """The coreset: in each cluster the rows whose weighted sum comes nearest to the cluster's mean, by matching pursuit.
+    """Select a coreset: in each cluster the rows whose weighted sum best matches the cluster's mean, by matching pursuit.
 
-    Args:
-        features: (N, D) as clustered. budget: how many, or a share of N below 1; exact, shared over clusters by their sizes.
-        ridge: lambda of the pursuit. tol: relative residual at which one of its rounds ends.
+    Parameters
+    ----------
+    features
+        (N, D), those that were clustered.
+    clustering
+        From `cluster_rows`.
+    budget
+        Number of rows to select, or a fraction of N below 1; divided among the clusters in proportion to their sizes.
+    ridge
+        Ridge penalty (lambda) of the pursuit.
+    tol
+        Relative residual at which a round of the pursuit stops.
 
-    Returns:
-        One line for each row chosen, by cluster and rank: row (of features), cluster, rank (from 0), round, correlation,
-        residual_after, weight (within the cluster), share (of the pool's mean: weight times the cluster's share of the rows).
+    Returns
+    -------
+    pl.DataFrame
+        One line per selected row, ordered by cluster and rank: row (of features), cluster, rank (from 0), round,
+        correlation, residual_after, weight (in the cluster) and share (weight in the pool's mean: weight times the cluster's
+        fraction of all rows).
 
-    Raises:
-        UserError: a budget that is not between 1 and N, or a row that is not finite.
+    Raises
+    ------
+    UserError
+        The budget is not between 1 and N, or a row is not finite.
     """
     from tagcos_stream.selection.pursuit.omp import omp_select
 

@@ -17,11 +17,11 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: says what was wrong, with value and place, and what to do. Exit code 2."""
+    """A mistake that the user can correct. The message states the value, the limit and the remedy; the exit code is 2."""
 
 
 class TransientError(UserError):
-    """What may pass by itself: a busy catalog, an object store that does not answer. Trying again later is worth it."""
+    """A condition that may pass, such as a locked catalog or an object store that does not respond; worth retrying later."""
 
 
 class TrainRange(TypedDict):
@@ -37,7 +37,7 @@ class Message(TypedDict, total=False):
     `train` None means the role's default (assistant: the whole turn with its end-of-turn token; others: nothing);
     a list names the trained character ranges, an empty list none.
 
-    An assistant's turn may have `reasoning`, what it thought before its content, and `tool_calls`: JSON text of a list of
+    An assistant's turn may have `reasoning`, written before the content, and `tool_calls`: JSON text of a list of
     {"id"?, "type": "function", "function": {"name", "arguments"}}, arguments an object, or text where they are no JSON object. A
     tool's turn may name the call that it answers in `tool_call_id`.
     """
@@ -53,18 +53,18 @@ class Message(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class IngestBlock:
-    """What one stretch of one input file came to; every input row is in exactly one of the two frames.
+    """Result of reading a range of rows of one input file; every input row is in exactly one of the two frames.
 
     occurrences: row (UInt64, 0-based in the file), example_id (String, 32 hex digits), dataset (String), source_id (String or
     null), messages (List(Struct) of Message's keys), tools (String, JSON, or null), template_kwargs (String, a JSON object of
     arguments for the chat template, or null).
-    rejects: row, reason (a short fixed word), detail, snippet (Strings).
+    rejects: row, reason (a fixed short phrase), detail, snippet (Strings).
     """
 
     occurrences: pl.DataFrame
     rejects: pl.DataFrame
-    next_row: int  # rows of the file consumed so far: where a resumed read goes on
-    bytes_read: int  # of the file as it lies on disk, for progress
+    next_row: int  # rows of the file read so far: where a resumed read continues
+    bytes_read: int  # of the file on disk (compressed), for progress
     last: bool
 
 
@@ -72,7 +72,7 @@ class IngestBlock:
 class Checkpoint:
     """An adapter and its Adam moments after a step of the warm-up.
 
-    Arrays are float32, by PEFT's parameter names; the three dictionaries have the same names and shapes.
+    Arrays are float32, keyed by PEFT's parameter names; the three dictionaries have the same names and shapes.
     """
 
     step: int
@@ -84,32 +84,66 @@ class Checkpoint:
     exp_avg_sq: dict[str, np.ndarray]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays under flat names: `weights/<parameter>`, `exp_avg/<parameter>`, `exp_avg_sq/<parameter>`."""
+        """Return all arrays under flat names.
+
+        Returns
+        -------
+        dict
+            Keys `weights/<parameter>`, `exp_avg/<parameter>` and `exp_avg_sq/<parameter>`.
+        """
         parts = {"weights": self.weights, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         return {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
 
 
 class RowBlocks(Protocol):
-    """Feature rows (N, D) that are read block by block, each at most `block_rows` rows; the seam between store and method."""
+    """Feature rows (N, D) that are read block by block; the interface between storage and method."""
 
     @property
-    def n_rows(self) -> int: ...
+    def n_rows(self) -> int:
+        """N."""
+        ...
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """D."""
+        ...
 
     @property
     def starts(self) -> np.ndarray:
-        """(n_blocks + 1,) int64: block b holds rows starts[b] to starts[b + 1]."""
+        """(n_blocks + 1,) int64: block b has the rows from starts[b] to starts[b + 1], exclusive."""
         ...
 
     def read(self, block: int) -> np.ndarray:
-        """(rows, D) float16 or float32, finite, C-contiguous; callers may not write to it."""
+        """Read one block.
+
+        Parameters
+        ----------
+        block
+            Its number, from 0.
+
+        Returns
+        -------
+        np.ndarray
+            (rows, D) float16 or float32, finite, C-contiguous. Callers must not write to it.
+        """
         ...
 
 
 class ArrayRows:
-    """RowBlocks over an array that is already in memory (or a memmap)."""
+    """RowBlocks of an array in memory or of a memmap.
+
+    Parameters
+    ----------
+    rows
+        (N, D) floating point.
+    block_rows
+        Rows of a block; the last one may have fewer.
+
+    Raises
+    ------
+    ValueError
+        The array does not have two dimensions.
+    """
 
     def __init__(self, rows: np.ndarray, block_rows: int = 1024) -> None:
         if rows.ndim != 2:
@@ -121,4 +155,16 @@ class ArrayRows:
             self.starts = np.zeros(1, np.int64)
 
     def read(self, block: int) -> np.ndarray:
+        """Read one block.
+
+        Parameters
+        ----------
+        block
+            Its number, from 0.
+
+        Returns
+        -------
+        np.ndarray
+            (rows, D), a view of the array.
+        """
         return self._rows[self.starts[block] : self.starts[block + 1]]

@@ -1,4 +1,4 @@
-"""Training on a weighted selection: TRL's SFTTrainer, each example counting by its weight. Needs the extra `train`."""
+"""Train on a weighted selection: TRL's SFTTrainer with a weight per example. Needs the extra `train`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from tagcos_stream.types import UserError
 
 
 def weighted_sft_trainer(model: Any, train_dataset: Any, args: Any, **options: Any) -> Any:
-    """An SFTTrainer whose loss is the mean over a batch of weight times the example's own loss.
+    """Make an SFTTrainer whose loss is the mean over a batch of weight times loss of each example.
 
-    An example's own loss is the mean cross-entropy over its target tokens, as in the features that it was chosen by (TRL's own
-    mean is over all tokens of a batch, so that long answers count more). With weights of mean 1 the loss keeps its scale.
+    The loss of an example is the mean cross-entropy over its target tokens, as in the features by which it was chosen. (TRL
+    averages over all tokens of a batch, so that long answers count more.) With weights of mean 1 the loss keeps its scale.
 
-    Args:
-        model: what SFTTrainer takes: a model, or its name.
-        train_dataset: a `datasets.Dataset` with input_ids, labels and weight: an export of the format `trl`.
-        args: an SFTConfig; packing and padding_free mix examples in one row and are refused.
-        options: passed on to SFTTrainer (processing_class, peft_config, eval_dataset, callbacks, ...).
+    Parameters
+    ----------
+    model
+        A model or its name, as SFTTrainer takes it.
+    train_dataset
+        A `datasets.Dataset` with input_ids, labels and weight: an export of the format `trl`.
+    args
+        An SFTConfig, with packing and padding_free off (they mix examples in one row).
+    options
+        Passed on to SFTTrainer (processing_class, peft_config, eval_dataset, callbacks, ...).
 
-    Raises:
-        UserError: TRL is not installed, the dataset has no column `weight`, or args ask for packing.
+    Returns
+    -------
+    trl.SFTTrainer
+        Not yet started. `args.remove_unused_columns` is set to False, so that the weights reach the collator.
+
+    Raises
+    ------
+    UserError
+        TRL is not installed, the dataset lacks a column, or `args` ask for packing.
     """
     try:
         import torch
@@ -53,13 +65,13 @@ def weighted_sft_trainer(model: Any, train_dataset: Any, args: Any, **options: A
             loss = (weight.to(own.device) * own).mean()
             return (loss, outputs) if return_outputs else loss
 
-    args.remove_unused_columns = False  # else the weights never reach the collator
+    args.remove_unused_columns = False  # otherwise the weights do not reach the collator
     collator = options.pop("data_collator", None) or Collator(pad_token_id=_pad_token_id(model, options))
     return WeightedSFTTrainer(model=model, train_dataset=train_dataset, args=args, data_collator=collator, **options)
 
 
 def _pad_token_id(model: Any, options: dict[str, Any]) -> int:
-    """What fills rows up behind their end; nothing sees it, so that 0 will do where the model names none."""
+    """Token id for padding on the right; no token attends to it, so 0 will do if the model defines none."""
     tokenizer = options.get("processing_class")
     found = getattr(tokenizer, "pad_token_id", None) if tokenizer is not None else None
     if found is None:

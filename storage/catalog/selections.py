@@ -1,4 +1,4 @@
-"""What runs chose, group by group, and what they left."""
+"""Catalog records of selections, by group: the chosen examples and the candidates."""
 
 from __future__ import annotations
 
@@ -32,11 +32,36 @@ def commit_group(
     inputs: str | None = None,
     kept: int | None = None,
 ) -> None:
-    """A finished group (cluster, stratum or the whole pool), in one transaction. selection: example_id, rank, round,
-    score, residual_after, weight (the last four may be null; weights are of all or of none). candidates: segment, row,
-    margin, representative (rank of the chosen example nearest to it) and cosine to that (all may be null) of every row it could
-    choose from, chosen ones too. inertia: of clusters. inputs: hash of all that the
-    choice depends on, by which a later run copies it. kept: choices that only `sticky` kept."""
+    """Record the choice from one group (cluster, stratum or the whole pool) in one transaction.
+
+    Parameters
+    ----------
+    catalog
+        Where to record.
+    run_id
+        The run.
+    group
+        Number of the group.
+    budget
+        Examples that were to be chosen.
+    residual
+        Relative residual of the match; None if the method has none.
+    seconds
+        Wall time of the choice.
+    stats
+        Counts of the work done; recorded as JSON.
+    selection
+        SELECTION_COLUMNS of the chosen examples. The last four may be null; either all examples have a weight or none.
+    candidates
+        CANDIDATE_COLUMNS of all rows that could be chosen, including the chosen ones: margin, representative (rank of the
+        nearest chosen example) and cosine (to that example) may be null.
+    inertia
+        Sum of squared distances to the mean; only for clusters.
+    inputs
+        Hash of everything that the choice depends on; a later run with the same hash copies the choice.
+    kept
+        Number of earlier choices that were kept only because of `sticky`.
+    """
     run, number = pl.lit(run_id).alias("run_id"), pl.lit(group, pl.Int32).alias("group_id")
     with catalog.transaction() as connection:
         insert_row(
@@ -60,9 +85,23 @@ def commit_group(
 
 
 def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> set[int]:
-    """Take over the choice of every group whose inputs an earlier run had, in one transaction; returns the groups.
+    """Copy the choices of groups whose inputs are those of an earlier run, in one transaction.
 
-    Candidates stay where they are: run_groups.copied_from says whose they are.
+    Candidates are not copied: run_groups.copied_from names the run that has them.
+
+    Parameters
+    ----------
+    catalog
+        Where the choices are recorded.
+    run_id
+        The run to copy to.
+    inputs
+        Hash of everything that the choice depends on, by group.
+
+    Returns
+    -------
+    set of int
+        The groups that were copied.
     """
     asked = pl.DataFrame({"group_id": list(inputs), "inputs": list(inputs.values())}, {"group_id": pl.Int32, "inputs": pl.String})
     with catalog.transaction() as connection:
@@ -91,16 +130,61 @@ def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> 
 
 
 def chosen_by(catalog: Catalog, run_id: str) -> set[str]:
-    """Ids of a run's selection."""
+    """Return the selected examples of a run.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        Any run.
+
+    Returns
+    -------
+    set of str
+        Their ids.
+    """
     return set(catalog.read("SELECT example_id FROM selections WHERE run_id = ?", [run_id])["example_id"])
 
 
 def groups_done(catalog: Catalog, run_id: str) -> set[int]:
+    """Return the groups of a run whose choice is recorded.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        Any run.
+
+    Returns
+    -------
+    set of int
+        Their numbers.
+    """
     return set(catalog.read("SELECT group_id FROM run_groups WHERE run_id = ?", [run_id])["group_id"].to_list())
 
 
 def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """The columns of the macro selection_of, in order of group and rank. UserError where the run is unknown or not complete."""
+    """Return the selection of a complete run.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the macro selection_of, ordered by group and rank.
+
+    Raises
+    ------
+    UserError
+        The run is unknown or not complete.
+    """
     status = catalog.read("SELECT status FROM runs WHERE run_id = ?", [run_id])["status"].to_list()
     if not status:
         raise UserError(f"there is no run {run_id}: `tagcos status` lists them")
@@ -110,5 +194,18 @@ def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 
 def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:
-    """The selection with messages, tools and template_kwargs, a part of examples at a time, by segment and row: for exports."""
+    """Yield the selection of a complete run with its texts, one part of the example store at a time.
+
+    Parameters
+    ----------
+    root
+        The root of the run.
+    run_id
+        The run.
+
+    Yields
+    ------
+    pl.DataFrame
+        The columns of `selection`, messages, tools and template_kwargs, ordered by segment and row.
+    """
     yield from example_reader(root).iterate(selection(root.catalog, run_id))

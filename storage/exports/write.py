@@ -1,6 +1,7 @@
-"""Writing a selection where a trainer reads it: the chosen conversations with weight, cluster and rank.
+"""Write a selection for a trainer: the chosen conversations with weight, cluster and rank.
 
-One pass over the examples, a part of the store at a time; files and folders are written beside their place, renamed when whole.
+One pass over the examples, one part of the store at a time. Files and folders are written under a temporary name and renamed
+when complete.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Encode = Callable[[Mapping[str, Any]], tuple[list[int], list[int]]]  # example -
 
 @dataclass(frozen=True)
 class Format:
-    """A shape, its columns, and whether it is one file (of the suffix given) or a folder."""
+    """An export format: its row shape, its columns, and whether it is a folder or one file."""
 
     shape: Callable[[shapes.Example, Counter[str]], list[shapes.Row]] | None
     schema: pa.Schema
@@ -41,14 +42,14 @@ FORMATS = {
     "datasets": Format(shapes.messages, shapes.MESSAGES, folder=True),
     "llama-factory": Format(shapes.llama_factory, shapes.LLAMA_FACTORY, folder=True),
     "axolotl": Format(shapes.axolotl, shapes.AXOLOTL, folder=True),
-    "trl": Format(None, shapes.TOKENS, folder=True),  # tokenised by who calls: the store knows no tokenizer
+    "trl": Format(None, shapes.TOKENS, folder=True),  # tokenised by the caller: storage has no tokenizer
 }
 SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to: examples = held + left_out; a held example is one row or, where the format says so, several."""
+    """Counts of a finished export. An example is left out or written, as one row or (in some formats) several."""
 
     run_id: str
     format: str
@@ -62,20 +63,38 @@ class Exported:
 def export(
     root: Root, run_id: str, path: Path, *, format: str | None = None, leave_out: bool = False, encode: Encode | None = None
 ) -> Exported:
-    """Write a run's selection to `path`, a .jsonl or .parquet file or a folder, as `format` says; it appears whole or not at all.
+    """Write the selection of a run to a file or folder, completely or not at all.
 
-    `weight` is the example's share of the pool's mean gradient (its weight in the cluster times the cluster's share of the pool;
-    alike for all where the method has no weights), scaled to mean 1 over the selection, so that a weighted loss keeps the scale
-    of a plain one. `rank` is the order of choice in the cluster, from 0. Rows are in order of segment and row.
+    The column `weight` is the example's weight in the pool's mean gradient (its weight in the cluster times the cluster's
+    fraction of the pool; equal for all if the method has no weights), scaled to mean 1 over the selection. A weighted loss then
+    keeps the scale of an unweighted one. `rank` is the order of choice in the cluster, from 0. Rows are ordered by segment and
+    row.
 
-    Args:
-        format: one of FORMATS; default messages.
-        leave_out: leave out the examples that the format cannot hold, and count them, instead of refusing.
-        encode: for `trl`, an example's token ids and labels (-100 where nothing is trained on); raises shapes.Unfit.
+    Parameters
+    ----------
+    root
+        The root of the run.
+    run_id
+        A complete run.
+    path
+        A .jsonl or .parquet file, or a folder, depending on the format.
+    format
+        One of FORMATS. Default: messages.
+    leave_out
+        Leave out and count the examples that the format cannot represent, in place of raising an error.
+    encode
+        For `trl`: returns an example's token ids and labels (-100 where nothing is trained on), or raises shapes.Unfit.
 
-    Raises:
-        UserError: a format that does not fit the name, a run without a selection, examples that the format cannot hold, or a path
-            that cannot be written.
+    Returns
+    -------
+    Exported
+        What was written.
+
+    Raises
+    ------
+    UserError
+        The format does not suit the path, the run has no selection, the format cannot represent an example, or the path cannot
+        be written.
     """
     name = check_target(path, format)
     chosen = FORMATS[name]
@@ -96,13 +115,13 @@ def export(
                         left_out[str(reason)] += 1
                         first_unfit.setdefault(str(reason), example["example_id"])
                 if left_out and not leave_out:
-                    continue  # read to the end all the same: the message says how many
+                    continue  # read to the end, since the message counts them
                 write(rows)
                 written += len(rows)
         if left_out and not leave_out:
             raise _does_not_fit(name, left_out, first_unfit, examples)
         if not written:
-            raise UserError(f"none of the {examples} examples fits {name}: {_told(left_out)}; choose another --format")
+            raise UserError(f"none of the {examples} examples fits {name}: {_reasons(left_out)}; choose another --format")
         done = Exported(run_id, name, str(path), examples, written, dict(left_out), dict(notes))
         if chosen.folder:
             for file, text in BESIDE[name](path, done).items():
@@ -112,7 +131,25 @@ def export(
 
 
 def check_target(path: Path | None, format: str | None = None) -> str:
-    """The format's name; UserError where the format is unknown, or the path's name does not suit it. None is no path."""
+    """Check that a format exists and suits a path.
+
+    Parameters
+    ----------
+    path
+        File or folder to write; None to check only the format.
+    format
+        One of FORMATS. Default: messages.
+
+    Returns
+    -------
+    str
+        Name of the format.
+
+    Raises
+    ------
+    UserError
+        The format is unknown, or the path has the wrong suffix for it.
+    """
     name = format or "messages"
     if name not in FORMATS:
         raise UserError(f"format {name!r} is unknown; choose from {', '.join(FORMATS)}")
@@ -150,14 +187,14 @@ def _tokens(encode: Encode | None) -> Callable[[shapes.Example, Counter[str]], l
     return shape
 
 
-def _told(left_out: Mapping[str, int]) -> str:
+def _reasons(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{n} with {reason}" for reason, n in left_out.items())
 
 
 def _does_not_fit(name: str, left_out: Counter[str], first: Mapping[str, str], examples: int) -> UserError:
     reason, identity = next(iter(first.items()))
     return UserError(
-        f"{sum(left_out.values())} of {examples} examples do not fit {name}: {_told(left_out)} "
+        f"{sum(left_out.values())} of {examples} examples do not fit {name}: {_reasons(left_out)} "
         f"(the first with {reason}: {identity}); --leave-out writes the others and counts these, "
         "--format messages or datasets holds everything"
     )

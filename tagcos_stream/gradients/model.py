@@ -1,4 +1,4 @@
-"""The language model and its tokenizer, from wherever they lie, and the fingerprint of what they compute."""
+"""Load the language model and its tokenizer from the hub, a folder or a GGUF file, and compute their fingerprint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from tagcos_stream.types import UserError
 
 @dataclass
 class LoadedModel:
+    """A language model with its tokenizer, as returned by `load_model`."""
+
     model: Any  # a transformers causal language model, in eval mode
     tokenizer: Any
     name: str  # as the user gave it
-    fingerprint: str  # of weights, configuration and tokenizer: 32 hex digits, independent of where the files lie
+    fingerprint: str  # of weights, configuration and tokenizer: 32 hex digits, independent of the files' location
     max_positions: int  # longest sequence that the configuration allows
     device: str
     dtype: str
@@ -36,11 +38,33 @@ def load_model(
     trust_remote_code: bool = False,
     quantize: str | None = None,
 ) -> LoadedModel:
-    """A causal language model from a hub id, a folder, or a single .gguf file.
+    """Load a causal language model and its tokenizer.
 
-    device "auto": CUDA where there is one, else the CPU. dtype "auto": bfloat16 on CUDA, float32 on the CPU (bfloat16 is slower
-    there). quantize "8bit" or "4bit" holds the base weights in bitsandbytes' formats; gradients stay float32. UserError where
-    nothing can be loaded under that name.
+    Parameters
+    ----------
+    ref
+        Hub id, folder, or path of a single .gguf file.
+    device
+        Torch device; "auto" is CUDA if available, otherwise the CPU.
+    dtype
+        Data type of the weights: float32, bfloat16, float16 or float64; "auto" is bfloat16 on CUDA and float32 on the CPU
+        (where bfloat16 is slower).
+    revision
+        Branch, tag or commit of a hub model.
+    trust_remote_code
+        Allow Python code that is distributed with the model to run.
+    quantize
+        "8bit" or "4bit": quantize the base weights with bitsandbytes. Gradients are still float32.
+
+    Returns
+    -------
+    LoadedModel
+        In eval mode; no parameter requires a gradient.
+
+    Raises
+    ------
+    UserError
+        The model cannot be loaded, or an argument is invalid.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -59,13 +83,13 @@ def load_model(
         raise
     except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(ref, error) from error
-    if "gguf_file" in options:  # dequantised on loading, and yet still said to be quantised, which bars training and saving it
+    if "gguf_file" in options:  # dequantised on loading but still marked as quantised, which prevents training and saving
         model.hf_quantizer, model.is_quantized = None, False
         for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
             owner.__dict__.pop(attribute, None)
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference at the
-            module.support_avx512bf16_for_cpu = False  # first pass, they would pass no gradient back, and not say so
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference in
+            module.support_avx512bf16_for_cpu = False  # the first pass, they would silently return no gradient
     if quantize is None:
         model.to(device)
     model.eval().requires_grad_(False)
@@ -74,7 +98,23 @@ def load_model(
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer alone of what `load_model` loads, without the weights. UserError where there is none under that name."""
+    """Load only the tokenizer of a model, without the weights.
+
+    Parameters
+    ----------
+    ref, revision, trust_remote_code
+        As for `load_model`.
+
+    Returns
+    -------
+    tokenizer
+        A transformers tokenizer.
+
+    Raises
+    ------
+    UserError
+        It cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     source, options = _source(ref)
@@ -85,7 +125,23 @@ def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: 
 
 
 def load_max_positions(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
-    """`LoadedModel.max_positions` of what `load_model` loads, from the configuration alone. UserError where there is none."""
+    """Return `LoadedModel.max_positions` of a model, reading only its configuration.
+
+    Parameters
+    ----------
+    ref, revision, trust_remote_code
+        As for `load_model`.
+
+    Returns
+    -------
+    int
+        Tokens.
+
+    Raises
+    ------
+    UserError
+        The configuration cannot be loaded.
+    """
     from transformers import AutoConfig
 
     source, options = _source(ref)
@@ -97,7 +153,7 @@ def load_max_positions(ref: str, *, revision: str | None = None, trust_remote_co
 
 
 def _positions(config: Any) -> int:
-    """Longest sequence that a configuration allows, in tokens; practically unlimited where it does not say."""
+    """Longest sequence that a configuration allows, in tokens; practically unlimited if it states none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
@@ -141,7 +197,20 @@ def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, An
 
 
 def model_fingerprint(model: Any, tokenizer: Any) -> str:
-    """Hash of what the model computes: every weight as it lies in memory, the configuration, and the tokenizer's content."""
+    """Hash everything that determines what a model computes.
+
+    Parameters
+    ----------
+    model
+        A transformers model; all its weights are hashed as they are in memory, and its configuration.
+    tokenizer
+        Its vocabulary, rules and chat template are hashed; may be None.
+
+    Returns
+    -------
+    str
+        32 hex digits.
+    """
     tensors = sorted((name, tensor.detach()) for name, tensor in model.state_dict().items())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
@@ -151,7 +220,7 @@ def model_fingerprint(model: Any, tokenizer: Any) -> str:
         digest.update(name.encode() + b"\0" + content)
     if tokenizer is not None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        # Padding and truncation are state that calls leave behind, not what the tokenizer is.
+        # Padding and truncation are settings of the last call, not part of the tokenizer.
         words = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
         words = {k: v for k, v in words.items() if k not in ("padding", "truncation")}
         digest.update(json.dumps([words, tokenizer.chat_template], sort_keys=True, default=str).encode())

@@ -1,4 +1,4 @@
-"""Sharing a selection budget over clusters.  K clusters."""
+"""Allocation of a selection budget to clusters.  K clusters."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import numpy as np
 
 
 def allocate(sizes: np.ndarray, total: int) -> np.ndarray:
-    """Share `total` over clusters in proportion to their sizes, by largest remainder.
+    """Divide a budget among clusters in proportion to their sizes, by largest remainder.
 
-    A non-empty cluster gets at least one where the total allows (total >= number of non-empty clusters), taken from the
-    clusters that are furthest above their exact share. (The released code floors 5% a cluster, so that a cluster under
-    20 rows gets nothing and the total falls short.)
+    Every non-empty cluster gets at least one row if the total allows (total >= number of non-empty clusters); these rows are
+    taken from the clusters that are furthest above their exact quota. (The paper's released code rounds 5% of each cluster
+    down, so that a cluster of fewer than 20 rows gets nothing and the sum is below the total.)
 
-    Args:
-        sizes: (K,) integers, rows per cluster.
-        total: number of rows to choose; at most sum(sizes).
+    Parameters
+    ----------
+    sizes
+        (K,) integers, rows per cluster.
+    total
+        Number of rows to choose, at most sum(sizes).
 
-    Returns:
-        (K,) int64, 0 <= budget <= size, summing to `total` exactly. Ties go to the lowest cluster.
+    Returns
+    -------
+    np.ndarray
+        (K,) int64, 0 <= budget <= size, with sum `total` exactly. Ties go to the lowest cluster.
 
-    Raises:
-        ValueError: total negative or more than there are rows, or a negative size.
+    Raises
+    ------
+    ValueError
+        The total is negative or exceeds the number of rows, or a size is negative.
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     rows = int(sizes.sum())
@@ -30,7 +37,7 @@ def allocate(sizes: np.ndarray, total: int) -> np.ndarray:
         raise ValueError(f"budget {total} must lie between 0 and the {rows} rows there are")
     if total == 0:
         return np.zeros_like(sizes)
-    # whole numbers throughout (below 2**63 for up to a billion rows): floating shares would break ties by rounding error
+    # integers throughout (below 2**63 for up to a billion rows): with floating-point quotas rounding errors would break ties
     exact = sizes * total  # in units of 1 / rows
     budget = exact // rows
     remainder = exact % rows

@@ -31,23 +31,39 @@ class Groups:
         return np.diff(self.edges)
 
     def members(self, group: int) -> np.ndarray:
-        """(n,) int64: positions in the pool, ascending."""
+        """Return the examples of a group.
+
+        Parameters
+        ----------
+        group
+            Its number, from 0.
+
+        Returns
+        -------
+        np.ndarray
+            (n,) int64, positions in the pool, ascending.
+        """
         return self.order[self.edges[group] : self.edges[group + 1]]
 
 
 def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None, n_clusters: int = 0) -> Groups:
-    """The groups that a method chooses within.
+    """Divide a pool into the groups that a method chooses within.
 
     Parameters
     ----------
     method
-        Says which groups.
+        Its `within` decides.
     pool
         N examples with dataset and target_tokens.
     labels
-        (N,) int, cluster of each, -1 for none; of methods within clusters only.
+        (N,) int, cluster of each example, -1 for none; only for methods within clusters.
     n_clusters
-        Number of clusters G, of which some may have no example of the pool.
+        Number of clusters G, some of which may have no example of the pool.
+
+    Returns
+    -------
+    Groups
+        G groups; examples in no cluster are in none.
     """
     if method.within == "clusters":
         assert labels is not None
@@ -59,13 +75,39 @@ def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None,
 
 
 def by_label(labels: np.ndarray, n_groups: int) -> Groups:
-    """Groups by label (N,) int in [0, G); a negative label is in no group."""
+    """Make groups from labels.
+
+    Parameters
+    ----------
+    labels
+        (N,) int in [0, G); an example with a negative label is in no group.
+    n_groups
+        G.
+
+    Returns
+    -------
+    Groups
+        The examples of each label.
+    """
     order = np.argsort(labels, kind="stable")
     return Groups(order, np.searchsorted(labels[order], np.arange(n_groups + 1)))
 
 
 def strata(sources: Sequence[str | None], lengths: np.ndarray) -> np.ndarray:
-    """(N,) int64 from 0: source by quarter of the pool's lengths, numbered in order of source and length; none is empty."""
+    """Number the strata: dataset by quarter of the pool's lengths.
+
+    Parameters
+    ----------
+    sources
+        N names of datasets.
+    lengths
+        (N,) lengths in tokens.
+
+    Returns
+    -------
+    np.ndarray
+        (N,) int64 from 0, numbered in order of dataset and length; no stratum is empty.
+    """
     edges = np.quantile(lengths, np.arange(1, LENGTH_BINS) / LENGTH_BINS)
     names = np.array([source or "" for source in sources])
     source = np.unique(names, return_inverse=True)[1]
@@ -73,18 +115,18 @@ def strata(sources: Sequence[str | None], lengths: np.ndarray) -> np.ndarray:
 
 
 def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """What the method reads of every example of the pool without its feature.
+    """Make the columns that a method reads of every example.
 
     Parameters
     ----------
     method
-        Names the columns.
+        Its `columns` decide.
     pool
         N examples with example_id, target_tokens, loss and norm.
     seed
-        Of the draws.
+        Seed of the draws.
     distances
-        (N,) to the centroid; of methods within clusters only.
+        (N,) distances to the centroid; only for methods within clusters.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The registry of selection methods, and what a method is.  n examples of a group, k chosen, D feature dimension.
+"""The registry of selection methods, and the type of a method.  n examples of a group, k chosen, D feature dimension.
 
 To add a method, write a module that defines one `Method` and name it in `METHODS`; docs/controls.md describes the method to its
 users. Importing this module loads no method, so that the command line can list the names quickly.
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from tagcos_stream.types import RowBlocks
 
 Within = Literal["clusters", "strata", "pool"]
-COLUMNS = ("draw", "target_tokens", "loss", "norm", "distance")  # what is known of an example without reading its feature
-SLOW = 1e13  # multiplications that deserve a warning: minutes on a few cores
+COLUMNS = (
+    "draw",
+    "target_tokens",
+    "loss",
+    "norm",
+    "distance",
+)  # properties of an example that are known without reading its feature
+SLOW = 1e13  # multiplications above which the user is warned: minutes on a few cores
 
 
 @dataclass(frozen=True)
@@ -53,24 +59,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen from a group of n rows, in order of choice, and the final score of every row.
+    """Rows chosen from a group of n rows, in order of choice, and the final score of every row.
 
-    Scores, rounds and residuals may be those of the first j chosen only: the others were kept from an earlier selection.
+    Scores, rounds and residuals may cover only the first j chosen rows; the others were kept from an earlier selection.
     """
 
     indices: np.ndarray  # (k,) int64: rows of the group
-    scores: np.ndarray  # (j,) float64: what decided, at the moment of choice; NaN where nothing but a draw did
-    margins: np.ndarray  # (n,) float: the score of every row after the last choice; the largest of those left comes next
-    weights: np.ndarray | None = None  # (k,) float64, not negative; None where the method gives none
+    scores: np.ndarray  # (j,) float64: score at the moment of choice; NaN if only a random draw decided
+    margins: np.ndarray  # (n,) float: score of every row after the last choice; the largest one left would be next
+    weights: np.ndarray | None = None  # (k,) float64, not negative; None if the method gives none
     rounds: np.ndarray | None = None  # (j,) int32: of the pursuit
     residuals: np.ndarray | None = None  # (j,) float64: of the pursuit
     residual: float | None = None  # of the pursuit
-    stats: dict[str, Any] = field(default_factory=dict)  # what it cost
+    stats: dict[str, Any] = field(default_factory=dict)  # counts of the work done
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The resources of one choice, and whom to tell how far it is."""
+    """Resource limits of one choice, and its progress callback."""
 
     memory: int | None = None  # bytes on top of the features
     threads: int | None = None  # None: all cores
@@ -78,22 +84,38 @@ class Limits:
 
 
 class Choose(Protocol):
-    """The function that makes a selection method: choose `budget` rows of one group.
+    """The function of a selection method."""
 
-    `settings` holds exactly the settings that the method declares in `Method.settings`; reading another is a KeyError.
-    """
+    def __call__(self, group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
+        """Choose `budget` rows of one group.
 
-    def __call__(self, group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice: ...
+        Parameters
+        ----------
+        group
+            The group of n examples: the columns and features that the method declares.
+        budget
+            Rows to choose, at most n.
+        settings
+            Exactly the settings declared in `Method.settings`; reading another one is a KeyError.
+        limits
+            Memory, threads and the progress callback.
+
+        Returns
+        -------
+        Choice
+            The chosen rows and the scores of all rows.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Words:
-    """How `tagcos why` and the report state a score: format strings with one field, such as "loss {:.4g}"."""
+    """Descriptions of a score for `tagcos why` and the report: format strings with one field, such as "loss {:.4g}"."""
 
     chosen: str  # of an example that was chosen
     left: str  # of one that was not
     scale: float = 1.0  # the score is multiplied by it first
-    unscored: str | None = None  # of an example that was chosen without a score
+    unscored: str | None = None  # of an example chosen without a score
 
 
 @dataclass(frozen=True)
@@ -103,33 +125,34 @@ class Method:
     Parameters
     ----------
     name
-        As the setting `method` takes it; the key in `METHODS`.
+        Value of the setting `method`; the key in `METHODS`.
     within
         The groups that share the budget: "clusters" of the features, "strata" (dataset by quarter of length), or "pool".
     choose
-        Chooses from one group; called once a group, in any process.
+        Chooses from one group; called once per group, in any process.
     words
-        What a score means.
+        Descriptions of a score.
     reference
-        Paper and address; empty for what needs none.
+        Paper and its address; empty if there is none.
     seeded
-        Another seed (of draws, or of the clustering) makes another selection.
+        Whether the selection depends on a seed (of draws or of the clustering).
     weights
-        Chosen examples get weights.
+        Whether chosen examples get weights.
     features
-        Reads the feature rows of a group (`Group.rows`, `Group.target`).
+        Whether it reads the feature rows of a group (`Group.rows`, `Group.target`).
     columns
-        Of `COLUMNS`, those read of every example (`Group.columns`).
+        Those of `COLUMNS` that it reads (`Group.columns`).
     settings
         Settings that `choose` reads; each must decide "choice" (tagcos_stream/config.py). A method that reads `sticky` keeps
         earlier choices (`Group.earlier`).
     multiplications
-        (rows, budget, D) -> multiplications, where the cost grows with rows times budget.
+        (rows, budget, D) -> number of multiplications; None unless the cost grows with rows times budget.
 
     Raises
     ------
     TypeError, ValueError
-        `choose` cannot be called, an unknown group or column, or words that format no score: when the module is imported.
+        `choose` is not callable, `within` or a column is unknown, or `words` have no field for a score. Raised when the module
+        of the method is imported.
     """
 
     name: str
@@ -157,11 +180,22 @@ class Method:
 
     @property
     def reads_features(self) -> bool:
-        """Whether features decide anything: their rows, or the clusters they form."""
+        """Whether the choice depends on features, by their rows or by their clusters."""
         return self.features or self.within == "clusters"
 
     def warning(self, rows: int, budget: int, dim: int) -> str | None:
-        """What to tell the user before a choice that takes long; None for a quick one."""
+        """Return a warning for the user if a choice will take long.
+
+        Parameters
+        ----------
+        rows, budget, dim
+            Rows of the group, rows to choose, and D.
+
+        Returns
+        -------
+        str or None
+            None if it is quick.
+        """
         cost = 0.0 if self.multiplications is None else self.multiplications(rows, budget, dim)
         if cost < SLOW:
             return None
@@ -191,7 +225,13 @@ class Registry(Mapping[str, Method]):
         return len(self._places)
 
     def modules(self) -> set[str]:
-        """The modules that define the methods."""
+        """List the modules that define the methods.
+
+        Returns
+        -------
+        set of str
+            Their names.
+        """
         return {place.partition(":")[0] for place in self._places.values()}
 
 
@@ -214,7 +254,13 @@ METHODS = Registry(
 
 
 def described() -> list[dict[str, Any]]:
-    """One plain row a method, for the catalog table `methods`: what a shell needs to explain a score."""
+    """Describe every method for the catalog table `methods`, which SQL reads to explain scores.
+
+    Returns
+    -------
+    list of dict
+        One row per method.
+    """
     return [
         {
             "method": method.name,

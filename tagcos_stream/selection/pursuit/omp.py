@@ -1,4 +1,4 @@
-"""Ridge-regularised non-negative orthogonal matching pursuit: the few rows whose weighted sum stands for a target.
+"""Ridge-regularised non-negative orthogonal matching pursuit: the few rows whose weighted sum represents a target.
 
 n rows of a cluster, D feature dimension, k budget. The algorithm is GRAD-MATCH's (arXiv 2103.00123) as TAGCOS runs it (arXiv
 2407.15235, released code `OrthogonalMP_REG_Parallel`), in rounds that restart on the remaining rows. We differ on purpose: every
@@ -23,13 +23,13 @@ from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.types import RowBlocks, UserError
 
 TAKEN = 1024  # chosen rows read at once to measure the match
-REMEDY = "raise memory_limit or lower max_cluster_rows"  # where a cluster's pursuit does not fit in memory
+REMEDY = "raise memory_limit or lower max_cluster_rows"  # if the pursuit in a cluster does not fit in memory
 SEED = 20240721  # of the hash keys; results do not depend on it
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a pursuit cost."""
+    """Counts of the work that a pursuit did."""
 
     rounds: int
     columns: int  # rows drafted: their Gram columns were computed, among themselves
@@ -43,7 +43,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Pursuit:
-    """The chosen rows, in order of choice, and the match that their weights reach."""
+    """The chosen rows in order of choice, their weights, and how well these match the target."""
 
     indices: np.ndarray  # (k,) int64
     rounds: np.ndarray  # (k,) int32, from 0
@@ -67,36 +67,57 @@ def omp_select(
     progress: Callable[[int, int], None] | None = None,
     remedy: str = REMEDY,
 ) -> Pursuit:
-    """Choose `budget` rows whose non-negative combination comes nearest to the target, greedily.
+    """Greedily choose `budget` rows whose non-negative combination best matches a target.
 
-    In rounds: take the row with the largest (signed) correlation with the residual, fit the target by the rows of the round with
-    a ridge penalty, drop rows with negative weight, until a row of the round comes up again, the newest row drops out or the
-    residual is below `tol`; then start over on the rows not yet chosen. Ties go to the lowest row (correlations within 1e-11
-    |a||b| are tied); choices are those of exact arithmetic, whatever the number of threads and whether rows are held or streamed.
+    A round repeatedly takes the row with the largest (signed) correlation with the residual, fits the target by the rows of the
+    round with a ridge penalty and drops rows with negative weights. It stops when a row of the round is found again, the newest
+    row is dropped or the residual is below `tol`; the next round starts over on the rows not yet chosen. Ties go to the lowest
+    row (correlations that differ by at most 1e-11 |a||b| are tied). The choices are those of exact arithmetic: they depend
+    neither on the number of threads nor on whether rows are held in memory or streamed.
 
-    Args:
-        features: (n, D) floating array, read as float32, or blocks of rows. Need not have unit rows.
-        target: (D,) vector, usually the mean of the rows.
-        budget: rows to choose, 0 or more; more than n chooses all.
-        ridge: penalty on the squared weights, above 0. The first fit of a round is not penalised.
-        tol: relative residual |r|/|b| at which a round ends.
-        memory_limit: bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are
-            streamed: read again for every proof.
-        threads: cores to use, None for all. They are ours: BLAS is limited to one thread in the whole process while this runs.
-        progress: called with (rows chosen so far, budget).
-        remedy: what the error says to do where the problem does not fit in memory_limit.
+    Parameters
+    ----------
+    features
+        (n, D) floating-point array, read as float32, or blocks of rows. Rows need not have unit length.
+    target
+        (D,) vector, usually the mean of the rows.
+    budget
+        Rows to choose, 0 or more; with more than n all rows are chosen.
+    ridge
+        Penalty on the squared weights, above 0. The first fit of a round is not penalised.
+    tol
+        Relative residual |r|/|b| at which a round stops.
+    memory_limit
+        Bytes that this call may use on top of `features`; None for no limit. Rows that do not fit are streamed, that is, read
+        again for every proof.
+    threads
+        Cores to use, None for all. BLAS is limited to one thread in the whole process during the call.
+    progress
+        Called with (rows chosen so far, budget).
+    remedy
+        End of the error message if the problem does not fit in `memory_limit`.
 
-    Returns:
-        A Pursuit.
+    Returns
+    -------
+    Pursuit
+        Rows in order of choice, and their weights.
 
-    Raises:
-        UserError: shapes that do not fit, a row or target that is not finite (names it), a parameter out of range, or
-            a problem that does not fit in memory_limit even when streamed.
+    Raises
+    ------
+    UserError
+        Shapes do not match, a row or the target is not finite (the message names it), a parameter is out of range, or the
+        problem does not fit in `memory_limit` even when rows are streamed.
 
-    Examples:
-        >>> rows = np.eye(3, dtype=np.float32)
-        >>> omp_select(rows, np.array([0.1, 0.9, 0.5]), budget=2).indices
-        array([1, 2])
+    References
+    ----------
+    Killamsetty et al., "GRAD-MATCH: gradient matching based data subset selection", ICML 2021, arXiv 2103.00123.
+    Zhang et al., "TAGCOS: task-agnostic gradient clustered coreset selection", arXiv 2407.15235.
+
+    Examples
+    --------
+    >>> rows = np.eye(3, dtype=np.float32)
+    >>> omp_select(rows, np.array([0.1, 0.9, 0.5]), budget=2).indices
+    array([1, 2])
     """
     n, dim = shape(features)
     target = np.asarray(target, np.float64)
@@ -115,11 +136,21 @@ def omp_select(
 
 
 def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, blocks: int | None) -> int:
-    """Most memory that `omp_select` takes on top of its features, in bytes.
+    """Return the peak memory of `omp_select` on top of its features, in bytes.
 
-    Args:
-        n, dim, budget: as there. hold: with the rows rounded to bytes and, of `blocks`, the rows themselves in at most float32.
-            blocks: largest block where features are read in blocks, None where they are an array.
+    Parameters
+    ----------
+    n, dim, budget
+        n rows, D and rows to choose.
+    hold
+        Whether rows are held in memory: rounded to bytes and, if they are read in blocks, also in at most float32.
+    blocks
+        Rows of the largest block if features are read in blocks; None if they are an array.
+
+    Returns
+    -------
+    int
+        Bytes.
     """
     budget = min(budget, n)
     slots = capacity(n, budget)
@@ -186,7 +217,7 @@ def _select(
             current = Round(problem, codes, store, shortlist, fit, counts, budget - done)
             members = current.run()
             story = current.story
-            if not members.size:  # nothing lasted: the design's rule, so that every round makes progress
+            if not members.size:  # all rows were dropped: take the first, so that every round makes progress
                 members, story = np.array([first]), {first: (float(problem.products[first]), 1.0)}
         for row in members.tolist():
             indices[done], rounds[done], (correlations[done], residuals[done]) = row, number, story[row]
@@ -208,10 +239,9 @@ def _select(
 
 
 def _copies(products: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal rows. They tie in every step and the lowest wins, so a row need not compete before its lower copies are chosen.
+    """Find equal rows. They tie in every step and the lowest wins, so a row need not compete before its lower copies are chosen.
 
-    Returns:
-        twin (n,) int64: the next copy of each row, or -1; lowest (n,) bool: rows without a lower copy.
+    Returns twin (n,) int64, the next copy of each row or -1, and lowest (n,) bool, rows without a lower copy.
     """
     n = len(hashes)
     order = np.lexsort((np.arange(n), products[:, 1], products[:, 0], hashes))
@@ -240,7 +270,7 @@ def _alone(problem: Problem, row: int) -> float:
 
 
 def _chosen_gram(store: Slots, rows: Rows, indices: np.ndarray) -> np.ndarray:
-    """(k, k) float64; computed anew where some chosen row never needed a slot, or lost it."""
+    """(k, k) float64; computed from the rows if some chosen row has no slot (any more)."""
     slots = store.slot_of[indices]
     if (slots >= 0).all():
         return store.gram[np.ix_(slots, slots)]

@@ -1,0 +1,121 @@
+"""Public docstrings have numpy-style sections that agree with the signature and the body."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+(PATTERN,) = [pattern for pattern, ignored in SETTINGS["per-file-ignores"].items() if "D" in ignored]
+PUBLIC = [path.strip() for path in PATTERN.removeprefix("!{").removesuffix("}").split(",")]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def public_functions(tree: ast.Module) -> list[tuple[str, Function]]:
+    """Public functions of a module and public methods of its public classes, with their names."""
+    found: list[tuple[str, Function]] = []
+    for node in tree.body:
+        if isinstance(node, Function):
+            found.append((node.name, node))
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += [(f"{node.name}.{part.name}", part) for part in node.body if isinstance(part, Function)]
+    return [(name, node) for name, node in found if not node.name.startswith("_")]
+
+
+def sections(docstring: str) -> dict[str, list[str]]:
+    """Lines of each section, by title: a line that is underlined."""
+    lines = docstring.splitlines()
+    found: dict[str, list[str]] = {"": []}
+    current = ""
+    for i, line in enumerate(lines):
+        if i + 1 < len(lines) and line and set(lines[i + 1]) == {"-"}:
+            current = line
+            found[current] = []
+        elif not (line and set(line) == {"-"}):
+            found[current].append(line)
+    return found
+
+
+def entries(lines: list[str]) -> set[str]:
+    """Names before the descriptions of a section; one entry may name several (`rows, dim`)."""
+    heads = [line.partition(" : ")[0] for line in lines if line and not line.startswith(" ")]
+    return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
+
+
+def own(node: Function) -> list[ast.AST]:
+    """The nodes of a function's body without those of functions and classes in it."""
+    found: list[ast.AST] = []
+    waiting: list[ast.AST] = list(node.body)
+    while waiting:
+        part = waiting.pop()
+        found.append(part)
+        if not isinstance(part, Function | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(part)
+    return found
+
+
+def faults(node: Function) -> list[str]:
+    """What the docstring of a function lacks."""
+    docstring = ast.get_docstring(node)
+    if not docstring:
+        return ["no docstring"]
+    if any(isinstance(d, ast.Name) and d.id in ("property", "cached_property") for d in node.decorator_list):
+        return []
+    arguments = node.args
+    names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs) if a.arg not in ("self", "cls")]
+    names += [a.arg for a in (arguments.vararg, arguments.kwarg) if a is not None]
+    found = sections(docstring)
+    lacking = [f"no entry for {name}" for name in names if name not in entries(found.get("Parameters", []))]
+    lacking += [f"entry for unknown {name}" for name in entries(found.get("Parameters", [])) - set(names)]
+    inside = own(node)
+    yields = any(isinstance(part, ast.Yield | ast.YieldFrom) for part in inside)
+    returns = node.returns is not None and ast.unparse(node.returns) not in ("None", "NoReturn")
+    if returns and not found.keys() & {"Returns", "Yields"}:
+        lacking.append("no section Yields" if yields else "no section Returns")
+    raised = any(isinstance(part, ast.Raise) and part.exc is not None for part in inside)
+    if raised and "Raises" not in found:
+        lacking.append("no section Raises")
+    return lacking
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_docstrings__public_functions_document_arguments_results_and_errors(path):
+    tree = ast.parse((ROOT / path).read_text())
+    found = {name: lacking for name, node in public_functions(tree) if (lacking := faults(node))}
+    assert not found
+
+
+def test_docstrings__modules_that_the_api_page_shows_whole_are_checked():
+    blocks = (ROOT / "docs/api.md").read_text().split(":::")[1:]
+    whole = {block.split()[0] for block in blocks if "members:" not in block}
+    missing = {module.replace(".", "/") + ".py" for module in whole if not module.startswith("flows.")} - set(PUBLIC)
+    assert not missing, "add them to the pattern of ruff's per-file-ignores in pyproject.toml"
+
+
+def test_docstrings__the_check_finds_what_is_missing():
+    source = '''
+def shown(rows, *, limit=None) -> int:
+    """Count rows.
+
+    Parameters
+    ----------
+    rows
+        (N, D) floating point.
+    size
+        Not an argument.
+    """
+    if rows is None:
+        raise ValueError("no rows")
+    return len(rows)
+'''
+    ((_, node),) = public_functions(ast.parse(source))
+    assert sorted(faults(node)) == [
+        "entry for unknown size",
+        "no entry for limit",
+        "no section Raises",
+        "no section Returns",
+    ]
