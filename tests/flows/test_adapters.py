@@ -82,7 +82,7 @@ def test_run__an_adapter_of_another_model_is_refused_with_both_listed(
     assert "4 in the model, only there: " in said
     assert "q_proj.lora_A.weight (3, 64)" in said
     (folder / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"no optimizer\.pt: the moments are needed"):
+    with pytest.raises(UserError, match=r"no optimizer\.pt or optimizer\.bin: the moments are needed"):
         run(small_settings(adapter=str(folder), root=str(tmp_path / "other")))
 
 
