@@ -118,6 +118,8 @@ def _select() -> None:
     for limit in (None, streamed):
         chosen = omp_select(rows, mean, 12, tol=1e-9, memory_limit=limit, threads=1).indices
     stands_for(rows, chosen, threads=1)
+    rows.array.flags.writeable = False  # blocks of the store come as views that cannot be written to
+    stands_for(rows, chosen, threads=1)
 
 
 class _Blocks:

@@ -30,7 +30,8 @@ pipeline.run(load_settings(json.loads(sys.argv[1])), SilentReporter())
 added = {name: str(set(kernel.signatures) - before[name]) for name, kernel in kernels.items()}
 print(json.dumps({name: text for name, text in added.items() if text != str(set())}))
 """
-OPTIONAL = ("rademacher_rows", "splitmix64")  # the dense projection, which is no default, and a helper that is compiled into others
+# the dense projection, which is not the default, and a helper that is compiled into others
+OPTIONAL = ("rademacher_rows", "splitmix64")
 
 
 def test_compile_all__leaves_no_kernel_to_a_run(small_settings: Any) -> None:
