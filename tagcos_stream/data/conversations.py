@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagcos_stream.data.calls import parsed_json, spelled_calls
 from tagcos_stream.data.content import one_text, text_of
 from tagcos_stream.data.pairs import read_system, with_system
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.turns import read_turns
 from tagcos_stream.types import Message
-
-if TYPE_CHECKING:
-    from tagcos_stream.data.shapes import RowOptions
-
-Record = dict[str, Any]
 
 
 def read_messages(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:

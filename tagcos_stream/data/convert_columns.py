@@ -16,7 +16,8 @@ import pyarrow.json
 
 from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
 from tagcos_stream.data.pairs import EXTRAS
-from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, ID_FIELDS, ROW_FIELDS, RowOptions
+from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, ID_FIELDS, ROW_FIELDS
 from tagcos_stream.data.turns import MEDIA_KEYS, NEXT_ROLES, ROLE_WORDS, TURN_KEYS
 from tagcos_stream.types import ROLES
 

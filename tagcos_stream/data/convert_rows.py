@@ -14,7 +14,8 @@ from tagcos_stream.data.calls import python_hint
 from tagcos_stream.data.canonical import REJECTS, occurrences_frame
 from tagcos_stream.data.containers.base import Raw, Reject, snippet
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.data.shapes import RowOptions, convert, dataset_of, source_id_of
+from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.shapes import convert, dataset_of, source_id_of
 
 
 def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject]) -> pl.DataFrame:

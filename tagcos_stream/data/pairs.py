@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagcos_stream.data.content import one_text, text_of
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.turns import REASONING_KEYS, read_turns
 from tagcos_stream.types import Message
 
-if TYPE_CHECKING:
-    from tagcos_stream.data.shapes import RowOptions
-
-Record = dict[str, Any]
 EXTRAS = ("input", "context")  # more of the prompt, behind it and a blank line
 SYSTEM_FIELDS = ("system", "system_prompt")
 BESIDE_PAIR = (*SYSTEM_FIELDS, *EXTRAS, "history", *REASONING_KEYS)  # what every pair may have

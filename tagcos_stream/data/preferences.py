@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from tagcos_stream.data.content import one_text
 from tagcos_stream.data.pairs import BESIDE_PAIR, EXTRAS, SYSTEM_FIELDS, read_pair, untrained, with_system
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.turns import MEDIA_KEYS, read_turns
 from tagcos_stream.types import Message
 
-if TYPE_CHECKING:
-    from tagcos_stream.data.shapes import RowOptions
-
-Record = dict[str, Any]
 PREFERENCE_FIELDS = ("chosen", "rejected")
 _PROMPTS = ("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "input")
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tagcos_stream.data.calls import read_template_kwargs, read_tools
@@ -16,11 +16,10 @@ from tagcos_stream.data.oasst import tree_threads
 from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair, read_prompt_completion
 from tagcos_stream.data.preferences import PREFERENCE_FIELDS, chosen_answer, refuse_marked, refuse_media
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.transcripts import looks_like_transcript, read_transcript
-from tagcos_stream.data.turns import CONTENT_KEYS, MEDIA_KEYS, TurnOptions, check
+from tagcos_stream.data.turns import CONTENT_KEYS, MEDIA_KEYS, check
 from tagcos_stream.types import Message
-
-Record = dict[str, Any]
 
 
 class Converted(NamedTuple):
@@ -29,36 +28,6 @@ class Converted(NamedTuple):
     messages: list[Message]
     tools: str | None = None
     template_kwargs: str | None = None
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """How rows are read; the defaults recognise everything from content.
-
-    shape: a name of SHAPE_NAMES, or None. columns: our field name -> the file's column; where a field of a shape is among them,
-    only what is mapped is read. roles: the file's role word -> one of ROLES. train_roles: roles whose turns are trained on where
-    the row does not say. drop_system: leave system turns out. check_order: reject rows whose turns do not alternate. max_chars:
-    reject longer conversations (characters), None for any length. preference: "chosen" takes the chosen answer of preference
-    pairs, None rejects them.
-    """
-
-    shape: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    roles: Mapping[str, str] = field(default_factory=dict)
-    train_roles: tuple[str, ...] = ("assistant",)
-    drop_system: bool = False
-    check_order: bool = True
-    max_chars: int | None = None
-    preference: str | None = None
-
-    @property
-    def turns(self) -> TurnOptions:
-        return TurnOptions(self.columns, self.roles, self.train_roles)
-
-    @property
-    def context(self) -> TurnOptions:
-        """For turns that stand before what is trained on."""
-        return TurnOptions(self.columns, self.roles, ())
 
 
 @dataclass(frozen=True)

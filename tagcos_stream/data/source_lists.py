@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tagcos_stream.data.shapes import RowOptions
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.source_spec import SourceSpec
 from tagcos_stream.data.turns import ROLE_WORDS
 from tagcos_stream.types import ROLES, UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tagcos_stream.data.shapes import RowOptions
+from tagcos_stream.data.row_options import RowOptions
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tagcos_stream.data.pairs import with_system
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.turns import read_turns
 from tagcos_stream.types import Message
-
-if TYPE_CHECKING:
-    from tagcos_stream.data.shapes import RowOptions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tagcos_stream.data.containers.base import Raw, Reject
 from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
 from tagcos_stream.data.reasons import REASONS
-from tagcos_stream.data.shapes import RowOptions
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
 from tests.data.test_readers import KINDS, _make
 from tests.data.tools import chat, read, write, write_bytes

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, RowOptions, convert
+from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, convert
 from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
 from tests.data.test_fuzz import check_lines
 

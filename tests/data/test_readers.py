@@ -269,7 +269,7 @@ def test_tables__missing_columns_are_the_users_to_mend(tmp_path: Path) -> None:
     pl.DataFrame({"foo": ["a"], "bar": ["b"]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="columns foo, bar make no known shape"):
         read(tmp_path / "a.parquet")
-    from tagcos_stream.data.shapes import RowOptions
+    from tagcos_stream.data.row_options import RowOptions
 
     with pytest.raises(UserError, match="no column 'answer'"):
         read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "answer"}))

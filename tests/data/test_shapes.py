@@ -12,7 +12,8 @@ import pytest
 
 from tagcos_stream.data.containers.base import Limits
 from tagcos_stream.data.reasons import REASONS, RowError
-from tagcos_stream.data.shapes import SHAPE_NAMES, RowOptions, convert, recognise
+from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.shapes import SHAPE_NAMES, convert, recognise
 from tagcos_stream.data.source_lists import _OPTION_FIELDS, _SPEC_FIELDS
 from tests import naive
 from tests.data.tools import read, write

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
-from tagcos_stream.data.shapes import RowOptions
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
 from tests.data.tools import GOOD, chat, read, write
 
