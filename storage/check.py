@@ -15,10 +15,10 @@ from storage.arrays.grouped_reader import open_clustering, regroup_again
 from storage.arrays.segments import SegmentReader, open_segment
 from storage.catalog.clusterings import replace_part
 from storage.catalog.spaces import forget_block
-from storage.database import SQL
 from storage.examples import ExampleReader
 from storage.gc import orphans
 from storage.root import Root
+from storage.schema import SQL
 from tagcos_stream.identity import content_digest
 from tagcos_stream.types import UserError
 

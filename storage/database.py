@@ -1,16 +1,14 @@
 """The DuckDB catalog: the commit point. It is open only for one short transaction at a time, so that readers can get in.
 
-The functions that read and write its tables are in storage/catalog; each is one transaction.
+The functions that read and write its tables are in storage/catalog; each is one transaction. Its schema is in storage/schema.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ import duckdb
 import polars as pl
 
 from storage.lock import Waiting
+from storage.schema import SQL, migrate, migrations, newer, schema_version
+from storage.tables import fetch, quoted
 from tagcos_stream.types import UserError
 
-SQL = Path(__file__).parent / "sql"
-VIEWS = [SQL / name for name in ("views.sql", "views_stands.sql", "views_pool.sql", "views_comments.sql")]
 # The oldest version that can open the file: DuckDB 2.0's own format cannot be opened by the common 1.5 shells.
 STORAGE_VERSION = "v1.5.0"
 # One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
@@ -35,49 +33,6 @@ SAFE_STATEMENTS = ("SELECT", "EXPLAIN")
 
 # DuckDB refuses one process two connections of different kinds to a file, so threads take turns.
 _turns: dict[Path, threading.Lock] = {}
-
-
-def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
-    """List the migrations.
-
-    Parameters
-    ----------
-    folder
-        Folder with files `NNN_name.sql`, numbered from 001 without gaps.
-
-    Returns
-    -------
-    list of (int, Path)
-        Number and file of each migration, in order.
-    """
-    found = sorted((int(path.name[:3]), path) for path in folder.glob("[0-9][0-9][0-9]_*.sql"))
-    assert [number for number, _ in found] == list(range(1, len(found) + 1)), f"gaps in {folder}"
-    return found
-
-
-SCHEMA_VERSION = len(migrations())
-
-
-def views_text() -> str:
-    """Return the SQL that creates all views and macros with their comments.
-
-    Returns
-    -------
-    str
-        Several statements.
-    """
-    return "\n".join(path.read_text() for path in VIEWS)
-
-
-def utc_now() -> datetime:
-    """Return the current time as the catalog stores it.
-
-    Returns
-    -------
-    datetime
-        UTC, without a time zone: DuckDB needs its ICU extension for time zones, which a shell may lack.
-    """
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 class Catalog:
@@ -317,204 +272,3 @@ def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()
     if allowed:
         connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, allowed))}]")
     connection.execute("SET enable_external_access = false")
-
-
-def quoted(text: str) -> str:
-    """Quote a text as an SQL literal, for the few statements that take no parameters.
-
-    Parameters
-    ----------
-    text
-        Any text.
-
-    Returns
-    -------
-    str
-        In single quotes.
-    """
-    return "'" + text.replace("'", "''") + "'"
-
-
-def fetch(
-    connection: duckdb.DuckDBPyConnection,
-    query: str,
-    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
-    limit: int | None = None,
-) -> pl.DataFrame:
-    """Run a query and fetch its result.
-
-    Parameters
-    ----------
-    connection
-        An open connection.
-    query
-        One or several statements.
-    parameters
-        Values of its placeholders, by position or name.
-    limit
-        Maximum number of rows; None for all.
-
-    Returns
-    -------
-    pl.DataFrame
-        Rows of the last statement; intervals as text.
-    """
-    result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
-    if result is None:
-        return pl.DataFrame()
-    if limit is not None:
-        result = result.limit(limit)
-    if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
-        names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
-        text = [
-            name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
-            for kind, name in zip(result.types, names, strict=True)
-        ]
-        result = result.project(", ".join(text))
-    return result.pl()
-
-
-def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, replace: bool = False) -> None:
-    """Append a frame to a table, matching columns by name.
-
-    Parameters
-    ----------
-    connection
-        A connection in a transaction.
-    table
-        Name of the table; not from user input.
-    frame
-        Rows to append.
-    replace
-        Replace rows with the same primary key.
-    """
-    connection.register("incoming", frame.to_arrow())
-    connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} BY NAME SELECT * FROM incoming")
-    connection.unregister("incoming")
-
-
-def insert_row(connection: duckdb.DuckDBPyConnection, table: str, *, replace: bool = False, **values: Any) -> None:
-    """Append one row to a table.
-
-    Parameters
-    ----------
-    connection
-        A connection in a transaction.
-    table
-        Name of the table; not from user input.
-    replace
-        Replace a row with the same primary key.
-    values
-        Values by column.
-    """
-    columns, marks = ", ".join(values), ", ".join("?" * len(values))
-    connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
-
-
-def require(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    """Check that a frame has columns.
-
-    Parameters
-    ----------
-    frame
-        Any frame.
-    columns
-        Names of the required columns.
-
-    Returns
-    -------
-    pl.DataFrame
-        These columns, in this order.
-
-    Raises
-    ------
-    ValueError
-        A column is missing.
-    """
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(f"the frame lacks columns {missing}; it has {frame.columns}")
-    return frame.select(columns)
-
-
-def newer(path: Path, found: int, expected: int) -> UserError:
-    """Make the error for a catalog that a newer version wrote.
-
-    Parameters
-    ----------
-    path
-        The catalog.
-    found, expected
-        Its schema version, and the newest one that this version knows.
-
-    Returns
-    -------
-    UserError
-        To be raised.
-    """
-    return UserError(
-        f"{path} has schema version {found}, this version knows up to {expected}: use the tagcos_stream that wrote it"
-    )
-
-
-def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
-    """Read the schema version of a catalog.
-
-    Parameters
-    ----------
-    connection
-        An open connection.
-
-    Returns
-    -------
-    int
-        Number of the last migration; 0 for an empty file.
-    """
-    tables = connection.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'migrations'").fetchall()
-    if not tables[0][0]:
-        return 0
-    return int(connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchall()[0][0])
-
-
-def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> None:
-    """Apply the missing migrations, one transaction each, and update the views and macros if their SQL has changed.
-
-    Parameters
-    ----------
-    connection
-        A writable connection outside a transaction.
-    store_id
-        Identity of the root; empty to accept any.
-    path
-        The catalog, for messages.
-    folder
-        Folder of the migrations.
-
-    Raises
-    ------
-    UserError
-        The catalog was written by a newer version, or belongs to another root.
-    """
-    steps = migrations(folder)
-    found = schema_version(connection)
-    if found > len(steps):
-        raise newer(path, found, len(steps))
-    for version, step in steps[found:]:
-        connection.execute("BEGIN")
-        connection.execute(step.read_text())
-        connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", [version, step.name, utc_now()])
-        connection.execute("COMMIT")
-    known = connection.execute("SELECT store_id, views_digest FROM store").fetchall()
-    if known and store_id and known[0][0] != store_id:
-        raise UserError(
-            f"{path} is the catalog of store {known[0][0]}, but the root is store {store_id}: "
-            "give the catalog that belongs to this root, or start a new root"
-        )
-    text = views_text()
-    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    if not known or known[0][1] != digest:
-        connection.execute("BEGIN")
-        connection.execute(text)
-        connection.execute("DELETE FROM store")
-        connection.execute("INSERT INTO store VALUES (?, ?)", [known[0][0] if known else store_id, digest])
-        connection.execute("COMMIT")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS, SCHEMA_VERSION, STORAGE_VERSION, close_off, quoted, utc_now, views_text
+from storage.database import NO_EXTENSIONS, STORAGE_VERSION, close_off
 from storage.files.base import sync_path
 from storage.root import Root
+from storage.schema import SCHEMA_VERSION, views_text
+from storage.tables import quoted, utc_now
 
 FORMAT = 1
 LATEST = "snapshots/latest.json"

@@ -19,7 +19,7 @@ from flows.context import versions
 from flows.models import AdaptedModel, token_budget
 from flows.progress import Reporter, default_reporter
 from storage.catalog import evaluations, heldout, runs, selections, spaces
-from storage.catalog.evaluations import UnitKey
+from storage.catalog.evaluations import Setup, Training, UnitKey
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings
 from tagcos_stream.evaluation.config import BASE, TRAINING_FIELDS, Evaluation
@@ -118,17 +118,8 @@ class _Bench:
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
         config |= {"tasks": self.measures.digests}
         self.evaluation_id = evaluation_id(base["run_id"], loaded.fingerprint, config, rows.digest)
-        evaluations.begin(
-            root.catalog,
-            self.evaluation_id,
-            run_id=base["run_id"],
-            model=settings.model,
-            model_fingerprint=loaded.fingerprint,
-            heldout_examples=len(rows.encoded),
-            heldout_digest=rows.digest,
-            config=config,
-            versions=versions(),
-        )
+        setup = Setup(base["run_id"], settings.model, loaded.fingerprint, len(rows.encoded), rows.digest, config, versions())
+        evaluations.begin(root.catalog, self.evaluation_id, setup)
 
     def run(self, units: Sequence[Unit]) -> None:
         done = evaluations.units(self.root.catalog, self.evaluation_id)
@@ -188,20 +179,10 @@ class _Bench:
         trained_at = time.perf_counter()
         scores = self.measures.of(self.model, lambda done: progress(tokens + done))
         measured_at = time.perf_counter()
-        evaluations.commit(
-            self.root.catalog,
-            self.evaluation_id,
-            key,
-            selection_run=unit.selection,
-            examples=len(encoded),
-            steps=steps,
-            passes=steps * self.plan.batch_size / max(1, len(encoded)),
-            tokens=tokens,
-            train_loss=train_loss,
-            train_seconds=trained_at - start,
-            measure_seconds=measured_at - trained_at,
-            scores=scores,
-        )
+        passes = steps * self.plan.batch_size / max(1, len(encoded))
+        seconds = {"train_seconds": trained_at - start, "measure_seconds": measured_at - trained_at}
+        training = Training(unit.selection, len(encoded), steps, passes, tokens, train_loss, **seconds)
+        evaluations.commit(self.root.catalog, self.evaluation_id, key, training, scores)
         return (
             f"{said(scores)}; {tokens} tokens trained in {trained_at - start:.0f} s, measured in {measured_at - trained_at:.0f} s"
         )

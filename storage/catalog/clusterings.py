@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
 import polars as pl
 
 from storage.arrays.grouped import PartInfo
-from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.database import Catalog
+from storage.tables import insert, insert_row, require, utc_now
 
 ASSIGNMENT_COLUMNS = ["segment", "row", "cluster", "distance"]
 CLUSTER_COLUMNS = ["cluster", "size", "inertia"]
@@ -73,17 +75,7 @@ def _add(connection: duckdb.DuckDBPyConnection, clustering_id: str, rows: pl.Dat
 
 
 def _put_part(connection: duckdb.DuckDBPyConnection, clustering_id: str, part: PartInfo) -> None:
-    insert_row(
-        connection,
-        "cluster_parts",
-        replace=True,
-        clustering_id=clustering_id,
-        part=part.part,
-        rows=part.rows,
-        slots=part.slots,
-        chunk_rows=part.chunk_rows,
-        digest=part.digest,
-    )
+    insert_row(connection, "cluster_parts", replace=True, clustering_id=clustering_id, **asdict(part))
 
 
 def replace_part(catalog: Catalog, clustering_id: str, part: PartInfo) -> None:

@@ -6,7 +6,8 @@ from typing import Literal
 
 import polars as pl
 
-from storage.database import Catalog, insert, require, utc_now
+from storage.database import Catalog
+from storage.tables import insert, require, utc_now
 
 Dimensions = Literal["seen", "held out"]
 COLUMNS = [

@@ -9,7 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.database import Catalog
+from storage.tables import insert, insert_row, require, utc_now
 from tagcos_stream.types import UserError
 
 SCORE_COLUMNS = ["measure", "part", "value", "sd", "items"]
@@ -28,51 +29,40 @@ class UnitKey:
     weighted: bool
 
 
-def begin(
-    catalog: Catalog,
-    evaluation_id: str,
-    *,
-    run_id: str,
-    model: str,
-    model_fingerprint: str,
-    heldout_examples: int,
-    heldout_digest: str | None,
-    config: Mapping[str, Any],
-    versions: Mapping[str, Any],
-) -> None:
-    """Record what is the same for all units of an evaluation. Only the first call is recorded.
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for all units of an evaluation; its columns in evaluations."""
 
-    Parameters
-    ----------
-    catalog
-        Where to record.
-    evaluation_id
-        Identity of the evaluation.
-    run_id
-        The run whose pool and features are used.
-    model, model_fingerprint
-        The model that is trained.
-    heldout_examples, heldout_digest
-        Number and digest of the held-out examples measured on; the digest is None without them.
-    config, versions
-        Recorded as JSON.
-    """
+    run_id: str  # whose pool and features are used
+    model: str
+    model_fingerprint: str
+    heldout_examples: int
+    heldout_digest: str | None  # None without held-out examples
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a unit was trained; its columns in evaluation_units."""
+
+    selection_run: str | None  # run whose selection it was trained on; None for the base model and the full pool
+    examples: int
+    steps: int  # optimizer steps
+    passes: float  # epochs
+    tokens: int
+    train_loss: float | None  # mean, nats; None without training
+    train_seconds: float
+    measure_seconds: float
+
+
+def begin(catalog: Catalog, evaluation_id: str, setup: Setup) -> None:
+    """Record the setup of an evaluation. Only the first call is recorded."""
     with catalog.transaction() as connection:
         if connection.execute("SELECT 1 FROM evaluations WHERE evaluation_id = ?", [evaluation_id]).fetchall():
             return
-        insert_row(
-            connection,
-            "evaluations",
-            evaluation_id=evaluation_id,
-            run_id=run_id,
-            model=model,
-            model_fingerprint=model_fingerprint,
-            heldout_examples=heldout_examples,
-            heldout_digest=heldout_digest,
-            config=json.dumps(config),
-            versions=json.dumps(versions),
-            started_at=utc_now(),
-        )
+        row = asdict(setup) | {"config": json.dumps(setup.config), "versions": json.dumps(setup.versions)}
+        insert_row(connection, "evaluations", evaluation_id=evaluation_id, **row, started_at=utc_now())
 
 
 def units(catalog: Catalog, evaluation_id: str) -> dict[UnitKey, dict[str, Any]]:
@@ -81,21 +71,7 @@ def units(catalog: Catalog, evaluation_id: str) -> dict[UnitKey, dict[str, Any]]
     return {UnitKey(**{name: row[name] for name in UnitKey.__dataclass_fields__}): row for row in rows}
 
 
-def commit(
-    catalog: Catalog,
-    evaluation_id: str,
-    key: UnitKey,
-    *,
-    selection_run: str | None,
-    examples: int,
-    steps: int,
-    passes: float,
-    tokens: int,
-    train_loss: float | None,
-    train_seconds: float,
-    measure_seconds: float,
-    scores: pl.DataFrame,
-) -> None:
+def commit(catalog: Catalog, evaluation_id: str, key: UnitKey, training: Training, scores: pl.DataFrame) -> None:
     """Record a unit and its scores in one transaction; replaces an earlier record of the unit.
 
     Parameters
@@ -104,37 +80,15 @@ def commit(
         Where to record.
     evaluation_id
         The evaluation, as given to `begin`.
-    key
-        The unit.
-    selection_run
-        The run whose selection the model was trained on; None for the base model and the full pool.
-    examples, steps, passes, tokens
-        Amount of training: examples selected, optimizer steps, epochs, tokens.
-    train_loss
-        Mean training loss in nats; None without training.
-    train_seconds, measure_seconds
-        Wall times.
+    key, training
+        The unit, and how it was trained.
     scores
         SCORE_COLUMNS; `part` is null for a score over everything.
     """
     unit = {"evaluation_id": evaluation_id, **asdict(key)}
+    row = unit | asdict(training) | {"copied": False, "finished_at": utc_now()}
     with catalog.transaction() as connection:
-        insert_row(
-            connection,
-            "evaluation_units",
-            replace=True,
-            **unit,
-            selection_run=selection_run,
-            examples=examples,
-            steps=steps,
-            passes=passes,
-            tokens=tokens,
-            train_loss=train_loss,
-            train_seconds=train_seconds,
-            measure_seconds=measure_seconds,
-            copied=False,
-            finished_at=utc_now(),
-        )
+        insert_row(connection, "evaluation_units", replace=True, **row)
         _forget_scores(connection, unit)
         named = {name: pl.lit(value) for name, value in unit.items()}
         insert(connection, "evaluation_scores", require(scores, SCORE_COLUMNS).with_columns(**named))

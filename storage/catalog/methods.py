@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from storage.database import Catalog, insert, require
+from storage.database import Catalog
+from storage.tables import insert, require
 
 COLUMNS = [
     "method", "within", "weights", "seeded", "reference", "words_chosen", "words_left", "words_unscored", "scale",

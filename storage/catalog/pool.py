@@ -9,10 +9,11 @@ import duckdb
 import polars as pl
 
 from storage.catalog import heldout
-from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.database import Catalog
 from storage.examples import PARQUET_GROUP_ROWS
 from storage.files.base import Files
 from storage.root import Root
+from storage.tables import insert, insert_row, require, utc_now
 from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
 from tagcos_stream.identity import content_digest, file_id
 from tagcos_stream.types import IngestBlock

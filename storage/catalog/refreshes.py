@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from storage.database import Catalog, insert_row, utc_now
+from storage.database import Catalog
+from storage.tables import insert_row, utc_now
 
 
 def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:

@@ -14,7 +14,8 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from storage.database import Catalog, insert_row, utc_now
+from storage.database import Catalog
+from storage.tables import insert_row, utc_now
 from tagcos_stream.types import UserError
 
 COUNTS = ("truncated", "halvings")  # in a stage's detail: what only the attempt itself knows

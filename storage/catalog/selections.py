@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.database import Catalog
 from storage.examples import example_reader
 from storage.root import Root
+from storage.tables import insert, insert_row, require, utc_now
 from tagcos_stream.types import UserError
 
 SELECTION_COLUMNS = ["example_id", "rank", "round", "score", "residual_after", "weight"]

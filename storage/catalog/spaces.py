@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from storage.arrays.checkpoints import SavedFile, load_checkpoint
-from storage.database import Catalog, insert, insert_row, require, utc_now
+from storage.database import Catalog
 from storage.files.base import Files
+from storage.tables import insert, insert_row, require, utc_now
 from tagcos_stream.types import Checkpoint
 
 
@@ -75,17 +76,8 @@ def add_space(
             added_at=utc_now(),
         )
         for checkpoint, saved in checkpoints:
-            insert_row(
-                connection,
-                "checkpoints",
-                replace=True,
-                space_id=space_id,
-                step=checkpoint.step,
-                weight=checkpoint.weight,
-                path=saved.path,
-                bytes=saved.bytes,
-                digest=saved.digest,
-            )
+            row = {"space_id": space_id, "step": checkpoint.step, "weight": checkpoint.weight, **asdict(saved)}
+            insert_row(connection, "checkpoints", replace=True, **row)
         connection.execute("UPDATE runs SET space_id = ?, updated_at = ? WHERE run_id = ?", [space_id, utc_now(), run_id])
 
 

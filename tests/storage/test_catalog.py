@@ -17,9 +17,11 @@ import pytest
 
 from storage.catalog import evaluations, pool, runs
 from storage.check import check
-from storage.database import SCHEMA_VERSION, SQL, Catalog, insert_row, migrations, utc_now
+from storage.database import Catalog
 from storage.gc import orphans
 from storage.root import Root, open_root
+from storage.schema import SCHEMA_VERSION, SQL, migrations
+from storage.tables import insert_row, utc_now
 from tagcos_stream.types import UserError
 from tests.storage import tiny
 

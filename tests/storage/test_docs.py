@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from storage.catalog import runs
-from storage.database import views_text
 from storage.root import Root
+from storage.schema import views_text
 from tests.storage import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "store.md"

@@ -1,0 +1,139 @@
+"""Frames into tables, query results into frames, and times as the catalog stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import polars as pl
+
+
+def utc_now() -> datetime:
+    """Return the current time as the catalog stores it.
+
+    Returns
+    -------
+    datetime
+        UTC, without a time zone: DuckDB needs its ICU extension for time zones, which a shell may lack.
+    """
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def quoted(text: str) -> str:
+    """Quote a text as an SQL literal, for the few statements that take no parameters.
+
+    Parameters
+    ----------
+    text
+        Any text.
+
+    Returns
+    -------
+    str
+        In single quotes.
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> pl.DataFrame:
+    """Run a query and fetch its result.
+
+    Parameters
+    ----------
+    connection
+        An open connection.
+    query
+        One or several statements.
+    parameters
+        Values of its placeholders, by position or name.
+    limit
+        Maximum number of rows; None for all.
+
+    Returns
+    -------
+    pl.DataFrame
+        Rows of the last statement; intervals as text.
+    """
+    result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
+    if result is None:
+        return pl.DataFrame()
+    if limit is not None:
+        result = result.limit(limit)
+    if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
+        names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
+        text = [
+            name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
+            for kind, name in zip(result.types, names, strict=True)
+        ]
+        result = result.project(", ".join(text))
+    return result.pl()
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, replace: bool = False) -> None:
+    """Append a frame to a table, matching columns by name.
+
+    Parameters
+    ----------
+    connection
+        A connection in a transaction.
+    table
+        Name of the table; not from user input.
+    frame
+        Rows to append.
+    replace
+        Replace rows with the same primary key.
+    """
+    connection.register("incoming", frame.to_arrow())
+    connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} BY NAME SELECT * FROM incoming")
+    connection.unregister("incoming")
+
+
+def insert_row(connection: duckdb.DuckDBPyConnection, table: str, *, replace: bool = False, **values: Any) -> None:
+    """Append one row to a table.
+
+    Parameters
+    ----------
+    connection
+        A connection in a transaction.
+    table
+        Name of the table; not from user input.
+    replace
+        Replace a row with the same primary key.
+    values
+        Values by column.
+    """
+    columns, marks = ", ".join(values), ", ".join("?" * len(values))
+    connection.execute(f"INSERT {'OR REPLACE ' * replace}INTO {table} ({columns}) VALUES ({marks})", list(values.values()))
+
+
+def require(frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Check that a frame has columns.
+
+    Parameters
+    ----------
+    frame
+        Any frame.
+    columns
+        Names of the required columns.
+
+    Returns
+    -------
+    pl.DataFrame
+        These columns, in this order.
+
+    Raises
+    ------
+    ValueError
+        A column is missing.
+    """
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise ValueError(f"the frame lacks columns {missing}; it has {frame.columns}")
+    return frame.select(columns)
