@@ -11,6 +11,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# before torch is imported: threads of several test processes on the same cores must not spin while they wait for each other;
+# this halves the CPU time of a run of the tiny model, and processes that tests start inherit it
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 TESTS = Path(__file__).parent
