@@ -1,6 +1,6 @@
-"""The schema of the catalog: numbered migrations, and the views and macros with their comments.
+"""The schema of the catalog: numbered migrations, and the views and macros, which are replaced whenever their SQL changes.
 
-The SQL stands in storage/sql. What the columns of views hold is in storage/sql/view_comments.toml.
+The SQL is in storage/sql, and what every table and column holds in storage/sql/comments.toml.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 
@@ -16,7 +17,7 @@ from tagcos_stream.types import UserError
 
 SQL = Path(__file__).parent / "sql"
 VIEWS = [SQL / name for name in ("views.sql", "views_stands.sql", "views_pool.sql")]
-VIEW_COMMENTS = SQL / "view_comments.toml"
+COMMENTS = SQL / "comments.toml"
 
 
 def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
@@ -40,24 +41,28 @@ def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
 SCHEMA_VERSION = len(migrations())
 
 
-def views_text() -> str:
-    """Return the SQL that creates all views and macros with their comments.
+def views_text(tables: Literal["TABLE", "VIEW"] = "TABLE") -> str:
+    """Return the SQL that creates all views and macros and comments on all tables and columns.
+
+    Parameters
+    ----------
+    tables
+        What the tables are where the statements will run: views in a published snapshot.
 
     Returns
     -------
     str
         Several statements.
     """
-    return "\n".join([*(path.read_text() for path in VIEWS), *_view_comments()])
-
-
-def _view_comments() -> list[str]:
-    views = tomllib.loads(VIEW_COMMENTS.read_text(encoding="utf-8"))
-    return [
-        f"COMMENT ON COLUMN {view}.{column} IS {quoted(comment)};"
-        for view, columns in views.items()
-        for column, comment in columns.items()
+    comments = tomllib.loads(COMMENTS.read_text(encoding="utf-8"))
+    lines = [path.read_text() for path in VIEWS]
+    lines += [f"COMMENT ON {tables} {name} IS {quoted(text)};" for name, text in comments["tables"].items()]
+    lines += [
+        f"COMMENT ON COLUMN {table}.{column} IS {quoted(text)};"
+        for table, columns in comments["columns"].items()
+        for column, text in columns.items()
     ]
+    return "\n".join(lines)
 
 
 def newer(path: Path, found: int, expected: int) -> UserError:

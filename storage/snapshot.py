@@ -78,7 +78,7 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
             script.append(f"CREATE OR REPLACE VIEW {table} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
     finally:
         connection.close()
-    root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text()).encode())
+    root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text(tables="VIEW")).encode())
     return rows
 
 
