@@ -1,0 +1,121 @@
+"""Pools of experiments, drawn from real data: `python -m tests.benchmarks.pools FOLDER OUT [--rows 10000] [--bad 0.2]`.
+
+FOLDER holds one Parquet file per dataset with a `messages` column. OUT gets files of the same names with a sample of their rows:
+--rows draws from every dataset in proportion to its size, --each draws equally many. --bad makes a share of the rows of every
+dataset bad, a third in each way of `WAYS`; the column `made_bad` of OUT names it, null for a row as it was. Draws are seeded by
+dataset, so that the same command makes the same pool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+WAYS = ("exchanged", "canned", "shuffled")  # the last answer: of another row, a stock phrase, its words in random order
+CANNED = (
+    "I'm sorry, but I can't help with that.",
+    "As an AI language model, I don't have enough information to answer this question.",
+    "Thank you for your question! Please let me know if there is anything else.",
+    "Sure! Here is the answer you asked for.",
+)
+Row = dict[str, Any]
+
+
+def shares(sizes: dict[str, int], rows: int) -> dict[str, int]:
+    """Rows to draw of every dataset, in proportion to its size.
+
+    Parameters
+    ----------
+    sizes
+        Rows that each dataset has.
+    rows
+        Rows to draw in all; rounding may change it by a few.
+
+    Returns
+    -------
+    dict
+        Rows by dataset.
+    """
+    total = sum(sizes.values())
+    return {name: round(rows * size / total) for name, size in sizes.items()}
+
+
+def draw(frame: pl.DataFrame, name: str, count: int, seed: int) -> pl.DataFrame:
+    """Draw rows of a dataset without replacement, in the order of the file; all of them if it has fewer."""
+    picked = random.Random(f"{seed} {name}").sample(range(len(frame)), min(count, len(frame)))
+    return frame[sorted(picked)]
+
+
+def spoil(rows: list[Row], name: str, share: float, seed: int) -> list[Row]:
+    """Make a share of a dataset's rows bad.
+
+    Parameters
+    ----------
+    rows
+        With `messages`, whose last one is the answer.
+    name
+        Of the dataset; seeds the draw.
+    share
+        Of the rows to make bad, a third in each way of `WAYS`.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    list of dict
+        The rows in the same order, each with `made_bad`: the way, or None.
+    """
+    rng = random.Random(f"bad {seed} {name}")
+    bad = rng.sample(range(len(rows)), round(share * len(rows)))
+    ways = {row: WAYS[place % len(WAYS)] for place, row in enumerate(bad)}
+    exchanged = [row for row in bad if ways[row] == "exchanged"]
+    if len(exchanged) == 1:  # nobody to exchange with
+        ways[exchanged.pop()] = "canned"
+    answers = {row: rows[row]["messages"][-1]["content"] for row in bad}
+    donors = dict(zip(exchanged, exchanged[1:] + exchanged[:1], strict=True))
+    made = []
+    for number, row in enumerate(rows):
+        way = ways.get(number)
+        if way == "exchanged":
+            answer = answers[donors[number]]
+        elif way == "canned":
+            answer = rng.choice(CANNED)
+        elif way == "shuffled":
+            words = answers[number].split()
+            rng.shuffle(words)
+            answer = " ".join(words)
+        else:
+            made.append({**row, "made_bad": None})
+            continue
+        messages = [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]
+        made.append({**row, "messages": messages, "made_bad": way})
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, default=10_000, help="in all, in natural proportions")
+    parser.add_argument("--each", type=int, help="of every dataset, in place of --rows")
+    parser.add_argument("--bad", type=float, default=0.0, help="share of bad rows in every dataset")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    frames = {path.stem: pl.read_parquet(path) for path in sorted(chosen.folder.glob("*.parquet"))}
+    counts = shares({name: len(frame) for name, frame in frames.items()}, chosen.rows)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name, frame in frames.items():
+        drawn = draw(frame, name, chosen.each or counts[name], chosen.seed)
+        schema = {**drawn.schema, "made_bad": pl.String}
+        made = pl.DataFrame(spoil(drawn.to_dicts(), name, chosen.bad, chosen.seed), schema=schema)
+        made.write_parquet(chosen.out / f"{name}.parquet")
+        bad = made["made_bad"].drop_nulls().value_counts(sort=True, name="rows").rows()
+        print(f"{name}: {len(made)} of {len(frame)} rows{''.join(f', {rows} {way}' for way, rows in bad)}")
+
+
+if __name__ == "__main__":
+    main()
