@@ -30,6 +30,8 @@ def ingest(run: RunContext) -> Pool:
     aside = heldout.share(run.catalog, settings.heldout)
     sources = source_files(settings)
     files = sources.files
+    for note in dict.fromkeys(note for file in files for note in file.spec.notes):
+        run.reporter.say(note)
     listed = [
         {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": spec}
         for f, spec in zip(files, sources.specs, strict=True)

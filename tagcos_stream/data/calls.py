@@ -59,13 +59,25 @@ def _object_or_text(text: str) -> Any:
 
 
 def read_tools(value: Any) -> str | None:
-    """Tools as compact JSON text, from a list, an object or their JSON text; None where there are none."""
+    """Tools as compact JSON text, from a list, an object or their JSON text; None where there are none.
+
+    A function's `parameters` may be JSON text, which gives a column of tools one type; axolotl reads it so, too.
+    """
     value = _parsed(value, "tools")
     if not value:
         return None
     if not isinstance(value, list | dict):
         raise RowError("wrong_type", f"tools must be a list, got {type(value).__name__}")
-    return compact(value if isinstance(value, list) else [value], "tools")
+    return compact([_tool(tool) for tool in (value if isinstance(value, list) else [value])], "tools")
+
+
+def _tool(tool: Any) -> Any:
+    if not isinstance(tool, dict):
+        return tool
+    if isinstance(function := tool.get("function"), dict):
+        return tool | {"function": _tool(function)}
+    parameters = tool.get("parameters")
+    return tool | {"parameters": _object_or_text(parameters)} if isinstance(parameters, str) and parameters.strip() else tool
 
 
 def read_template_kwargs(value: Any) -> str | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.types import ROLES, UserError
 
 
 @dataclass(frozen=True)
 class SourceSpec:
     """One source.
 
-    path: file, folder, glob or URL. name: of the source, default the path's last part. dataset: written to every row that does
-    not carry its own; default the file's name without its endings. format: json, jsonl, csv, tsv, parquet or arrow where the
-    name does not tell. key: which list of a JSON object. split: read only files with this word in their path (`train` finds
+    path: file, folder, glob or URL, or a list of sources in another tool's form (`dataset_info.json#name`), whose entries then
+    take what is given here. name: of the source, default the path's last part. dataset: written to every row that does not carry
+    its own; default the file's name without its endings. format: json, jsonl, csv, tsv, parquet or arrow where the name does not
+    tell. key: which list of a JSON object. split: read only files with this word in their path (`train` finds
     train-00000.parquet). limit: rows read of each file. weight: for whoever shares a budget over sources; ingest does not use
-    it. options: how rows become messages.
+    it. options: how rows become messages. notes: what a run reports about the source.
     """
 
     path: str
@@ -27,3 +32,65 @@ class SourceSpec:
     limit: int | None = None
     weight: float = 1.0
     options: RowOptions = field(default_factory=RowOptions)
+    notes: tuple[str, ...] = ()
+
+
+SPEC_FIELDS = {f.name for f in fields(SourceSpec)} - {"options", "notes"}
+OPTION_FIELDS = {f.name for f in fields(RowOptions)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "limit": (int,),
+    "max_chars": (int,),
+    "weight": (int, float),
+    "columns": (dict,),
+    "roles": (dict,),
+    "train_roles": (list,),
+    "drop_system": (bool,),
+    "check_order": (bool,),
+}  # of the other fields: text
+
+
+def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] = ()) -> SourceSpec:
+    """A SourceSpec from plain values whose names are those of SourceSpec and RowOptions.
+
+    Parameters
+    ----------
+    row
+        The values by name.
+    path
+        The list file that they come from; a relative path of the source is relative to its folder.
+    what
+        Names the source in messages.
+    notes
+        See SourceSpec.
+
+    Raises
+    ------
+    UserError
+        An unknown name, a value of the wrong type or out of range, or no path.
+    """
+    if unknown := sorted(set(row) - SPEC_FIELDS - OPTION_FIELDS):
+        raise UserError(
+            f"{path}: {what}: unknown field {', '.join(unknown)}; there are {', '.join(sorted(SPEC_FIELDS | OPTION_FIELDS))}"
+        )
+    if not isinstance(row.get("path"), str) or not row["path"]:
+        raise UserError(f"{path}: {what}: has no path")
+    for name, value in row.items():
+        kind = _KINDS.get(name, (str,))
+        if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
+            raise UserError(f"{path}: {what}: {name} is {value!r}, must be {' or '.join(k.__name__ for k in kind)}")
+    for name in ("limit", "max_chars", "weight"):
+        if name in row and row[name] <= 0:
+            raise UserError(f"{path}: {what}: {name} is {row[name]}, must be above 0")
+    if row.get("preference", "chosen") != "chosen":
+        raise UserError(f"{path}: {what}: preference is {row['preference']!r}, must be chosen")
+    for name, values in (("train_roles", row.get("train_roles", ())), ("roles", row.get("roles", {}).values())):
+        if wrong := [str(v) for v in values if v not in ROLES]:
+            raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")
+    options: dict[str, Any] = {k: tuple(v) if k == "train_roles" else v for k, v in row.items() if k in OPTION_FIELDS}
+    own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": beside(path, row["path"])}
+    return SourceSpec(**own, options=RowOptions(**options), notes=tuple(notes))
+
+
+def beside(path: Path, name: str) -> str:
+    """A path in a list is relative to the list's folder; a URL or an absolute path stands."""
+    return name if "://" in name else str(path.parent / Path(name).expanduser())

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import xxhash
@@ -14,6 +14,7 @@ import xxhash
 from tagcos_stream.data.containers.registry import CONTAINERS
 from tagcos_stream.data.layouts import BESIDE_SAVED, dataset_above, is_of_split, is_shard, parts_of
 from tagcos_stream.data.remote import is_remote, list_files
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import SHAPE_NAMES
 from tagcos_stream.data.source_lists import is_list, read_list
 from tagcos_stream.data.source_spec import SourceSpec
@@ -72,13 +73,32 @@ def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:
     return list(files.values())
 
 
-def _specs(given: str | SourceSpec) -> list[SourceSpec]:
+def _specs(given: str | SourceSpec, *, within: Path | None = None) -> list[SourceSpec]:
+    """The sources that a path or a source names: several where it names a list. within: the TOML list that names it."""
+    source = SourceSpec(given) if isinstance(given, str) else given
+    path, _, names = source.path.partition("#")
+    if "://" in path or not is_list(Path(path)) or Path(source.path).is_dir():
+        return [source]
+    place = Path(path).expanduser()
+    if within is not None and place.suffix == ".toml":
+        raise UserError(f"{within}: source {path}: a list cannot name another .toml list; name both")
+    found = read_list(place, names, source.options)
     if isinstance(given, SourceSpec):
-        return [given]
-    path, _, names = given.partition("#")
-    if is_list(Path(path)) and not Path(given).is_dir() and "://" not in given:
-        return read_list(Path(path).expanduser(), names)
-    return [SourceSpec(given)]
+        found = [_with(spec, given) for spec in found]
+    return [s for spec in found for s in _specs(spec, within=place)] if place.suffix == ".toml" else found
+
+
+def _with(entry: SourceSpec, given: SourceSpec) -> SourceSpec:
+    """An entry of a list with what the source that names the list says otherwise than by default."""
+    default = SourceSpec("")
+    own = {f.name: getattr(given, f.name) for f in fields(SourceSpec) if f.name not in ("path", "options", "notes")}
+    options = {f.name: getattr(given.options, f.name) for f in fields(RowOptions)}
+    changed = {name: value for name, value in options.items() if value != getattr(default.options, name)}
+    return replace(
+        entry,
+        **{name: value for name, value in own.items() if value != getattr(default, name)},
+        options=replace(entry.options, **changed),
+    )
 
 
 def stem(url: str) -> str:

@@ -14,7 +14,7 @@ from tagcos_stream.data.containers.base import Limits
 from tagcos_stream.data.reasons import REASONS, RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import SHAPE_NAMES, convert, recognise
-from tagcos_stream.data.source_lists import _OPTION_FIELDS, _SPEC_FIELDS
+from tagcos_stream.data.source_spec import OPTION_FIELDS, SPEC_FIELDS
 from tests import naive
 from tests.data.tools import read, write
 
@@ -54,7 +54,7 @@ def test_docs__name_every_shape_reason_limit_and_field() -> None:
     assert {r[0].strip("`"): r[1] for r in _table("| reason | meaning |")} == REASONS
     limits = {r[0].strip("`"): int(r[1].replace(",", "")) for r in _table("| limit | value |")}
     assert limits == {f.name: getattr(Limits(), f.name) for f in fields(Limits)}
-    assert {r[0].strip("`") for r in _table("| field of a source |")} == _SPEC_FIELDS | _OPTION_FIELDS
+    assert {r[0].strip("`") for r in _table("| field of a source |")} == SPEC_FIELDS | OPTION_FIELDS
 
 
 def test_shapes__equal_naive_on_the_common_four(tmp_path: Path) -> None:

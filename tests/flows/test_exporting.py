@@ -182,17 +182,19 @@ def test_export__alpaca_and_llama_factory_and_axolotl_read_back(exported: tuple[
         ("alpaca", "a.jsonl"), ("llama-factory", "lf/dataset_info.json"), ("axolotl", "ax/axolotl.yaml"),
     ):  # fmt: skip
         out = tmp_path / source.split("/")[0]
-        exports.export(root, run_id, out, format=format, leave_out=True)
+        done = exports.export(root, run_id, out, format=format, leave_out=True)
         found = read_back(str(tmp_path / source))
         mine = {identity for identity in kind if kind[identity] not in UNFIT[format]}
-        if format == "axolotl":  # there the parameters of tools are JSON text
-            mine = {identity for identity in mine if kind[identity] not in ("tool calls", "a call")}
-            assert set(found["example_id"]) > mine
-            continue
-        if format == "llama-factory":  # ids of calls and names of tools' turns are noted, reasoning stands in the text
-            mine = {identity for identity in mine if kind[identity] not in ("a call", "reasoning")}
-            assert set(found["example_id"]) > mine
+        if format == "llama-factory":  # what it has no place for is counted, and those examples have other ids
+            for name, note in (
+                ("a call", "calls have no id"),
+                ("a call", "tools' turns name"),
+                ("reasoning", "reasoning stands"),
+            ):
+                assert [n for text, n in done.notes.items() if text.startswith(note)] == [5], note
+                mine -= {identity for identity in mine if kind[identity] == name}
             assert len(found) == len(mine) + 10
+            assert set(found["example_id"]) > mine
             continue
         assert set(found["example_id"]) == mine
 
