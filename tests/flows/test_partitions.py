@@ -58,6 +58,13 @@ def select(values: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
     return clustering, selections.selection(catalog, run_id).drop("run_id").sort("cluster", "rank")
 
 
+def feature_files(root: str) -> list[bytes]:
+    """The chunks of all stored features."""
+    found = sorted(file.read_bytes() for file in Path(root, "spaces").rglob("c.*") if "features" in file.parts)
+    assert len(found) > 3
+    return found
+
+
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass over 120 rows is then cut into as many stretches as there are blocks, and workers pay; one pass is enough."""
@@ -185,6 +192,7 @@ def test_run__processes_select_the_same_as_threads(
         root_of = str(tmp_path / f"processes-{workers}")
         found = select(small_settings(root=root_of, threads=1, run_on="processes", workers=workers))
         assert all(a.equals(b) for a, b in zip(found, one, strict=True))
+        assert feature_files(root_of) == feature_files(settings["root"])
 
 
 @needs_ray

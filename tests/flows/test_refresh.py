@@ -333,22 +333,21 @@ def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, pool_folder
 
 
 def test_refresh__sticky_churns_less_and_reports_both(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
+    values = small_settings(refit="never", count=30, fraction=None)
+    first = run(values)
+    for topic in TOPICS:
+        write(pool_folder / f"more-{topic}.jsonl", topic, range(100, 115))
+    shutil.copytree(values["root"], tmp_path / "sticky")
     churn = {}
-    for name, changes in (("plain", {}), ("sticky", {"sticky": 1000.0})):
-        values = small_settings(refit="never", count=30, fraction=None, root=str(tmp_path / name), **changes)
-        for path in pool_folder.glob("more-*"):
-            path.unlink()
-        first = run(values)
-        for topic in TOPICS:
-            write(pool_folder / f"more-{topic}.jsonl", topic, range(100, 115))
-        second = run(values)
-        catalog = opened(values).catalog
+    for name, changes in (("plain", {}), ("sticky", {"sticky": 1000.0, "root": str(tmp_path / "sticky")})):
+        second = run(mine := values | changes)
+        catalog = opened(mine).catalog
         churn[name] = catalog.read("FROM churn WHERE run_id = ?", [second.run_id]).row(0, named=True)
-        assert len(chosen(values, second.run_id)) == 30
+        assert len(chosen(mine, second.run_id)) == 30
         diff = catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])
         assert (diff["change"] == "left").sum() == churn[name]["left_it"]
-        # once more: nothing changed, all is copied
-        assert run(values).stages["select"]["copied"] == second.stages["select"]["clusters"]
+    # once more: nothing changed, all is copied
+    assert run(mine).stages["select"]["copied"] == second.stages["select"]["clusters"]
     assert churn["plain"]["kept_by_sticky"] == 0
     assert churn["sticky"]["kept_by_sticky"] > 0
     assert churn["sticky"]["churn"] < churn["plain"]["churn"]

@@ -228,19 +228,6 @@ def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Make
     assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
 
 
-def test_run__worker_processes_give_the_same_selection(small_settings: Maker, tmp_path: Path) -> None:
-    one = run(small_settings(root=str(tmp_path / "one"), threads=1))
-    two = run(small_settings(root=str(tmp_path / "two"), threads=1, workers=2))
-    stored = [
-        sorted(file.read_bytes() for file in (tmp_path / name / "spaces").rglob("c.*") if "features" in file.parts)
-        for name in ("one", "two")
-    ]
-    assert len(stored[0]) > 3
-    assert stored[0] == stored[1]  # the features, bit for bit
-    columns = ["example_id", "cluster", "rank", "round", "weight"]
-    assert selected(str(tmp_path / "one"), one.run_id)[columns].equals(selected(str(tmp_path / "two"), two.run_id)[columns])
-
-
 def test_run__too_long_examples_are_rejected_when_asked(small_settings: Maker, pool_folder: Path) -> None:
     long = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two " * 40}]
     (pool_folder / "long.jsonl").write_text(json.dumps({"messages": long}) + "\n", encoding="utf-8")
