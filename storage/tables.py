@@ -100,12 +100,8 @@ def insert_row(connection: duckdb.DuckDBPyConnection, table: str, *, replace: bo
 
     Parameters
     ----------
-    connection
-        A connection in a transaction.
-    table
-        Name of the table; not from user input.
-    replace
-        Replace a row with the same primary key.
+    connection, table, replace
+        As for `insert`.
     values
         Values by column.
     """

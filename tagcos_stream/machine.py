@@ -51,7 +51,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Parameters
     ----------
     root : Path
-        Folder that holds ``proc`` and ``sys``.
+        As for `available_cpus`.
 
     Returns
     -------

@@ -155,12 +155,12 @@ class ArrayRows:
             self.starts = np.zeros(1, np.int64)
 
     def read(self, block: int) -> np.ndarray:
-        """Read one block.
+        """Read one block, without a copy.
 
         Parameters
         ----------
         block
-            Its number, from 0.
+            As for `RowBlocks.read`.
 
         Returns
         -------

@@ -70,7 +70,7 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     print()
     print_frame(pl.DataFrame(found["by_cluster"]))
     for match in found["match"]:
-        told = f"{match['error_plain']:.3f} counted alike, {match['error_weighted']:.3f} weighted"
+        told = f"{match['error_plain']:.3f} with equal weights, {match['error_weighted']:.3f} with the fitted weights"
         print(f"\nerror of the pool's mean feature, on dimensions seen: {told}")
     for row in found["changes"]:
         _tell_changes(row)

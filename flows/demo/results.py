@@ -32,7 +32,7 @@ def print_results(root: Root, run_id: str, location: str, added: int) -> None:
     added : int
         Rows that were added to the first pool, for the next command.
     """
-    print(f"random selections of as many examples, counted alike: {random_error(root, run_id):.3f} (mean of {DRAWS})")
+    print(f"random selections of as many examples, with equal weights: {random_error(root, run_id):.3f} (mean of {DRAWS})")
     samples = report_samples.collect(root, run_id, clustering_id=None, base=None)
     print(f"\n{SHOWN} of the selected examples, the first of each of the largest clusters:")
     for row in first_chosen(samples.rows).iter_rows(named=True):
@@ -59,7 +59,7 @@ def random_error(root: Root, run_id: str) -> float:
     Returns
     -------
     float
-        Comparable to the error counted alike that a run records; the pool's features are held in memory.
+        Comparable to the error with equal weights that a run records; the pool's features are held in memory.
     """
     space = runs.run_status(root.catalog, run_id).run["space_id"]
     blocks = segments.open_features(root.files, space, spaces.features_pool(root.catalog, run_id, space))

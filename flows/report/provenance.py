@@ -9,6 +9,7 @@ import polars as pl
 
 from flows.compare.tables import named as trained_name
 from flows.report import plots
+from flows.report.columns import columns
 from flows.report.elements import Column, Section, Table, first_rows, named, plain_url, snippet
 from storage.catalog.report_facts import Facts
 
@@ -33,20 +34,13 @@ def rejects(facts: Facts) -> Section:
     drawn = [
         {"name": row["reason"], "value": row["rows"], "stage": row["stage"]} for row in totals.head(30).iter_rows(named=True)
     ]
-    columns = (
-        Column("reason", "reason"),
-        Column("stage", "found at"),
-        Column("rows", "rows", "count"),
-        Column("source", "file or source"),
-        Column("detail", "for example"),
-        Column("snippet", "begins with"),
-    )
+    titles = columns("reason stage rows source detail snippet", stage="found at", source="file or source", detail="for example")
     shown, more = first_rows(rows, 'tagcos sql "FROM rejects_by_reason"')
     plot = plots.bars(
         "rejects", "Rejects by reason", "Bars: rejected rows by reason.", drawn, words="rows", form=",d", colour="stage"
     )
     lead = f"Rows of this run's files, and examples of its pool, that were not used: {facts.rejects['rows'].sum():,}."
-    return Section("rejects", "Rejects", lead, plots=(plot,), tables=(Table("rejects", "Rejects", columns, shown, more),))
+    return Section("rejects", "Rejects", lead, plots=(plot,), tables=(Table("rejects", "Rejects", titles, shown, more),))
 
 
 def changes(facts: Facts) -> Section:
@@ -78,13 +72,8 @@ def changes(facts: Facts) -> Section:
                 "drift", "Drift, as a share of its limit", "Bars: drift measures.", bars, words="of the limit", form="%", rule=1
             )
         )
-        columns = (
-            Column("name", "drift"),
-            Column("measure", "what it is"),
-            Column("value", "value", "number"),
-            Column("limit", "limit", "number"),
-        )
-        tables.append(Table("drift", "Drift", columns, measured))
+        titles = columns("name measure value limit", name="drift", measure="what it is")
+        tables.append(Table("drift", "Drift", titles, measured))
     else:
         told.append("No drift was measured: there were no earlier clusters to hold against.")
     if not facts.changes.is_empty():
@@ -101,8 +90,7 @@ def changes(facts: Facts) -> Section:
                 colour="change",
             )
         )
-        told_of = (Column("change", "change"), Column("reason", "reason"), Column("examples", "examples", "count"))
-        tables.append(Table("changes", "Difference to the run before", told_of, rows))
+        tables.append(Table("changes", "Difference to the run before", columns("change reason examples"), rows))
     elif drift["base_run"]:
         told.append("It chose the same examples.")
     return Section("changes", "Since the run before", " ".join(told), plots=tuple(drawn), tables=tuple(tables))
@@ -124,19 +112,10 @@ def controls(facts: Facts) -> Section:
             if row["error_fitted"] is not None
         ]
         drawn.append(plots.errors("controls", "Error on held-out dimensions, weights fitted", lines))
-        columns = (
-            Column("method", "method"),
-            Column("fraction", "share", "share"),
-            Column("seeds", "seeds", "count"),
-            Column("error_plain", "plain", "number"),
-            Column("error_weighted", "weighted", "number"),
-            Column("error_fitted", "fitted", "number"),
-            Column("sd_fitted", "spread", "number"),
-            Column("sources_reached", "sources reached", "share"),
-            Column("clusters_reached", "clusters reached", "share"),
-            Column("jaccard", "overlap of seeds", "share"),
+        titles = columns(
+            "method fraction seeds error_plain error_weighted error_fitted sd_fitted sources_reached clusters_reached jaccard"
         )
-        tables.append(Table("controls", "Methods on held-out dimensions", columns, rows))
+        tables.append(Table("controls", "Methods on held-out dimensions", titles, rows))
     if not facts.evaluations.is_empty():
         lead.append(
             "`tagcos evaluate` trained models on selections from this pool and measured them on rows held out: means over seeds, "
@@ -156,23 +135,15 @@ def controls(facts: Facts) -> Section:
             title = "Held-out loss against random selection"
             label = "Bars: difference in held-out loss from random selection; below zero is better."
             drawn.append(plots.bars("evaluations", title, label, bars, words="nats; below 0 is better", form=".4f"))
-        found = (
-            Column("measure", "measure"),
-            Column("trained", "selected by"),
-            Column("fraction", "share", "share"),
-            Column("regime", "equal"),
-            Column("seeds", "seeds", "count"),
-            Column("value", "mean", "number"),
-            Column("se", "standard error", "number"),
-            Column("vs_random", "against random", "number"),
-            Column("vs_random_se", "its standard error", "number"),
-            Column("median_vs_random", "median source against random", "number"),
-            Column("sources_ahead", "sources ahead", "count"),
-            Column("sources", "of", "count"),
-            Column("model", "model"),
+        titles = columns(
+            "measure trained fraction regime seeds value se vs_random vs_random_se median_vs_random sources_ahead sources model",
+            regime="equal",
+            value="mean",
+            median_vs_random="median source against random",
+            sources="of",
         )
         shown, more = first_rows(rows, 'tagcos sql "FROM evaluation_scores"')
-        tables.append(Table("evaluations", "Models trained on selections", found, shown, more))
+        tables.append(Table("evaluations", "Models trained on selections", titles, shown, more))
     if not tables:
         missing = "No controls were measured on this pool: `tagcos diagnose` compares the methods without training."
         return Section("controls", "Controls", missing=missing)
@@ -198,20 +169,15 @@ def lineage(facts: Facts) -> Section:
         "clustering": run["clustering_id"],
     }
     config = json.loads(run["config"])
-    files = [row | {"source": plain_url(row["source"]), "url": plain_url(row["url"])} for row in facts.files.to_dicts()]
+    files = [
+        row | {"source": plain_url(row["source"]), "url": plain_url(row["url"]), "bytes": row["size"]}
+        for row in facts.files.to_dicts()
+    ]
     shown, more = first_rows(files, 'tagcos sql "FROM files"')
-    columns = (
-        Column("source", "source"),
-        Column("url", "file"),
-        Column("format", "format"),
-        Column("size", "size", "bytes"),
-        Column("rows", "rows", "count"),
-        Column("digest", "digest"),
-    )
     tables = [
         _pairs("lineage", "Run", general),
         _pairs("settings", "Settings", {name: setting(value) for name, value in config.items()}),
-        Table("files", "Files", columns, shown, more, folded=True),
+        Table("files", "Files", columns("source url format bytes rows digest"), shown, more, folded=True),
         _pairs(
             "versions", "Versions", json.loads(run["versions"]) | {f"seed {k}": v for k, v in json.loads(run["seeds"]).items()}
         ),
@@ -245,10 +211,6 @@ def stages(facts: Facts) -> Section:
     if memory:
         label = "Bars: peak memory of the process up to the end of each stage."
         drawn.append(plots.bars("memory", "Peak memory of the process by then", label, memory, words="GiB", form=",.2f"))
-    columns = (
-        Column("stage", "stage"),
-        Column("seconds", "seconds", "seconds"),
-        Column("peak_bytes", "peak memory so far", "bytes"),
-    )
+    table = Table("stages", "Stages", columns("stage seconds peak_bytes"), rows)
     lead = f"{facts.stages['seconds'].sum():,.1f} seconds in all."
-    return Section("stages", "Time and memory", lead, plots=tuple(drawn), tables=(Table("stages", "Stages", columns, rows),))
+    return Section("stages", "Time and memory", lead, plots=tuple(drawn), tables=(table,))

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from flows.report import plots
-from flows.report.elements import Column, Section, Sources, Table, first_rows, isolated, named
+from flows.report.columns import columns
+from flows.report.elements import Section, Sources, Table, first_rows, isolated, named
 from flows.report.examples import opening
 from storage.catalog.report_facts import STEPS, Facts
 from storage.report_samples import MapSample, Samples
@@ -34,19 +35,11 @@ def sources(facts: Facts, known: Sources) -> Section:
         for who, count, share in (("pool", "pool", "share_of_pool"), ("selection", "selected", "share_of_selection"))
     ]
     shown, more = first_rows(rows, "tagcos sql \"FROM by_dataset('RUN')\"")
-    columns = (
-        Column("name", "source"),
-        Column("pool", "in the pool", "count"),
-        Column("selected", "chosen", "count"),
-        Column("share_of_pool", "share of pool", "share"),
-        Column("share_of_selection", "share of selection", "share"),
-        Column("taken", "chosen of it", "share"),
-        Column("target_tokens", "target tokens chosen", "count"),
-    )
+    titles = columns("name pool selected share_of_pool share_of_selection taken target_tokens", name="source")
     lead = "Each source's share of the pool (before) and of the selection (after)."
     if len(rows) > SHOWN_SOURCES:
         lead += f" The plot shows the {SHOWN_SOURCES} largest of {len(rows):,}."
-    table = Table("sources", "Sources", columns, shown, more)
+    table = Table("sources", "Sources", titles, shown, more)
     return Section("sources", "By source", lead, plots=(plots.by_source(drawn),), tables=(table,))
 
 
@@ -134,22 +127,15 @@ def _clusters(facts: Facts, samples: Samples, known: Sources, *, own: bool) -> T
             "size": size,
             "selected": selected,
             "share": selected / size,
-            "sources": ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5),
+            "makeup": ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5),
             "example": (nearest[cluster] or [""])[0],
             "parts": entries,
         }
         rows.append(row | {"residual": residuals.get(cluster)})
-    columns = (
-        Column("cluster", "cluster"),
-        Column("size", "examples", "count"),
-        Column("selected", "chosen", "count"),
-        Column("share", "chosen of it", "share"),
-        *((Column("residual", "residual", "number"),) if residuals else ()),
-        Column("sources", "sources"),
-        Column("example", "nearest to the centre"),
-    )
+    keys = f"cluster size selected share {'residual ' * bool(residuals)}makeup example"
+    titles = columns(keys, example="nearest to the centre")
     shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
-    return Table("clusters", "Clusters", columns, shown, more)
+    return Table("clusters", "Clusters", titles, shown, more)
 
 
 def budgets(facts: Facts, known: Sources, word: str) -> Section:
@@ -166,21 +152,12 @@ def budgets(facts: Facts, known: Sources, word: str) -> Section:
     lead = f"How the {total:,} examples were shared over {len(rows):,} {PLURALS[word]}, in proportion to size."
     if len(rows) > SHOWN_BARS:
         lead += f" The plot shows the {SHOWN_BARS} largest."
-    columns = (
-        Column("c", word),
-        Column("size", "examples", "count"),
-        Column("budget", "budget", "count"),
-        Column("selected", "chosen", "count"),
-        Column("share", "chosen of it", "share"),
-        Column("residual", "residual", "number"),
-        Column("mean_squared_distance", "mean squared distance", "number"),
-        Column("seconds", "seconds", "seconds"),
-        *((Column("kept", "kept by sticky", "count"),) if facts.groups["kept"].sum() else ()),
-        *((Column("copied_from", "unchanged since"),) if facts.groups["copied_from"].drop_nulls().len() else ()),
-    )
+    keys = "c size budget selected share residual mean_squared_distance seconds"
+    keys += " kept" * bool(facts.groups["kept"].sum()) + " copied_from" * bool(facts.groups["copied_from"].drop_nulls().len())
+    titles = columns(keys, c=word)
     shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
     drawn = [{name: row[name] for name in ("c", "size", "selected", "share", "residual", "parts")} for row in rows[:SHOWN_BARS]]
-    table = Table("budget", "Budget", columns, shown, more, folded=True)
+    table = Table("budget", "Budget", titles, shown, more, folded=True)
     return Section("budget", title, lead, plots=(plots.budget(drawn, word),), tables=(table,))
 
 
@@ -213,7 +190,7 @@ def residuals(facts: Facts, word: str) -> Section:
             "who": f"{row['method']}, {words}",
         }
         for row in facts.budgets.iter_rows(named=True)
-        for kind, words in (("plain", "counted alike"), ("weighted", "weighted"))
+        for kind, words in (("plain", "equal weights"), ("weighted", "fitted weights"))
         if row[f"error_{kind}"] is not None
     ]
     drawn = []
@@ -228,15 +205,12 @@ def residuals(facts: Facts, word: str) -> Section:
         lead = "This method follows no residual."
     if runs:
         lead += " The error of the whole is measured on the dimensions it was selected by, which flatters methods that fit them."
-    columns = (
-        Column("run_id", "run"),
-        Column("method", "method"),
-        Column("fraction", "share", "share"),
-        Column("selected", "chosen", "count"),
-        Column("error_plain", "error, counted alike", "number"),
-        Column("error_weighted", "error, weighted", "number"),
+    titles = columns(
+        "run_id method fraction selected error_plain error_weighted",
+        error_plain="error, equal weights",
+        error_weighted="error, fitted weights",
     )
-    tables = (Table("errors", "Runs on this pool", columns, facts.budgets.to_dicts(), folded=True),) if runs else ()
+    tables = (Table("errors", "Runs on this pool", titles, facts.budgets.to_dicts(), folded=True),) if runs else ()
     if not drawn:
         return Section("residuals", "Residual and error", missing="Neither a residual nor an error was recorded for this run.")
     return Section("residuals", "Residual and error", lead, plots=tuple(drawn), tables=tables)
@@ -265,19 +239,8 @@ def lengths(facts: Facts, known: Sources) -> Section:
             entry["pool"] += row["pool"]
             entry["selected"] += row["selected"]
         drawn.append(plots.histogram(measure, unit, list(summed.values())))
-    columns = (
-        Column("measure", "measure"),
-        Column("who", "of"),
-        Column("n", "examples", "count"),
-        Column("total", "sum", "number"),
-        Column("mean", "mean", "number"),
-        Column("median", "median", "number"),
-        Column("p90", "90% are below", "number"),
-        Column("largest", "largest", "number"),
-    )
     lead = "Of the examples that have a feature. Tokens are counted as cut to max_length; loss is the mean over target tokens."
     if not rows:
         return Section("lengths", "Lengths and loss", missing="No lengths were recorded.")
-    return Section(
-        "lengths", "Lengths and loss", lead, plots=tuple(drawn), tables=(Table("lengths", "Lengths and loss", columns, rows),)
-    )
+    table = Table("lengths", "Lengths and loss", columns("measure who n total mean median p90 largest"), rows)
+    return Section("lengths", "Lengths and loss", lead, plots=tuple(drawn), tables=(table,))

@@ -154,9 +154,9 @@ def groups_done(catalog: Catalog, run_id: str) -> set[int]:
     Parameters
     ----------
     catalog
-        Where the run is recorded.
+        Where its choices are recorded.
     run_id
-        Any run.
+        A run, complete or not.
 
     Returns
     -------

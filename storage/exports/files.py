@@ -92,27 +92,23 @@ def _card(path: Path, done: Any, columns: str) -> str:
     )
 
 
+DATASETS_COLUMNS = (
+    "`messages` (role, content, name, reasoning_content, tool_calls with arguments as JSON text, tool_call_id, train: "
+    "trained character ranges, null for the role's default), `tools` (JSON), `chat_template_kwargs` (JSON), "
+    "`example_id`, `dataset`, `weight` (mean 1), `cluster`, `rank`."
+)
+TRL_COLUMNS = (
+    "`input_ids`, `labels` (-100 where nothing is trained on), `weight` (mean 1): for `trl.SFTTrainer` as they are, "
+    "and for `tagcos_stream.weighted_sft.weighted_sft_trainer`, which takes the weights."
+)
+
+
 def _datasets(path: Path, done: Any) -> dict[str, str]:
-    return {
-        "README.md": _card(
-            path,
-            done,
-            "`messages` (role, content, name, reasoning_content, tool_calls with arguments as JSON text, tool_call_id, train: "
-            "trained character ranges, null for the role's default), `tools` (JSON), `chat_template_kwargs` (JSON), "
-            "`example_id`, `dataset`, `weight` (mean 1), `cluster`, `rank`.",
-        )
-    }
+    return {"README.md": _card(path, done, DATASETS_COLUMNS)}
 
 
 def _trl(path: Path, done: Any) -> dict[str, str]:
-    return {
-        "README.md": _card(
-            path,
-            done,
-            "`input_ids`, `labels` (-100 where nothing is trained on), `weight` (mean 1): for `trl.SFTTrainer` as they are, "
-            "and for `tagcos_stream.weighted_sft.weighted_sft_trainer`, which takes the weights.",
-        )
-    }
+    return {"README.md": _card(path, done, TRL_COLUMNS)}
 
 
 def _llama_factory(path: Path, done: Any) -> dict[str, str]:

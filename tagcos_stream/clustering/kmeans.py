@@ -154,8 +154,7 @@ def peak_bytes(n_rows: int, dim: int, n_clusters: int, *, block_rows: int = 1024
     int
         Bytes.
     """
-    batch = 4 * dim * (batch_rows(dim) + block_rows)
-    scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
+    batch, scores = _batch_bytes(dim, n_clusters, block_rows)
     centres = n_clusters * dim * (4 * 3 + 8 * 5)
     sample = 4 * dim * sample_rows(n_rows, n_clusters, dim)
     return 13 * n_rows + centres + max(3 * batch + 2 * scores, 2 * sample + scores) + (64 << 20)
@@ -166,21 +165,22 @@ def pass_bytes(dim: int, n_clusters: int, *, block_rows: int = 1024) -> int:
 
     Parameters
     ----------
-    dim
-        D.
-    n_clusters
-        K.
-    block_rows
-        Most rows of a block.
+    dim, n_clusters, block_rows
+        As for `peak_bytes`.
 
     Returns
     -------
     int
         Bytes.
     """
-    batch = 4 * dim * (batch_rows(dim) + block_rows)
-    scores = 4 * (batch_rows(dim) + block_rows) * n_clusters
+    batch, scores = _batch_bytes(dim, n_clusters, block_rows)
     return n_clusters * dim * (4 * 3 + 8 * 3) + 3 * batch + 2 * scores + (64 << 20)
+
+
+def _batch_bytes(dim: int, n_clusters: int, block_rows: int) -> tuple[int, int]:
+    """Bytes of a batch's rows, and of their scores against all centroids."""
+    rows = batch_rows(dim) + block_rows
+    return 4 * dim * rows, 4 * rows * n_clusters
 
 
 def _start(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> KMeansState:

@@ -129,7 +129,9 @@ def load_max_positions(ref: str, *, revision: str | None = None, trust_remote_co
 
     Parameters
     ----------
-    ref, revision, trust_remote_code
+    ref
+        Model folder or hub name.
+    revision, trust_remote_code
         As for `load_model`.
 
     Returns

@@ -12,12 +12,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from flows.cli import main
 from storage.arrays import segments
 from storage.catalog import runs, spaces
 from storage.root import Root
 from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
 
+Call = Callable[..., tuple[int, str, str]]
 TOPICS = ("sums", "colours", "cities")
 # of a run that takes a second or two
 SMALL: dict[str, Any] = {
@@ -92,3 +94,21 @@ def small_settings(model_folder: Path, pool_folder: Path, tmp_path: Path) -> Cal
         )
 
     return settings
+
+
+@pytest.fixture
+def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the entry point with arguments; returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["tagcos", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -10,30 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows.cli import main
 from flows.cli.options import settings_parameters
 from tagcos_stream.config import Settings
+from tests.flows.conftest import Call
 
 Maker = Callable[..., dict[str, Any]]
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call the entry point with arguments; returns exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tagcos", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def flags(values: dict[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from flows import pipeline
-from flows.cli import main
 from flows.compare import diagnose
 from flows.progress import SilentReporter
 from flows.report.build import make_report, write_report
@@ -24,7 +23,7 @@ from storage.database import Catalog
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
-from tests.flows.conftest import TOPICS, conversation
+from tests.flows.conftest import TOPICS, Call, conversation
 from tests.pages import Browser, Content, browser
 from tests.storage import tiny
 
@@ -403,25 +402,14 @@ def test_report__shows_evaluations_where_there_are_any(filled: Root) -> None:
     assert [row["value"] for row in found.plots["evaluations"]["rows"]] == [-0.5, 0]
 
 
-def test_command__finds_the_run_and_names_the_file(
-    grown: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command__finds_the_run_and_names_the_file(grown: Root, tmp_path: Path, tagcos: Call) -> None:
     first = runs.list_runs(grown.catalog)["run_id"][-1]
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tagcos", "report", *map(str, arguments), "--root", grown.url])
-        try:
-            main.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    code, out, _ = call(first)
+    code, out, _ = tagcos("report", first, "--root", grown.url)
     assert code == 0
     assert f"{grown.url}/reports/{first}.html" in out
     assert "There was no run before this one" in Path(grown.url, "reports", f"{first}.html").read_text()
-    code, out, _ = call("latest", "--out", tmp_path / "deep" / "page.html")
+    code, out, _ = tagcos("report", "latest", "--out", tmp_path / "deep" / "page.html", "--root", grown.url)
     assert code == 0
     assert (tmp_path / "deep" / "page.html").read_text() == Path(grown.url, "reports", f"{latest(grown)[1]}.html").read_text()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
@@ -431,7 +419,7 @@ def test_command__finds_the_run_and_names_the_file(
         (["latest", "--out", tmp_path / "page.pdf"], "must end in .html"),
         (["latest", "--out", tmp_path / "deep" / "page.html" / "x.html"], "choose another --out"),
     ):
-        code, _, err = call(*arguments)
+        code, _, err = tagcos("report", *arguments, "--root", grown.url)
         assert (code, err.count("\n")) == (2, 1), arguments
         assert said in err
 

@@ -7,40 +7,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import polars as pl
 import pytest
 
-from flows.cli import main, output
+from flows.cli import output
 from storage.root import Root
 from tagcos_stream.types import UserError
+from tests.flows.conftest import Call
 
-Ask = Callable[..., tuple[int, str, str]]
 NUMBERS = "SELECT sum(7) AS total, 1.50::DECIMAL(9, 2) AS price, 'nan'::DOUBLE AS lost, [1, 2] AS few, 0.1 + 0.2::DOUBLE AS exact"
 
 
 @pytest.fixture
-def ask(filled: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+def ask(filled: Root, tagcos: Call) -> Call:
     """Exit code, standard output and standard error of `tagcos sql` with these arguments."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tagcos", "sql", "--root", str(filled.path), *arguments])
-        capsys.readouterr()
-        try:
-            main.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return lambda *arguments: tagcos("sql", "--root", filled.path, *arguments)
 
 
 def test_sql__reads_the_query_from_an_argument_a_file_or_standard_input(
-    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "query.sql").write_text("SELECT 42 AS n")
     assert ask("SELECT 42 AS n") == ask("--file", str(tmp_path / "query.sql")) == (0, " n\n42\n", "")
@@ -53,23 +41,23 @@ def test_sql__reads_the_query_from_an_argument_a_file_or_standard_input(
     assert (code, "cannot read the query from" in err) == (2, True)
 
 
-def test_sql__numbers_are_numbers_in_json(ask: Ask) -> None:
+def test_sql__numbers_are_numbers_in_json(ask: Call) -> None:
     (row,) = json.loads(ask(NUMBERS, "--json")[1])
     assert row == {"total": 7, "price": 1.5, "lost": None, "few": [1, 2], "exact": 0.1 + 0.2}
     assert type(row["total"]) is int
 
 
-def test_sql__csv(ask: Ask) -> None:
+def test_sql__csv(ask: Call) -> None:
     told = ask(NUMBERS + ", 'a,\"b\"' AS text", "--csv")[1]
     assert told == 'total,price,lost,few,exact,text\n7,1.5,,"[1, 2]",0.30000000000000004,"a,""b"""\n'
     assert ask("SELECT 1", "--csv", "--json")[0] == 2
 
 
-def test_sql__limit(ask: Ask) -> None:
+def test_sql__limit(ask: Call) -> None:
     assert ask("FROM range(100)", "--limit", "2")[1] == "range\n    0\n    1\n"
 
 
-def test_sql__a_pipe_gets_one_line_a_row_in_full_precision(ask: Ask) -> None:
+def test_sql__a_pipe_gets_one_line_a_row_in_full_precision(ask: Call) -> None:
     told = ask("SELECT 1 / 3 AS third, E'two\\nlines\\t' AS text, repeat('x ', 9000) AS long")[1].splitlines()
     assert len(told) == 2
     assert told[1].startswith("0.3333333333333333  two\\nlines\\t")
@@ -89,7 +77,7 @@ def test_print_frame__ids_are_never_folded(monkeypatch: pytest.MonkeyPatch) -> N
         assert out.getvalue().count(identity) == 2
 
 
-def test_sql__safe_asks_and_does_nothing_else(ask: Ask, filled: Root, tmp_path: Path) -> None:
+def test_sql__safe_asks_and_does_nothing_else(ask: Call, filled: Root, tmp_path: Path) -> None:
     out, secret = tmp_path / "out.csv", tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
     assert ask(f"FROM read_csv('{secret}')")[1] == "a\n1\n"  # documented: without --safe a query may read files

@@ -23,6 +23,7 @@ from tagcos_stream.selection.kcenter import kcenter
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Registry, Words
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
+from tests.method.draw_rows import draw_rows
 
 
 def test_methods__are_those_of_the_settings() -> None:
@@ -80,13 +81,7 @@ def case(seed: int) -> tuple[np.ndarray, int]:
     """Rows (n, D) float16 as the store gives them, and a budget: scattered, in clumps, or with copies."""
     r = np.random.default_rng(seed)
     n, dim = int(r.integers(1, 120)), int(r.choice([1, 2, 7, 64]))
-    rows = r.standard_normal((n, dim))
-    if seed % 3 == 1:
-        rows = 5 * rows[r.integers(0, max(1, n // 10), n)] + 0.1 * rows
-    rows = rows.astype(np.float16)
-    if seed % 3 == 2:
-        rows = rows[r.integers(0, n, n)]
-    return rows, int(r.integers(1, n + 3))
+    return draw_rows(r, n, dim, seed, spread=0.1), int(r.integers(1, n + 3))
 
 
 # --- one number an example

@@ -14,18 +14,15 @@ from tagcos_stream.selection import stands as stands_module
 from tagcos_stream.selection.stands import peak_bytes, stands_for
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
+from tests.method.draw_rows import draw_rows
 
 
 def case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, D) float16, and some of them chosen in a random order: scattered, in clumps, or with copies and zeros."""
     r = np.random.default_rng(seed)
     n, dim = int(r.integers(1, 90)), int(r.choice([1, 2, 7, 64, 200]))
-    rows = r.standard_normal((n, dim))
-    if seed % 3 == 1:
-        rows = 5 * rows[r.integers(0, max(1, n // 10), n)] + 0.01 * rows
-    rows = rows.astype(np.float16)
+    rows = draw_rows(r, n, dim, seed, spread=0.01)
     if seed % 3 == 2:
-        rows = rows[r.integers(0, n, n)]
         rows[r.integers(0, n)] = 0
     return rows, r.permutation(n)[: int(r.integers(1, n + 1))]
 
