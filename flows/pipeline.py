@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from flows.changes import sentence
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
 from flows.plan import Plan, make_plan, plan_from_pool
 from flows.progress import Reporter, default_reporter
@@ -32,10 +33,12 @@ RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run came to: its id, what each stage reported, and what was planned once its sources were read."""
+    """What a finished run came to: its id, what each stage reported, one sentence on what was selected and what changed, and what
+    was planned once its sources were read."""
 
     run_id: str
     stages: Mapping[str, Mapping[str, Any]]
+    sentence: str
     plan: Plan | None = None  # of a run that read sources
 
 
@@ -70,7 +73,7 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         stage("publish", publish, run, selection)
     for warning in features.detail["warnings"]:
         reporter.say(warning)
-    return Outcome(run.run_id, stage.details, plan)
+    return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id), plan)
 
 
 def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
@@ -132,7 +135,7 @@ def reselect(
         clusters = stage("cluster", cluster, run, features)
         selection = stage("select", select, run, features, clusters)
         stage("publish", publish, run, selection)
-    return Outcome(run.run_id, stage.details)
+    return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id))
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,17 @@ class Settings(BaseModel):
         panel="Pool",
         description="Stop if more rows than this are rejected: a fraction if below 1, otherwise a number of rows.",
     )
+    max_retired: float = setting(
+        "machine",
+        0.1,
+        ge=0,
+        panel="Pool",
+        description="Stop if a source lost more examples than this since the last run of the same sources: a fraction if "
+        "below 1, otherwise a number of examples; 0: none may be lost.",
+    )
+    checks: str | None = setting(
+        "machine", None, panel="Pool", description="Folder of SQL files that check a run: a query that returns rows fails."
+    )
     near_duplicates: float | None = setting(
         "pool",
         None,

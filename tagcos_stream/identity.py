@@ -94,6 +94,12 @@ def absolute_sources(sources: Sequence[str]) -> list[str]:
     return [source if "://" in source else str(Path(source).absolute()) for source in sources]
 
 
+def reading(settings: Settings) -> dict[str, Any]:
+    """Identify what a run reads and how, whatever the files hold: runs that agree on it are compared by source."""
+    named = {"sources": absolute_sources(settings.sources), "decontaminate": absolute_sources(settings.decontaminate)}
+    return {**named, "reader": READER_VERSION}
+
+
 # feature spaces
 
 

@@ -37,35 +37,41 @@ BY_CLUSTER = """
 
 
 def summary(catalog: Catalog, run_id: str) -> dict[str, Any]:
-    """What a run selected, as plain data: counts, by dataset, by cluster (or other group), its match, what changed."""
+    """What a run selected, as plain data: counts, by dataset, cluster (or other group) and source, its match, what changed."""
+    from flows.changes import sentence
+    from storage.catalog import changes as catalog_changes
+
     by_dataset = catalog.read(
         "SELECT dataset, pool, selected, selected / pool AS share FROM by_dataset(?) ORDER BY dataset", [run_id]
     )
     by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
+    since = catalog_changes.compared_with(catalog, run_id)
     changes = "SELECT d.*, c.* EXCLUDE (run_id) FROM drift d LEFT JOIN churn c USING (run_id) WHERE run_id = ?"
     usable = int(by_cluster["size"].sum())
     return {
         "run_id": run_id,
+        "sentence": sentence(catalog, run_id),
         "selected": int(by_cluster["selected"].sum()),
         "usable": usable,
         "without_gradient": max(0, int(by_dataset["pool"].sum()) - usable),
         "heldout": int(catalog.read("SELECT count(*) AS n FROM heldout_of(?)", [run_id])["n"][0]),
         "by_dataset": by_dataset.to_dicts(),
         "by_cluster": by_cluster.to_dicts(),
+        "by_source": catalog_changes.by_source(catalog, run_id, since).to_dicts(),
         "match": catalog.read("SELECT error_plain, error_weighted FROM match_of(?) WHERE cluster IS NULL", [run_id]).to_dicts(),
         "changes": catalog.read(changes, [run_id]).to_dicts(),
     }
 
 
 def print_summary(catalog: Catalog, run_id: str) -> None:
-    """What was selected, by dataset and by cluster (or other group), and how near it comes to the pool's mean."""
+    """What was selected, by dataset and by cluster (or other group), how near it comes to the pool's mean, what changed."""
     import polars as pl
 
     found = summary(catalog, run_id)
     chosen, usable, lacking = found["selected"], found["usable"], found["without_gradient"]
     unusable = f"; {lacking} more have no gradient (see rejects_by_reason)" if lacking else ""
     heldout = f"; {found['heldout']} more are held out" if found["heldout"] else ""
-    print(f"\nrun {run_id}: {chosen} of {usable} examples selected ({chosen / usable:.1%}){unusable}{heldout}\n")
+    print(f"\nrun {run_id}: {found['sentence']} ({chosen / usable:.1%}){unusable}{heldout}\n")
     print_frame(pl.DataFrame(found["by_dataset"]))
     print()
     print_frame(pl.DataFrame(found["by_cluster"]))
@@ -74,6 +80,7 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
         print(f"\nerror of the pool's mean feature, on dimensions seen: {told}")
     for row in found["changes"]:
         _tell_changes(row)
+        print_frame(pl.DataFrame(found["by_source"]))
 
 
 def _tell_changes(row: dict[str, Any]) -> None:

@@ -107,6 +107,8 @@ def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:
         if name in Settings.model_fields and name not in UNREMARKABLE and value != _default(name)
     ]
     notes = [f"Settings that differ from the default: {', '.join(differ)}." if differ else "All settings are the default."]
+    if facts.since is not None:
+        notes.append(f"Sources since {facts.since}: {provenance.source_changes(facts).summary}.")
     if not facts.moved.is_empty():
         moved = [
             f"{isolated(named(row['dataset']))} {row['pool_before']:,} → {row['pool']:,}, "

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from flows.changes import Changes
 from flows.compare.tables import named as trained_name
 from flows.report import plots
 from flows.report.columns import columns
@@ -21,6 +22,8 @@ DRIFT = {
     "loss_shift": ("loss", "how much higher the loss of rows unseen by the warm-up is (standard deviations)"),
     "unseen": ("unseen", "share of the pool that the warm-up could not see"),
 }
+
+SOURCE_COUNTS = ("before", "pool", "new", "returned", "retired", "rejected", "selected")
 
 
 def rejects(facts: Facts) -> Section:
@@ -41,6 +44,12 @@ def rejects(facts: Facts) -> Section:
     )
     lead = f"Rows of this run's files, and examples of its pool, that were not used: {facts.rejects['rows'].sum():,}."
     return Section("rejects", "Rejects", lead, plots=(plot,), tables=(Table("rejects", "Rejects", titles, shown, more),))
+
+
+def source_changes(facts: Facts) -> Changes:
+    """Changes of the sources since the run that they are compared with."""
+    counts = {"new": 0, "returned": 0, "retired": 0} | facts.example_changes
+    return Changes(facts.since, facts.source_changes.to_dicts(), facts.file_changes.to_dicts(), **counts)
 
 
 def changes(facts: Facts) -> Section:
@@ -76,6 +85,13 @@ def changes(facts: Facts) -> Section:
         tables.append(Table("drift", "Drift", titles, measured))
     else:
         told.append("No drift was measured: there were no earlier clusters to hold against.")
+    if facts.since is not None:
+        told.append(f"Sources since {facts.since}: {source_changes(facts).summary}.")
+        counted = [Column(name, name, "count") for name in SOURCE_COUNTS]
+        rows = [row | {"source": plain_url(row["source"])} for row in facts.source_changes.to_dicts()]
+        shown, more = first_rows(rows, "tagcos sql \"FROM source_changes('RUN_A', 'RUN_B')\"")
+        caption = "Sources: what came and what went"
+        tables.append(Table("source-changes", caption, (Column("source", "source"), *counted), shown, more))
     if not facts.changes.is_empty():
         rows = facts.changes.to_dicts()
         bars = [{"name": row["reason"], "value": row["examples"], "change": row["change"]} for row in rows]

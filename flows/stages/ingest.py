@@ -8,14 +8,18 @@ from typing import Any
 
 import polars as pl
 
+from flows import changes
 from flows.context import RunContext
+from flows.guards import check_sources
 from flows.results import Pool
 from flows.survey import source_files
 from storage import gc
+from storage.catalog import changes as catalog_changes
 from storage.catalog import heldout, pool, runs
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
+from tagcos_stream.identity import reading
 from tagcos_stream.types import UserError
 
 
@@ -23,7 +27,8 @@ def ingest(run: RunContext) -> Pool:
     """Read every file version that is not yet known, block by block; a killed run goes on at the first row not committed.
 
     Raises:
-        UserError: no such source, an unreadable file, too many rejects, or nothing usable at all.
+        UserError: no such source, an unreadable file, too many rejects, nothing usable at all, or a source that lost more of its
+            examples than `max_retired` since the last run of the same sources.
     """
     gc.sweep(run.root, gc.orphans(run.root))
     settings = run.settings
@@ -49,6 +54,12 @@ def ingest(run: RunContext) -> Pool:
             before += file.size
             progress(before, total)
     near = _leave_out_near_duplicates(run)
+    reads = reading(settings)
+    since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
+    changed = changes.gather(run.catalog, run.run_id, since)
+    for line in changed.lines():
+        run.reporter.say(line)
+    check_sources(run.catalog, run.run_id, changed, settings.max_retired)
     status = runs.run_status(run.catalog, run.run_id)
     if status.examples == 0:
         raise UserError(
@@ -64,6 +75,10 @@ def ingest(run: RunContext) -> Pool:
         "heldout": status.heldout,
         "near_duplicates": near,
         **pool.read_by(run.catalog, run.run_id),
+        "returned": changed.returned,
+        "retired": changed.retired,
+        "since": since,
+        "reads": reads,
     }
     return Pool(len(files), status.examples, detail)
 

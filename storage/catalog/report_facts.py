@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from storage.catalog import clusterings, runs
+from storage.catalog import changes, clusterings, runs
 from storage.database import Catalog
 
 STEPS = 50  # points of a cluster's residual curve
@@ -55,6 +55,10 @@ class Facts:
     rejects: pl.DataFrame  # stage, reason, source, rows, detail, snippet
     drift: dict[str, Any]  # of `refreshes` and `churn`; empty for a run that had nothing before it
     changes: pl.DataFrame  # change, reason, examples
+    since: str | None  # the run that the sources are compared with
+    source_changes: pl.DataFrame  # the columns of source_changes since that run
+    file_changes: pl.DataFrame  # the columns of file_changes since that run; empty where there is none
+    example_changes: dict[str, int]  # new, returned, retired: examples since that run
     moved: pl.DataFrame  # dataset, pool_before, pool, selected_before, selected: those that changed since the run before
     diagnosed: str | None  # the run whose features `comparison` was measured on
     comparison: pl.DataFrame  # the columns of comparison_of
@@ -65,7 +69,8 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
     """Everything but the texts. UserError where there is no such complete run."""
     run = runs.complete_run(catalog, run_id)
     clustering = run["clustering_id"] or clusterings.find_covering(catalog, run_id, run["space_id"])
-    named = {"run": run_id, "space": run["space_id"]}
+    since = changes.compared_with(catalog, run_id)
+    named = {"run": run_id, "space": run["space_id"], "since": since}
     with catalog.reading() as connection:
 
         def ask(query: str, **values: Any) -> pl.DataFrame:
@@ -98,6 +103,10 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             rejects=ask(REJECTS),
             drift=drift,
             changes=ask(CHANGES, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
+            since=since,
+            source_changes=ask("FROM source_changes($since, $run) ORDER BY source"),
+            file_changes=pl.DataFrame() if since is None else ask(FILE_CHANGES),
+            example_changes=dict(ask(EXAMPLE_CHANGES).iter_rows()) if since else {},
             moved=ask(MOVED, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
             **_compared(connection, run),
         )
@@ -223,6 +232,8 @@ DRIFT = """SELECT f.*, c.earlier, c.left_it, c.kept_by_sticky, c.churn, c.churn_
     LEFT JOIN churn c USING (run_id) WHERE f.run_id = $run"""
 CHANGES = """SELECT change, reason, count(*) AS examples FROM selection_diff($base, $run)
     GROUP BY ALL ORDER BY change, examples DESC, reason"""
+FILE_CHANGES = "FROM file_changes($since, $run) ORDER BY retired DESC, url"
+EXAMPLE_CHANGES = "SELECT change, count(DISTINCT example_id) AS n FROM example_changes($since, $run) GROUP BY change"
 MOVED = """SELECT coalesce(a.dataset, b.dataset) AS dataset, coalesce(a.pool, 0) AS pool_before, coalesce(b.pool, 0) AS pool,
         coalesce(a.selected, 0) AS selected_before, coalesce(b.selected, 0) AS selected
     FROM by_dataset($base) a FULL JOIN by_dataset($run) b ON a.dataset IS NOT DISTINCT FROM b.dataset

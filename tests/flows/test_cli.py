@@ -27,7 +27,7 @@ def test_run_status_sql_export(tagcos: Call, small_settings: Maker, tmp_path: Pa
     out = tmp_path / "selected.jsonl"
     code, printed, _ = tagcos("run", *flags(values), "--out", out)
     assert code == 0
-    assert "12 of 120 examples selected (10.0%)" in printed
+    assert "12 of 120 selected; first run of these sources (10.0%)" in printed
     assert len(out.read_text(encoding="utf-8").splitlines()) == 12
 
     code, printed, _ = tagcos("status", "--root", values["root"], "--json")
@@ -55,7 +55,7 @@ def test_run__from_a_toml_file(tagcos: Call, small_settings: Maker, tmp_path: Pa
     (tmp_path / "pool.toml").write_text("\n".join(lines), encoding="utf-8")
     code, printed, _ = tagcos("run", "--config", tmp_path / "pool.toml")
     assert code == 0
-    assert "5 of 120 examples selected" in printed
+    assert "5 of 120 selected" in printed
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
@@ -155,7 +155,7 @@ def test_select_and_diagnose__from_stored_features(tagcos: Call, small_settings:
     out = tmp_path / "longest.jsonl"
     code, printed, _ = tagcos("select", "--root", values["root"], "--method", "longest", "--count", 7, "--out", out)
     assert code == 0
-    assert "7 of 120 examples selected" in printed
+    assert "7 of 120 selected" in printed
     assert "on dimensions seen" in printed
     assert len(out.read_text(encoding="utf-8").splitlines()) == 7
     code, _, err = tagcos("select", "--root", values["root"], "--method", "best")

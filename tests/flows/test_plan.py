@@ -127,6 +127,7 @@ def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(small_sett
     agrees(control, run(values | {"method": "random"}))
 
     (pool_folder / "sums.jsonl").unlink()
+    values |= {"max_retired": 0.5}
     shrunk = planned(values)
     assert (shrunk.step("cluster").total, shrunk.step("select").total) == (80, 8)
     agrees(shrunk, run(values))

@@ -80,7 +80,7 @@ def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> s
 
 def test_refresh__equals_a_run_from_scratch_whatever_came_before(small_settings: Maker, pool_folder: Path) -> None:
     """Growth, a part that left, growth again, and its return: bit for bit what the same centroids give at once."""
-    values = small_settings(refit="never", fraction=0.2)
+    values = small_settings(refit="never", fraction=0.2, max_retired=0.5)
     first = run(values)
     clustering = first.stages["cluster"]["clustering_id"]
     write(pool_folder / "more.jsonl", "sums", range(100, 117))
@@ -213,7 +213,7 @@ def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small
 
 
 def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_folder: Path) -> None:
-    values = small_settings(refit="never", fraction=0.3)
+    values = small_settings(refit="never", fraction=0.3, max_retired=0.5)
     first = run(values)
     (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
     second = run(values)
@@ -249,7 +249,7 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
     small_settings: Maker, pool_folder: Path, method: str
 ) -> None:
     first = run(small_settings(refit="never", fraction=0.3))
-    values = small_settings(refit="never", fraction=0.3, method=method)
+    values = small_settings(refit="never", fraction=0.3, method=method, max_retired=0.5)
     whole = run(values)
     (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
     less = run(values)

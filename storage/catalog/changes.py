@@ -1,0 +1,118 @@
+"""What came into the sources of a run and what went, by source and by file, against an earlier run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from storage.database import Catalog
+
+
+def earlier_run(catalog: Catalog, run_id: str, reads: Mapping[str, Any]) -> str | None:
+    """Find the newest other complete run that read the same sources in the same way.
+
+    Parameters
+    ----------
+    catalog
+        Where the runs are recorded.
+    run_id
+        The run that compares.
+    reads
+        What identifies the sources, as the stage ingest records it under `reads` in its detail.
+
+    Returns
+    -------
+    str or None
+        Its id.
+    """
+    found = catalog.read(
+        """SELECT r.run_id, s.detail->>'reads' AS reads FROM runs r JOIN stages s ON s.run_id = r.run_id AND s.stage = 'ingest'
+        WHERE r.status = 'complete' AND r.run_id <> ? ORDER BY r.finished_at DESC, r.run_id DESC""",
+        [run_id],
+    )
+    for name, recorded in found.iter_rows():
+        if recorded is not None and json.loads(recorded) == reads:
+            return str(name)
+    return None
+
+
+def compared_with(catalog: Catalog, run_id: str) -> str | None:
+    """Return the run that a run's sources are compared with: the one ingest recorded, else the base of its refresh."""
+    found = catalog.read(
+        """SELECT coalesce(
+            (SELECT detail->>'since' FROM stages WHERE run_id = $run AND stage = 'ingest'),
+            (SELECT base_run FROM refreshes WHERE run_id = $run)) AS base""",
+        {"run": run_id},
+    )
+    base = found["base"][0]
+    return None if base is None else str(base)
+
+
+def by_source(catalog: Catalog, run_id: str, base: str | None) -> pl.DataFrame:
+    """Count the changes of each source.
+
+    Parameters
+    ----------
+    catalog
+        Where both runs are recorded.
+    run_id
+        The later run.
+    base
+        The earlier run; None: everything is new.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the macro `source_changes`, in order of source.
+    """
+    return catalog.read("FROM source_changes(?, ?) ORDER BY source", [base, run_id])
+
+
+def by_file(catalog: Catalog, run_id: str, base: str | None) -> pl.DataFrame:
+    """List the files that differ between two runs.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the macro `file_changes`; files that lost most examples first.
+    """
+    return catalog.read("FROM file_changes(?, ?) ORDER BY retired DESC, url", [base, run_id])
+
+
+def totals(catalog: Catalog, run_id: str, base: str | None) -> dict[str, int]:
+    """Count the examples that are new, returned and retired, each once whatever the number of its sources."""
+    found = catalog.read(
+        "SELECT change, count(DISTINCT example_id) AS n FROM example_changes(?, ?) GROUP BY change", [base, run_id]
+    )
+    return {"new": 0, "returned": 0, "retired": 0} | dict(found.iter_rows())
+
+
+def cut_off(catalog: Catalog, run_id: str, base: str) -> pl.DataFrame:
+    """List files of a run, new or changed since `base`, that end early or whose last row could not be parsed.
+
+    Returns
+    -------
+    pl.DataFrame
+        url, and reason: `corrupt_file`, `broken_json` or `bad_encoding`.
+    """
+    return catalog.read(
+        """SELECT c.url, min(r.reason) AS reason
+        FROM file_changes(?, ?) c JOIN files f USING (file_id) JOIN rejects r USING (file_id)
+        WHERE r.stage = 'ingest'
+            AND (r.reason = 'corrupt_file' OR (r.reason IN ('broken_json', 'bad_encoding') AND r.row = f.rows_done - 1))
+        GROUP BY c.url ORDER BY c.url""",
+        [base, run_id],
+    )
+
+
+def outcome(catalog: Catalog, run_id: str) -> dict[str, Any]:
+    """Return what a run selected from how many examples, and its churn (None where it has no earlier selection)."""
+    found = catalog.read(
+        """SELECT coalesce(sum(size), 0)::BIGINT AS usable, coalesce(sum(selected), 0)::BIGINT AS selected,
+            (SELECT churn FROM churn WHERE run_id = $run) AS churn FROM run_groups WHERE run_id = $run""",
+        {"run": run_id},
+    )
+    return dict(found.to_dicts()[0])
