@@ -70,11 +70,11 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
     run = runs.complete_run(catalog, run_id)
     clustering = run["clustering_id"] or clusterings.find_covering(catalog, run_id, run["space_id"])
     since = changes.compared_with(catalog, run_id)
-    named = {"run": run_id, "space": run["space_id"], "since": since}
+    named = {"run": run_id, "space": run["space_id"]}
     with catalog.reading() as connection:
 
         def ask(query: str, **values: Any) -> pl.DataFrame:
-            known = {**named, **values}
+            known = {**named, "since": since, **values}
             return connection.sql(query, params={name: known[name] for name in re.findall(r"\$(\w+)", query)}).pl()
 
         def one(query: str) -> dict[str, Any]:
