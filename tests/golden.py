@@ -55,7 +55,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     steps = {"run": pipeline.run(load_settings(values), SilentReporter())}
     _write(pool / "more.jsonl", "sums", range(100, 112))
     (pool / "cities.jsonl").unlink()
-    steps["refresh"] = pipeline.run(load_settings(values | {"sticky": 0.05}), SilentReporter())
+    steps["refresh"] = pipeline.run(load_settings(values | {"sticky": 0.05, "max_retired": 0.5}), SilentReporter())
     for method in METHODS:
         steps[method] = pipeline.reselect(values["root"], None, SilentReporter(), method=method, fraction=0.15, sticky=None)
     steps["adam"] = pipeline.reselect(values["root"], None, SilentReporter(), method="tagcos", gradient="adam")

@@ -38,7 +38,8 @@ def first(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple
         write(folder / "pool" / f"{topic}.jsonl", topic, range(40))
     write(folder / "chat.jsonl", "cities", range(40))
     sources = (str(folder / "pool"), str(folder / "chat.jsonl"))
-    values = SMALL | {"sources": sources, "root": str(folder / "root"), "model": str(model_folder)}
+    quick = {"method": "random", "dim": 64, "warmup_examples": 8}
+    values = SMALL | quick | {"sources": sources, "root": str(folder / "root"), "model": str(model_folder)}
     return folder, values, pipeline.run(load_settings(values), SilentReporter()).run_id
 
 
