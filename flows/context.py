@@ -80,6 +80,7 @@ def start_or_resume(settings: Settings, root: Root, reporter: Reporter, reselect
         seeds={"seed": settings.seed, "feature_seed": settings.feature_seed},
         label="run" if reselects is None else "select",
         reselects=reselects,
+        name=settings.name or (runs.MAIN if reselects is None else None),
     )
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")

@@ -112,7 +112,7 @@ def reselect(
     root
         Folder or address of the root.
     run_id
-        The complete run, as `storage.catalog.runs.find_run` takes it; by default the newest.
+        The complete run, as `storage.catalog.runs.find_run` takes it; by default `latest`.
     **changes
         Any of SELECT_FIELDS; all other settings are those of that run.
 
@@ -139,8 +139,8 @@ def reselect(
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run in the catalog, changed; a fraction replaces a count and the other way round."""
-    values = {**json.loads(base["config"]), "root": root}
+    """The settings of a run in the catalog, without its name, changed; a fraction replaces a count and the other way round."""
+    values = {**json.loads(base["config"]), "root": root, "name": None}
     if {"fraction", "count"} & set(changes):
         values |= {"fraction": None, "count": None}
     values |= changes

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from flows.survey import Survey
-from storage.catalog import clusterings, planning, pool, refreshes, spaces
+from storage.catalog import clusterings, planning, pool, refreshes, runs, spaces
 from storage.database import Catalog
 from tagcos_stream.config import Settings, Variant
 from tagcos_stream.declare import decided_by
@@ -104,7 +104,7 @@ def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Pla
     Plan
         Steps ingest, warm-up, gradients, cluster, select.
     """
-    run_id = None if catalog is None else planning.unfinished_run(catalog, config_hash(settings))
+    run_id = None if catalog is None else planning.unfinished_run(catalog, config_hash(settings), settings.name or runs.MAIN)
     known = {} if catalog is None else find_spaces(catalog, settings)
     gradients, missing = _gradients(settings, catalog, found, known)
     space = known.get(settings.gradient)

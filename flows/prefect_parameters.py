@@ -46,7 +46,9 @@ def refresh_parameters() -> list[inspect.Parameter]:
 def select_parameters() -> list[inspect.Parameter]:
     """Root and run, then what may change; what is left out stays as that run had it."""
     root = Settings.model_fields["root"]
-    run = FieldInfo(annotation=str, description="Complete run whose pool, features and settings are taken; latest is the newest.")
+    run = FieldInfo(
+        annotation=str, description="Complete run whose pool and settings are taken: its id, a name, or latest (main)."
+    )
     return [_parameter("root", root, default=root.default), _parameter("run", run, default="latest")] + [
         _parameter(name, Settings.model_fields[name], default=None, description=_or_as_before(Settings.model_fields[name]))
         for name in SELECT_FIELDS

@@ -48,6 +48,25 @@ def holder(path: Path) -> str:
         return "a process that has not identified itself yet"
 
 
+def locked_by(path: Path) -> tuple[str, int] | None:
+    """Return host and process id of the writer that holds a lock file; None if it is free or the holder is not known yet."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        try:
+            found = json.loads(path.read_text())
+            return str(found["host"]), int(found["pid"])
+        except (OSError, ValueError, KeyError):
+            return None
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock while the body runs.

@@ -24,11 +24,12 @@ from storage.database import Catalog
 from storage.files.local import LocalFiles
 from storage.files.object import ObjectFiles
 from storage.files.open import open_files
-from storage.lock import writer_lock
+from storage.lock import locked_by, writer_lock
 from tagcos_stream.types import UserError
 
 FORMAT = 1
 MARK = "tagcos.json"
+LOCK = "writer.lock"  # beside the catalog
 
 
 class NoRoot(UserError):
@@ -95,9 +96,13 @@ class Root:
         """
         return _writer(self.url, self.catalog_path, self.wait_seconds, self.on_wait)
 
+    def written_by(self) -> tuple[str, int] | None:
+        """Host and process id of the writer at work; None if there is none."""
+        return locked_by(self.catalog_path.with_name(LOCK))
+
 
 def _writer(url: str, catalog: Path, wait_seconds: float, on_wait: Callable[[str], None]) -> AbstractContextManager[None]:
-    return writer_lock(catalog.with_name("writer.lock"), url, wait_seconds=wait_seconds, on_wait=on_wait)
+    return writer_lock(catalog.with_name(LOCK), url, wait_seconds=wait_seconds, on_wait=on_wait)
 
 
 def _read_mark(files: LocalFiles | ObjectFiles) -> bytes | None:

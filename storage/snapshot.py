@@ -55,8 +55,16 @@ def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
         "tables": tables,
     }
     root.files.write(LATEST, json.dumps(note, indent=2).encode())
-    _drop_old(root, keep)
+    _drop_old(root, run_id, keep)
     return root.files.place(f"snapshots/{run_id}")
+
+
+def republish(root: Root) -> str | None:
+    """Publish again after a change made by no run, under the newest complete run. None if there is none yet."""
+    newest = root.catalog.read(
+        "SELECT run_id FROM runs WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1"
+    )["run_id"].to_list()
+    return publish(root, newest[0]) if newest else None
 
 
 def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, int]:
@@ -82,13 +90,13 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     return rows
 
 
-def _drop_old(root: Root, keep: int) -> None:
+def _drop_old(root: Root, run_id: str, keep: int) -> None:
     newest = root.catalog.read("SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC")["run_id"].to_list()
     published: dict[str, list[str]] = {}
     for key, _ in root.files.list("snapshots"):
         if key != LATEST:
             published.setdefault(key.split("/")[1], []).append(key)
-    kept = [run for run in newest if run in published][:keep]
+    kept = [run_id, *(run for run in newest if run in published and run != run_id)][:keep]
     for run, keys in published.items():
         if run not in kept:
             for key in keys:

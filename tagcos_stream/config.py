@@ -7,6 +7,7 @@ identities are derived from that. `SPACE_FIELDS` identify the feature space: two
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,35 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fraction": 0.05,
     },
 }
+
+
+RUN_NAME = re.compile(r"(?!latest$|(?:run|select)-\d)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_run_name(name: str) -> str:
+    """Check that a name can be that of a series of runs.
+
+    Parameters
+    ----------
+    name
+        Given by the user.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Raises
+    ------
+    ValueError
+        It has characters that are not allowed, is too long, or could be confused with a run id or `latest`.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name runs: use at most 64 letters, digits, dots, hyphens and underscores, such as dev or "
+            "nightly-2; not latest, nor what looks like a run id"
+        )
+    return name
 
 
 class Settings(BaseModel):
@@ -255,6 +285,13 @@ class Settings(BaseModel):
     threads: int | None = setting(
         "machine", None, ge=1, description="CPU threads per worker. Default: all cores, divided among the workers (on Ray: one)."
     )
+    name: str | None = setting(
+        "machine",
+        None,
+        panel="Selection",
+        description="Series of runs that this one belongs to, compared with, and `latest` of. Default: main for a run that reads "
+        "sources, none for a selection from stored features.",
+    )
     wait: float = setting(
         "machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process has locked."
     )
@@ -263,6 +300,11 @@ class Settings(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return value if value is None else check_run_name(value)
 
     @field_validator("lora_ranks")
     @classmethod

@@ -58,7 +58,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     steps["refresh"] = pipeline.run(load_settings(values | {"sticky": 0.05, "max_retired": 0.5}), SilentReporter())
     for method in METHODS:
         steps[method] = pipeline.reselect(values["root"], None, SilentReporter(), method=method, fraction=0.15, sticky=None)
-    steps["adam"] = pipeline.reselect(values["root"], None, SilentReporter(), method="tagcos", gradient="adam")
+    last = list(steps.values())[-1].run_id  # the settings that it changed stay
+    steps["adam"] = pipeline.reselect(values["root"], last, SilentReporter(), method="tagcos", gradient="adam")
     root = open_root(values["root"], create=False)
     return {name: _came_out(root, step.run_id) for name, step in steps.items()}
 

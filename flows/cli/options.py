@@ -79,7 +79,7 @@ def takes_settings(
 
 
 def run_ids(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete runs of the root that the line names, for the shell: from the published copy, so that nobody waits."""
+    """Complete runs and names of the root that the line names, for the shell: from the published copy, so that nobody waits."""
     try:
         import duckdb
 
@@ -91,16 +91,21 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
             found = connection.execute(
                 "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [incomplete]
             ).fetchall()
+            names = connection.execute("SELECT name FROM names WHERE starts_with(name, ?) ORDER BY name", [incomplete]).fetchall()
     except Exception:  # there is nobody to tell while a line is typed
         return []
-    return [row[0] for row in found] + [name for name in ("latest",) if name.startswith(incomplete)]
+    return [row[0] for row in found + names] + [name for name in ("latest",) if name.startswith(incomplete)]
 
 
 RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.", envvar=ROOT_VARIABLE)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 RunOption = Annotated[
     str | None,
-    typer.Option("--run", help="A complete run's id, its first letters, or latest; default the newest.", autocompletion=run_ids),
+    typer.Option(
+        "--run",
+        help="A complete run's id, its first letters, or a name; default latest, the newest named main.",
+        autocompletion=run_ids,
+    ),
 ]
 
 

@@ -1,11 +1,11 @@
-"""The commands that look at a root or tidy it: `tagcos status`, `sql`, `export`, `check` and `gc`."""
+"""The commands that look at a root or tidy it: `tagcos sql`, `export`, `check` and `gc`."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,43 +14,10 @@ from flows.cli.output import in_terminal, print_csv, print_frame, print_json
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
-    from storage.database import Catalog
     from storage.exports.write import Exported
     from storage.root import Root
 
 FormatName = Literal["messages", "sharegpt", "alpaca", "prompt-completion", "datasets", "llama-factory", "axolotl", "trl"]
-
-
-def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Runs of a root: what is done, what is not, and what it took."""
-    import polars as pl
-
-    from storage.catalog import runs
-
-    catalog = open_reader(root).catalog
-    listed = runs.list_runs(catalog).to_dicts()
-    if as_json:
-        print_json([{**row, "stages": _stages(catalog, row["run_id"])} for row in listed])
-        return
-    lines: list[dict[str, Any]] = []
-    for row in listed:
-        head = {"run, stage": row["run_id"], "status": row["status"], "UTC": f"{row['started_at']:%m-%d %H:%M}"}
-        lines.append(head | {name: row[name] for name in ("pool", "heldout", "selected", "seconds")})
-        for stage in _stages(catalog, row["run_id"]):
-            peak = (stage["peak_bytes"] or 0) / 2**30
-            lines.append({"run, stage": f"  {stage['stage']}", "seconds": stage["seconds"], "peak GiB": peak})
-    kinds: dict[str, Any] = dict.fromkeys(("run, stage", "status", "UTC"), pl.String)
-    kinds |= {"pool": pl.Int64, "heldout": pl.Int64, "selected": pl.Int64, "seconds": pl.Float64, "peak GiB": pl.Float64}
-    print_frame(pl.DataFrame(lines, schema=kinds))
-    for row in listed:
-        if row["error"]:
-            print(f"\n{row['run_id']}: {row['error']}")
-
-
-def _stages(catalog: Catalog, run_id: str) -> list[dict[str, Any]]:
-    from storage.catalog import runs
-
-    return runs.run_status(catalog, run_id).stages.to_dicts()
 
 
 def sql(
@@ -101,7 +68,10 @@ def _query(query: str | None, file: Path | None) -> str:
 def export(
     out: Annotated[Path, typer.Option(help="File (.jsonl or .parquet) or, for the last four formats, folder to write.")],
     run_id: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A complete run's id, its first letters, or latest.", autocompletion=run_ids)
+        str,
+        typer.Argument(
+            metavar="[RUN]", help="A complete run's id, its first letters, a name, or latest (main).", autocompletion=run_ids
+        ),
     ] = "latest",
     format: Annotated[FormatName, typer.Option(help="Shape to write (docs/exports.md).")] = "messages",
     leave_out: Annotated[

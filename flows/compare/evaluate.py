@@ -38,7 +38,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     reporter = reporter or default_reporter()
     root = open_root(asked.root, create=False, wait_seconds=asked.wait, on_wait=reporter.say)
     root.catalog.upgrade()
-    base = runs.newest_of_sources(root.catalog) if asked.run == "latest" else runs.complete_run(root.catalog, asked.run)
+    base = runs.complete_run(root.catalog, asked.run)
     tasks = read_tasks(asked.tasks, asked.task, asked.task_items) if asked.tasks else []
     if not tasks and not asked.heldout_files and heldout.heldout(root.catalog, base["run_id"]).is_empty():
         raise UserError(

@@ -113,12 +113,13 @@ def known_choices(catalog: Catalog, inputs: Mapping[int, str]) -> dict[int, str]
     return {int(group): str(run_id) for group, run_id in found}
 
 
-def unfinished_run(catalog: Catalog, config_hash: str) -> str | None:
-    """The run that would be resumed."""
+def unfinished_run(catalog: Catalog, config_hash: str, name: str | None) -> str | None:
+    """The run that would be resumed: with this configuration and name."""
     found = catalog.read(
-        """SELECT run_id FROM runs WHERE config_hash = ? AND status <> 'complete'
+        """SELECT run_id FROM runs
+        WHERE config_hash = ? AND name IS NOT DISTINCT FROM ?::VARCHAR AND status <> 'complete'
         ORDER BY started_at DESC, run_id DESC LIMIT 1""",
-        [config_hash],
+        [config_hash, name],
     )["run_id"]
     return None if found.is_empty() else str(found[0])
 

@@ -13,12 +13,32 @@ from storage.tables import insert_row, utc_now
 
 
 def base_run(catalog: Catalog, run_id: str, space_id: str) -> str | None:
-    """Return the newest other complete run with the same space and method; its selection is the earlier one. None if none."""
+    """Find the run that a run is compared with: its selection is the earlier one, for churn, drift and `sticky`.
+
+    Parameters
+    ----------
+    catalog
+        Where runs are recorded.
+    run_id
+        The new run.
+    space_id
+        Its feature space.
+
+    Returns
+    -------
+    str or None
+        Of the complete runs with the same space and method, the one that the run's name referred to last; of a run without a
+        name, the run that it selects from again. None if there is none.
+    """
     found = catalog.read(
-        """SELECT run_id FROM runs r
-        WHERE status = 'complete' AND space_id = $space AND run_id <> $run
-            AND method = (SELECT m.method FROM runs m WHERE m.run_id = $run)
-        ORDER BY finished_at DESC, run_id DESC LIMIT 1""",
+        """WITH mine AS (SELECT name, method, reselects FROM runs WHERE run_id = $run),
+            earlier AS (
+                SELECT n.run_id, n.since FROM named_runs n JOIN mine USING (name)
+                UNION ALL SELECT reselects, NULL FROM mine WHERE name IS NULL
+            )
+        SELECT run_id FROM earlier JOIN runs r USING (run_id)
+        WHERE r.status = 'complete' AND r.space_id = $space AND r.method = (SELECT method FROM mine) AND run_id <> $run
+        ORDER BY since DESC NULLS LAST, run_id DESC LIMIT 1""",
         {"run": run_id, "space": space_id},
     )
     return None if found.is_empty() else str(found["run_id"][0])

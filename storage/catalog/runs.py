@@ -18,6 +18,8 @@ from storage.database import Catalog
 from storage.tables import insert_row, utc_now
 from tagcos_stream.types import UserError
 
+LATEST = "latest"  # the run that MAIN refers to
+MAIN = "main"  # name of runs that read sources, unless another is given
 COUNTS = ("truncated", "halvings")  # in a stage's detail: what only the attempt itself knows
 
 
@@ -41,16 +43,33 @@ def open_run(
     seeds: Mapping[str, Any],
     label: str = "run",
     reselects: str | None = None,
+    name: str | None = None,
 ) -> OpenRun:
-    """Resume the newest unfinished run with this config_hash, or begin one named label-date-time. Call it as the root's writer:
-    then an unfinished run is one that nobody works on. `reselects` names the run whose pool it selects from again."""
+    """Resume the newest unfinished run with this config_hash and name, or begin one. Call it as the root's writer.
+
+    Then an unfinished run is one that nobody works on.
+
+    Parameters
+    ----------
+    catalog
+        Where runs are recorded.
+    config, config_hash, versions, seeds
+        What the run depends on.
+    label
+        The id of a new run is label-date-time.
+    reselects
+        Run whose pool it selects from again.
+    name
+        Series that the run belongs to; None for an exploration.
+    """
     now = utc_now()
     here = [platform.node(), os.getpid(), now]
     with catalog.transaction() as connection:
         found = connection.execute(
-            """SELECT run_id, space_id, clustering_id FROM runs WHERE config_hash = ? AND status <> 'complete'
+            """SELECT run_id, space_id, clustering_id FROM runs
+            WHERE config_hash = ? AND name IS NOT DISTINCT FROM ?::VARCHAR AND status <> 'complete'
             ORDER BY started_at DESC, run_id DESC LIMIT 1""",
-            [config_hash],
+            [config_hash, name],
         ).fetchall()
         if found:
             run_id = found[0][0]
@@ -78,6 +97,7 @@ def open_run(
             started_at=now,
             updated_at=now,
             reselects=reselects,
+            name=name,
         )
     return OpenRun(run_id, False, {}, None, None)
 
@@ -87,47 +107,87 @@ def _free_name(connection: duckdb.DuckDBPyConnection, name: str) -> str:
     return next(candidate for candidate in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if candidate not in taken)
 
 
-def find_run(catalog: Catalog, name: str = "latest") -> str:
-    """The id of the run meant by `latest` (the newest complete one), by an id, or by the first letters of just one id.
+def find_run(catalog: Catalog, name: str = LATEST) -> str:
+    """Find the run that a word means.
 
-    Raises:
-        UserError: no run or several are meant.
+    Parameters
+    ----------
+    catalog
+        Where runs are recorded.
+    name
+        `latest` (what the name main refers to), a name of runs, a run id, or the first characters of just one id.
+
+    Returns
+    -------
+    str
+        Id of the run; of a name, the complete run that it refers to.
+
+    Raises
+    ------
+    UserError
+        No run or several are meant.
     """
-    if name == "latest":
-        latest = catalog.read("SELECT run_id FROM latest_run")["run_id"].to_list()
-        if not latest:
+    named = dict(catalog.read("SELECT name, run_id FROM names").iter_rows())
+    if name == LATEST and MAIN not in named:
+        if not named:
             raise UserError(f"no run in {catalog.path} is complete yet: `tagcos status` shows how far they are")
-        return str(latest[0])
+        raise UserError(
+            f"no complete run is named {MAIN}, but {', '.join(sorted(named))}: give one of these names, or choose what `latest` "
+            "means by `tagcos promote RUN`"
+        )
+    if name == LATEST or name in named:
+        return str(named[MAIN if name == LATEST else name])
     found = catalog.read("SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC, run_id", [name])
     ids = found["run_id"].to_list()
     if name in ids or len(ids) == 1:
         return name if name in ids else str(ids[0])
     if not ids:
-        raise UserError(f"there is no run {name} in {catalog.path}: `tagcos status` lists them")
+        known = f"; names are {', '.join(sorted(named))}" if named else ""
+        raise UserError(f"there is no run {name} in {catalog.path}: `tagcos status` lists them{known}")
     shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     raise UserError(f"{name} may be any of {shown}: give more of the id")
 
 
 def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
-    """A complete run's row of `runs`, named as for `find_run`; by default that of the newest.
+    """Return a complete run's row of `runs`.
 
-    Raises:
-        UserError: there is none, or the run named is unknown or not complete.
+    Parameters
+    ----------
+    catalog
+        Where runs are recorded.
+    name
+        As for `find_run`; None means `latest`.
+
+    Returns
+    -------
+    dict
+        All columns of `runs`.
+
+    Raises
+    ------
+    UserError
+        There is none, or the run is unknown or not complete.
     """
-    run = run_status(catalog, find_run(catalog, name or "latest")).run
+    run = run_status(catalog, find_run(catalog, name or LATEST)).run
     if run["status"] != "complete":
         raise UserError(f"run {run['run_id']} is {run['status']}, not complete: start the same command again to finish it")
     return run
 
 
-def newest_of_sources(catalog: Catalog) -> dict[str, Any]:
-    """The row of the newest complete run that read sources, whatever was selected again from its pool since. UserError where
-    there is none."""
-    found = catalog.read(
-        """SELECT run_id FROM runs WHERE status = 'complete' AND reselects IS NULL
-        ORDER BY finished_at DESC, run_id DESC LIMIT 1"""
-    )
-    return complete_run(catalog, None if found.is_empty() else str(found["run_id"][0]))
+def promote(catalog: Catalog, run_id: str, name: str = MAIN) -> None:
+    """Let a name refer to a complete run, until a later run of this name completes or another one is promoted.
+
+    Parameters
+    ----------
+    catalog
+        Where to record it.
+    run_id
+        A complete run.
+    name
+        A valid name of runs (`tagcos_stream.config.check_run_name`).
+    """
+    with catalog.transaction() as connection:
+        insert_row(connection, "promotions", name=name, run_id=run_id, promoted_at=utc_now())
 
 
 def find_complete(catalog: Catalog, config_hash: str) -> str | None:
@@ -231,15 +291,19 @@ def finish_run(catalog: Catalog, run_id: str) -> None:
 
 
 def list_runs(catalog: Catalog) -> pl.DataFrame:
-    """Newest first, in order of completion or last sign of life: run_id, status, started_at, finished_at, attempts, pool,
-    heldout, selected, seconds, error."""
+    """Newest first, in order of completion or last sign of life: run_id, name, names (that refer to it), method, fraction (asked
+    for, or selected / pool), status, started_at, finished_at, attempts, pool, heldout, selected, seconds, error."""
     return catalog.read("""
-        SELECT r.run_id, r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
+        SELECT r.run_id, r.name, n.names, r.method,
+            CASE WHEN r.status = 'complete' THEN c.selected / c.pool
+                ELSE TRY_CAST(r.config->>'fraction' AS DOUBLE) END AS fraction,
+            r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
             r.clustering_id, r.error
         FROM runs r
         LEFT JOIN (
             SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_groups GROUP BY run_id
         ) c USING (run_id)
+        LEFT JOIN (SELECT run_id, list(name ORDER BY name) AS names FROM names GROUP BY run_id) n USING (run_id)
         LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
         LEFT JOIN (
             SELECT f.run_id, count(DISTINCT e.example_id) AS heldout

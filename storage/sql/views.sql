@@ -1,9 +1,20 @@
 -- What people ask. Each has an example in docs/store.md that a test runs. Made anew whenever this text changes.
 
+-- A name refers to the run that became complete under it, or was promoted to it, last.
+CREATE OR REPLACE VIEW named_runs AS
+    SELECT name, run_id, finished_at AS since, false AS promoted FROM runs WHERE status = 'complete' AND name IS NOT NULL
+    UNION ALL SELECT p.name, p.run_id, p.promoted_at, true FROM promotions p JOIN runs r USING (run_id) WHERE r.status = 'complete';
+COMMENT ON VIEW named_runs IS 'the complete runs that a name has referred to, by completion or promotion';
+
+CREATE OR REPLACE VIEW names AS
+    SELECT DISTINCT ON (name) name, run_id, since, promoted FROM named_runs ORDER BY name, since DESC, run_id DESC;
+COMMENT ON VIEW names IS 'the run that each name refers to';
+
+CREATE OR REPLACE MACRO latest_of(run_name) AS (SELECT n.run_id FROM names n WHERE n.name = run_name);
+
 CREATE OR REPLACE VIEW latest_run AS
-    SELECT run_id, started_at, finished_at, space_id, clustering_id FROM runs
-    WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1;
-COMMENT ON VIEW latest_run IS 'the run that became complete last';
+    SELECT run_id, started_at, finished_at, space_id, clustering_id FROM runs WHERE run_id = latest_of('main');
+COMMENT ON VIEW latest_run IS 'the run that the name main refers to: the newest complete one of this name';
 
 CREATE OR REPLACE MACRO pool_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e
@@ -38,7 +49,9 @@ CREATE OR REPLACE MACRO candidates_of(run) AS TABLE
     LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = c.segment AND r.row = c.row;
 
 CREATE OR REPLACE VIEW latest_selection AS FROM selection_of((SELECT run_id FROM latest_run));
-COMMENT ON VIEW latest_selection IS 'what the newest complete run chose, one row an example';
+COMMENT ON VIEW latest_selection IS 'what latest_run chose, one row an example';
+
+CREATE OR REPLACE MACRO latest_selection_of(run_name) AS TABLE FROM selection_of(latest_of(run_name));
 
 CREATE OR REPLACE MACRO by_dataset(run) AS TABLE
     WITH pool AS (SELECT dataset, count(*) AS pool FROM pool_of(run) GROUP BY dataset),

@@ -1,4 +1,4 @@
--- What a run read, what it left out, and how runs differ. The views without arguments answer for the newest complete run.
+-- What a run read, what it left out, and how runs differ. The views without arguments answer for `latest_run`.
 
 CREATE OR REPLACE MACRO duplicates_of(run) AS TABLE
     SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,
@@ -55,13 +55,16 @@ CREATE OR REPLACE VIEW trend AS
             FROM stages GROUP BY run_id
         ),
         error AS (SELECT run_id, error_plain, error_weighted FROM diagnostics WHERE dimensions = 'seen' AND cluster IS NULL)
-    SELECT r.run_id, r.finished_at, r.method, c.pool, c.selected, c.selected / c.pool AS fraction,
+    SELECT r.run_id, r.finished_at, r.name, r.method, c.pool, c.selected, c.selected / c.pool AS fraction,
         f.base_run, f.added, f.returned, f.retired, h.churn, f.share AS joined_share, f.movement, f.loss_shift, f.advice, f.refitted,
         e.error_plain, e.error_weighted, k.seconds, k.tokens, k.peak_bytes
     FROM runs r JOIN chosen c USING (run_id) LEFT JOIN cost k USING (run_id) LEFT JOIN error e USING (run_id)
     LEFT JOIN refreshes f USING (run_id) LEFT JOIN churn h USING (run_id)
     WHERE r.status = 'complete' ORDER BY r.finished_at, r.run_id;
 COMMENT ON VIEW trend IS 'complete runs in the order of their completion: what each chose from what, what changed, how near it came, what it cost';
+
+CREATE OR REPLACE MACRO trend_of(run_name) AS TABLE FROM trend t
+    WHERE t.run_id IN (SELECT n.run_id FROM named_runs n WHERE n.name = run_name) ORDER BY t.finished_at, t.run_id;
 
 -- `examples` is a pattern of the Parquet files under the root. `tagcos sql` fills it in; elsewhere name it, or ask from the root's folder.
 CREATE OR REPLACE MACRO texts_in(run, examples) AS TABLE

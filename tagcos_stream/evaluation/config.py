@@ -39,7 +39,7 @@ class Evaluation(BaseModel):
         "subject",
         "latest",
         panel="What is compared",
-        description="Complete run whose pool and features are selected from; latest is the newest.",
+        description="Complete run whose pool and features are selected from: id, name, or latest, which is main.",
     )
     method: tuple[str, ...] = setting(
         "trials",

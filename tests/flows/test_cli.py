@@ -35,7 +35,9 @@ def test_run_status_sql_export(tagcos: Call, small_settings: Maker, tmp_path: Pa
     assert code == 0
     assert listed["status"] == "complete"
     assert [stage["stage"] for stage in listed["stages"]] == ["ingest", "warm-up", "gradients", "cluster", "select", "publish"]
-    assert tagcos("status", "--root", values["root"])[1].count(listed["run_id"]) == 1
+    shown = tagcos("status", "--root", values["root"])[1]
+    assert f"main is {listed['run_id']}" in shown
+    assert "\npublish " in shown
 
     code, printed, _ = tagcos("sql", "SELECT count(*) AS n FROM latest_selection", "--root", values["root"], "--json")
     assert (code, json.loads(printed)) == (0, [{"n": 12}])

@@ -84,7 +84,7 @@ def test_commands__complete_and_print_json(
         return done.stdout.split()
 
     assert set(complete("tagcos ")) == set(COMMANDS)
-    assert complete(f"tagcos export --root {settings.root} ") == [run_id, "latest"]
+    assert complete(f"tagcos export --root {settings.root} ") == [run_id, "main", "latest"]
     assert complete(f"tagcos select --root {settings.root} --run {run_id[:3]}") == [run_id]
     assert "llama-factory" in complete("tagcos export --format ")
     assert "herding" in complete("tagcos run --method h")

@@ -39,6 +39,10 @@ def test_old_root__migrates_keeps_its_selections_and_selects_again(unpacked: tup
         assert [list(row) for row in found] == [row[:3] for row in rows]
         assert [weights[row[0] + run] for row in rows] == [row[3] for row in rows]
     assert check.check(root) == []
+    # what read sources is named main
+    read = root.catalog.read("SELECT run_id FROM runs WHERE reselects IS NULL ORDER BY finished_at")["run_id"].to_list()
+    assert root.catalog.read("SELECT run_id FROM named_runs WHERE name = 'main' ORDER BY since")["run_id"].to_list() == read
+    assert root.catalog.read("SELECT count(*) FROM runs WHERE name IS NULL").item() == len(expected) - len(read)
     # names of the version before still answer
     run = next(iter(expected))
     assert root.catalog.read("FROM by_source(?) ORDER BY dataset", [run]).equals(

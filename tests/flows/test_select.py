@@ -131,7 +131,7 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
 def test_select__takes_the_settings_of_the_run_it_names(root: Root) -> None:
     first = runs.complete_run(root.catalog)["run_id"]
     second = reselect(root, method="longest", count=7)
-    third = reselect(root, seed=3)  # the newest run's method and count stay
+    third = reselect(root, second.run_id, seed=3)  # its method and count stay
     assert third.stages["select"]["selected"] == 7
     assert json.loads(runs.run_status(root.catalog, third.run_id).run["config"])["method"] == "longest"
     assert runs.run_status(root.catalog, third.run_id).run["reselects"] == second.run_id

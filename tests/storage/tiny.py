@@ -104,7 +104,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
     methods.record_methods(catalog, described())
     config = {"examples": examples, "method": "tagcos"}
     opened = runs.open_run(
-        catalog, config=config, config_hash=str(examples), versions={"tiny": 1}, seeds={"all": 7}, label="tiny"
+        catalog, config=config, config_hash=str(examples), versions={"tiny": 1}, seeds={"all": 7}, label="tiny", name="main"
     )
     run_id = opened.run_id
     step("open")
