@@ -21,9 +21,10 @@ from flows.stages.match import coverage, measured_rows
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics, runs, spaces
 from storage.root import Root, open_root
+from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.memory import require_memory
-from tagcos_stream.rows.blocks import Dimensions, group_means
+from tagcos_stream.rows.blocks import Dimensions
 from tagcos_stream.selection.budget import allocate
 from tagcos_stream.selection.groups import divide, example_columns
 from tagcos_stream.selection.match import (
@@ -133,7 +134,7 @@ class _Bench:
         self.sizes = np.bincount(self.labels)
         needed = match_bytes(len(self.sizes), self.rows.dim)
         require_memory(f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions", needed, self.limit)
-        means = group_means(self.rows, self.labels, len(self.sizes))
+        means = Sums.of(self.rows, self.labels, len(self.sizes)).means()
         self.held_means = means[:, self.held]
         mean = self.sizes @ means / len(self.pool)
         self.held_mean, self.seen_mean = mean[self.held], mean[~self.held]
@@ -216,7 +217,7 @@ class _Bench:
                 max_cluster_rows=settings.max_cluster_rows,
                 seed=settings.seed,
             )
-            self._clusters = settings.seed, Clusters(made.labels, made.distances, made.totals.means())
+            self._clusters = settings.seed, Clusters(made.labels, made.distances, made.totals.centroids())
         return self._clusters[1]
 
     def _fitted(self, chosen: np.ndarray) -> float | None:

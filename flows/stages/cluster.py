@@ -84,10 +84,10 @@ def _measure(
     run: RunContext, features: Features, view: PoolClustering, fresh: pl.DataFrame, joined: Assigned | None
 ) -> drift.Drift:
     """Hold the pool, with the rows about to join, against what the clustering was when it was fitted."""
-    from tagcos_stream.clustering.sums import Totals
+    from tagcos_stream.clustering.sums import ClusterSums
 
     reader = view.reader
-    first = Totals(*reader.totals(1))
+    first = ClusterSums(*reader.totals(1))
     size = int(first.sizes.sum())
     later = view.positions[view.positions >= size]
     labels, distances = reader.labels[later], reader.distances[later]
@@ -95,7 +95,7 @@ def _measure(
     if joined is not None:
         labels, distances = np.append(labels, joined.labels), np.append(distances, joined.distances)
         totals = totals + joined.totals
-    fitted = drift.Fitted(reader.labels[:size], reader.distances[:size], first.sizes, first.means(), first.inertia())
+    fitted = drift.Fitted(reader.labels[:size], reader.distances[:size], first.sizes, first.centroids(), first.inertia())
     rows = {row["seen"]: row for row in refreshes.warm_up_view(run.catalog, run.run_id, features.space_id).iter_rows(named=True)}
     losses = [drift.Moments(row["n"], row["loss"], row["std"]) for row in (rows.get(True), rows.get(False)) if row]
     unseen = rows[False]["n"] / len(features.pool) if False in rows else 0.0
@@ -104,7 +104,7 @@ def _measure(
         labels,
         distances,
         sizes=totals.sizes,
-        means=totals.means(),
+        means=totals.centroids(),
         max_cluster_rows=run.settings.max_cluster_rows,
         unseen=None if run.settings.adapter else unseen,  # nobody knows what an imported adapter was trained on
         losses=(losses[0], losses[1]) if len(losses) == 2 else None,

@@ -13,7 +13,7 @@ from flows.results import Features
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics
-from tagcos_stream.rows.blocks import group_means
+from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.selection.match import Match, match, match_bytes, reached
 
 
@@ -31,9 +31,9 @@ def measure(run: RunContext, features: Features, view: PoolClustering | None) ->
     by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= run.memory_limit
     labels = np.zeros(len(pool), np.int64)
     if view is None:
-        means = group_means(rows, labels, 1)
+        means = Sums.of(rows, labels, 1).means()
     elif by_cluster:
-        labels, means = view.labels.astype(np.int64), view.totals.means()
+        labels, means = view.labels.astype(np.int64), view.totals.centroids()
     else:
         means = view.totals.sums.sum(axis=0)[None] / len(pool)
         run.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")

@@ -13,7 +13,7 @@ from storage.arrays import grouped_reader
 from storage.catalog import clusterings
 
 if TYPE_CHECKING:
-    from tagcos_stream.clustering.sums import Totals
+    from tagcos_stream.clustering.sums import ClusterSums
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PoolClustering:
 
     reader: grouped_reader.ClusteringReader
     positions: np.ndarray  # (n,) int64: of every pool row in the clustering, -1 where it is not in it
-    totals: Totals  # exact, of the pool rows that are in it
+    totals: ClusterSums  # exact, of the pool rows that are in it
 
     @property
     def labels(self) -> np.ndarray:
@@ -31,17 +31,17 @@ class PoolClustering:
 
 
 def open_pool_clustering(run: RunContext, name: str, pool: pl.DataFrame) -> PoolClustering:
-    """Totals of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
-    from tagcos_stream.clustering.sums import Totals
+    """Sums of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
+    from tagcos_stream.clustering.sums import ClusterSums
 
     reader = grouped_reader.open_clustering(run.root.files, name, clusterings.parts(run.catalog, name))
     positions = reader.find(pool)
     here = np.sort(positions[positions >= 0])
     gone = np.setdiff1d(np.arange(reader.n_rows), here, assume_unique=True)
     some = here if len(here) < len(gone) else gone
-    totals = Totals.empty(reader.n_clusters, reader.dim)
+    totals = ClusterSums.empty(reader.n_clusters, reader.dim)
     if len(some):
         from tagcos_stream.clustering.assign import count
 
         totals = count(reader.rows(some), reader.labels[some], reader.n_clusters)
-    return PoolClustering(reader, positions, totals if some is here else Totals(*reader.totals()) - totals)
+    return PoolClustering(reader, positions, totals if some is here else ClusterSums(*reader.totals()) - totals)

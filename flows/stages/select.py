@@ -106,7 +106,7 @@ def _tasks(
     method = METHODS[run.settings.method]
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
     columns = example_columns(method, pool, run.settings.seed, distances)
-    means = view.totals.means() if view is not None and method.features else None
+    means = view.totals.centroids() if view is not None and method.features else None
     tasks = []
     for g in left:
         mine = groups.members(g)

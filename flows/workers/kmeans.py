@@ -20,7 +20,7 @@ from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import FeatureRows, open_features
 from storage.files.base import Files
 from tagcos_stream.clustering.assign import Assigned, Assigner, Assigning, assign_stretch
-from tagcos_stream.clustering.exact_pass import Passes, PassSums, pass_sums
+from tagcos_stream.clustering.exact_pass import Passes, StretchSums, pass_sums
 from tagcos_stream.clustering.kmeans import pass_bytes, peak_bytes
 from tagcos_stream.clustering.stream import Nearest, Stretch, stretches
 from tagcos_stream.config import Settings
@@ -40,7 +40,7 @@ class PassSpec:
 
 def sum_stretches(
     spec: PassSpec, resources: WorkerResources, tasks: Iterator[tuple[int, Stretch]], progress: Progress | None
-) -> Iterator[tuple[int, PassSums]]:
+) -> Iterator[tuple[int, StretchSums]]:
     rows, nearest = _opened(spec, resources), Nearest(spec.centroids, "cpu")
     for number, stretch in tasks:
         yield number, pass_sums(rows, nearest, stretch)
@@ -84,7 +84,7 @@ def spread(
     return partial(_passes, spec, settings), partial(_assigning, spec, settings)
 
 
-def _passes(spec: Any, settings: Settings, centroids: np.ndarray, cut: Sequence[Stretch]) -> Iterator[PassSums]:
+def _passes(spec: Any, settings: Settings, centroids: np.ndarray, cut: Sequence[Stretch]) -> Iterator[StretchSums]:
     if cut:
         yield from in_order(partitioned(sum_stretches, spec(centroids), list(enumerate(cut)), settings))
 
@@ -96,13 +96,13 @@ def _assigning(
     yield from partitioned(assign_stretches, spec(centroids), numbered, settings)
 
 
-def in_order(found: Iterator[tuple[int, PassSums]]) -> Iterator[PassSums]:
+def in_order(found: Iterator[tuple[int, StretchSums]]) -> Iterator[StretchSums]:
     """Sums of stretches as they finish -> in order.
 
     What waits for a slow stretch is joined with its neighbours: stored features are float16, so that their sums are exact in any
     grouping, and no more wait than there are stretches under way.
     """
-    waiting: dict[int, PassSums] = {}  # by their first stretch
+    waiting: dict[int, StretchSums] = {}  # by their first stretch
     due = 0
     for number, part in found:
         first, after = number, waiting.pop(number + 1, None)

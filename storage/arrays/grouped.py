@@ -157,7 +157,7 @@ def regroup(
 ) -> PartInfo:
     """Write one part: `rows` in their order, labels (N,) int in [0, K). Files only; add_clustering or add_rows commits them.
 
-    distances (N,) float32 to the centroid; sums (K, D) float64 and squares (K,) int64, exact, of these rows (method's Totals).
+    distances (N,) float32 to the centroid; sums (K, D) float64 and squares (K,) int64, exact, of these rows (`ClusterSums`).
     chunk_rows is chosen to fit memory_limit where not given. Rows of a cluster keep their order. Interrupted,
     it is simply run again: nothing names the part before it is committed.
     """

@@ -149,8 +149,8 @@ class ClusteringReader:
         return self._all("distances", np.zeros(0, np.float32))
 
     def totals(self, parts: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(sums (K, D) float64, squares (K,) int64, sizes (K,) int64) of all rows, or of the first `parts` parts; exact."""
-        sums, squares, sizes = (
+        """(sums (K, D) float64, sizes (K,) int64, squares (K,) int64) of all rows, or of the first `parts` parts; exact."""
+        sums, sizes, squares = (
             np.zeros((self.n_clusters, self.dim)),
             np.zeros(self.n_clusters, np.int64),
             np.zeros(self.n_clusters, np.int64),
@@ -160,7 +160,7 @@ class ClusteringReader:
             sums[touched] += self.read_array(part, "sums")
             squares[touched] += self.read_array(part, "squares")
             sizes += np.bincount(self.read_array(part, "labels"), minlength=self.n_clusters)
-        return sums, squares, sizes
+        return sums, sizes, squares
 
     def find(self, rows: pl.DataFrame) -> np.ndarray:
         """(n,) int64: position of each of `rows` (segment, row), -1 for those that are not in this clustering."""

@@ -15,7 +15,7 @@ import torch
 
 from tagcos_stream.clustering.kernels import decide, squares
 from tagcos_stream.clustering.stream import Stretch, batches, row_numbers, span, stream, stretches
-from tagcos_stream.clustering.sums import Totals
+from tagcos_stream.clustering.sums import ClusterSums
 from tagcos_stream.types import RowBlocks
 
 EPS = 2.0**-24  # of float32
@@ -27,7 +27,7 @@ class Assigned:
 
     labels: np.ndarray  # (N,) int32
     distances: np.ndarray  # (N,) float32: Euclidean, to the centroid
-    totals: Totals
+    totals: ClusterSums
 
 
 class Assigner:
@@ -81,7 +81,7 @@ Assigning = Callable[[np.ndarray, Sequence[tuple[Stretch, np.ndarray]]], Iterato
 def assign_stretch(rows: RowBlocks, assigner: Assigner, stretch: Stretch, keys: np.ndarray) -> Assigned:
     """The r rows of a stretch, with keys (r,) uint64."""
     labels, distances = np.empty(len(keys), np.int32), np.empty(len(keys), np.float32)
-    totals = Totals.empty(*assigner.shape)
+    totals = ClusterSums.empty(*assigner.shape)
     done = 0
     for _, batch in stream(rows, stretch):
         these = slice(done, done + len(batch))
@@ -114,11 +114,11 @@ def assign(
 ) -> Assigned:
     """Assign every row in one pass. centroids (K, D) float32; keys (N,) uint64, the row numbers where not given.
 
-    `assigning` computes the stretches, this process where not given. They come in any order: sums are exact (see totals).
+    `assigning` computes the stretches, this process where not given. They come in any order: sums are exact (see `sums`).
     """
     keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float32)
-    totals = Totals.empty(*centroids.shape)
+    totals = ClusterSums.empty(*centroids.shape)
     cut = stretches(rows)
     tasks = [(stretch, keys[span(rows, stretch)]) for stretch in cut]
     done = 0
@@ -132,9 +132,9 @@ def assign(
     return Assigned(labels, distances, totals)
 
 
-def count(rows: RowBlocks, labels: np.ndarray, n_clusters: int) -> Totals:
-    """Totals of rows whose clusters (N,) int32 are known: of what left a clustering, to be taken off."""
-    totals = Totals.empty(n_clusters, rows.dim)
+def count(rows: RowBlocks, labels: np.ndarray, n_clusters: int) -> ClusterSums:
+    """Sums of rows whose clusters (N,) int32 are known: of what left a clustering, to be taken off."""
+    totals = ClusterSums.empty(n_clusters, rows.dim)
     for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
         totals.count(batch, labels[numbers].astype(np.int64))
     return totals

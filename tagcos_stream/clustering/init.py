@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from tagcos_stream.clustering.kernels import fold
-from tagcos_stream.clustering.stream import Nearest, Sums, batch_rows
+from tagcos_stream.clustering.stream import Nearest, batch_rows
+from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.types import RowBlocks
 
 SAMPLE_BYTES = 512 << 20  # of float32 rows, unless K asks for more
@@ -116,7 +117,6 @@ def _lloyd(points: np.ndarray, centroids: np.ndarray, device: str) -> tuple[np.n
 
 def _means(points: np.ndarray, labels: np.ndarray, otherwise: np.ndarray, device: str) -> np.ndarray:
     """(K, D) float32 means by label; `otherwise` where a label has no row."""
-    sums = Sums(np.zeros(otherwise.shape), device)
-    sums.add(points, labels)
-    size = np.bincount(labels, minlength=len(otherwise))
-    return np.where(size[:, None] > 0, sums.sums / np.maximum(size, 1)[:, None], otherwise).astype(np.float32)
+    found = Sums.empty(*otherwise.shape)
+    found.count(points, labels, device)
+    return np.where(found.sizes[:, None] > 0, found.means(), otherwise).astype(np.float32)

@@ -19,7 +19,8 @@ from tagcos_stream.clustering.exact_pass import Passes, passes_here
 from tagcos_stream.clustering.init import sample_rows, seed_centroids
 from tagcos_stream.clustering.refine import finalise
 from tagcos_stream.clustering.state import DONE, MINIBATCH, PASSES, Clustering, KMeansState
-from tagcos_stream.clustering.stream import STRETCH_BATCHES, Nearest, Sums, batch_rows, batches, stream, stretches
+from tagcos_stream.clustering.stream import STRETCH_BATCHES, Nearest, batch_rows, batches, stream, stretches
+from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.memory import require_memory
 from tagcos_stream.types import RowBlocks, UserError
 
@@ -218,14 +219,13 @@ def _minibatches(rows: RowBlocks, state: KMeansState, seed: int, device: str) ->
 def minibatch_step(state: KMeansState, batch: np.ndarray, seed: int, device: str = "cpu") -> KMeansState:
     """Move each centre to the running mean of all rows it was ever given. batch (r, D) float32."""
     labels, squared = Nearest(state.centroids, device)(batch)
-    sums = Sums(np.zeros(state.centroids.shape), device)
-    sums.add(batch, labels)
-    size = np.bincount(labels, minlength=len(state.counts))
-    moved = np.flatnonzero(size)
-    counts = state.counts + size
+    found = Sums.empty(*state.centroids.shape)
+    found.count(batch, labels, device)
+    moved = np.flatnonzero(found.sizes)
+    counts = state.counts + found.sizes
     centroids = state.centroids.copy()
     old = state.centroids[moved].astype(np.float64)
-    centroids[moved] = old + (sums.sums[moved] - size[moved, None] * old) / counts[moved, None]
+    centroids[moved] = old + (found.sums[moved] - found.sizes[moved, None] * old) / counts[moved, None]
     position = state.position + 1
     if position % REASSIGN_EVERY == 0:
         generator = np.random.default_rng([seed, 2, state.epoch, position])

@@ -13,7 +13,7 @@ from tagcos_stream.clustering.assign import Assigner, Assigning, assign, assigni
 from tagcos_stream.clustering.init import seed_centroids
 from tagcos_stream.clustering.state import Clustering, KMeansState
 from tagcos_stream.clustering.stream import batches, row_numbers, stream
-from tagcos_stream.clustering.sums import Totals
+from tagcos_stream.clustering.sums import ClusterSums
 from tagcos_stream.types import ArrayRows, RowBlocks, UserError
 
 SPLIT_BYTES = 512 << 20  # float32 rows that a split may sample, over all clusters that are split at once
@@ -82,7 +82,7 @@ class _Draft:
 
     def _forget_all(self) -> None:
         self.labels, self.distances = np.empty(0, np.int32), np.empty(0, np.float32)
-        self.totals = Totals.empty(0, self.rows.dim)
+        self.totals = ClusterSums.empty(0, self.rows.dim)
 
     def _move(self, which: np.ndarray, to: np.ndarray) -> None:
         """Give the marked rows to the nearest of the centroids `to`, and count them there."""
@@ -176,4 +176,4 @@ class _Draft:
         full = np.flatnonzero(self.totals.sizes)
         number = np.full(len(self.centroids), -1, np.int32)
         number[full] = np.arange(len(full))
-        return Clustering(self.centroids[full], number[self.labels], self.distances, self.totals.of(full))
+        return Clustering(self.centroids[full], number[self.labels], self.distances, self.totals.take(full))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from tagcos_stream.clustering.sums import Totals
+from tagcos_stream.clustering.sums import ClusterSums
 
 MINIBATCH, PASSES, DONE = 0, 1, 2  # phases of a fit
 
@@ -55,7 +55,7 @@ class Clustering:
     centroids: np.ndarray  # (K, D) float32: a row belongs to the nearest
     labels: np.ndarray  # (N,) int32
     distances: np.ndarray  # (N,) float32: from the row to the centroid of its cluster
-    totals: Totals
+    totals: ClusterSums
 
     @property
     def sizes(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class Clustering:
     @property
     def means(self) -> np.ndarray:
         """(K, D) float32: what a pursuit aims at."""
-        return self.totals.means()
+        return self.totals.centroids()
 
     @property
     def inertia(self) -> np.ndarray:

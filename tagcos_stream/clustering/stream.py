@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.kernels import add_rows, squares
-from tagcos_stream.machine import available_cpus
+from tagcos_stream.clustering.kernels import squares
 from tagcos_stream.types import RowBlocks
 
 BATCH_BYTES = 64 << 20  # of float32 rows
@@ -100,21 +99,3 @@ class Nearest:
         norms = np.empty(len(batch))
         squares(batch, norms)
         return label.cpu().numpy(), np.maximum(norms + value.cpu().numpy(), 0.0)
-
-
-class Sums:
-    """Sums of rows by label in float64, and sizes."""
-
-    def __init__(self, sums: np.ndarray, device: str = "cpu") -> None:
-        self.sums = sums
-        self.device = device
-        self._threads = available_cpus()
-
-    def add(self, batch: np.ndarray, labels: np.ndarray) -> None:
-        if self.device != "cpu":
-            one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels), len(self.sums)).to(self.device, torch.float64)
-            self.sums += (one_hot.T @ torch.from_numpy(batch).to(self.device, torch.float64)).cpu().numpy()
-            return
-        edges = np.linspace(0, batch.shape[1], self._threads + 1).astype(int)
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(lambda i: add_rows(batch, labels, (int(edges[i]), int(edges[i + 1])), self.sums), range(self._threads)))

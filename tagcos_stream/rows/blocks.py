@@ -1,4 +1,4 @@
-"""Views and means of feature rows that are read block by block.  N rows, D feature dimension, K groups."""
+"""Views of feature rows that are read block by block.  N rows, D feature dimension."""
 
 from __future__ import annotations
 
@@ -17,14 +17,3 @@ class Dimensions:
 
     def read(self, block: int) -> np.ndarray:
         return np.ascontiguousarray(self._rows.read(block)[:, self._which])
-
-
-def group_means(rows: RowBlocks, labels: np.ndarray, n_groups: int) -> np.ndarray:
-    """(K, D) float64: mean row of each group, in one pass; zeros for an empty one. labels (N,) int in [0, K)."""
-    sums = np.zeros((n_groups, rows.dim))
-    for block in range(len(rows.starts) - 1):
-        mine = labels[rows.starts[block] : rows.starts[block + 1]]
-        found = rows.read(block)
-        for group in np.unique(mine):
-            sums[group] += found[mine == group].sum(axis=0, dtype=np.float64)
-    return sums / np.maximum(np.bincount(labels, minlength=n_groups), 1)[:, None]

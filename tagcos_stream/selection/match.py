@@ -75,7 +75,7 @@ def match(
 
 
 def match_bytes(n_clusters: int, dim: int) -> int:
-    """Memory of `group_means` and `match`, bytes: means, both estimates, and what they are divided into."""
+    """Memory of `Sums.of` and `match`, bytes: means, both estimates, and what they are divided into."""
     return 8 * 6 * n_clusters * dim + 3 * 8 * CHUNK * dim
 
 

@@ -50,11 +50,11 @@ class Group:
             return self.mean
         import numpy as np
 
-        from tagcos_stream.rows.blocks import group_means
+        from tagcos_stream.clustering.sums import Sums
         from tagcos_stream.types import ArrayRows
 
         rows = ArrayRows(self.rows) if isinstance(self.rows, np.ndarray) else self.rows
-        return group_means(rows, np.zeros(rows.n_rows, np.int64), 1)[0]
+        return Sums.of(rows, np.zeros(rows.n_rows, np.int64), 1).means()[0]
 
 
 @dataclass(frozen=True)

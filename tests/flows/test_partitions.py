@@ -156,7 +156,9 @@ def test_settings__refuse_places_that_contradict() -> None:
 def test_in_order__joins_what_waits() -> None:
     r = np.random.default_rng(0)
     for n in (1, 2, 3, 10, 50):
-        parts = [exact_pass.PassSums(r.integers(0, 9, (3, 2)).astype(float), r.integers(0, 9, 3), (float(i),)) for i in range(n)]
+        parts = [
+            exact_pass.StretchSums(r.integers(0, 9, (3, 2)).astype(float), r.integers(0, 9, 3), (float(i),)) for i in range(n)
+        ]
         for _ in range(20):
             found = list(passing.in_order((int(i), parts[i]) for i in r.permutation(n)))
             whole, ref = reduce(add, found), reduce(add, parts)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings
 from tagcos_stream.declare import decided_by
 from tagcos_stream.random_bits import draws
@@ -283,7 +284,7 @@ def test_match__equals_naive(seed: int) -> None:
     k = int(labels.max()) + 1
     chosen = r.choice(n, int(r.integers(1, n + 1)), replace=False)
     shares = r.random(len(chosen)) / len(chosen)
-    means = blocks.group_means(ArrayRows(rows, 17), labels, k)
+    means = Sums.of(ArrayRows(rows, 17), labels, k).means()
     sizes = np.bincount(labels, minlength=k)
     found = match.match(means, sizes, lambda part: rows[chosen[part]], labels[chosen], shares)
     plain, weighted = naive.naive_match_errors(rows.astype(np.float64), labels, chosen, shares)
@@ -306,7 +307,7 @@ def test_match__equals_naive(seed: int) -> None:
 def test_match__the_whole_pool_has_no_error() -> None:
     rows = np.random.default_rng(0).standard_normal((90, 12))
     labels = np.arange(90) % 3
-    means = blocks.group_means(ArrayRows(rows), labels, 3)
+    means = Sums.of(ArrayRows(rows), labels, 3).means()
     found = match.match(means, np.full(3, 30), lambda part: rows[part], labels, np.full(90, 1 / 90))
     assert max(found.plain, found.weighted, *found.cluster_plain, *found.cluster_weighted) < 1e-12
 

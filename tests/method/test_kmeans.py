@@ -12,7 +12,7 @@ import pytest
 from tagcos_stream.clustering import kmeans
 from tagcos_stream.clustering import stream as kmeans_batches
 from tagcos_stream.clustering.assign import Assigned, Assigner, assign_stretch
-from tagcos_stream.clustering.exact_pass import PassSums, pass_sums
+from tagcos_stream.clustering.exact_pass import StretchSums, pass_sums
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.benchmarks.features import Shape
@@ -113,7 +113,7 @@ def test_kmeans__stretches_computed_in_any_order_and_grouping_give_the_same_bits
     r = np.random.default_rng(n)
     computed: list[int] = []
 
-    def passes(centroids: np.ndarray, cut: Sequence[kmeans_batches.Stretch]) -> Iterator[PassSums]:
+    def passes(centroids: np.ndarray, cut: Sequence[kmeans_batches.Stretch]) -> Iterator[StretchSums]:
         nearest = kmeans_batches.Nearest(centroids, "cpu")
         parts = {i: pass_sums(rows, nearest, cut[i]) for i in r.permutation(len(cut)).tolist()}
         computed.append(len(cut))

@@ -49,11 +49,11 @@ def test_assign__does_not_depend_on_how_rows_arrive(seed: int) -> None:
     some, rest = shuffled[:300], shuffled[300:]
     off = whole.totals - count(ArrayRows(X[some]), whole.labels[some], 9)
     only = assign(ArrayRows(X[rest]), C, key[rest]).totals
-    np.testing.assert_array_equal(off.means(), only.means())
+    np.testing.assert_array_equal(off.centroids(), only.centroids())
     np.testing.assert_array_equal(off.inertia(), only.inertia())
     means, sizes, inertia = naive.naive_cluster_stats(X[rest], whole.labels[rest], 9)
     np.testing.assert_array_equal(only.sizes, sizes)
-    np.testing.assert_allclose(only.means(), means, atol=1e-7)
+    np.testing.assert_allclose(only.centroids(), means, atol=1e-7)
     np.testing.assert_allclose(only.inertia(), inertia, atol=1e-7)
     ref, _ = naive.naive_assign(X, C)
     same = whole.labels == ref
@@ -80,7 +80,7 @@ def drifted(X: np.ndarray, new: np.ndarray, **changes: object) -> drift.Drift:
     totals = made.totals + joined.totals
     was = drift.Fitted(made.labels, made.distances, made.sizes, made.means, made.inertia)
     values: dict[str, object] = {"unseen": 0.0, "losses": None, "max_cluster_rows": 10_000} | changes
-    return drift.measure(was, joined.labels, joined.distances, sizes=totals.sizes, means=totals.means(), **values)  # type: ignore[arg-type]
+    return drift.measure(was, joined.labels, joined.distances, sizes=totals.sizes, means=totals.centroids(), **values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("n", [10, 100, 400])

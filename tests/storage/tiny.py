@@ -194,7 +194,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
         step("clustering")
 
     clustering = open_clustering(files, clustering_id, clusterings.parts(catalog, clustering_id))
-    sums, _, sizes = clustering.totals()
+    sums, sizes, _ = clustering.totals()
     for cluster in sorted(set(range(CLUSTERS)) - selections.groups_done(catalog, run_id)):
         where = clustering.cluster_rows(cluster)
         rows_of = clustering.cluster(cluster)
