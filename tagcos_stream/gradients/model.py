@@ -73,6 +73,9 @@ def load_model(
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise UserError(f"dtype is {dtype!r}: use auto, float32, bfloat16 or float16")
     source, options = _source(ref)
+    if "gguf_file" not in options:
+        _refuse_pickled(ref, Path(source))
+        options["use_safetensors"] = True
     options |= {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with gguf_once() if "gguf_file" in options else nullcontext():
@@ -178,6 +181,16 @@ def _source(ref: str) -> tuple[str, dict[str, Any]]:
     if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or not ref.strip():
         raise UserError(f"model {ref!r}: no such folder (a hub id has the form owner/name)")
     return ref, {}
+
+
+def _refuse_pickled(ref: str, folder: Path) -> None:
+    """Raise UserError for a folder whose weights are pickled files and nothing else."""
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model {ref!r}: {pickled[0]} holds pickled weights, which can run code when they are read; save the model as "
+            "safetensors (save_pretrained does) in an environment where you trust the file"
+        )
 
 
 def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:

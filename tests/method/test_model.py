@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,27 @@ def test_load_model__unknown_model_is_the_users_mistake(ref: str, message: str) 
 def test_load_model__folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         load_model(str(tmp_path))
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mknod, (str(self.path),)
+
+
+def test_load_model__pickled_weights_are_refused_unread(saved: Path, tmp_path: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Planted(tmp_path / "ran")}, saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin holds pickled weights, .* save the model as safetensors"):
+        load_model(str(saved))
+    (saved / "pytorch_model.bin").rename(saved / "weights.bin")  # under a name that nothing looks for
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_model(str(saved))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_load_model__refuses_unknown_settings(saved: Path) -> None:
