@@ -14,6 +14,7 @@ FORBIDDEN = {"tagcos_stream": {"storage", "flows"}, "storage": {"flows"}}
 METHOD_TYPES = {
     "tagcos_stream.types",
     "tagcos_stream.config",
+    "tagcos_stream.credentials",
     "tagcos_stream.identity",
     "tagcos_stream.memory",
     "tagcos_stream.data.canonical",  # the form that examples are stored in

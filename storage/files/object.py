@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.files.base import Seen, as_bytes
+from tagcos_stream.credentials import redact
 from tagcos_stream.types import TransientError, UserError
 
 
@@ -25,7 +26,7 @@ class ObjectFiles:
         try:
             self._store = obstore.store.from_url(self.url)
         except Exception as error:  # obstore raises its own classes for a bad URL and for missing settings
-            raise UserError(f"cannot open {url}: {error}") from error
+            raise UserError(f"cannot open {url}: {redact(str(error))}") from error
 
     def __reduce__(self) -> tuple[type[ObjectFiles], tuple[str]]:
         return ObjectFiles, (self.url,)  # a worker opens its own connection
@@ -87,7 +88,7 @@ class ObjectFiles:
         try:
             self._api.put(self._store, key, body)
         except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
-            reason = str(error).strip().splitlines()[0]
+            reason = redact(str(error).strip().splitlines()[0])
             # no answer, or an error of the server's own, after obstore's own retries
             passes = isinstance(error, self._api.exceptions.GenericError)
             raise (TransientError if passes else UserError)(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import IO, Any, NamedTuple, cast
 
+from tagcos_stream.credentials import redact, refuse_credentials
 from tagcos_stream.types import UserError
 
 SCHEMES = ("s3", "gs", "az", "hf")
@@ -23,6 +24,7 @@ def is_remote(path: str) -> bool:
     scheme, separator, _ = path.partition("://")
     if not separator:
         return False
+    refuse_credentials(path)
     if scheme not in SCHEMES:
         raise UserError(
             f"source {path}: scheme {scheme!r} is not read; there are {', '.join(s + '://' for s in SCHEMES)} and local paths"
@@ -42,9 +44,8 @@ def list_files(url: str) -> list[Remote]:
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as e:  # every store has its own kinds of errors; all of them mean that the source cannot be read
-        raise UserError(
-            f"source {url}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}; check the address and credentials"
-        ) from None
+        reason = redact(str(e).splitlines()[0]) if str(e) else ""
+        raise UserError(f"source {url}: {type(e).__name__}: {reason}; check the address and credentials") from None
     if magic >= 0:
         found = [f for f in found if fnmatch.fnmatchcase(f.url, url)]
     return sorted(found)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tagcos_stream.credentials import redact
 from tagcos_stream.gradients.gguf_cache import gguf_once
 from tagcos_stream.types import UserError
 
@@ -163,7 +164,7 @@ def _positions(config: Any) -> int:
 
 
 def _not_loaded(ref: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = redact(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
     return UserError(
         f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "
         "a private hub model needs `hf auth login`)"

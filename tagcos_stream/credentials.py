@@ -1,0 +1,60 @@
+"""Keep keys and tokens out of what is stored and shown: refused in addresses, blanked in the messages of other libraries."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from tagcos_stream.types import UserError
+
+SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCOUNT_KEY|ACCESS_KEY|SAS_KEY|API_KEY", re.IGNORECASE)
+SHORTEST = 8  # characters: shorter values of variables are too common to blank in a text
+USER_IS_A_PLACE = ("abfs", "abfss", "hf")  # schemes in which what stands before an @ names a container or repository
+
+
+def refuse_credentials(url: str) -> None:
+    """Refuse an address that holds a key, since addresses are stored in the catalog and shown in logs and reports.
+
+    Parameters
+    ----------
+    url
+        Address of a source or root.
+
+    Raises
+    ------
+    UserError
+        It has a password, a user name where the scheme has none, or a query such as a signature. The message does not
+        repeat it.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme or "://" not in url:
+        return
+    user, separator, host = parts.netloc.rpartition("@")
+    named = separator and (":" in user or parts.scheme not in USER_IS_A_PLACE)
+    if named or re.search(r"[?&][\w.-]+=", url):
+        raise UserError(
+            f"{parts.scheme}://{host}: the address holds credentials, which would be stored and shown with it; give the "
+            "address without them and set the store's environment variables, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_SAS_KEY or GOOGLE_APPLICATION_CREDENTIALS"
+        )
+
+
+def redact(text: str) -> str:
+    """Blank the values of environment variables that hold secrets.
+
+    Parameters
+    ----------
+    text
+        Message of another library.
+
+    Returns
+    -------
+    str
+        The message with ``***`` for every value of at least eight characters of a variable whose name says that it is
+        secret (a key, token or password).
+    """
+    values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
