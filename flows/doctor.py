@@ -23,6 +23,7 @@ from packaging.specifiers import SpecifierSet
 
 from storage.catalog import runs
 from storage.files.local import LocalFiles
+from storage.files.object import store_errors
 from storage.root import NoRoot, open_root
 from tagcos_stream.compile_ahead import cache_folder, marker
 from tagcos_stream.config import GIB, Settings
@@ -152,7 +153,7 @@ def _root(settings: Settings) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("root", "problem", str(error))
         return
-    except Exception as error:  # an object store says in its own ways that it cannot be reached
+    except store_errors() as error:
         yield Finding("root", "problem", f"{settings.root}: {_first_line(error)}", "check bucket, credentials and endpoint")
         return
     place = Path(settings.root.removeprefix("file://")).expanduser().absolute()

@@ -173,7 +173,7 @@ def _writing(
         run = start_or_resume(settings, root, reporter, reselects)
         try:
             yield run, _Stages(do_stage)
-        except Exception as error:
+        except Exception as error:  # whatever a stage raises is recorded, then raised again
             runs.stop_run(root.catalog, run.run_id, "failed", str(error))
             raise
         except BaseException:  # Ctrl-C, or a flow that is cancelled

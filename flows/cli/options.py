@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from tagcos_stream.config import Settings
 from tagcos_stream.declare import panel_of
+from tagcos_stream.types import UserError
 
 ROOT_VARIABLE = "TAGCOS_ROOT"
 DEFAULT_ROOT = Settings.model_fields["root"].default
@@ -80,19 +81,21 @@ def takes_settings(
 
 def run_ids(context: typer.Context, incomplete: str) -> list[str]:
     """Complete runs and names of the root that the line names, for the shell: from the published copy, so that nobody waits."""
+    import duckdb
+
+    from storage.files.object import store_errors
+    from storage.root import open_root
+    from storage.snapshot import snapshot_path
+
+    quiet: tuple[type[Exception], ...] = (UserError, duckdb.Error, *store_errors())  # a message would disturb the line typed
     try:
-        import duckdb
-
-        from storage.root import open_root
-        from storage.snapshot import snapshot_path
-
         copy = snapshot_path(open_root(context.params.get("root") or DEFAULT_ROOT, create=False))
         with duckdb.connect(str(copy), read_only=True) as connection:
             found = connection.execute(
                 "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [incomplete]
             ).fetchall()
             names = connection.execute("SELECT name FROM names WHERE starts_with(name, ?) ORDER BY name", [incomplete]).fetchall()
-    except Exception:  # there is nobody to tell while a line is typed
+    except quiet:
         return []
     return [row[0] for row in found + names] + [name for name in ("latest",) if name.startswith(incomplete)]
 

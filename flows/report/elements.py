@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from flows.report.plots import Plot
+from flows.report.plot_parts import Plot
 
 Kind = Literal["text", "count", "share", "number", "seconds", "bytes"]
 NO_NAME = "(no name)"

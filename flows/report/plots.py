@@ -7,76 +7,37 @@ A row may hold `s` (its source's place in the page's list) and `c` (its cluster)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Rows = list[dict[str, Any]]
-
-POOL, CHOSEN = "#8a94a6", "#e0762f"
-# Okabe and Ito's colours, told apart by the colour-blind, and three more
-SOURCES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7b61c4", "#8c564b")
-OTHER = "#9aa0a6"
-LOW_TO_HIGH = ["#2f7ed8", "#e0762f"]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """`label` says what is seen, for those who do not see it. kind: how the page's filters change the rows."""
-
-    id: str
-    title: str
-    label: str
-    spec: dict[str, Any]
-    rows: Rows
-    kind: Literal["rows", "parts", "histogram"] = "rows"
-    overall: Rows = field(default_factory=list)  # a second set of rows, shown while no cluster is chosen
-    step: int = 0  # pixels for each different `name`, where bars lie
-
-
-def _axis(title: str | None, **more: Any) -> dict[str, Any]:
-    return {"title": title, **more}
-
-
-def _tips(*fields: tuple[str, str, str | None]) -> list[dict[str, Any]]:
-    """(field, words, number format)"""
-    return [{"field": name, "title": words} | ({"format": form} if form else {}) for name, words, form in fields]
-
-
-def _spec(height: int | None, **more: Any) -> dict[str, Any]:
-    """height: None where it follows from the number of bars (Plot.step)."""
-    fixed = {"data": {"name": "rows"}, "width": "container", "autosize": {"type": "fit", "contains": "padding"}} | more
-    return fixed if height is None else fixed | {"height": height}
-
-
-def _q(name: str, title: str, **more: Any) -> dict[str, Any]:
-    scale = more.pop("scale", {})
-    return {"field": name, "type": "quantitative", "axis": _axis(title, tickCount=6, **more), "scale": scale}
-
-
-def _names() -> dict[str, Any]:
-    return {"field": "name", "type": "nominal", "sort": None, "axis": _axis(None, labelLimit=150)}
-
-
-def _legend(title: str | None = None, columns: int = 2) -> dict[str, Any]:
-    return {"title": title, "orient": "top", "columns": columns, "labelLimit": 150, "symbolOpacity": 1}
-
-
-def _before_after() -> dict[str, Any]:
-    scale = {"domain": ["pool", "selection"], "range": [POOL, CHOSEN]}
-    return {"field": "who", "type": "nominal", "scale": scale, "legend": _legend()}
+from flows.report.plot_parts import (
+    CHOSEN,
+    LOW_TO_HIGH,
+    OTHER,
+    POOL,
+    SOURCES,
+    Plot,
+    Rows,
+    axis,
+    before_after,
+    chart,
+    legend,
+    nominal_names,
+    quantity,
+    tooltip,
+)
 
 
 def by_source(rows: Rows) -> Plot:
     """rows: name, who (pool or selection), examples, share, s."""
-    spec = _spec(
+    spec = chart(
         None,
         mark={"type": "bar", "height": {"band": 1}},
         encoding={
-            "y": _names(),
+            "y": nominal_names(),
             "yOffset": {"field": "who", "sort": ["pool", "selection"]},
-            "x": _q("share", "share of examples", format="%"),
-            "color": _before_after(),
-            "tooltip": _tips(
+            "x": quantity("share", "share of examples", format="%"),
+            "color": before_after(),
+            "tooltip": tooltip(
                 ("name", "source", None), ("who", "of", None), ("examples", "examples", ","), ("share", "share", ".2%")
             ),
         },
@@ -89,7 +50,7 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
     domain = [*names[: len(SOURCES)], *(["other sources"] if len(names) > len(SOURCES) else [])]
     colours = [*SOURCES[: len(domain)], *([OTHER] if len(names) > len(SOURCES) else [])]
     place = {
-        axis: _q(
+        axis: quantity(
             axis,
             f"{words} component, {share:.0%} of the spread",
             labels=False,
@@ -103,9 +64,9 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
         "field": "main",
         "type": "nominal",
         "scale": {"domain": domain, "range": colours},
-        "legend": _legend("dataset", 3),
+        "legend": legend("dataset", 3),
     }
-    tips = _tips(
+    tips = tooltip(
         ("dataset", "dataset", None),
         ("chosen", "chosen", None),
         ("c", word, None),
@@ -114,7 +75,7 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
         ("example", "example", None),
     )
     marked = {"color": colour, "tooltip": tips}
-    spec = _spec(
+    spec = chart(
         420,
         encoding=place,
         layer=[
@@ -141,7 +102,7 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
 
 def budget(rows: Rows, word: str) -> Plot:
     """rows: c, size, selected, share, residual (may be null), parts; in order of size."""
-    spec = _spec(
+    spec = chart(
         220,
         mark={"type": "bar", "minBandSize": 2},
         encoding={
@@ -149,16 +110,16 @@ def budget(rows: Rows, word: str) -> Plot:
                 "field": "c",
                 "type": "nominal",
                 "sort": None,
-                "axis": _axis(f"{word}, by size", labelAngle=0, labelOverlap=True),
+                "axis": axis(f"{word}, by size", labelAngle=0, labelOverlap=True),
             },
-            "y": _q("selected", "examples chosen", tickMinStep=1),
+            "y": quantity("selected", "examples chosen", tickMinStep=1),
             "color": {
                 "field": "residual",
                 "type": "quantitative",
                 "scale": {"domain": [0, 1], "range": LOW_TO_HIGH, "interpolate": "rgb", "clamp": True},
                 "legend": {"title": "residual", "orient": "top", "gradientLength": 120},
             },
-            "tooltip": _tips(
+            "tooltip": tooltip(
                 ("c", word, None),
                 ("size", "examples", ","),
                 ("selected", "chosen", ","),
@@ -174,15 +135,15 @@ def curves(rows: Rows, overall: Rows, word: str) -> Plot:
     """rows: c, part (of its budget), chosen, residual. overall: part, low, residual, high."""
     most = max([1.0, *(row["residual"] for row in rows)])
     y = {"scale": {"domain": [0, most]}}  # that of all: a chosen cluster does not change it
-    x = _q("part", f"part of the {word}'s budget", format="%", scale={"domain": [0, 1]})
-    tips = _tips(("c", word, None), ("chosen", "chosen", ","), ("residual", "residual", ".4f"))
-    whole = _tips(
+    x = quantity("part", f"part of the {word}'s budget", format="%", scale={"domain": [0, 1]})
+    tips = tooltip(("c", word, None), ("chosen", "chosen", ","), ("residual", "residual", ".4f"))
+    whole = tooltip(
         ("part", "part of the budget", ".0%"),
         ("residual", "median", ".4f"),
         ("low", "10% below", ".4f"),
         ("high", "10% above", ".4f"),
     )
-    spec = _spec(
+    spec = chart(
         240,
         encoding={"x": x},
         layer=[
@@ -195,7 +156,7 @@ def curves(rows: Rows, overall: Rows, word: str) -> Plot:
                     "point": {"size": 12, "opacity": 0.45, "color": POOL},
                 },
                 "encoding": {
-                    "y": _q("residual", "residual") | y,
+                    "y": quantity("residual", "residual") | y,
                     "detail": {"field": "c"},
                     "order": {"field": "chosen"},
                     "tooltip": tips,
@@ -204,12 +165,12 @@ def curves(rows: Rows, overall: Rows, word: str) -> Plot:
             {
                 "data": {"name": "overall"},
                 "mark": {"type": "area", "opacity": 0.18, "color": CHOSEN},
-                "encoding": {"y": _q("low", "residual") | y, "y2": {"field": "high"}, "tooltip": whole},
+                "encoding": {"y": quantity("low", "residual") | y, "y2": {"field": "high"}, "tooltip": whole},
             },
             {
                 "data": {"name": "overall"},
                 "mark": {"type": "line", "color": CHOSEN, "strokeWidth": 2.5},
-                "encoding": {"y": _q("residual", "residual") | y, "tooltip": whole},
+                "encoding": {"y": quantity("residual", "residual") | y, "tooltip": whole},
             },
         ],
     )
@@ -221,14 +182,14 @@ def residual_by_budget(rows: Rows, word: str) -> Plot:
     """rows: c, size, selected, residual."""
     most = max((row["selected"] for row in rows), default=0)
     scale: dict[str, Any] = {"type": "symlog"} if most > 50 else {}
-    spec = _spec(
+    spec = chart(
         220,
         mark={"type": "circle", "opacity": 0.7, "color": CHOSEN},
         encoding={
-            "x": _q("selected", "examples chosen", scale=scale, tickMinStep=1),
-            "y": _q("residual", "residual at the end", scale={"zero": True}),
+            "x": quantity("selected", "examples chosen", scale=scale, tickMinStep=1),
+            "y": quantity("residual", "residual at the end", scale={"zero": True}),
             "size": {"field": "size", "type": "quantitative", "legend": None, "scale": {"range": [20, 300]}},
-            "tooltip": _tips(
+            "tooltip": tooltip(
                 ("c", word, None), ("selected", "chosen", ","), ("size", "examples", ","), ("residual", "residual", ".4f")
             ),
         },
@@ -240,19 +201,21 @@ def residual_by_budget(rows: Rows, word: str) -> Plot:
 
 def errors(id: str, title: str, rows: Rows) -> Plot:
     """rows: fraction, error, who (what the line is of), selected."""
-    spec = _spec(
+    spec = chart(
         240,
         mark={"type": "line", "point": {"size": 45}},
         encoding={
-            "x": _q("fraction", "share of the pool selected", format=".2~%", scale={"type": "log", "nice": False, "padding": 8}),
-            "y": _q("error", "relative error", scale={"zero": True}),
+            "x": quantity(
+                "fraction", "share of the pool selected", format=".2~%", scale={"type": "log", "nice": False, "padding": 8}
+            ),
+            "y": quantity("error", "relative error", scale={"zero": True}),
             "color": {
                 "field": "who",
                 "type": "nominal",
-                "legend": _legend(),
+                "legend": legend(),
                 "scale": {"range": [*SOURCES, OTHER, POOL, CHOSEN]},
             },
-            "tooltip": _tips(
+            "tooltip": tooltip(
                 ("who", "of", None), ("fraction", "share", ".2%"), ("selected", "examples", ","), ("error", "error", ".4f")
             ),
         },
@@ -269,15 +232,15 @@ def histogram(measure: str, unit: str, rows: Rows) -> Plot:
         "zero": False,
         "nice": False,
     }
-    spec = _spec(
+    spec = chart(
         150,
         mark={"type": "bar", "opacity": 0.6, "binSpacing": 0},
         encoding={
-            "x": _q("low", unit, scale=scale, labelOverlap=True) | {"bin": "binned"},
+            "x": quantity("low", unit, scale=scale, labelOverlap=True) | {"bin": "binned"},
             "x2": {"field": "high"},
-            "y": _q("share", "share of examples", format="%") | {"stack": None},
-            "color": _before_after(),
-            "tooltip": _tips(
+            "y": quantity("share", "share of examples", format="%") | {"stack": None},
+            "color": before_after(),
+            "tooltip": tooltip(
                 ("who", "of", None),
                 ("low", "from", ",.4~g"),
                 ("high", "to below", ",.4~g"),
@@ -295,15 +258,15 @@ def bars(
 ) -> Plot:
     """rows: name, value, and `colour`'s field; words and form: of the value; rule: a line to hold the bars against."""
     encoding: dict[str, Any] = {
-        "y": _names(),
-        "x": _q("value", words, format=form, **({"tickMinStep": 1} if form == ",d" else {})),
-        "tooltip": _tips(("name", " ", None), ("value", words, form), *([(colour, colour, None)] if colour else [])),
+        "y": nominal_names(),
+        "x": quantity("value", words, format=form, **({"tickMinStep": 1} if form == ",d" else {})),
+        "tooltip": tooltip(("name", " ", None), ("value", words, form), *([(colour, colour, None)] if colour else [])),
     }
     if colour:
         encoding["color"] = {
             "field": colour,
             "type": "nominal",
-            "legend": _legend(None, 3),
+            "legend": legend(None, 3),
             "scale": {"range": [CHOSEN, POOL, *SOURCES]},
         }
     layers: Rows = [{"mark": {"type": "bar"} | ({} if colour else {"color": CHOSEN}), "encoding": encoding}]
@@ -314,4 +277,4 @@ def bars(
                 "encoding": {"x": {"datum": rule, "type": "quantitative"}},
             }
         )
-    return Plot(id, title, label, _spec(None, layer=layers), rows, step=22)
+    return Plot(id, title, label, chart(None, layer=layers), rows, step=22)

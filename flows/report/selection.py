@@ -12,6 +12,7 @@ from flows.report import plots
 from flows.report.columns import columns
 from flows.report.elements import Section, Sources, Table, first_rows, isolated, named
 from flows.report.examples import opening
+from flows.report.plot_parts import SOURCES
 from storage.catalog.report_facts import STEPS, Facts
 from storage.report_samples import MapSample, Samples
 from tagcos_stream.clustering.pca import Plane
@@ -68,7 +69,7 @@ def example_map(facts: Facts, samples: Samples, known: Sources, shown: MapSample
                 "y": y,
                 "s": s,
                 "dataset": known.name(s),
-                "main": known.name(s) if s < len(plots.SOURCES) else "other sources",
+                "main": known.name(s) if s < len(SOURCES) else "other sources",
                 "chosen": "yes" if row["chosen"] else "no",
                 "example": row["example_id"][:12],
                 "tokens": row["tokens"],

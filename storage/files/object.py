@@ -12,6 +12,15 @@ from tagcos_stream.credentials import redact
 from tagcos_stream.types import TransientError, UserError
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of a folder or object store that cannot be reached or refuses."""
+    try:
+        from obstore.exceptions import BaseError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BaseError)
+
+
 class ObjectFiles:
     """s3://, gs:// or az:// through obstore; credentials and endpoint come from the provider's usual environment variables."""
 
@@ -25,7 +34,7 @@ class ObjectFiles:
         self._api = obstore
         try:
             self._store = obstore.store.from_url(self.url)
-        except Exception as error:  # obstore raises its own classes for a bad URL and for missing settings
+        except (obstore.exceptions.BaseError, ValueError) as error:  # a URL that names no bucket, or missing settings
             raise UserError(f"cannot open {url}: {redact(str(error))}") from error
 
     def __reduce__(self) -> tuple[type[ObjectFiles], tuple[str]]:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tagcos_stream.gradients.template import ChatTemplate, Marks, TemplateFailed, TemplateRefused
+from tagcos_stream.gradients.template import ChatTemplate, TemplateFailed, TemplateRefused
+from tagcos_stream.gradients.template_tracker import Marks
 from tagcos_stream.types import Message
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates read a turn's reasoning

@@ -252,7 +252,7 @@ def test_encode__no_template_at_all_is_a_mistake_of_the_user() -> None:
 
 def test_encode__endless_template_costs_no_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped by the clock, and given up after a few examples."""
-    monkeypatch.setattr("tagcos_stream.gradients.template.SECONDS", 0.05)
+    monkeypatch.setattr("tagcos_stream.gradients.template_tracker.SECONDS", 0.05)
     macro = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     for endless in ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", macro):
         tokenizer = tiny_tokenizer(endless)

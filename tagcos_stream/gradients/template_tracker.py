@@ -1,0 +1,182 @@
+"""The tracker inside a chat template: its calls in the template's syntax tree, the marks it prints and the bounds it keeps.
+
+Calls stand at the start of every loop body and macro, and after every loop. The tracker stops a rendering that takes too long,
+and in a marked rendering it prints a mark wherever a loop turns to another message, so that the text between two marks is known
+to belong to one message, whatever the template makes of its content.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jinja2 import Environment, nodes
+
+SECONDS = 5.0  # of this thread on a processor, for one rendering; usual ones take less than a millisecond
+CHARACTERS = 4_000_000  # of a rendered text, beyond ten times the length of what is rendered
+TRACKER, _AT, _ASSIGNED, _DONE, _JOIN, _PLUS = (
+    f"tagcos_{name}" for name in ("tracker", "at", "assigned", "done", "join", "plus")
+)
+
+
+class BoundExceeded(RuntimeError):
+    """A rendering takes too long, or prints or builds too much."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Two private-use characters between which a marked rendering says what stands where."""
+
+    open: str = "\ue0f3"
+    close: str = "\ue0f4"
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """A mark: its kind (s, u, b or e), its number, and the message's."""
+        return re.compile(f"{self.open}([sube])(\\d+),(\\d+){self.close}")
+
+    def set(self, loop: int, message: int) -> str:
+        return f"{self.open}s{loop},{message}{self.close}"
+
+    def unset(self, loop: int) -> str:
+        return f"{self.open}u{loop},0{self.close}"
+
+    def chunk(self, number: int, text: str) -> str:
+        return f"{self.open}b{number},0{self.close}{text}{self.open}e{number},0{self.close}"
+
+
+@dataclass
+class Tracker:
+    """What the calls in the template's tree do during one rendering."""
+
+    messages: Mapping[int, int]  # id() of a message's dict -> its number
+    marks: Marks | None
+    limit: int  # characters
+    deadline: float = field(default_factory=lambda: time.thread_time() + SECONDS)
+    steps: int = 0
+    active: set[int] = field(default_factory=set)  # loops that stand at a message
+
+    def at(self, value: object, loop: int) -> str:
+        """A loop body or macro begins, with `value` as the loop's item."""
+        self.steps += 1
+        if not self.steps & 63 and time.thread_time() > self.deadline:
+            raise BoundExceeded(f"no end after {SECONDS:g} s")
+        if self.marks is None:
+            return ""
+        number = self.messages.get(id(value))
+        if number is not None:
+            self.active.add(loop)
+            return self.marks.set(loop, number)
+        return self.done(None, loop)
+
+    def assigned(self, value: object, loop: int) -> str:
+        """A variable is set in a loop over something else, such as positions: the first message that is set counts."""
+        if self.marks is None or loop in self.active:
+            return ""
+        number = self.messages.get(id(value))
+        if number is None:
+            return ""
+        self.active.add(loop)
+        return self.marks.set(loop, number)
+
+    def done(self, _: None, loop: int) -> str:
+        if self.marks is None or loop not in self.active:
+            return ""
+        self.active.remove(loop)
+        return self.marks.unset(loop)
+
+    def join(self, values: list[object]) -> str:
+        """The `~` operator."""
+        text = "".join(map(str, values))
+        self.check(len(text))
+        return text
+
+    def plus(self, left: Any, right: Any) -> Any:
+        """The `+` operator."""
+        total = left + right
+        if isinstance(total, str | list | tuple):
+            self.check(len(total))
+        return total
+
+    def check(self, length: int) -> None:
+        if length > self.limit:
+            raise BoundExceeded(f"more than {self.limit:,} characters")
+
+
+def bounded(environment: Any) -> Environment:
+    """The sandbox with operators that build long values watched, in an environment of its own."""
+    watched = environment.overlay()
+    watched.intercepted_binops = frozenset({"*", "**"})
+    watched.binop_table = {**environment.binop_table, "*": _times, "**": _power}
+    calls = {_AT: "at", _ASSIGNED: "assigned", _DONE: "done", _JOIN: "join", _PLUS: "plus"}
+    watched.filters = environment.filters | {name: _filter(getattr(Tracker, method)) for name, method in calls.items()}
+    return watched
+
+
+def _filter(method: Any) -> Any:
+    return lambda value, tracker, *argument: method(tracker, value, *argument)
+
+
+def _times(left: Any, right: Any) -> Any:
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > CHARACTERS:
+            raise BoundExceeded(f"more than {CHARACTERS:,} characters")
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(right, int) and abs(right) > 1000:
+        raise BoundExceeded(f"a power of {right}")
+    return left**right
+
+
+def instrument(tree: nodes.Template) -> None:
+    """Insert the tracker's calls into a parsed template."""
+    numbers = itertools.count(1)
+
+    def changed(node: Any, loop: int | None, printed: bool) -> list[Any]:
+        """The node with calls inside it, and what follows it in a list of statements.
+
+        `loop` is the innermost loop around it; what is `printed` right away needs no bound of its own.
+        """
+        if not isinstance(node, nodes.Node):
+            return [node]
+        within = next(numbers) if isinstance(node, nodes.For) else None if isinstance(node, nodes.Macro) else loop
+        inside = isinstance(node, nodes.Output) or (printed and not isinstance(node, nodes.Call))
+        for name, value in list(node.iter_fields()):
+            if isinstance(value, list):
+                setattr(node, name, [new for item in value for new in changed(item, within, inside)])
+            elif isinstance(value, nodes.Node):
+                setattr(node, name, changed(value, within, inside)[0])
+        if isinstance(node, nodes.For):
+            target = nodes.Name(node.target.name, "load") if isinstance(node.target, nodes.Name) else nodes.Const(None)
+            node.body.insert(0, _statement(_AT, target, within, node.lineno))
+            return [node, _statement(_DONE, nodes.Const(None), within, node.lineno)]
+        if isinstance(node, nodes.Macro):
+            node.body.insert(0, _statement(_AT, nodes.Const(None), 0, node.lineno))
+        if isinstance(node, nodes.Concat) and not printed:
+            return [_call(_JOIN, nodes.List(node.nodes), None, node.lineno)]
+        if isinstance(node, nodes.Add) and not printed:
+            return [_call(_PLUS, node.left, node.right, node.lineno)]
+        if loop is not None and isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
+            return [node, _statement(_ASSIGNED, nodes.Name(node.target.name, "load"), loop, node.lineno)]
+        return [node]
+
+    changed(tree, None, False)
+
+
+def _call(function: str, value: nodes.Expr, argument: nodes.Expr | None, line: int) -> nodes.Expr:
+    """A call of the tracker, as a filter: those are not looked up and checked each time, as functions are."""
+    arguments = [nodes.Name(TRACKER, "load"), *([] if argument is None else [argument])]
+    call = nodes.Filter(value, function, arguments, [], None, None)
+    call.set_lineno(line, override=True)
+    return call
+
+
+def _statement(function: str, value: nodes.Expr, loop: int | None, line: int) -> nodes.Output:
+    return nodes.Output([_call(function, value, nodes.Const(loop), line)], lineno=line)
