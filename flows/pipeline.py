@@ -12,6 +12,7 @@ from flows.changes import sentence
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
 from flows.plan import Plan, make_plan, plan_from_pool
 from flows.progress import Reporter, default_reporter
+from flows.reference import need_reference
 from flows.stages.adopt import adopt
 from flows.stages.cluster import cluster
 from flows.stages.gradients import compute_gradients
@@ -60,6 +61,7 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         A mistake that the user can mend; the run is recorded as failed with its message.
     """
     _need_sources(settings)
+    need_reference(settings, None)
     reporter = reporter or default_reporter()
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
@@ -85,6 +87,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
         As `run` would for its settings, sources and root.
     """
     _need_sources(settings)
+    need_reference(settings, None)
     reporter = reporter or default_reporter()
     try:
         catalog = open_root(settings.root, create=False, wait_seconds=settings.wait, on_wait=reporter.say).catalog

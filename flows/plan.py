@@ -14,14 +14,14 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 
+from flows.reference import reference_rows
 from flows.survey import Survey
 from storage.catalog import clusterings, planning, pool, refreshes, runs, spaces
 from storage.database import Catalog
 from tagcos_stream.config import Settings, Variant
 from tagcos_stream.declare import decided_by
 from tagcos_stream.identity import choice_id, clustering_id, clustering_recipe, config_hash, space_recipe
-from tagcos_stream.selection.budget import allocate
-from tagcos_stream.selection.groups import divide
+from tagcos_stream.selection.groups import divide, share_budget
 from tagcos_stream.selection.methods import METHODS
 
 
@@ -231,11 +231,15 @@ def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, clu
     else:
         labels, n_clusters = planning.labels(catalog, place, rows)
         groups = divide(method, rows, labels.to_numpy(), n_clusters)
-    budgets = allocate(groups.sizes, total)
-    inputs = {
-        g: choice_id(settings, place, g, rows[groups.members(g)], int(budgets[g]), None)
-        for g in np.flatnonzero(groups.sizes).tolist()
-    }
+    budgets = share_budget(groups, total)
+    marked = reference_rows(catalog, settings, rows, None)
+
+    def inputs_of(g: int) -> str:
+        members = groups.members(g)
+        reference = None if marked is None else rows["example_id"].gather(members[marked[members]]).to_list()
+        return choice_id(settings, place, g, rows[members], int(budgets[g]), None, reference)
+
+    inputs = {g: inputs_of(g) for g in np.flatnonzero(groups.sizes).tolist()}
     known = planning.known_choices(catalog, inputs)
     compute = total - int(budgets[sorted(known)].sum()) if known else total
     if not known:

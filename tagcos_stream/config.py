@@ -256,6 +256,12 @@ class Settings(BaseModel):
         description="Keep earlier choices while the residual of a cluster exceeds the best by at most this fraction. "
         "Default: off.",
     )
+    match_lengths: str | None = setting(
+        "choice",
+        None,
+        description="Run whose distribution of target tokens length-matched follows. Default: the run that is selected from "
+        "again.",
+    )
     seed: int = setting(
         ("clusters", "choice"), 0, ge=0, panel="Selection", description="Seed of the clustering and of the controls."
     )

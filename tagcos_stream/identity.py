@@ -172,7 +172,15 @@ def clustering_id(settings: Settings, space: str, example_ids: Sequence[str]) ->
 # choices
 
 
-def choice_id(settings: Settings, place: str, group: int, rows: pl.DataFrame, budget: int, earlier: Sequence[str] | None) -> str:
+def choice_id(
+    settings: Settings,
+    place: str,
+    group: int,
+    rows: pl.DataFrame,
+    budget: int,
+    earlier: Sequence[str] | None,
+    reference: Sequence[str] | None = None,
+) -> str:
     """32 hex digits: equal inputs, equal choice within a group.
 
     Parameters
@@ -185,6 +193,8 @@ def choice_id(settings: Settings, place: str, group: int, rows: pl.DataFrame, bu
         Number of rows to choose.
     earlier
         Ids that an earlier run chose, where these are to be kept (`sticky`).
+    reference
+        Ids of the selection that the method compares with, where it does.
     """
     members = hashlib.blake2b(digest_size=16)
     for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
@@ -194,6 +204,8 @@ def choice_id(settings: Settings, place: str, group: int, rows: pl.DataFrame, bu
     read = {name: values[name] for name in METHODS[settings.method].settings if name != "sticky"}
     kept = None if earlier is None else [settings.sticky, list(earlier)]
     named = [CHOICE, place, group, members.hexdigest(), budget, settings.method, settings.seed, read, kept]
+    if reference is not None:
+        named.append(list(reference))
     return digest(named, 32)
 
 

@@ -146,6 +146,27 @@ def naive_minibatch_step(X: np.ndarray, centroids: np.ndarray, counts: np.ndarra
     return centroids, counts, labels
 
 
+def naive_fill(sizes: Sequence[int], total: int, weights: Sequence[float]) -> list[int]:
+    """Shares by weight; whoever has too few rows gives all, and the others share again; the rest by largest remainder."""
+    from fractions import Fraction
+
+    budget, left = [0] * len(sizes), dict(enumerate(map(Fraction, weights)))
+    while left:
+        quotas = {k: weight * (total - sum(budget)) / sum(left.values()) for k, weight in left.items()}
+        full = [k for k in left if quotas[k] >= sizes[k]]
+        if not full:
+            floors = {k: quotas[k].__floor__() for k in left}
+            missing = total - sum(budget) - sum(floors.values())
+            up = sorted(left, key=lambda k: (floors[k] - quotas[k], k))[:missing]
+            for k in left:
+                budget[k] = floors[k] + (k in up)
+            break
+        for k in full:
+            budget[k] = sizes[k]
+            del left[k]
+    return budget
+
+
 # --- controls -----------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +229,68 @@ def choose_random(c: dict[str, Any], k: int) -> list[int]:
 
 def choose_stratified(c: dict[str, Any], k: int) -> list[int]:
     return choose_random(c, k)
+
+
+def choose_balanced(c: dict[str, Any], k: int) -> list[int]:
+    return choose_random(c, k)
+
+
+def choose_shuffled(c: dict[str, Any], k: int) -> list[int]:
+    """The row with the j-th largest draw has the j-th feature."""
+    owner = naive_best(c["draw"], c["draw"], len(c["draw"]))
+    return [owner[feature] for feature in choose_tagcos(c, k)]
+
+
+def choose_length_matched(c: dict[str, Any], k: int) -> list[int]:
+    """Of every bin between 20-quantiles of the reference's lengths the largest draws, as many as its part of the reference."""
+    lengths, n = c["target_tokens"], len(c["draw"])
+    known = sorted(length for length, marked in zip(lengths, c["reference"], strict=True) if marked)
+    edges = sorted({known[max(-(-len(known) * i // 20) - 1, 0)] for i in range(1, 20)} | {known[0] - 1, known[-1]})
+    bins = [sum(edge < length for edge in edges) for length in lengths]
+    sizes = [bins.count(b) for b in range(len(edges) + 1)]
+    wanted = [sum(1 for i in range(n) if bins[i] == b and c["reference"][i]) for b in range(len(sizes))]
+    asked = [b for b in range(len(sizes)) if wanted[b]]
+    rest = [b for b in range(len(sizes)) if sizes[b] and not wanted[b]]
+    k = min(k, n)
+    budgets = dict.fromkeys(range(len(sizes)), 0)
+    for some, weights in ((asked, wanted), (rest, sizes)):
+        part = min(k - sum(budgets.values()), sum(sizes[b] for b in some))
+        shares = naive_fill([sizes[b] for b in some], part, [weights[b] for b in some])
+        budgets |= dict(zip(some, shares, strict=True))
+    chosen = [
+        i
+        for i in range(n)
+        if sum(bins[j] == bins[i] and (-c["draw"][j], j) < (-c["draw"][i], i) for j in range(n)) < budgets[bins[i]]
+    ]
+    return sorted(chosen, key=lambda i: (-c["draw"][i], i))
+
+
+def naive_cosines(A: np.ndarray) -> np.ndarray:
+    A = A.astype(np.float64)
+    lengths = np.linalg.norm(A, axis=1, keepdims=True)
+    A = np.divide(A, lengths, out=np.zeros_like(A), where=lengths > 0)
+    return A @ A.T
+
+
+def choose_facility_location(c: dict[str, Any], k: int) -> list[int]:
+    """Each step takes the row that adds most to the sum over all rows of the similarity to the nearest chosen one, or of 0."""
+    S, chosen = naive_cosines(c["features"]), []
+    nearest = np.zeros(len(S))
+    while len(chosen) < min(k, len(S)):
+        added = [-1.0 if j in chosen else float(np.maximum(S[:, j] - nearest, 0).sum()) for j in range(len(S))]
+        chosen.append(next(j for j in range(len(S)) if added[j] >= max(added) - 1e-6 * (1 + max(added))))
+        nearest = np.maximum(nearest, S[:, chosen[-1]])
+    return chosen
+
+
+def choose_log_det(c: dict[str, Any], k: int) -> list[int]:
+    """Begins with the largest draw; each step takes the row with which the determinant of cosines + I is largest."""
+    S = naive_cosines(c["features"]) + np.eye(len(c["features"]))
+    chosen = [int(np.argmax(c["draw"]))][:k]
+    while len(chosen) < min(k, len(S)):
+        volumes = [-1.0 if j in chosen else np.linalg.slogdet(S[np.ix_([*chosen, j], [*chosen, j])])[1] for j in range(len(S))]
+        chosen.append(int(np.argmax(volumes)))
+    return chosen
 
 
 def choose_longest(c: dict[str, Any], k: int) -> list[int]:

@@ -32,7 +32,7 @@ FLOWS = (
     ("flows.stages",),
     ("flows.workers",),
     ("flows.plan", "flows.survey", "flows.guards"),
-    ("flows.changes",),
+    ("flows.changes", "flows.reference"),
     ("flows.results",),
     ("flows.context",),
     ("flows.models",),

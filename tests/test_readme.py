@@ -73,7 +73,7 @@ def test_architecture__the_diagram_has_the_stages_and_modules_of_the_code() -> N
 def test_controls__have_a_row_for_every_method() -> None:
     page = (ROOT / "docs" / "controls.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `([a-z-]+)` \| [^|]+ \| (clusters|strata|pool) \| (fitted|none) \|", page.replace("\\|", ""), re.MULTILINE
+        r"^\| `([a-z-]+)` \| [^|]+ \| (clusters|strata|datasets|pool) \| (fitted|none) \|", page.replace("\\|", ""), re.MULTILINE
     )
     described = {name: (within, weights) for name, within, weights in rows}
     assert described == {name: (method.within, "fitted" if method.weights else "none") for name, method in METHODS.items()}

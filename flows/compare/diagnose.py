@@ -16,6 +16,7 @@ import polars as pl
 from flows.context import memory_bytes
 from flows.pipeline import changed_settings
 from flows.progress import Reporter, default_reporter
+from flows.reference import reference_rows
 from flows.stages.cluster import keys
 from flows.stages.match import coverage, measured_rows
 from storage.arrays import segments
@@ -25,8 +26,7 @@ from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.blocks import Dimensions
-from tagcos_stream.selection.budget import allocate
-from tagcos_stream.selection.groups import divide, example_columns
+from tagcos_stream.selection.groups import divide, example_columns, share_budget
 from tagcos_stream.selection.match import (
     fit_bytes,
     fitted_weights,
@@ -175,11 +175,12 @@ class _Bench:
         groups = divide(method, self.pool) if made is None else divide(method, self.pool, made.labels, len(made.means))
         if warning := method.warning(len(self.pool), budget, self.seen.dim):
             self.reporter.say(warning)
-        columns = example_columns(method, self.pool, settings.seed, None if made is None else made.distances)
+        reference = reference_rows(self.root.catalog, settings, self.pool, self.run_id)
+        columns = example_columns(method, self.pool, settings.seed, None if made is None else made.distances, reference)
         read = {name: getattr(settings, name) for name in method.settings}
         limits = Limits(self.limit, settings.threads)
         positions, shares = [], []
-        for g, part in enumerate(allocate(groups.sizes, budget).tolist()):
+        for g, part in enumerate(share_budget(groups, budget).tolist()):
             if not part:
                 continue
             members = groups.members(g)

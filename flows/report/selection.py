@@ -17,8 +17,8 @@ from storage.catalog.report_facts import STEPS, Facts
 from storage.report_samples import MapSample, Samples
 from tagcos_stream.clustering.pca import Plane
 
-WORDS = {"clusters": "cluster", "strata": "stratum", "pool": "pool"}
-PLURALS = {"cluster": "clusters", "stratum": "strata", "pool": "pools"}
+WORDS = {"clusters": "cluster", "strata": "stratum", "datasets": "dataset", "pool": "pool"}
+PLURALS = {"cluster": "clusters", "stratum": "strata", "dataset": "datasets", "pool": "pools"}
 SHOWN_SOURCES = 30  # in the plot
 SHOWN_BARS = 100
 OUTLINES = 40  # clusters outlined on the map: the largest

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from flows.reference import reference_rows
 from flows.results import Clustering, Features, Selection
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
@@ -16,8 +17,7 @@ from flows.workers.executor import partitioned, sharing
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage.catalog import clusterings, refreshes, selections
 from tagcos_stream.identity import choice_id
-from tagcos_stream.selection.budget import allocate
-from tagcos_stream.selection.groups import Groups, divide, example_columns
+from tagcos_stream.selection.groups import Groups, divide, example_columns, share_budget
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.stands import affordable
 
@@ -31,7 +31,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     space_id, pool = features.space_id, features.pool
     view = None if clusters.clustering_id is None else open_pool_clustering(run, clusters.clustering_id, pool)
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
-    budgets = allocate(groups.sizes, settings.budget(len(pool)))
+    budgets = share_budget(groups, settings.budget(len(pool)))
     if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
         run.reporter.say(warning)
     large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(budgets[g]), settings.dim)]
@@ -40,10 +40,12 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
             f"which example stands for which is not computed in {len(large)} of {len(groups.sizes)} groups: the largest has "
             f"{groups.sizes.max()} rows, more than a few minutes' work; methods within clusters have smaller groups"
         )
-    earlier = _earlier(run, space_id, pool)
+    earlier, reference = _earlier(run, space_id, pool), reference_rows(run.catalog, settings, pool, run.reselects)
     place = space_id if view is None else view.reader.clustering_id
     inputs = {
-        g: choice_id(settings, place, g, pool[members], int(budgets[g]), _earlier_of(pool, members, earlier))
+        g: choice_id(
+            settings, place, g, pool[members], int(budgets[g]), _ids(pool, members, earlier), _ids(pool, members, reference)
+        )
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
     copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
@@ -52,7 +54,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     with run.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier)
+        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference)
         spec = _spec(run, space_id, view, len(tasks))
         within = lambda chosen: progress(resumed + chosen)  # noqa: E731
         for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
@@ -74,9 +76,9 @@ def _earlier(run: RunContext, space_id: str, pool: pl.DataFrame) -> np.ndarray |
     return pool["example_id"].is_in(list(chosen)).to_numpy()
 
 
-def _earlier_of(pool: pl.DataFrame, members: np.ndarray, earlier: np.ndarray | None) -> list[str] | None:
-    """Ids of the members that are to keep their place."""
-    return None if earlier is None else pool["example_id"].gather(members[earlier[members]]).to_list()
+def _ids(pool: pl.DataFrame, members: np.ndarray, which: np.ndarray | None) -> list[str] | None:
+    """Ids of the members that are marked; None where nothing is."""
+    return None if which is None else pool["example_id"].gather(members[which[members]]).to_list()
 
 
 def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: int) -> SelectSpec:
@@ -101,11 +103,12 @@ def _tasks(
     budgets: np.ndarray,
     left: Sequence[int],
     earlier: np.ndarray | None,
+    reference: np.ndarray | None,
 ) -> list[GroupTask]:
     """The groups that are left, with what the method reads of each."""
     method = METHODS[run.settings.method]
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
-    columns = example_columns(method, pool, run.settings.seed, distances)
+    columns = example_columns(method, pool, run.settings.seed, distances, reference)
     means = view.totals.centroids() if view is not None and method.features else None
     tasks = []
     for g in left:

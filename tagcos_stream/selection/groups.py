@@ -1,14 +1,15 @@
-"""The groups of a pool that share its selection budget: clusters, strata, or the whole pool.  N examples, G groups, n of one."""
+"""The groups of a pool that share its selection budget, such as clusters.  N examples, G groups, n of one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tagcos_stream.random_bits import draws
+from tagcos_stream.selection.budget import allocate, fill
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +25,7 @@ class Groups:
 
     order: np.ndarray  # (N,) int64: positions in the pool, group by group, in the pool's order within each
     edges: np.ndarray  # (G + 1,) int64: group g is order[edges[g] : edges[g + 1]]
+    weights: np.ndarray | None = None  # (G,) the budget is shared by them; None: by size
 
     @property
     def sizes(self) -> np.ndarray:
@@ -44,6 +46,26 @@ class Groups:
             (n,) int64, positions in the pool, ascending.
         """
         return self.order[self.edges[group] : self.edges[group + 1]]
+
+
+def share_budget(groups: Groups, total: int) -> np.ndarray:
+    """Divide a budget among groups.
+
+    Parameters
+    ----------
+    groups
+        G groups.
+    total
+        Examples to choose, at most as many as the groups have.
+
+    Returns
+    -------
+    np.ndarray
+        (G,) int64, examples to choose from each group: in proportion to the weights where groups have these, else to the sizes.
+    """
+    if groups.weights is None:
+        return allocate(groups.sizes, total)
+    return fill(groups.sizes, total, groups.weights)
 
 
 def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None, n_clusters: int = 0) -> Groups:
@@ -71,6 +93,9 @@ def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None,
     if method.within == "strata":
         labels = strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
         return by_label(labels, int(labels.max()) + 1)
+    if method.within == "datasets":
+        names, labels = np.unique([dataset or "" for dataset in pool["dataset"].to_list()], return_inverse=True)
+        return replace(by_label(labels, len(names)), weights=np.ones(len(names)))
     return by_label(np.zeros(len(pool), np.int64), 1)
 
 
@@ -114,7 +139,13 @@ def strata(sources: Sequence[str | None], lengths: np.ndarray) -> np.ndarray:
     return np.unique(source * LENGTH_BINS + np.searchsorted(edges, lengths, "left"), return_inverse=True)[1]
 
 
-def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def example_columns(
+    method: Method,
+    pool: pl.DataFrame,
+    seed: int,
+    distances: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
     """Make the columns that a method reads of every example.
 
     Parameters
@@ -127,11 +158,13 @@ def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np
         Seed of the draws.
     distances
         (N,) distances to the centroid; only for methods within clusters.
+    reference
+        (N,) bool, examples of the selection that a method compares with; only for methods that read it.
 
     Returns
     -------
     dict
-        (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), distance.
+        (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), distance, reference.
     """
     made: dict[str, np.ndarray] = {}
     for name in method.columns:
@@ -140,6 +173,9 @@ def example_columns(method: Method, pool: pl.DataFrame, seed: int, distances: np
         elif name == "distance":
             assert distances is not None, f"method {method.name} reads distances, so it must work within clusters"
             made[name] = distances
+        elif name == "reference":
+            assert reference is not None, f"method {method.name} reads a reference selection"
+            made[name] = reference
         else:
             made[name] = pool[name].to_numpy()
     return made

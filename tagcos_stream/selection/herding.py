@@ -1,6 +1,6 @@
 """Herding: each step takes the row that brings the plain mean of the chosen nearest to a target (Welling 2009, ICML).
 
-N rows, D feature dimension, k budget, B columns.
+N rows, D feature dimension, k budget.
 
 With s the sum of the t - 1 chosen, the next row minimises |(s + a_j)/t - b|, that is, maximises <a_j, t b - s> - |a_j|^2 / 2. The
 products with t b - s follow from <a_j, b> and one Gram column a step; the columns of the B rows that rank highest are computed
@@ -16,23 +16,11 @@ import numpy as np
 
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
+from tagcos_stream.selection.gram_columns import GramColumns, holds, peak_bytes
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks
 
-COLUMNS = 256  # fixed, so that the machine's memory does not touch what is chosen
 TIE = 1e-6  # of the largest squared length: what float32 products do not tell apart
-HELD_BYTES = 1 << 30  # rows that take less in float32 are held, others are read again for every pass
-
-
-def holds(n: int, dim: int) -> bool:
-    return 4 * n * dim <= HELD_BYTES
-
-
-def peak_bytes(dim: int, n: int, block_rows: int = CHUNK) -> int:
-    """Most memory that `herding` takes beyond its features, bytes; not a function of the budget but for 24 bytes a choice."""
-    columns = min(COLUMNS, n)
-    rows = 4 * n * dim if holds(n, dim) else 0
-    return rows + 4 * columns * (n + dim) + 8 * max(CHUNK, block_rows) * (dim + columns) + 96 * n + (32 << 20)
 
 
 def herding(
@@ -65,7 +53,7 @@ def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, 
     products, tie = scanned[:, 0], TIE * float(scanned[:, 1].max(initial=0.0))
     value = products - scanned[:, 1] / 2  # <a_j, t b - s> - |a_j|^2 / 2 of every row
     left_rows = np.ones(rows.n, bool)
-    columns = _Columns(rows)
+    columns = GramColumns(rows)
     indices, scores = np.empty(budget, np.int64), np.empty(budget)
     for t in range(budget):
         left = np.where(left_rows, value, -np.inf)
@@ -79,41 +67,6 @@ def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, 
         if progress and (t + 1) % 64 == 0:
             progress(t + 1, budget)
     return Choice(indices, scores, value, stats={"passes": columns.passes, "columns": columns.computed})
-
-
-class _Columns:
-    """Gram columns of a few rows against all, the ones that rank highest."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.columns = np.empty((min(COLUMNS, rows.n), rows.n), np.float32)
-        self.owner = np.full(len(self.columns), -1, np.int64)
-        self.slot = np.full(rows.n, -1, np.int64)
-        self.passes = self.computed = 0
-
-    def of(self, row: int) -> np.ndarray:
-        return self.columns[self.slot[row]]
-
-    def refill(self, value: np.ndarray, row: int) -> None:
-        """Columns for the rows with the largest values, `row` among them; those that are there already stay."""
-        count = len(self.columns)
-        wanted = np.argpartition(-value, count - 1)[:count]
-        wanted = wanted[np.isfinite(value[wanted])]
-        if row not in wanted:  # as good as the best up to rounding
-            wanted[0] = row
-        kept = np.flatnonzero(np.isin(self.owner, wanted))
-        for place, slot in enumerate(kept.tolist()):
-            self.columns[place] = self.columns[slot]
-        owners = self.owner[kept]
-        new = np.sort(wanted[~np.isin(wanted, owners)])
-        self.rows.columns(self.rows.take(new), self.columns[len(kept) : len(kept) + len(new)])
-        self.owner[:] = -1
-        self.owner[: len(kept)], self.owner[len(kept) : len(kept) + len(new)] = owners, new
-        self.slot[:] = -1
-        used = self.owner >= 0
-        self.slot[self.owner[used]] = np.flatnonzero(used)
-        self.passes += 1
-        self.computed += len(new)
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:

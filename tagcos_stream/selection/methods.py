@@ -10,20 +10,21 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tagcos_stream.types import RowBlocks
 
-Within = Literal["clusters", "strata", "pool"]
+Within = Literal["clusters", "strata", "datasets", "pool"]
 COLUMNS = (
     "draw",
     "target_tokens",
     "loss",
     "norm",
     "distance",
+    "reference",
 )  # properties of an example that are known without reading its feature
 SLOW = 1e13  # multiplications above which the user is warned: minutes on a few cores
 
@@ -127,7 +128,8 @@ class Method:
     name
         Value of the setting `method`; the key in `METHODS`.
     within
-        The groups that share the budget: "clusters" of the features, "strata" (dataset by quarter of length), or "pool".
+        The groups that share the budget: "clusters" of the features, "strata" (dataset by quarter of length), "datasets" (equal
+        parts, or by weight), or "pool".
     choose
         Chooses from one group; called once per group, in any process.
     words
@@ -170,8 +172,8 @@ class Method:
     def __post_init__(self) -> None:
         if not callable(self.choose):
             raise TypeError(f"method {self.name}: choose must be a function, not {self.choose!r}")
-        if self.within not in ("clusters", "strata", "pool"):
-            raise ValueError(f"method {self.name}: within {self.within!r} must be clusters, strata or pool")
+        if self.within not in get_args(Within):
+            raise ValueError(f"method {self.name}: within {self.within!r} must be one of {', '.join(get_args(Within))}")
         if unknown := set(self.columns) - set(COLUMNS):
             raise ValueError(f"method {self.name}: unknown columns {sorted(unknown)}; choose from {', '.join(COLUMNS)}")
         for words in (self.words.chosen, self.words.left):
@@ -249,6 +251,11 @@ METHODS = Registry(
         "centroid": "tagcos_stream.selection.centroid:CENTROID",
         "herding": "tagcos_stream.selection.herding:HERDING",
         "herding-clusters": "tagcos_stream.selection.herding:HERDING_CLUSTERS",
+        "facility-location": "tagcos_stream.selection.facility_location:FACILITY_LOCATION",
+        "log-det": "tagcos_stream.selection.log_det:LOG_DET",
+        "balanced": "tagcos_stream.selection.balanced:BALANCED",
+        "length-matched": "tagcos_stream.selection.length_matched:LENGTH_MATCHED",
+        "shuffled": "tagcos_stream.selection.shuffled:SHUFFLED",
     }
 )
 

@@ -13,10 +13,15 @@ from tagcos_stream.selection.pursuit.omp import REMEDY, omp_select
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
     """Choose the rows whose non-negative combination comes nearest to the group's mean; keep earlier choices where asked to."""
-    choice = _pursue(group, budget, settings, limits, REMEDY)
+    choice = choose_fresh(group, budget, settings, limits)
     if group.earlier is None:
         return choice
     return keep_earlier(choice, group.rows, group.target, group.earlier, margin=settings["sticky"], ridge=settings["ridge"])
+
+
+def choose_fresh(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
+    """Choose in the same way, whatever was chosen earlier."""
+    return _pursue(group, budget, settings, limits, REMEDY)
 
 
 def choose_pool(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:

@@ -81,8 +81,9 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
     assert (by_dataset["pool"].sum(), by_dataset["selected"].sum()) == (120, 18)
     # why: the method, the score, and for those left how many would come before them
     everything = root.catalog.read("SELECT example_id FROM pool_of(?)", [outcome.run_id])["example_id"].to_list()
-    reasons = [root.catalog.read("FROM why(?)", [example]).row(0, named=True) for example in everything[::24]]
-    reasons += [root.catalog.read("FROM why(?)", [example]).row(0, named=True) for example in chosen["example_id"][:1]]
+    reasons = [root.catalog.read("FROM why(?, ?)", [example, outcome.run_id]).row(0, named=True) for example in everything[::24]]
+    example = chosen["example_id"][0]
+    reasons.append(root.catalog.read("FROM why(?, ?)", [example, outcome.run_id]).row(0, named=True))
     for why in reasons:
         verb = "chosen" if why["chosen"] else "left"
         assert why["reason"].startswith(f"{verb} by {method}: "), why
@@ -112,6 +113,7 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
     names = pool["example_id"].to_list()
     known: dict[str, Any] = {"draw": [naive.naive_draw(name, 0) for name in names], "features": rows, "target": rows.mean(axis=0)}
     known |= {column: pool[column].to_list() for column in ("target_tokens", "loss", "norm")}
+    known["reference"] = pool["example_id"].is_in(list(selections.chosen_by(root.catalog, base))).to_list()
 
     def chosen(method: str) -> list[str]:
         frame = selections.selection(root.catalog, reselect(root, base, method=method, count=12).run_id)
@@ -121,6 +123,9 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
         if METHODS[method].within == "pool":
             ref = getattr(naive, "choose_" + method.replace("-", "_"))(known, 12)
             assert chosen(method) == [names[i] for i in ref], method
+    # balanced: equally many of each of the three datasets
+    balanced = selections.selection(root.catalog, reselect(root, base, method="balanced", count=12).run_id)
+    assert balanced["dataset"].value_counts()["count"].to_list() == [4, 4, 4]
     # stratified: every source and length in proportion
     strata = division.strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
     sizes = np.bincount(strata)
@@ -151,11 +156,21 @@ def test_select__refuses_what_needs_computing_anew(root: Root) -> None:
         reselect(root, method="best")
     with pytest.raises(UserError, match="there is no run nowhere"):
         reselect(root, "nowhere")
+    with pytest.raises(UserError, match="there is no run nowhere"):
+        reselect(root, method="length-matched", match_lengths="nowhere")
     with pytest.raises(
         UserError, match=r"choosing 12 of 120 rows .* GiB: raise memory_limit, select fewer, or use --method tagcos"
     ):
         reselect(root, method="omp", memory_limit=0.02)
     assert set(SELECT_FIELDS) <= set(load_settings({}).model_dump())
+
+
+def test_run__with_lengths_of_a_selection_needs_one_before_any_work(small_settings: Maker) -> None:
+    settings = load_settings(small_settings(method="length-matched"))
+    for begin in (pipeline.run, pipeline.dry_run):
+        with pytest.raises(UserError, match="no run is named: set match_lengths"):
+            begin(settings, SilentReporter())
+    assert not Path(settings.root).exists()
 
 
 def test_run__with_a_control_makes_no_clusters(small_settings: Maker) -> None:

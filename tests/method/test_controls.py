@@ -16,11 +16,14 @@ from tagcos_stream.config import Settings
 from tagcos_stream.declare import decided_by
 from tagcos_stream.random_bits import draws
 from tagcos_stream.rows import blocks
-from tagcos_stream.selection import groups, match, perplexity, scores
-from tagcos_stream.selection import herding as herding_module
+from tagcos_stream.selection import facility_location as facility_location_module
+from tagcos_stream.selection import gram_columns, groups, match, perplexity, scores
 from tagcos_stream.selection import kcenter as kcenter_module
+from tagcos_stream.selection.budget import fill
+from tagcos_stream.selection.facility_location import facility_location
 from tagcos_stream.selection.herding import herding
 from tagcos_stream.selection.kcenter import kcenter
+from tagcos_stream.selection.log_det import log_det
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Registry, Words
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
@@ -139,6 +142,7 @@ def test_methods__choose_what_their_definitions_choose(name: str) -> None:
             "loss": r.integers(0, 9, n) / 4,
             "norm": r.integers(1, 9, n) / 8,
             "distance": (r.integers(0, 9, n) / 4).astype(np.float32),
+            "reference": r.permutation(n) < max(1, n // 3),
         }
         group = Group(
             {column: columns[column] for column in method.columns},
@@ -229,7 +233,7 @@ def test_kcenter__small_budgets(budget: int) -> None:
 @pytest.mark.parametrize("columns", [1, 4, 256])
 @pytest.mark.parametrize("start", range(0, 60, 20))
 def test_herding__chooses_what_the_definition_chooses(monkeypatch: pytest.MonkeyPatch, columns: int, start: int) -> None:
-    monkeypatch.setattr(herding_module, "COLUMNS", columns)
+    monkeypatch.setattr(gram_columns, "COLUMNS", columns)
     for seed in range(start, start + 20):
         rows, budget = case(seed)
         b = rows.astype(np.float64).mean(axis=0) + (0.3 if seed % 2 else 0.0)
@@ -246,7 +250,7 @@ def test_herding__held_and_streamed_choose_the_same(monkeypatch: pytest.MonkeyPa
     rows = np.random.default_rng(8).standard_normal((900, 128)).astype(np.float16)
     b = rows.astype(np.float64).mean(axis=0)
     held = herding(ArrayRows(rows, 100), b, 90)
-    monkeypatch.setattr(herding_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(gram_columns, "HELD_BYTES", 0)
     streamed = herding(ArrayRows(rows, 100), b, 90)
     np.testing.assert_array_equal(held.indices, streamed.indices)
 
@@ -269,6 +273,126 @@ def test_controls__that_do_not_fit_say_what_to_change() -> None:
         kcenter(rows, 5, first=0, memory_limit=1000)
     with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, or choose herding-clusters"):
         herding(rows, np.zeros(8), 5, memory_limit=1000)
+    with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, or lower max_cluster_rows"):
+        facility_location(rows, 5, memory_limit=1000)
+    with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, select fewer, or lower max_cluster"):
+        log_det(rows, 5, np.zeros(50), memory_limit=1000)
+
+
+# --- facility location and log-determinant
+
+
+@pytest.mark.parametrize("columns", [1, 8, 256])
+def test_submodular__choose_what_their_definitions_choose(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(gram_columns, "COLUMNS", columns)
+    monkeypatch.setattr(facility_location_module, "BATCH", columns)
+    monkeypatch.setattr(facility_location_module, "SIMILARITIES", 4 * 256 if columns < 256 else 1 << 30)
+    for seed in range(12):
+        rows, budget = case(seed)
+        rows[:1] *= seed % 2  # a row of length 0
+        draw = draws(ids(len(rows), seed), seed)
+        located = facility_location(ArrayRows(rows, 13), budget)
+        spread = log_det(ArrayRows(rows, 13), budget, draw)
+        known = {"features": rows, "draw": draw}
+        for choice, ref in (
+            (located, naive.choose_facility_location(known, budget)),
+            (spread, naive.choose_log_det(known, budget)),
+        ):
+            assert len(set(choice.indices.tolist())) == min(budget, len(rows))
+            if seed % 3 == 0 and rows.shape[1] > 2:  # copies tie, and so do clumps and rows on a line
+                assert choice.indices.tolist() == ref, f"seed {seed}"
+        S = naive.naive_cosines(rows)
+        nearest = np.maximum(S[:, located.indices].max(axis=1), 0)
+        np.testing.assert_allclose(located.margins, np.maximum(S - nearest[:, None], 0).sum(axis=0), atol=1e-4)
+        kernel = S + np.eye(len(S))
+        inside = np.linalg.inv(kernel[np.ix_(spread.indices, spread.indices)])
+        left = np.setdiff1d(np.arange(len(S)), spread.indices)
+        cross = kernel[np.ix_(left, spread.indices)]
+        added = np.diag(kernel)[left] - np.einsum("ij,jk,ik->i", cross, inside, cross)
+        np.testing.assert_allclose(np.exp(spread.margins[left]), added, atol=1e-4)
+
+
+def test_submodular__gains_fall_and_add_up() -> None:
+    rows = np.random.default_rng(7).standard_normal((150, 20)).astype(np.float32)
+    S = naive.naive_cosines(rows)
+    located, spread = facility_location(rows, 40), log_det(rows, 40, np.arange(150.0))
+    for choice in (located, spread):
+        assert (np.diff(choice.scores) <= 1e-5).all()
+    assert located.scores.sum() == pytest.approx(np.maximum(S[:, located.indices].max(axis=1), 0).sum(), rel=1e-5)
+    kernel = (S + np.eye(150))[np.ix_(spread.indices, spread.indices)]
+    assert spread.scores.sum() == pytest.approx(np.linalg.slogdet(kernel)[1], rel=1e-5)
+
+
+def test_facility_location__evaluates_few_rows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(8).standard_normal((1000, 32)).astype(np.float32)
+    choice = facility_location(ArrayRows(rows, 100), 50)
+    assert choice.stats["evaluations"] < 1000 * 50 / 5  # the plain algorithm evaluates all of them for every choice
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # submodlib's own
+@pytest.mark.parametrize("seed", range(3))
+def test_submodular__choose_what_submodlib_chooses(seed: int) -> None:
+    submodlib = pytest.importorskip("submodlib", reason="submodlib-py is the specification of this test")
+    r = np.random.default_rng(seed)
+    rows, budget = r.standard_normal((80, 16)).astype(np.float32), 15
+    S = naive.naive_cosines(rows)
+    kernel = np.maximum(S, 0)
+    theirs = submodlib.FacilityLocationFunction(n=80, mode="dense", sijs=kernel, separate_rep=False)
+    located = [i for i, _ in theirs.maximize(budget=budget, optimizer="NaiveGreedy", show_progress=False)]
+    assert facility_location(rows, budget).indices.tolist() == located
+    theirs = submodlib.LogDeterminantFunction(n=80, mode="dense", lambdaVal=1.0, sijs=S)
+    spread = [i for i, _ in theirs.maximize(budget=budget, optimizer="NaiveGreedy", show_progress=False)]
+    draw = (np.arange(80) == spread[0]).astype(np.float64)  # all rows add the same at first
+    assert log_det(rows, budget, draw).indices.tolist() == spread
+
+
+# --- shares, lengths and the negative control
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_fill__equals_naive(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=8))
+    weights = data.draw(st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.0, 3.0]), min_size=len(sizes), max_size=len(sizes)))
+    total = data.draw(st.integers(0, sum(sizes)))
+    shares = fill(np.array(sizes), total, np.array(weights))
+    assert shares.tolist() == naive.naive_fill(sizes, total, weights)
+    assert shares.sum() == total
+    assert (shares <= sizes).all()
+
+
+def test_fill__a_group_with_too_few_rows_gives_all_and_the_others_share_the_rest() -> None:
+    assert fill(np.array([2, 50, 50]), 30, np.ones(3)).tolist() == [2, 14, 14]
+    assert fill(np.array([50, 50, 50]), 31, np.array([1.0, 1.0, 2.0])).tolist() == [8, 8, 15]
+    with pytest.raises(ValueError, match="budget 6 must lie between 0 and the 5 rows"):
+        fill(np.array([2, 3]), 6, np.ones(2))
+    with pytest.raises(ValueError, match="weights must be above 0"):
+        fill(np.array([2, 3]), 1, np.zeros(2))
+
+
+def test_length_matched__has_the_lengths_of_the_other_selection() -> None:
+    r = np.random.default_rng(3)
+    lengths, reference = r.integers(1, 400, 4000), np.zeros(4000, bool)
+    reference[r.permutation(np.argsort(-lengths)[:900])[:300]] = True  # of the longest
+    columns = {"draw": r.random(4000), "target_tokens": lengths, "reference": reference}
+    chosen = METHODS["length-matched"].choose(Group(columns), 200, {}, Limits()).indices
+    marks = np.arange(0.05, 1, 0.1)
+    np.testing.assert_allclose(np.quantile(lengths[chosen], marks), np.quantile(lengths[reference], marks), atol=4)
+    assert 0 < reference[chosen].sum() < 200  # it is random among them, not the same examples
+    columns["reference"] = np.zeros(4000, bool)
+    with pytest.raises(UserError, match="name another with match_lengths"):
+        METHODS["length-matched"].choose(Group(columns), 200, {}, Limits())
+
+
+def test_shuffled__chooses_the_features_of_the_pursuit_for_other_rows() -> None:
+    r = np.random.default_rng(4)
+    rows, settings = r.standard_normal((300, 32)).astype(np.float16), {"ridge": 1.0, "tol": 1e-4, "sticky": None}
+    group = Group({"draw": r.random(300)}, rows)
+    other = METHODS["shuffled"].choose(group, 40, {name: settings[name] for name in ("ridge", "tol")}, Limits())
+    own = METHODS["tagcos"].choose(group, 40, settings, Limits())
+    np.testing.assert_array_equal(other.weights, own.weights)
+    assert sorted(other.margins.tolist()) == sorted(own.margins.tolist())
+    assert len(np.intersect1d(other.indices, own.indices)) < 20
 
 
 # --- how well a selection stands for its pool

@@ -1,4 +1,4 @@
-"""Peak memory of k-center and herding, measured in a process of its own, against their formulas."""
+"""Peak memory of the controls that read features, measured in a process of its own, against their formulas."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import pytest
 
 PEAK = """
 import numpy as np
-from tagcos_stream.selection import herding, kcenter
+from tagcos_stream.selection import facility_location, gram_columns, herding, kcenter, log_det
 from tagcos_stream.types import ArrayRows
 def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 def run(method, rows, budget):
     if method == "kcenter":
         return kcenter.kcenter(rows, budget, first=0)
+    if method == "facility-location":
+        return facility_location.facility_location(rows, budget)
+    if method == "log-det":
+        return log_det.log_det(rows, budget, np.arange(rows.n_rows))
     return herding.herding(rows, np.full(rows.dim, 0.5), budget)
 method, n, dim, budget, held = CASE
-herding.HELD_BYTES = 1 << 30 if held else 0
+gram_columns.HELD_BYTES = 1 << 30 if held else 0
 r = np.random.default_rng(0)
 A = np.concatenate([r.standard_normal((1000, dim), np.float32).astype(np.float16) for _ in range(n // 1000)])
 run(method, ArrayRows(A[:500], 100), 20)
-limit = kcenter.peak_bytes(dim, n, budget, 1000) if method == "kcenter" else herding.peak_bytes(dim, n, 1000)
+limit = gram_columns.peak_bytes(dim, n, 1000)
+if method == "facility-location":
+    limit = facility_location.peak_bytes(dim, n, 1000)
+if method in ("kcenter", "log-det"):
+    limit = {"kcenter": kcenter, "log-det": log_det}[method].peak_bytes(dim, n, budget, 1000)
 with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # the peak so far belongs to making the data and to Numba compiling
 before = memory("VmRSS")
@@ -33,7 +41,9 @@ print(memory("VmHWM") - before, limit)
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("method", "held"), [("kcenter", False), ("herding", False), ("herding", True)], ids=["kcenter", "streamed", "held"]
+    ("method", "held"),
+    [("kcenter", False), ("herding", False), ("herding", True), ("facility-location", False), ("log-det", False)],
+    ids=["kcenter", "streamed", "held", "facility-location", "log-det"],
 )
 def test_controls__measured_peak_stays_under_the_formula(method: str, held: bool) -> None:
     code = PEAK.replace("CASE", f"{method!r}, 20_000, 512, 400, {held}")
