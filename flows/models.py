@@ -102,6 +102,8 @@ def encode_row(
     tokenizer: Any, row: Mapping[str, Any], longest: int, reject_long: bool, special_tokens: SpecialTokens = "keep"
 ) -> Encoded | Rejected:
     """The example as tokens, or why not."""
+    if not row["messages"]:
+        return Rejected("forgotten", "its text was erased")
     try:
         encoded = encode(
             tokenizer,

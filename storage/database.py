@@ -5,7 +5,9 @@ The functions that read and write its tables are in storage/catalog; each is one
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
+from storage.files.base import sync_path
 from storage.lock import Waiting
 from storage.schema import SQL, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted
@@ -128,6 +131,26 @@ class Catalog:
                             "ask by SELECT or FROM, or without --safe"
                         )
             return fetch(connection, query, limit=limit)
+
+    def compact(self) -> None:
+        """Write the catalog to a new file: a DuckDB file is never cut, and what was deleted stays readable in its free blocks.
+
+        The caller must hold the writer lock.
+        """
+        work = self.path.with_name(".tmp-compact")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            copy = work / "catalog.duckdb"
+            with self.transaction(allowed=[str(work)]) as connection:
+                connection.execute("COMMIT")  # attaching and copying make their own
+                connection.execute("CHECKPOINT")  # leaves no write-ahead log that would be applied to the copy
+                copy_to(connection, copy)
+                os.replace(copy, self.path)  # while nobody else can open the earlier file
+                connection.execute("BEGIN")
+            sync_path(self.path.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def upgrade(self) -> None:
         """Migrate an older catalog before a command that reads first and writes later. Does not create a missing one."""
@@ -257,6 +280,14 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
+
+
+def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Copy the database of a connection, outside of a transaction, to a new file that the connection may open."""
+    connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
+    own = connection.execute("SELECT current_database()").fetchall()[0][0]
+    connection.execute(f'COPY FROM DATABASE "{own}" TO copied')
+    connection.execute("DETACH copied")
 
 
 def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS, STORAGE_VERSION, close_off
+from storage.database import NO_EXTENSIONS, close_off, copy_to
 from storage.files.base import sync_path
 from storage.root import Root
 from storage.schema import SCHEMA_VERSION, views_text
@@ -37,10 +37,7 @@ def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
         copy = work / "catalog.duckdb"
         with root.catalog.transaction(allowed=[str(work)]) as connection:
             connection.execute("COMMIT")  # attaching and copying make their own
-            connection.execute(f"ATTACH {quoted(str(copy))} AS snapshot (STORAGE_VERSION '{STORAGE_VERSION}')")
-            own = connection.execute("SELECT current_database()").fetchall()[0][0]
-            connection.execute(f'COPY FROM DATABASE "{own}" TO snapshot')
-            connection.execute("DETACH snapshot")
+            copy_to(connection, copy)
             connection.execute("BEGIN")
         tables = _write_tables(root, run_id, copy, work)
         copy.replace(snapshot_path(root))
@@ -59,12 +56,12 @@ def publish(root: Root, run_id: str, *, keep: int = 2) -> str:
     return root.files.place(f"snapshots/{run_id}")
 
 
-def republish(root: Root) -> str | None:
+def republish(root: Root, *, keep: int = 2) -> str | None:
     """Publish again after a change made by no run, under the newest complete run. None if there is none yet."""
     newest = root.catalog.read(
         "SELECT run_id FROM runs WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1"
     )["run_id"].to_list()
-    return publish(root, newest[0]) if newest else None
+    return publish(root, newest[0], keep=keep) if newest else None
 
 
 def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, int]:

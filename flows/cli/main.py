@@ -16,7 +16,7 @@ from flows.cli.prepare import doctor, estimate, print_plan
 from flows.cli.report import report
 from flows.cli.runs import promote, status
 from flows.cli.select import diagnose, select, tell_run
-from flows.cli.store import check, export, gc, open_reader, sql
+from flows.cli.store import check, export, forget, gc, open_reader, sql
 from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
 from tagcos_stream.machine import set_environment_defaults
@@ -63,7 +63,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS))
 app.command()(diagnose)
-for command in (takes_settings(estimate), doctor, status, promote, sql, report, export, check, gc):
+for command in (takes_settings(estimate), doctor, status, promote, sql, report, export, check, gc, forget):
     app.command()(command)
 app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation))
 

@@ -1,4 +1,4 @@
-"""The commands that look at a root or tidy it: `tagcos sql`, `export`, `check` and `gc`."""
+"""The commands that look at a root or tidy it: `tagcos sql`, `export`, `check`, `gc` and `forget`."""
 
 from __future__ import annotations
 
@@ -129,25 +129,79 @@ def check(
 
 
 def gc(
+    older_than: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Drop runs that completed, or stopped, longer ago than this.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Drop runs of this name; may be repeated.")] = None,
+    unnamed: Annotated[bool, typer.Option("--unnamed", help="Drop runs without a name: what `tagcos select` tried.")] = False,
     root: RootOption = DEFAULT_ROOT,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List files that nothing refers to, left by interrupted work; with --yes, remove them."""
+    """List files that nothing refers to, and the runs that the options name; with --yes, remove them.
+
+    A run goes with its selection, its report, and the features and clusters that no other run uses. Never dropped are runs that
+    another name refers to, that were evaluated, and the root's first one.
+    """
+    from storage import retention
     from storage.gc import orphans, sweep
 
     opened = open_reader(root)
+    if yes:
+        opened.catalog.upgrade()
+    asked = older_than is not None or bool(name) or unnamed
     with opened.writer():
         found = orphans(opened)
+        dropped = retention.to_drop(opened, days=older_than, names=name or (), unnamed=unnamed) if asked else None
         removed = sweep(opened, found) if yes else 0
+        if yes and dropped is not None and dropped.runs:
+            retention.drop(opened, dropped)
+            removed += dropped.bytes
     if as_json:
-        print_json([{**asdict(orphan), "removed": yes} for orphan in found])
+        files = [{**asdict(orphan), "removed": yes} for orphan in found]
+        print_json(files if dropped is None else {"files": files, "dropped": asdict(dropped), "removed": yes})
         return
     for orphan in found:
         print(f"{orphan.key}  {orphan.bytes} bytes  {orphan.reason}")
-    total = sum(orphan.bytes for orphan in found)
-    told = f"; {removed} bytes removed" if yes else "; --yes removes them" if found else ""
-    print(f"{len(found)} files, {total} bytes{told}")
+    total, runs = sum(orphan.bytes for orphan in found), ""
+    if dropped is not None:
+        for kind in ("runs", "spaces", "clusterings", "reports"):
+            for item in getattr(dropped, kind):
+                print(f"{item}  {kind.removesuffix('s')}")
+        total, runs = total + dropped.bytes, f"{len(dropped.runs)} runs, "
+    told = f"; {removed} bytes removed" if yes else "; --yes removes them" if found or (dropped and dropped.runs) else ""
+    print(f"{runs}{len(found)} files, {total} bytes{told}")
+
+
+def forget(
+    example_ids: Annotated[list[str], typer.Argument(metavar="EXAMPLE_ID...", help="Ids of examples, or their first letters.")],
+    file: Annotated[
+        list[Path] | None, typer.Option(help="An export or report page outside of the root that may hold them; may be repeated.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Erase without asking.")] = False,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Erase the text of examples from the root, its snapshot, reports and exports, for good; only their ids stay."""
+    from storage.forget import forget as erase
+
+    opened = open_reader(root)
+    opened.catalog.upgrade()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("forget erases for good: add --yes where nobody can be asked")
+        typer.confirm(f"Erase {len(example_ids)} examples from {opened.url} for good?", abort=True, err=True)
+    with opened.writer():
+        done = erase(opened, example_ids, file or ())
+    if as_json:
+        print_json(asdict(done))
+        return
+    print(
+        f"{len(done.example_ids)} examples forgotten: {done.parts} files of examples rewritten, {done.snippets} snippets removed"
+    )
+    for place, rows in done.files.items():
+        print(f"  {place}: {f'{rows} rows removed' if rows else 'deleted'}")
+    print("their sources, and copies that you made of the root or its exports, are yours to erase")
 
 
 def open_reader(root: str) -> Root:

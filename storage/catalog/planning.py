@@ -18,9 +18,10 @@ def file_progress(catalog: Catalog, file_ids: Sequence[str]) -> pl.DataFrame:
 
 
 def examples(catalog: Catalog) -> pl.DataFrame:
-    """example_id, segment, row, heldout of every example ever met, in order of segment and row."""
+    """example_id, segment, row, heldout (or forgotten: in no pool) of every example ever met, in order of segment and row."""
     return catalog.read(
-        """SELECT e.example_id, e.segment, e.row, s.heldout FROM examples e JOIN segments s USING (segment)
+        """SELECT e.example_id, e.segment, e.row, s.heldout OR e.example_id IN (SELECT example_id FROM forgotten) AS heldout
+        FROM examples e JOIN segments s USING (segment)
         ORDER BY e.segment, e.row"""
     )
 

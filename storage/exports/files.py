@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.files.base import sync_path
@@ -65,6 +66,49 @@ def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool) -> Ite
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=GROUP_ROWS)
         _flush(file)
+
+
+def without_examples(path: Path, ids: Collection[str]) -> int:
+    """Write an export again without some examples.
+
+    Parameters
+    ----------
+    path
+        A .jsonl or .parquet file.
+    ids
+        Examples to leave out, by `example_id`.
+
+    Returns
+    -------
+    int
+        Rows removed. Counts in the folder's tagcos-export.json follow.
+    """
+    removed = 0
+    with beside(path) as partial:
+        if path.suffix == ".jsonl":
+            with path.open("rb") as earlier, partial.open("wb") as file:
+                for line in earlier:
+                    row = json.loads(line) if line.strip() else {}
+                    if isinstance(row, dict) and row.get("example_id") in ids:
+                        removed += 1
+                    else:
+                        file.write(line)
+                _flush(file)
+        else:
+            with pq.ParquetFile(path) as earlier, partial.open("wb") as file:
+                with pq.ParquetWriter(file, earlier.schema_arrow, compression="zstd") as writer:
+                    for group in range(earlier.num_row_groups):
+                        table = earlier.read_row_group(group)
+                        kept = table.filter(pc.invert(pc.is_in(table["example_id"], pa.array(list(ids), pa.string()))))
+                        removed += len(table) - len(kept)
+                        writer.write_table(kept)
+                _flush(file)
+    mark = path.with_name(MARK)
+    if removed and mark.is_file():
+        counts = json.loads(mark.read_text(encoding="utf-8"))
+        counts |= {"rows": counts["rows"] - removed, "forgotten_rows": counts.get("forgotten_rows", 0) + removed}
+        mark.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    return removed
 
 
 def _flush(file: Any) -> None:

@@ -109,6 +109,9 @@ def export(
                 rows = []
                 for example in batch:
                     examples += 1
+                    if not example["messages"]:
+                        notes["selected examples were forgotten: they have no text"] += 1
+                        continue
                     try:
                         rows += shape(example, notes)
                     except shapes.Unfit as reason:

@@ -20,11 +20,13 @@ CREATE OR REPLACE MACRO pool_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e
     WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
         AND e.segment NOT IN (SELECT h.segment FROM segments h WHERE h.heldout)
-        AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates');
+        AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates')
+        AND e.example_id NOT IN (SELECT g.example_id FROM forgotten g);
 
 CREATE OR REPLACE MACRO heldout_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e JOIN segments s USING (segment)
-    WHERE s.heldout AND e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run));
+    WHERE s.heldout AND e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
+        AND e.example_id NOT IN (SELECT g.example_id FROM forgotten g);
 
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     SELECT s.run_id, s.example_id, e.dataset, s.group_id, s.rank, s.round, s.score, s.residual_after, coalesce(s.weight, 1) AS weight,
@@ -118,6 +120,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         CASE
             WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.score))
             WHEN m.example_id IS NOT NULL THEN concat_ws(': ', 'left by ' || a.method, score_in_words(a.method, false, m.margin))
+            WHEN w.example_id IN (SELECT example_id FROM forgotten) THEN 'forgotten: its text was erased'
             WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
             WHEN w.segment IN (SELECT segment FROM segments WHERE heldout) THEN 'held out: in no pool, kept to evaluate on'
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from flows.cli.options import settings_parameters
+from storage.root import Root
 from tagcos_stream.config import Settings
 from tests.flows.conftest import Call
+from tests.storage import tiny
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -168,3 +170,24 @@ def test_select_and_diagnose__from_stored_features(tagcos: Call, small_settings:
     code, printed, _ = tagcos("diagnose", "--root", values["root"], "--run", first["run_id"], *options)
     assert code == 0
     assert sorted(row["method"] for row in json.loads(printed)) == ["random", "tagcos"]
+
+
+def test_gc_and_forget__ask_before_anything_goes(tagcos: Call, filled: Root) -> None:
+    where = ("--root", filled.url)
+    run_id = json.loads(tagcos("status", *where, "--json")[1])[0]["run_id"]
+    other = tiny.run(filled, examples=310).run_id
+    with filled.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET name = NULL WHERE run_id = ?", [other])
+    listed = json.loads(tagcos("gc", "--unnamed", *where, "--json")[1])
+    assert (listed["dropped"]["runs"], listed["removed"]) == ([other], False)
+    assert f"{other}  run\n" in tagcos("gc", "--unnamed", *where)[1]
+    assert tagcos("gc", "--older-than", "1", *where)[1] == "0 runs, 0 files, 0 bytes\n"
+    assert "1 runs, 0 files, " in tagcos("gc", "--unnamed", "--yes", *where)[1]
+    assert [row["run_id"] for row in json.loads(tagcos("status", *where, "--json")[1])] == [run_id]
+
+    code, _, err = tagcos("forget", tiny.example_id(3), *where)
+    assert (code, err) == (2, "tagcos: forget erases for good: add --yes where nobody can be asked\n")
+    code, printed, _ = tagcos("forget", tiny.example_id(3)[:12], "--yes", *where)
+    assert (code, printed.splitlines()[0]) == (0, "1 examples forgotten: 1 files of examples rewritten, 0 snippets removed")
+    reason = tagcos("sql", f"SELECT reason FROM why('{tiny.example_id(3)}')", *where, "--csv")[1]
+    assert reason.splitlines()[1].split(":")[0] in ("chosen by tagcos", "left by tagcos")

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from flows import pipeline
-from flows.cli import main
 from flows.progress import SilentReporter
 from storage.catalog import runs, selections
 from storage.database import Catalog
@@ -20,24 +19,8 @@ from storage.root import Root, open_root
 from storage.snapshot import snapshot_path
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
+from tests.flows.conftest import Call
 from tests.storage import tiny
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["tagcos", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_names__an_exploration_changes_nothing_for_others(

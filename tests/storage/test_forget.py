@@ -1,0 +1,131 @@
+"""A forgotten text is in no file of the root any more: searched for as bytes, and in every value of what is compressed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+
+from storage import check, forget, snapshot
+from storage.catalog import pool, runs, selections
+from storage.exports import write as exports
+from storage.root import Root
+from tagcos_stream.types import IngestBlock, UserError
+from tests.storage import tiny
+
+
+def holders(folder: Path | None, text: str) -> set[str]:
+    """The files in a folder that hold a text: as bytes, in a cell of a Parquet file, in a value of a DuckDB file."""
+    assert folder is not None
+    found = set()
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        name = str(path.relative_to(folder))
+        if text.encode() in path.read_bytes():
+            found.add(name)
+        if path.suffix == ".parquet":
+            cells = pl.read_parquet(path)
+            if any(text in str(value) for row in cells.iter_rows() for value in row):
+                found.add(name)
+        if path.suffix == ".duckdb":
+            with duckdb.connect(str(path), read_only=True) as connection:
+                for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
+                    if any(text in str(value) for row in connection.execute(f"FROM {table}").fetchall() for value in row):
+                        found.add(name)
+    return found
+
+
+def said(number: int) -> str:
+    """What example `number` says: nothing that compression shortens, and nothing that another one says."""
+    return f"answer {number}: {hashlib.blake2b(str(number).encode()).hexdigest()}"
+
+
+@pytest.fixture
+def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Root, str, int]:
+    """(root, its run, the number of a selected example): its text is also in a snippet, an error, exports and a report."""
+    made = tiny.ingest_block
+
+    def block(first: int, numbers: list[int], **options: Any) -> IngestBlock:
+        found = made(first, numbers, **options)
+        talks = [[row[0], row[1] | {"content": said(n)}] for row, n in zip(found.occurrences["messages"], numbers, strict=True)]
+        occurrences = found.occurrences.with_columns(messages=pl.Series(talks, dtype=found.occurrences.schema["messages"]))
+        return replace(found, occurrences=occurrences)
+
+    monkeypatch.setattr(tiny, "ingest_block", block)
+    run_id = tiny.run(root, examples=150).run_id
+    number = next(n for n in range(1, 150) if tiny.example_id(n) in selections.chosen_by(root.catalog, run_id))
+    with root.catalog.transaction() as connection:
+        connection.execute(
+            "UPDATE rejects SET snippet = ? WHERE stage = 'ingest' AND row % 2 = 0", ['{"x": "' + said(number)[:60]]
+        )
+    runs.stop_run(root.catalog, run_id, "failed", f"cannot render {said(number)!r}")
+    runs.finish_run(root.catalog, run_id)
+    with root.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET error = ?", [f"cannot render {said(number)!r}"])
+    snapshot.publish(root, run_id)
+    assert root.path is not None
+    for name, options in (("a.jsonl", {}), ("a.parquet", {}), ("folder", {"format": "datasets"})):
+        exports.export(root, run_id, root.path / "exports" / name, **options)
+        exports.export(root, run_id, tmp_path / "elsewhere" / name, **options)
+    for key, rest in (("reports/a.html", said(number)), ("reports/b.html", "nothing")):
+        root.files.write(key, f"<p>{tiny.example_id(number) if key.endswith('a.html') else ''} {rest}</p>".encode())
+    return root, run_id, number
+
+
+def test_forget__leaves_the_text_nowhere(secret: tuple[Root, str, int], tmp_path: Path) -> None:
+    root, run_id, number = secret
+    gone, other = tiny.example_id(number), next(iter(selections.chosen_by(root.catalog, run_id) - {tiny.example_id(number)}))
+    text, elsewhere = said(number)[:40], tmp_path / "elsewhere"
+    before = holders(root.path, text)
+    assert {"catalog.duckdb", "catalog-snapshot.duckdb", "exports/a.jsonl", "exports/a.parquet", "reports/a.html"} <= before
+    assert {"exports/folder/tagcos.parquet", f"snapshots/{run_id}/rejects.parquet"} <= before
+    assert any(name.startswith("examples/") for name in before)
+    assert len(holders(elsewhere, text)) == 3
+    pool_before, chosen = len(pool.pool(root.catalog, run_id)), len(selections.chosen_by(root.catalog, run_id))
+    files = [elsewhere / "a.jsonl", elsewhere / "a.parquet", elsewhere / "folder"]
+    with root.writer():
+        done = forget.forget(root, [gone[:20]], files)
+    assert holders(root.path, text) == holders(elsewhere, text) == set()
+    assert (done.example_ids, done.parts) == ([gone], 1)
+    assert (
+        done.snippets == root.catalog.read("SELECT count(*) FROM rejects WHERE stage = 'ingest' AND snippet IS NULL").item() > 0
+    )
+    assert sorted(done.files.values()) == [0, 1, 1, 1, 1, 1, 1]
+    # the hash and what was chosen stay, and all else is as it was
+    assert gone in selections.chosen_by(root.catalog, run_id)
+    assert len(selections.chosen_by(root.catalog, run_id)) == chosen
+    assert len(pool.pool(root.catalog, run_id)) == pool_before - 1
+    assert root.catalog.read("SELECT reason FROM why(?, run := ?)", [gone, run_id]).item().startswith("chosen by")
+    assert check.check(root) == []
+    assert holders(root.path, other) > {"exports/a.jsonl"}
+    mark = json.loads((elsewhere / "folder" / "tagcos-export.json").read_text(encoding="utf-8"))
+    assert (mark["rows"], mark["forgotten_rows"]) == (chosen - 1, 1)
+    assert root.catalog.read(
+        "SELECT comment FROM duckdb_columns() WHERE table_name = 'forgotten' AND column_name = 'example_id'"
+    ).item()
+    # an export made from now on leaves it out and says so; no source brings the text back
+    again = exports.export(root, run_id, tmp_path / "again.jsonl")
+    assert (again.rows, again.examples) == (chosen - 1, chosen)
+    assert list(again.notes) == ["selected examples were forgotten: they have no text"]
+    tiny.run(root, examples=160)
+    assert holders(root.path, text) == set()
+    assert gone not in pool.pool(root.catalog, runs.find_run(root.catalog))["example_id"].to_list()
+    # repeated, for example after it was interrupted, it has nothing left to do
+    with root.writer():
+        assert forget.forget(root, [gone]).files == {}
+    assert check.check(root) == []
+
+
+def test_forget__names_what_it_cannot_find(filled: Root, tmp_path: Path) -> None:
+    for word, problem in (("feed", "no example has"), ("", "several examples have")):
+        with pytest.raises(UserError, match=f"{problem} the id '{word}'"):
+            forget.forget(filled, [word])
+    with pytest.raises(UserError, match=r"notes.txt is neither an export .* nor a report"):
+        forget.forget(filled, [tiny.example_id(3)], [tmp_path / "notes.txt"])
