@@ -32,8 +32,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Samples:
-    """One row an example and role: kind, cluster, place, example_id, dataset, score, weight, tokens, target_tokens, loss, reason;
-    stands (what it stands for, or what stands for it, in words) and stands_near (ids of some that it stands for).
+    """One row an example and role: kind, group_id (of `nearest`: cluster), place, example_id, dataset, score, weight, tokens,
+    target_tokens, loss, reason; stands (what it stands for, or what stands for it, in words) and stands_near (ids of some that
+    it stands for).
 
     kind is `chosen` (place: order of choice, from 0), `missed` (place 1 would have been chosen next), `nearest` (to its centroid,
     from 1), `entered` or `left` (since the earlier run, in no particular order).
@@ -104,12 +105,12 @@ CHOSEN_AND_MISSED = """
             FROM (SELECT group_id FROM run_groups WHERE run_id = $run ORDER BY size DESC, group_id LIMIT $groups)
         ),
         chosen AS (
-            SELECT 'chosen' AS kind, s.group_id AS cluster, s.rank AS place, s.example_id, s.score, s.weight
+            SELECT 'chosen' AS kind, s.group_id, s.rank AS place, s.example_id, s.score, s.weight
             FROM selections s JOIN shown USING (group_id) WHERE s.run_id = $run AND s.rank < shown.each
         ),
         standing AS (FROM stands_for($run) WHERE example_id IN (SELECT example_id FROM chosen)),
         missed AS (
-            SELECT 'missed' AS kind, c.group_id AS cluster, e.example_id, c.margin::DOUBLE AS score,
+            SELECT 'missed' AS kind, c.group_id, e.example_id, c.margin::DOUBLE AS score,
                 n.example_id AS representative, c.cosine,
                 row_number() OVER (PARTITION BY c.group_id ORDER BY c.margin DESC, c.segment, c.row) AS place
             FROM candidate_rows_of($run) c JOIN shown USING (group_id) JOIN examples e ON e.segment = c.segment AND e.row = c.row
@@ -127,7 +128,7 @@ CHOSEN_AND_MISSED = """
         score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) AS reason
     FROM together b JOIN examples e USING (example_id) LEFT JOIN standing g USING (example_id)
     LEFT JOIN feature_rows r ON r.space_id = (SELECT space_id FROM asked) AND r.segment = e.segment AND r.row = e.row
-    ORDER BY b.cluster, b.kind, b.place"""
+    ORDER BY b.group_id, b.kind, b.place"""
 NEAREST_TO_CENTROID = """
     WITH near AS (
             SELECT a.cluster, p.example_id, p.dataset, p.segment, p.row, count(*) OVER (PARTITION BY a.cluster) AS size,
@@ -154,7 +155,7 @@ MAP_SAMPLE = """
     SELECT * EXCLUDE (place, n), n / least(n, CASE WHEN chosen THEN $most ELSE $others END) AS weight FROM drawn
     WHERE place <= CASE WHEN chosen THEN $most ELSE $others END ORDER BY segment, row"""
 CHANGES = """
-    SELECT d.change AS kind, d.group_b AS cluster, d.example_id, d.dataset, d.reason, e.segment, e.row,
+    SELECT d.change AS kind, d.group_b AS group_id, d.example_id, d.dataset, d.reason, e.segment, e.row,
         row_number() OVER (PARTITION BY d.change, d.reason ORDER BY d.example_id) AS place
     FROM selection_diff($base, $run) d JOIN examples e USING (example_id) QUALIFY place <= $each
     ORDER BY d.change, d.reason, place"""

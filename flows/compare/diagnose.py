@@ -30,10 +30,10 @@ from tagcos_stream.selection.groups import divide, example_columns, share_budget
 from tagcos_stream.selection.match import (
     fit_bytes,
     fitted_weights,
-    held_out_dimensions,
     match,
     match_bytes,
     relative_error,
+    reserved_dimensions,
 )
 from tagcos_stream.selection.methods import METHODS, Group, Limits
 from tagcos_stream.types import RowBlocks, UserError
@@ -118,7 +118,7 @@ def diagnose(
 
 
 class _Bench:
-    """What all units share: the pool, its features, the dimensions held out and the means measured against."""
+    """What all units share: the pool, its features, the reserved dimensions and the means measured against."""
 
     def __init__(self, root: Root, base: dict[str, object], settings: Settings, reporter: Reporter) -> None:
         self.root, self.settings, self.reporter = root, settings, reporter
@@ -126,7 +126,7 @@ class _Bench:
         self.limit = memory_bytes(settings)
         self.pool = spaces.features_pool(root.catalog, self.run_id, space)
         self.rows = segments.open_features(root.files, space, self.pool)
-        self.held = held_out_dimensions(self.rows.dim)
+        self.held = reserved_dimensions(self.rows.dim)
         self.seen = Dimensions(self.rows, ~self.held)
         assigned = clusterings.assignments(root.catalog, str(base["clustering_id"]))
         found = self.pool.select("segment", "row").join(assigned, on=["segment", "row"], how="left", maintain_order="left")
@@ -156,7 +156,7 @@ class _Bench:
             method=unit.method,
             fraction=unit.fraction,
             seed=unit.seed,
-            dimensions="held out",
+            dimensions="reserved",
             rows=measured_rows(
                 found,
                 self.sizes,
@@ -222,7 +222,7 @@ class _Bench:
         return self._clusters[1]
 
     def _fitted(self, chosen: np.ndarray) -> float | None:
-        """Error on the held-out dimensions of weights fitted to the pool's mean on the others; None where memory lacks."""
+        """Error on the reserved dimensions of weights fitted to the pool's mean on the others; None where memory lacks."""
         if fit_bytes(len(chosen), self.rows.dim) > self.limit:
             return None
         weights = fitted_weights(self._gather_seen(chosen), self.seen_mean, self.settings.ridge)

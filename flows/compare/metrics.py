@@ -44,9 +44,9 @@ class Measures:
             losses = losses_of(
                 model, self.heldout.encoded, token_budget=self.token_budget, progress=lambda done: progress(FORWARD * done)
             )
-            by_source, whole = summed("loss", self.heldout.datasets.tolist(), losses)
-            over = by_source["value"].to_numpy()
-            frames += [whole, summed("source_loss", [""] * len(over), over)[1], by_source]
+            by_dataset, whole = summed("loss", self.heldout.datasets.tolist(), losses)
+            over = by_dataset["value"].to_numpy()
+            frames += [whole, summed("dataset_loss", [""] * len(over), over)[1], by_dataset]
             before = self.heldout.tokens
         for task, size in zip(self.tasks, self.sizes, strict=True):
             right = answer(

@@ -62,7 +62,7 @@ def plot_evaluation(catalog: Catalog, evaluation_id: str, path: Path) -> None:
 
 
 def plot_diagnosis(comparison: pl.DataFrame, path: Path) -> None:
-    """Diminishing returns: the error on held-out dimensions against the share selected, a panel an error, a line a method."""
+    """Diminishing returns: the error on reserved dimensions against the share selected, a panel an error, a line a method."""
 
     def draw(axes: Any, error: str) -> None:
         for n, ((method,), mine) in enumerate(comparison.sort("fraction", "method").group_by("method", maintain_order=True)):

@@ -69,10 +69,10 @@ def compact(results: pl.DataFrame) -> pl.DataFrame:
             score = scores.get(measure)
             row[measure] = "" if score is None else _with_error(score["value"], score["se"])
             row[f"{measure} vs random"] = "" if score is None else _with_error(score["vs_random"], score["vs_random_se"], "+")
-        by_source = scores.get("source_loss")
-        if by_source is not None:
-            row["median source vs random"] = _with_error(by_source["median_vs_random"], by_source["median_vs_random_se"], "+")
-            row["sources ahead"] = "" if by_source["sources"] is None else f"{by_source['sources_ahead']}/{by_source['sources']}"
+        over = scores.get("dataset_loss")
+        if over is not None:
+            row["median dataset vs random"] = _with_error(over["median_vs_random"], over["median_vs_random_se"], "+")
+            row["datasets ahead"] = "" if over["datasets"] is None else f"{over['datasets_ahead']}/{over['datasets']}"
         rows.append((fraction, scores[first]["value"] if first in scores else 0.0, row))
     return pl.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from flows.report import examples, provenance, selection
-from flows.report.elements import MOST_ROWS, Report, Section, Sources, isolated, named, plain_url, written
+from flows.report.elements import MOST_ROWS, Datasets, Report, Section, isolated, named, plain_url, written
 from flows.report.page import render
 from storage import report_samples
 from storage.catalog import report_facts
@@ -62,21 +62,21 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
     """The report's content; reads nothing."""
     method, config = facts.run["method"], json.loads(facts.run["config"])
     word = selection.WORDS[METHODS[method].within]
-    known = Sources(facts.sources["dataset"])
+    known = Datasets(facts.datasets["dataset"])
     groups = examples.side_by_side(facts, shown, known, word)
     usable, chosen = int(facts.groups["size"].sum()), int(facts.groups["selected"].sum())
-    largest = facts.groups.sort("size", "cluster", descending=[True, False]).head(MOST_ROWS)["cluster"].to_list()
+    largest = facts.groups.sort("size", "group_id", descending=[True, False]).head(MOST_ROWS)["group_id"].to_list()
     return Report(
         run_id=facts.run["run_id"],
         subtitle=(
-            f"{chosen:,} of {usable:,} examples ({chosen / usable:.2%}) selected by {method} from {_sources(facts)}, "
+            f"{chosen:,} of {usable:,} examples ({chosen / usable:.2%}) selected by {method} from {_datasets(facts)}, "
             f"by the gradients of {plain_url(str(config.get('model') or 'an unnamed model'))}."
         ),
         notes=_notes(facts, config),
         figures=_figures(facts, usable, chosen),
-        sources=known,
+        datasets=known,
         sections=[
-            selection.sources(facts, known),
+            selection.datasets(facts, known),
             selection.example_map(facts, shown, known, drawn, plane, word),
             selection.budgets(facts, known, word),
             selection.residuals(facts, word),
@@ -95,8 +95,8 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
     )
 
 
-def _sources(facts: Facts) -> str:
-    return "one source" if len(facts.sources) == 1 else f"{len(facts.sources):,} sources"
+def _datasets(facts: Facts) -> str:
+    return "one dataset" if len(facts.datasets) == 1 else f"{len(facts.datasets):,} datasets"
 
 
 def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:

@@ -6,8 +6,8 @@ from flows.report.elements import Column, Kind
 
 # keys by the way their values are written; all others are text
 _KINDS: dict[Kind, str] = {
-    "count": "rows pool selected budget kept n seeds size examples target_tokens sources sources_ahead",
-    "share": "fraction share taken share_of_pool share_of_selection sources_reached clusters_reached jaccard",
+    "count": "rows pool selected budget kept n seeds size examples target_tokens datasets datasets_ahead",
+    "share": "fraction share taken share_of_pool share_of_selection datasets_reached clusters_reached jaccard",
     "number": "residual mean_squared_distance error_plain error_weighted error_fitted sd_fitted value limit se vs_random "
     "vs_random_se median_vs_random total mean median p90 largest",
     "seconds": "seconds",
@@ -17,7 +17,7 @@ _KINDS: dict[Kind, str] = {
 _TITLES = {
     "bytes": "size", "copied_from": "unchanged since", "error_fitted": "fitted", "error_plain": "plain",
     "error_weighted": "weighted", "fraction": "share", "jaccard": "overlap of seeds", "kept": "kept by sticky",
-    "makeup": "sources", "n": "examples", "p90": "90% are below", "peak_bytes": "peak memory so far", "pool": "in the pool",
+    "makeup": "datasets", "n": "examples", "p90": "90% are below", "peak_bytes": "peak memory so far", "pool": "in the pool",
     "run_id": "run", "sd_fitted": "spread", "se": "standard error", "selected": "chosen", "share": "chosen of it",
     "size": "examples", "snippet": "begins with", "taken": "chosen of it", "target_tokens": "target tokens chosen",
     "total": "sum", "trained": "selected by", "url": "file", "vs_random": "against random",

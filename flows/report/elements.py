@@ -50,9 +50,9 @@ class Section:
 @dataclass(frozen=True)
 class Example:
     example_id: str
-    source: str
+    dataset: str
     s: int
-    cluster: int | None
+    group_id: int | None
     heading: str
     reason: str
     stands: str  # what it stands for, or what stands for it
@@ -64,22 +64,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Group:
-    """Examples side by side: what was chosen from a cluster and what was nearly."""
+    """Examples side by side: what was chosen from a group and what was nearly."""
 
-    cluster: int
+    group_id: int
     title: str
     chosen: list[Example]
     missed: list[Example]
 
 
-class Sources:
-    """The sources by size: the first ones are told apart by filters and colours, the others are one."""
+class Datasets:
+    """The datasets by size: the first ones have filters and colours of their own, the others share one."""
 
     def __init__(self, names: Iterable[str | None], apart: int = 40) -> None:
         ordered = list(names)
         self.apart = min(apart, len(ordered))
         self._place = {name: place for place, name in enumerate(ordered[:apart])}
-        self.names = [named(name) for name in ordered[:apart]] + ["other sources"] * (len(ordered) > apart)
+        self.names = [named(name) for name in ordered[:apart]] + ["other datasets"] * (len(ordered) > apart)
 
     def place(self, name: str | None) -> int:
         return self._place.get(name, self.apart)
@@ -151,7 +151,7 @@ class Report:
     subtitle: str
     notes: list[str]
     figures: list[tuple[str, str, str, Any]]  # id, words, value as written, value
-    sources: Sources
+    datasets: Datasets
     sections: list[Section]
     groups: list[Group]
     changed: list[Example]

@@ -6,33 +6,33 @@ from typing import Any
 
 import polars as pl
 
-from flows.report.elements import Example, Group, Sources, named, snippet, written
+from flows.report.elements import Datasets, Example, Group, named, snippet, written
 from storage.catalog.report_facts import Facts
 from storage.report_samples import Samples
 
 
-def side_by_side(facts: Facts, samples: Samples, known: Sources, word: str) -> list[Group]:
+def side_by_side(facts: Facts, samples: Samples, known: Datasets, word: str) -> list[Group]:
     """Chosen and just-missed examples of the largest groups."""
     shown: dict[int, dict[str, list[Example]]] = {}
-    sizes = {row["cluster"]: row for row in facts.groups.iter_rows(named=True)}
+    sizes = {row["group_id"]: row for row in facts.groups.iter_rows(named=True)}
     for row in samples.rows.filter(pl.col("kind").is_in(["chosen", "missed"])).iter_rows(named=True):
         missed = "would be next" if row["place"] == 1 else f"{row['place']} from the cut"
         heading = f"choice {row['place'] + 1}" if row["kind"] == "chosen" else missed
         reason = row["reason"] or ("kept its place (sticky)" if row["kind"] == "chosen" else "no score was recorded")
-        shown.setdefault(row["cluster"], {"chosen": [], "missed": []})[row["kind"]].append(
+        shown.setdefault(row["group_id"], {"chosen": [], "missed": []})[row["kind"]].append(
             example(row, samples, known, heading, reason)
         )
     groups = []
-    for cluster, kinds in shown.items():
-        size = sizes[cluster]
-        name = "The whole pool" if word == "pool" else f"{word.capitalize()} {cluster}"
+    for group_id, kinds in shown.items():
+        size = sizes[group_id]
+        name = "The whole pool" if word == "pool" else f"{word.capitalize()} {group_id}"
         groups.append(
-            Group(cluster, f"{name}: {size['selected']:,} of {size['size']:,} chosen", kinds["chosen"], kinds["missed"])
+            Group(group_id, f"{name}: {size['selected']:,} of {size['size']:,} chosen", kinds["chosen"], kinds["missed"])
         )
     return groups
 
 
-def example(row: dict[str, Any], samples: Samples, known: Sources, heading: str, reason: str) -> Example:
+def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str, reason: str) -> Example:
     told = [
         f"{written(row[name], 'count')} {words}"
         for name, words in (("tokens", "tokens"), ("target_tokens", "of them targets"))
@@ -43,9 +43,9 @@ def example(row: dict[str, Any], samples: Samples, known: Sources, heading: str,
     identity = row["example_id"]
     return Example(
         example_id=identity,
-        source=named(row["dataset"]),
+        dataset=named(row["dataset"]),
         s=known.place(row["dataset"]),
-        cluster=row["cluster"],
+        group_id=row["group_id"],
         heading=heading,
         reason=reason,
         stands=row.get("stands") or "",
@@ -63,7 +63,7 @@ def opening(samples: Samples, identity: str) -> str:
     return snippet(first.content)
 
 
-def changed(samples: Samples, known: Sources) -> list[Example]:
+def changed(samples: Samples, known: Datasets) -> list[Example]:
     """Examples that entered or left since the run before, a few of each reason."""
     rows = samples.rows.filter(pl.col("kind").is_in(["entered", "left"]))
     return [example(row, samples, known, row["kind"], row["reason"]) for row in rows.iter_rows(named=True)]

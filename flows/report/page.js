@@ -1,4 +1,4 @@
-// Draws the plots and filters tables, examples and plots by text, source and cluster. All data is in the page.
+// Draws the plots and filters tables, examples and plots by text, dataset and cluster. All data is in the page.
 (() => {
 "use strict";
 const plots = JSON.parse(document.getElementById("data").textContent);
@@ -19,16 +19,16 @@ function theme() {
 }
 
 const inCluster = (row) => state.c === null || row.c === undefined || row.c === state.c;
-const inSource = (row) => state.s === null || row.s === undefined || row.s === state.s;
+const inDataset = (row) => state.s === null || row.s === undefined || row.s === state.s;
 const filtered = {
-  rows: (rows) => rows.filter((row) => inSource(row) && inCluster(row)),
+  rows: (rows) => rows.filter((row) => inDataset(row) && inCluster(row)),
   parts: (rows) => rows.filter(inCluster).flatMap((row) => {
     if (state.s === null) return [row];
     return row.parts.filter((part) => part[0] === state.s)
       .map(([, size, selected]) => ({ ...row, size, selected, share: selected / size }));
   }),
   histogram: (rows) => {
-    const mine = rows.filter(inSource), bins = new Map();
+    const mine = rows.filter(inDataset), bins = new Map();
     const totals = { pool: 0, selected: 0 };
     for (const row of mine) {
       const bin = bins.get(row.low) ?? { low: row.low, high: row.high, pool: 0, selected: 0 };
@@ -100,7 +100,7 @@ function matches(item, searched) {
 
 function filter() {
   const number = (id) => (field(id)?.value ? Number(field(id).value) : null);
-  Object.assign(state, { text: field("text").value.trim().toLowerCase(), s: number("source"), c: number("cluster") });
+  Object.assign(state, { text: field("text").value.trim().toLowerCase(), s: number("dataset"), c: number("cluster") });
   for (const table of document.querySelectorAll("details.table")) {
     const rows = [...table.querySelectorAll("tbody tr")];
     for (const row of rows) row.hidden = !matches(row, false);

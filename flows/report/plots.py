@@ -1,7 +1,7 @@
 """The plots of a report as Vega-Lite specifications over plain rows; what is filtered in the page follows from the rows' fields.
 
-A row may hold `s` (its source's place in the page's list) and `c` (its cluster): the page's filters look at these. `parts` are
-[s, size, selected]: with a source chosen, the row's own size and selected become that source's.
+A row may hold `s` (its dataset's place in the page's list) and `c` (its cluster): the page's filters look at these. `parts` are
+[s, size, selected]: with a dataset chosen, the row's own size and selected become that dataset's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from flows.report.plot_parts import (
     CHOSEN,
+    DATASETS,
     LOW_TO_HIGH,
     OTHER,
     POOL,
-    SOURCES,
     Plot,
     Rows,
     axis,
@@ -27,7 +27,7 @@ from flows.report.plot_parts import (
 )
 
 
-def by_source(rows: Rows) -> Plot:
+def by_dataset(rows: Rows) -> Plot:
     """rows: name, who (pool or selection), examples, share, s."""
     spec = chart(
         None,
@@ -38,17 +38,19 @@ def by_source(rows: Rows) -> Plot:
             "x": quantity("share", "share of examples", format="%"),
             "color": before_after(),
             "tooltip": tooltip(
-                ("name", "source", None), ("who", "of", None), ("examples", "examples", ","), ("share", "share", ".2%")
+                ("name", "dataset", None), ("who", "of", None), ("examples", "examples", ","), ("share", "share", ".2%")
             ),
         },
     )
-    return Plot("sources", "Share by source", "Bars: each source's share of the pool and of the selection.", spec, rows, step=28)
+    return Plot(
+        "datasets", "Share by dataset", "Bars: each dataset's share of the pool and of the selection.", spec, rows, step=28
+    )
 
 
 def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word: str) -> Plot:
     """rows: kind "example" (x, y, s, c, dataset, main, chosen, example, tokens, loss) or "outline" (x, y, c, order)."""
-    domain = [*names[: len(SOURCES)], *(["other sources"] if len(names) > len(SOURCES) else [])]
-    colours = [*SOURCES[: len(domain)], *([OTHER] if len(names) > len(SOURCES) else [])]
+    domain = [*names[: len(DATASETS)], *(["other datasets"] if len(names) > len(DATASETS) else [])]
+    colours = [*DATASETS[: len(domain)], *([OTHER] if len(names) > len(DATASETS) else [])]
     place = {
         axis: quantity(
             axis,
@@ -213,7 +215,7 @@ def errors(id: str, title: str, rows: Rows) -> Plot:
                 "field": "who",
                 "type": "nominal",
                 "legend": legend(),
-                "scale": {"range": [*SOURCES, OTHER, POOL, CHOSEN]},
+                "scale": {"range": [*DATASETS, OTHER, POOL, CHOSEN]},
             },
             "tooltip": tooltip(
                 ("who", "of", None), ("fraction", "share", ".2%"), ("selected", "examples", ","), ("error", "error", ".4f")
@@ -224,7 +226,7 @@ def errors(id: str, title: str, rows: Rows) -> Plot:
 
 
 def histogram(measure: str, unit: str, rows: Rows) -> Plot:
-    """rows: low, high, s, pool, selected; the page sums them over sources and makes shares."""
+    """rows: low, high, s, pool, selected; the page sums them over datasets and makes shares."""
     widths = [row["high"] - row["low"] for row in rows]
     scale = {
         "type": "symlog" if max(widths) > 4 * min(widths) else "linear",
@@ -267,7 +269,7 @@ def bars(
             "field": colour,
             "type": "nominal",
             "legend": legend(None, 3),
-            "scale": {"range": [CHOSEN, POOL, *SOURCES]},
+            "scale": {"range": [CHOSEN, POOL, *DATASETS]},
         }
     layers: Rows = [{"mark": {"type": "bar"} | ({} if colour else {"color": CHOSEN}), "encoding": encoding}]
     if rule is not None:

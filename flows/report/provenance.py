@@ -127,11 +127,11 @@ def controls(facts: Facts) -> Section:
             for row in rows
             if row["error_fitted"] is not None
         ]
-        drawn.append(plots.errors("controls", "Error on held-out dimensions, weights fitted", lines))
+        drawn.append(plots.errors("controls", "Error on reserved dimensions, weights fitted", lines))
         titles = columns(
-            "method fraction seeds error_plain error_weighted error_fitted sd_fitted sources_reached clusters_reached jaccard"
+            "method fraction seeds error_plain error_weighted error_fitted sd_fitted datasets_reached clusters_reached jaccard"
         )
-        tables.append(Table("controls", "Methods on held-out dimensions", titles, rows))
+        tables.append(Table("controls", "Methods on reserved dimensions", titles, rows))
     if not facts.evaluations.is_empty():
         lead.append(
             "`tagcos evaluate` trained models on selections from this pool and measured them on rows held out: means over seeds, "
@@ -152,11 +152,12 @@ def controls(facts: Facts) -> Section:
             label = "Bars: difference in held-out loss from random selection; below zero is better."
             drawn.append(plots.bars("evaluations", title, label, bars, words="nats; below 0 is better", form=".4f"))
         titles = columns(
-            "measure trained fraction regime seeds value se vs_random vs_random_se median_vs_random sources_ahead sources model",
+            "measure trained fraction regime seeds value se vs_random vs_random_se median_vs_random datasets_ahead datasets "
+            "model",
             regime="equal",
             value="mean",
-            median_vs_random="median source against random",
-            sources="of",
+            median_vs_random="median dataset against random",
+            datasets="of",
         )
         shown, more = first_rows(rows, 'tagcos sql "FROM evaluation_scores"')
         tables.append(Table("evaluations", "Models trained on selections", titles, shown, more))

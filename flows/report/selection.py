@@ -1,4 +1,4 @@
-"""Sections of a report that tell what was selected from what: sources, clusters, budgets, residuals, lengths."""
+"""Sections of a report that tell what was selected from what: datasets, clusters, budgets, residuals, lengths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import polars as pl
 
 from flows.report import plots
 from flows.report.columns import columns
-from flows.report.elements import Section, Sources, Table, first_rows, isolated, named
+from flows.report.elements import Datasets, Section, Table, first_rows, isolated, named
 from flows.report.examples import opening
-from flows.report.plot_parts import SOURCES
+from flows.report.plot_parts import DATASETS
 from storage.catalog.report_facts import STEPS, Facts
 from storage.report_samples import MapSample, Samples
 from tagcos_stream.clustering.pca import Plane
@@ -25,10 +25,10 @@ OUTLINES = 40  # clusters outlined on the map: the largest
 OUTLINE_POINTS = 25
 
 
-def sources(facts: Facts, known: Sources) -> Section:
+def datasets(facts: Facts, known: Datasets) -> Section:
     rows = [
         row | {"name": named(row["dataset"]), "s": known.place(row["dataset"]), "taken": row["selected"] / row["pool"]}
-        for row in facts.sources.to_dicts()
+        for row in facts.datasets.to_dicts()
     ]
     drawn = [
         {"name": row["name"], "s": row["s"], "who": who, "examples": row[count], "share": row[share] or 0}
@@ -36,26 +36,26 @@ def sources(facts: Facts, known: Sources) -> Section:
         for who, count, share in (("pool", "pool", "share_of_pool"), ("selection", "selected", "share_of_selection"))
     ]
     shown, more = first_rows(rows, "tagcos sql \"FROM by_dataset('RUN')\"")
-    titles = columns("name pool selected share_of_pool share_of_selection taken target_tokens", name="source")
-    lead = "Each source's share of the pool (before) and of the selection (after)."
+    titles = columns("name pool selected share_of_pool share_of_selection taken target_tokens", name="dataset")
+    lead = "Each dataset's share of the pool (before) and of the selection (after)."
     if len(rows) > SHOWN_SOURCES:
         lead += f" The plot shows the {SHOWN_SOURCES} largest of {len(rows):,}."
-    table = Table("sources", "Sources", titles, shown, more)
-    return Section("sources", "By source", lead, plots=(plots.by_source(drawn),), tables=(table,))
+    table = Table("datasets", "Datasets", titles, shown, more)
+    return Section("datasets", "By dataset", lead, plots=(plots.by_dataset(drawn),), tables=(table,))
 
 
-def parts(counts: pl.DataFrame, known: Sources) -> dict[int, list[list[int]]]:
-    """By cluster: [s, size, selected] of its sources, largest first; those beyond the sources told apart are one."""
+def parts(counts: pl.DataFrame, known: Datasets, by: str) -> dict[int, list[list[int]]]:
+    """By the column `by`: [s, size, selected] of its datasets, largest first; datasets without a filter of their own are one."""
     found: dict[int, dict[int, list[int]]] = defaultdict(dict)
     for row in counts.iter_rows(named=True):
         s = known.place(row["dataset"])
-        entry = found[row["cluster"]].setdefault(s, [s, 0, 0])
+        entry = found[row[by]].setdefault(s, [s, 0, 0])
         entry[1] += row["size"]
         entry[2] += row["selected"]
-    return {cluster: sorted(entries.values(), key=lambda entry: (-entry[1], entry[0])) for cluster, entries in found.items()}
+    return {key: sorted(entries.values(), key=lambda entry: (-entry[1], entry[0])) for key, entries in found.items()}
 
 
-def example_map(facts: Facts, samples: Samples, known: Sources, shown: MapSample, plane: Plane, word: str) -> Section:
+def example_map(facts: Facts, samples: Samples, known: Datasets, shown: MapSample, plane: Plane, word: str) -> Section:
     """The pool in a plane: a sample of its examples, by dataset, the chosen marked, clusters as outlines; and the clusters."""
     own = facts.clustering_id is None or facts.clustering_id == facts.run["clustering_id"]  # what shared the budget
     at = plane.place(shown.features)
@@ -69,7 +69,7 @@ def example_map(facts: Facts, samples: Samples, known: Sources, shown: MapSample
                 "y": y,
                 "s": s,
                 "dataset": known.name(s),
-                "main": known.name(s) if s < len(SOURCES) else "other sources",
+                "main": known.name(s) if s < len(DATASETS) else "other datasets",
                 "chosen": "yes" if row["chosen"] else "no",
                 "example": row["example_id"][:12],
                 "tokens": row["tokens"],
@@ -114,9 +114,9 @@ def _outlines(shown: MapSample, at: np.ndarray, *, own: bool) -> list[dict[str, 
     return rows
 
 
-def _clusters(facts: Facts, samples: Samples, known: Sources, *, own: bool) -> Table:
-    by_cluster = parts(facts.clusters, known)
-    residuals = dict(zip(facts.groups["cluster"], facts.groups["residual"], strict=True)) if own else {}
+def _clusters(facts: Facts, samples: Samples, known: Datasets, *, own: bool) -> Table:
+    by_cluster = parts(facts.clusters, known, "cluster")
+    residuals = dict(zip(facts.groups["group_id"], facts.groups["residual"], strict=True)) if own else {}
     nearest: dict[int, list[str]] = defaultdict(list)
     for row in samples.rows.filter(pl.col("kind") == "nearest").iter_rows(named=True):
         nearest[row["cluster"]].append(opening(samples, row["example_id"]))
@@ -139,11 +139,11 @@ def _clusters(facts: Facts, samples: Samples, known: Sources, *, own: bool) -> T
     return Table("clusters", "Clusters", titles, shown, more)
 
 
-def budgets(facts: Facts, known: Sources, word: str) -> Section:
-    title, by_group = "Budget", parts(facts.group_sources, known)
+def budgets(facts: Facts, known: Datasets, word: str) -> Section:
+    title, by_group = "Budget", parts(facts.group_datasets, known, "group_id")
     rows = [
-        row | {"c": row["cluster"], "parts": by_group.get(row["cluster"], [])}
-        for row in facts.groups.sort("size", "cluster", descending=[True, False]).to_dicts()
+        row | {"c": row["group_id"], "parts": by_group.get(row["group_id"], [])}
+        for row in facts.groups.sort("size", "group_id", descending=[True, False]).to_dicts()
     ]
     if len(rows) == 1:
         only = rows[0]
@@ -164,12 +164,12 @@ def budgets(facts: Facts, known: Sources, word: str) -> Section:
 
 def residuals(facts: Facts, word: str) -> Section:
     """Of the pursuit, as it chose and at its end; and the error of the whole against what other runs on this pool took."""
-    sizes = {row["cluster"]: row for row in facts.groups.iter_rows(named=True)}
+    sizes = {row["group_id"]: row for row in facts.groups.iter_rows(named=True)}
     curve = [
         {
-            "c": row["cluster"],
+            "c": row["group_id"],
             "chosen": row["chosen"],
-            "part": row["chosen"] / sizes[row["cluster"]]["selected"],
+            "part": row["chosen"] / sizes[row["group_id"]]["selected"],
             "residual": row["residual"],
         }
         for row in facts.curves.iter_rows(named=True)
@@ -179,7 +179,7 @@ def residuals(facts: Facts, word: str) -> Section:
         for row in facts.curve.iter_rows(named=True)
     ]
     ends = [
-        {"c": row["cluster"], "size": row["size"], "selected": row["selected"], "residual": row["residual"]}
+        {"c": row["group_id"], "size": row["size"], "selected": row["selected"], "residual": row["residual"]}
         for row in facts.groups.iter_rows(named=True)
         if row["residual"] is not None
     ]
@@ -217,7 +217,7 @@ def residuals(facts: Facts, word: str) -> Section:
     return Section("residuals", "Residual and error", lead, plots=tuple(drawn), tables=tables)
 
 
-def lengths(facts: Facts, known: Sources) -> Section:
+def lengths(facts: Facts, known: Datasets) -> Section:
     drawn, rows = [], []
     for measure, unit in (
         ("tokens", "tokens"),

@@ -74,7 +74,7 @@ def measured_rows(
             "error_plain": [found.plain, *found.cluster_plain[:k].tolist()],
             "error_weighted": [found.weighted, *found.cluster_weighted[:k].tolist()],
             "error_fitted": pl.Series([fitted, *[None] * k], dtype=pl.Float64),
-            "sources_reached": pl.Series([covered[0], *[None] * k], dtype=pl.Float64),
+            "datasets_reached": pl.Series([covered[0], *[None] * k], dtype=pl.Float64),
             "clusters_reached": pl.Series([covered[1] if by_cluster else None, *[None] * k], dtype=pl.Float64),
             "chosen": pl.Series([None if chosen is None else chosen.tolist(), *[None] * k], dtype=pl.List(pl.UInt32)),
         }

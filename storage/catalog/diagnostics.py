@@ -9,9 +9,9 @@ import polars as pl
 from storage.database import Catalog
 from storage.tables import insert, require, utc_now
 
-Dimensions = Literal["seen", "held out"]
+Dimensions = Literal["seen", "reserved"]
 COLUMNS = [
-    "cluster", "size", "selected", "error_plain", "error_weighted", "error_fitted", "sources_reached", "clusters_reached",
+    "cluster", "size", "selected", "error_plain", "error_weighted", "error_fitted", "datasets_reached", "clusters_reached",
     "chosen",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def commit(
 def units_done(catalog: Catalog, run_id: str) -> set[tuple[str, float, int]]:
     """Return the (method, fraction, seed) combinations that `tagcos diagnose` has measured on this run's features."""
     done = catalog.read(
-        "SELECT DISTINCT method, fraction, seed FROM diagnostics WHERE run_id = ? AND dimensions = 'held out'", [run_id]
+        "SELECT DISTINCT method, fraction, seed FROM diagnostics WHERE run_id = ? AND dimensions = 'reserved'", [run_id]
     )
     return set(done.rows())
 

@@ -33,8 +33,8 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """One complete run. `dataset` may be null, where the input names none; `cluster` is the group that shared the budget, but in
-    `clusters`, which tells of the clustering whatever the run selected by."""
+    """One complete run. `dataset` may be null, where the input names none. `group_id` is the group that shared the budget;
+    `cluster` is of the clustering, whatever the run selected by."""
 
     run: dict[str, Any]  # its row of `runs`
     clustering_id: str | None  # the run's own, else the newest that covers its pool
@@ -42,15 +42,15 @@ class Facts:
     stages: pl.DataFrame  # stage, seconds, peak_bytes
     files: pl.DataFrame  # source, url, format, size, rows, digest
     found: int  # examples in the pool, those without a feature included
-    sources: pl.DataFrame  # the columns of by_dataset
+    datasets: pl.DataFrame  # the columns of by_dataset
     groups: pl.DataFrame  # the columns of coverage_of, and seconds, kept, copied_from
-    group_sources: pl.DataFrame  # cluster, dataset, size, selected
+    group_datasets: pl.DataFrame  # group_id, dataset, size, selected
     clusters: pl.DataFrame  # cluster, dataset, size, selected
     match: pl.DataFrame  # the columns of match_of
     sizes: pl.DataFrame  # measure, chosen (null: the whole pool), n, total, mean, median, p90, largest
     histograms: pl.DataFrame  # measure, bin, low, high, dataset, pool, selected
-    curves: pl.DataFrame  # cluster, chosen, residual, of the largest groups
-    curve: pl.DataFrame  # step (of STEPS), clusters, p10, median, p90, over all groups
+    curves: pl.DataFrame  # group_id, chosen, residual, of the largest groups
+    curve: pl.DataFrame  # step (of STEPS), n_groups, p10, median, p90, over all groups
     budgets: pl.DataFrame  # run_id, method, fraction, selected, error_plain, error_weighted: runs on this pool
     rejects: pl.DataFrame  # stage, reason, source, rows, detail, snippet
     drift: dict[str, Any]  # of `refreshes` and `churn`; empty for a run that had nothing before it
@@ -90,9 +90,9 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             stages=ask("SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = $run ORDER BY finished_at"),
             files=ask(FILES),
             found=ask("SELECT count(*) AS n FROM report_pool")["n"][0],
-            sources=ask("FROM by_dataset($run) ORDER BY pool DESC, dataset"),
+            datasets=ask("FROM by_dataset($run) ORDER BY pool DESC, dataset"),
             groups=ask(GROUPS),
-            group_sources=ask(GROUP_SOURCES),
+            group_datasets=ask(GROUP_DATASETS),
             clusters=ask(CLUSTERS),
             match=ask("FROM match_of($run) ORDER BY cluster NULLS FIRST"),
             sizes=sizes,
@@ -173,7 +173,7 @@ def edges(smallest: float, largest: float, *, whole: bool, bins: int = BINS) -> 
 def _compared(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> dict[str, Any]:
     """What `tagcos diagnose` measured on this pool, of the run or of the one that it selects from again; and evaluations."""
     asked: Sequence[str] = [name for name in (run["run_id"], run["reselects"]) if name]
-    measured = {row[0] for row in connection.execute("SELECT run_id FROM diagnostics WHERE dimensions = 'held out'").fetchall()}
+    measured = {row[0] for row in connection.execute("SELECT run_id FROM diagnostics WHERE dimensions = 'reserved'").fetchall()}
     diagnosed = next((name for name in asked if name in measured), None)
     return {
         "diagnosed": diagnosed,
@@ -203,7 +203,7 @@ FILES = """SELECT f.source, f.url, f.format, f.size, f.rows_done AS rows, f.dige
     WHERE r.run_id = $run ORDER BY f.source, f.url"""
 GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c
     JOIN run_groups k ON k.run_id = $run AND k.group_id = c.group_id ORDER BY c.group_id"""
-GROUP_SOURCES = """SELECT c.group_id AS cluster, e.dataset, count(*) AS size, count(s.example_id) AS selected
+GROUP_DATASETS = """SELECT c.group_id, e.dataset, count(*) AS size, count(s.example_id) AS selected
     FROM candidate_rows_of($run) c
     JOIN examples e ON e.segment = c.segment AND e.row = c.row
     LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = e.example_id
@@ -214,10 +214,10 @@ CLUSTERS = """SELECT cluster, dataset, count(*) AS size, count(*) FILTER (chosen
 _CURVE = """FROM run_groups k CROSS JOIN range(1, $steps + 1) g(step)
     JOIN selections s ON s.run_id = k.run_id AND s.group_id = k.group_id AND s.rank = ceil(g.step * k.selected / $steps) - 1
     WHERE k.run_id = $run AND s.residual_after IS NOT NULL"""
-CURVES_OF = f"""SELECT DISTINCT s.group_id AS cluster, s.rank + 1 AS chosen, s.residual_after AS residual {_CURVE}
+CURVES_OF = f"""SELECT DISTINCT s.group_id, s.rank + 1 AS chosen, s.residual_after AS residual {_CURVE}
     AND k.group_id IN (SELECT group_id FROM run_groups WHERE run_id = $run ORDER BY size DESC, group_id LIMIT $curves)
     ORDER BY s.group_id, chosen"""
-CURVE = f"""SELECT g.step::INTEGER AS step, count(*) AS clusters, quantile_cont(s.residual_after, 0.1) AS p10,
+CURVE = f"""SELECT g.step::INTEGER AS step, count(*) AS n_groups, quantile_cont(s.residual_after, 0.1) AS p10,
     median(s.residual_after) AS median, quantile_cont(s.residual_after, 0.9) AS p90 {_CURVE} GROUP BY g.step ORDER BY g.step"""
 BUDGETS = """WITH read AS (SELECT run_id, list(file_id ORDER BY file_id) AS files FROM run_files GROUP BY run_id),
         measured AS (

@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from tagcos_stream.data.canonical import characters
 
-COMMON = ("example_id", "dataset", "weight", "cluster", "rank")
+COMMON = ("example_id", "dataset", "weight", "group_id", "rank")
 FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _common = [
-    ("example_id", pa.string()), ("dataset", pa.string()), ("weight", pa.float64()), ("cluster", pa.int32()),
+    ("example_id", pa.string()), ("dataset", pa.string()), ("weight", pa.float64()), ("group_id", pa.int32()),
     ("rank", pa.int32()),
 ]  # fmt: skip
 _train = pa.list_(pa.struct([("begin", pa.uint32()), ("end", pa.uint32())]))

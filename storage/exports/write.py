@@ -1,4 +1,4 @@
-"""Write a selection for a trainer: the chosen conversations with weight, cluster and rank.
+"""Write a selection for a trainer: the chosen conversations with weight, group and rank.
 
 One pass over the examples, one part of the store at a time. Files and folders are written under a temporary name and renamed
 when complete.
@@ -65,9 +65,9 @@ def export(
 ) -> Exported:
     """Write the selection of a run to a file or folder, completely or not at all.
 
-    The column `weight` is the example's weight in the pool's mean gradient (its weight in the cluster times the cluster's
+    The column `weight` is the example's weight in the pool's mean gradient (its weight in the group times the group's
     fraction of the pool; equal for all if the method has no weights), scaled to mean 1 over the selection. A weighted loss then
-    keeps the scale of an unweighted one. `rank` is the order of choice in the cluster, from 0. Rows are ordered by segment and
+    keeps the scale of an unweighted one. `rank` is the order of choice in the group, from 0. Rows are ordered by segment and
     row.
 
     Parameters

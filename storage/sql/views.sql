@@ -199,11 +199,11 @@ CREATE OR REPLACE VIEW coverage AS FROM coverage_of((SELECT run_id FROM latest_r
 COMMENT ON VIEW coverage IS 'how well the newest complete run stands for each of its groups';
 
 CREATE OR REPLACE MACRO match_of(run) AS TABLE
-    SELECT cluster, size, selected, error_plain, error_weighted, sources_reached, clusters_reached FROM diagnostics
+    SELECT cluster, size, selected, error_plain, error_weighted, datasets_reached, clusters_reached, datasets_reached AS sources_reached FROM diagnostics
     WHERE run_id = run AND dimensions = 'seen';
 
 CREATE OR REPLACE MACRO comparison_of(run) AS TABLE
-    WITH measured AS (SELECT * FROM diagnostics WHERE run_id = run AND dimensions = 'held out'),
+    WITH measured AS (SELECT * FROM diagnostics WHERE run_id = run AND dimensions = 'reserved'),
         pairs AS (
             SELECT a.method, a.fraction, len(list_intersect(a.chosen, b.chosen)) AS shared, len(a.chosen) + len(b.chosen) AS total
             FROM measured a JOIN measured b ON a.method = b.method AND a.fraction = b.fraction AND a.seed < b.seed
@@ -217,18 +217,18 @@ CREATE OR REPLACE MACRO comparison_of(run) AS TABLE
     SELECT m.method, m.fraction, count(*) AS seeds, avg(m.selected)::BIGINT AS selected, avg(m.error_plain) AS error_plain,
         avg(m.error_weighted) AS error_weighted, avg(m.error_fitted) AS error_fitted, stddev_samp(m.error_fitted) AS sd_fitted,
         any_value(i.cluster_plain) AS cluster_plain, any_value(i.cluster_weighted) AS cluster_weighted,
-        avg(m.sources_reached) AS sources_reached, avg(m.clusters_reached) AS clusters_reached, any_value(o.jaccard) AS jaccard,
-        avg(m.seconds) AS seconds
+        avg(m.datasets_reached) AS datasets_reached, avg(m.clusters_reached) AS clusters_reached, any_value(o.jaccard) AS jaccard,
+        avg(m.seconds) AS seconds, avg(m.datasets_reached) AS sources_reached
     FROM measured m LEFT JOIN inside i USING (method, fraction) LEFT JOIN overlap o USING (method, fraction)
     WHERE m.cluster IS NULL GROUP BY m.method, m.fraction;
 
 CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
-    (SELECT run_id FROM diagnostics WHERE dimensions = 'held out' ORDER BY measured_at DESC, run_id DESC LIMIT 1));
-COMMENT ON VIEW comparison IS 'methods side by side on held-out dimensions, by fraction, of the run diagnosed last';
+    (SELECT run_id FROM diagnostics WHERE dimensions = 'reserved' ORDER BY measured_at DESC, run_id DESC LIMIT 1));
+COMMENT ON VIEW comparison IS 'methods side by side on reserved dimensions, by fraction, of the run diagnosed last';
 
 -- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) stand
--- beside every fraction; base, which is measured once, beside every seed. Of source_loss also what a mean over sources hides where one of
--- them has several times the loss of the others: of the differences by source the median, and how many sources are ahead of random.
+-- beside every fraction; base, which is measured once, beside every seed. Of dataset_loss also what a mean over datasets hides where one of
+-- them has several times the loss of the others: of the differences by dataset the median, and how many datasets are ahead of random.
 CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
     WITH scored AS (
             SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
@@ -263,20 +263,20 @@ CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
                 WHERE measure = 'loss' AND part IS NOT NULL GROUP BY ALL
             ) GROUP BY ALL
         ),
-        sources AS (
-            SELECT place, beside, method, gradient, setting, weighted, count(*) AS sources, count(*) FILTER (vs_random < 0) AS sources_ahead
+        compared AS (
+            SELECT place, beside, method, gradient, setting, weighted, count(*) AS datasets, count(*) FILTER (vs_random < 0) AS datasets_ahead
             FROM pairs WHERE measure = 'loss' AND part IS NOT NULL GROUP BY ALL
         ),
-        by_source AS (
-            SELECT *, 'source_loss' AS measure, NULL::VARCHAR AS part
-            FROM medians JOIN sources USING (place, beside, method, gradient, setting, weighted)
+        over_datasets AS (
+            SELECT *, 'dataset_loss' AS measure, NULL::VARCHAR AS part
+            FROM medians JOIN compared USING (place, beside, method, gradient, setting, weighted)
         )
     SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.setting, m.weighted, m.measure, m.part, m.seeds, m.value, m.se,
-        d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, b.median_vs_random, b.median_vs_random_se, b.sources_ahead, b.sources,
-        m.examples, m.steps, m.passes, m.train_seconds
+        d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, b.median_vs_random, b.median_vs_random_se, b.datasets_ahead, b.datasets,
+        m.examples, m.steps, m.passes, m.train_seconds, b.datasets_ahead AS sources_ahead, b.datasets AS sources
     FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.beside = m.beside AND d.method = m.method AND d.gradient = m.gradient
         AND d.setting = m.setting AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part
-    LEFT JOIN by_source b ON b.place = m.place AND b.beside = m.beside AND b.method = m.method AND b.gradient = m.gradient
+    LEFT JOIN over_datasets b ON b.place = m.place AND b.beside = m.beside AND b.method = m.method AND b.gradient = m.gradient
         AND b.setting = m.setting AND b.weighted = m.weighted AND b.measure = m.measure AND b.part IS NOT DISTINCT FROM m.part;
 
 CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(

@@ -1,4 +1,4 @@
-"""How well a selection stands for its pool: the error of the mean feature, on dimensions seen or held out.
+"""How well a selection stands for its pool: the error of the mean feature, on dimensions seen or reserved.
 
 N rows, D feature dimension, K clusters, k chosen.
 """
@@ -18,7 +18,7 @@ HELD_OUT = 8  # one dimension in so many is kept for measuring
 HELD_OUT_SEED = 8192
 
 
-def held_out_dimensions(dim: int) -> np.ndarray:
+def reserved_dimensions(dim: int) -> np.ndarray:
     """(D,) bool: the eighth of the dimensions, drawn once and for all, that a measured selection must not see."""
     order = np.random.default_rng(HELD_OUT_SEED).permutation(dim)
     held = np.zeros(dim, bool)

@@ -23,12 +23,12 @@ from storage.root import open_root
 METHODS = ("random", "stratified", "longest", "herding-clusters", "full")
 POOL_METHODS = ("kcenter", "herding")
 COLUMNS = (
-    "measure", "method", "gradient", "setting", "weighted", "fraction", "regime", "seeds", "sources ahead", "mean", "to random",
-    "median source to random",
+    "measure", "method", "gradient", "setting", "weighted", "fraction", "regime", "seeds", "datasets ahead", "mean", "to random",
+    "median dataset to random",
 )  # fmt: skip
 LINES = """
     SELECT measure, method, gradient, setting, weighted, fraction, regime, seeds,
-        coalesce(sources_ahead || ' of ' || sources, '') AS ahead,
+        coalesce(datasets_ahead || ' of ' || datasets, '') AS ahead,
         value, se, vs_random, vs_random_se, median_vs_random, median_vs_random_se
     FROM evaluation_of(?) WHERE part IS NULL ORDER BY measure, regime, fraction, value, method, gradient, setting, weighted
 """

@@ -84,7 +84,7 @@ class Stopped(SilentReporter):
         self.left = after
 
     def say(self, text: str) -> None:
-        self.left -= "source_loss" in text
+        self.left -= "dataset_loss" in text
         if self.left == 0:
             raise KeyboardInterrupt
 
@@ -198,17 +198,17 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     wide = by_topic.pivot(on="method", index=["part", "seed"], values="value").sort("seed", "part")
     apart = (wide["tagcos"] - wide["random"]).to_numpy().reshape(2, 3)
     sources = evaluations.results(root.catalog, name).filter(
-        measure="source_loss", regime="steps", method="tagcos", weighted=False
+        measure="dataset_loss", regime="steps", method="tagcos", weighted=False
     )
     middle = np.median(apart, axis=1)
     row = sources.row(0, named=True)
-    assert (row["sources_ahead"], row["sources"]) == ((apart.mean(axis=0) < 0).sum(), 3)
+    assert (row["datasets_ahead"], row["datasets"]) == ((apart.mean(axis=0) < 0).sum(), 3)
     assert row["median_vs_random"] == pytest.approx(middle.mean())
     assert row["median_vs_random_se"] == pytest.approx(middle.std(ddof=1) / np.sqrt(2))
     everything = compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), regime="steps"))
     line = everything.filter(method="tagcos adam-delta").row(0, named=True)
-    assert line["sources ahead"] == f"{row['sources_ahead']}/3"
-    assert line["median source vs random"].startswith(f"{middle.mean():+.4f} ± ")
+    assert line["datasets ahead"] == f"{row['datasets_ahead']}/3"
+    assert line["median dataset vs random"].startswith(f"{middle.mean():+.4f} ± ")
     table = compact(results)
     assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos adam-delta", "tagcos adam-delta weighted"}
     for query in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
@@ -345,7 +345,7 @@ def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path
     found = scores(root, name).filter(method="random")
     items = {(row["measure"], row["part"]): row["items"] for row in found.iter_rows(named=True)}
     assert items.pop(("loss", None)) == 24
-    assert items.pop(("source_loss", None)) == 3
+    assert items.pop(("dataset_loss", None)) == 3
     assert {key: n for key, n in items.items() if key[0] != "loss"} == {
         ("mmlu", None): 2, ("mmlu", "law"): 1, ("mmlu", "high_school_maths"): 1,
         ("tydiqa", None): 2, ("tydiqa", "english"): 1, ("tydiqa", "finnish"): 1,

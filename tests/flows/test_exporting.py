@@ -139,8 +139,8 @@ def test_export__holds_everything(exported: tuple[Root, str], tmp_path: Path, fo
     rows = rows_of(data)
     assert np.mean([row["weight"] for row in rows]) == pytest.approx(1)
     chosen = selection(root.catalog, run_id)
-    told = {row["example_id"]: (row["cluster"], row["rank"]) for row in rows}
-    assert told == {row["example_id"]: (row["cluster"], row["rank"]) for row in chosen.iter_rows(named=True)}
+    told = {row["example_id"]: (row["group_id"], row["rank"]) for row in rows}
+    assert told == {row["example_id"]: (row["group_id"], row["rank"]) for row in chosen.iter_rows(named=True)}
 
 
 UNFIT = {

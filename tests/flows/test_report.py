@@ -36,8 +36,20 @@ HACKS = (
 )
 NASTY_NAME = '<b onmouseover="window.hacked=5">\u202eשם</b></script>'
 MARK = "svg .role-mark path[d]"
-PLOTS = {"sources", "map", "budget", "curves", "residuals", "errors", "sizes-tokens", "rejects", "drift", "changes", "controls"}
-SECTIONS = ["sources", "map", "budget", "residuals", "lengths", "examples", "rejects", "changes", "controls", "lineage", "stages"]
+PLOTS = {"datasets", "map", "budget", "curves", "residuals", "errors", "sizes-tokens", "rejects", "drift", "changes", "controls"}
+SECTIONS = [
+    "datasets",
+    "map",
+    "budget",
+    "residuals",
+    "lengths",
+    "examples",
+    "rejects",
+    "changes",
+    "controls",
+    "lineage",
+    "stages",
+]
 
 
 Sql = Callable[[str], list[tuple[Any, ...]]]
@@ -118,10 +130,10 @@ def sql(grown: Root) -> Sql:
     return lambda query: catalog.read(query.replace("RUN", f"'{run_id}'")).rows()
 
 
-def test_numbers__of_sources_clusters_and_the_whole(content: Content, sql: Sql) -> None:
+def test_numbers__of_datasets_clusters_and_the_whole(content: Content, sql: Sql) -> None:
     sources = sql("SELECT dataset, pool, selected, share_of_pool, share_of_selection FROM by_dataset(RUN) ORDER BY 2 DESC, 1")
-    assert [[row[0], *map(float, row[1:5])] for row in content.rows("sources")] == [list(row) for row in sources]
-    drawn = {(row["name"], row["who"]): (row["examples"], row["share"]) for row in content.plots["sources"]["rows"]}
+    assert [[row[0], *map(float, row[1:5])] for row in content.rows("datasets")] == [list(row) for row in sources]
+    drawn = {(row["name"], row["who"]): (row["examples"], row["share"]) for row in content.plots["datasets"]["rows"]}
     assert drawn == {(row[0], who): pair for row in sources for who, pair in (("pool", row[1:4:2]), ("selection", row[2:5:2]))}
 
     counted = sql("SELECT count(*), (SELECT count(*) FROM selections WHERE run_id = RUN) FROM pool_of(RUN)")[0]
@@ -199,7 +211,7 @@ def test_reasons__are_those_of_why(content: Content, grown: Root) -> None:
 def test_top__says_what_sets_the_run_apart(page: Path, sql: Sql) -> None:
     text = page.read_text(encoding="utf-8")
     top = html.unescape(re.sub("<[^>]+>", "", text[text.index("<h1>") : text.index("<dl")]))
-    assert "selected by tagcos from 4 sources, by the gradients of" in top
+    assert "selected by tagcos from 4 datasets, by the gradients of" in top
     for words in ("fraction 0.2", "max_length 256", "dim 256"):
         assert words in top
     assert "lora_rank" not in top  # as by default
@@ -237,7 +249,7 @@ def test_browser__draws_every_plot_without_a_complaint(shown: Browser, content: 
     marks = dict(shown.each(".plot", f"[e.id.slice(5), e.querySelectorAll({json.dumps(MARK)}).length]"))
     assert set(marks) == set(content.plots) >= PLOTS
     assert all(count > 0 for count in marks.values()), marks
-    assert marks["sources"] == len(content.plots["sources"]["rows"]) == 8
+    assert marks["datasets"] == len(content.plots["datasets"]["rows"]) == 8
     drawn = content.plots["map"]["rows"]
     outlines = {row["c"] for row in drawn if row["kind"] == "outline"}
     assert marks["map"] == sum(row["kind"] == "example" for row in drawn) + len(outlines)
@@ -249,7 +261,7 @@ def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
     texts = shown.each(".example .text", "e.textContent")
     for hack in HACKS:
         assert any(text.startswith(hack.replace("\0", "\ufffd").replace("\x1b", "\ufffd")) for text in texts), hack
-    assert NASTY_NAME in shown.each("#table-sources td", "e.textContent")
+    assert NASTY_NAME in shown.each("#table-datasets td", "e.textContent")
     assert set(shown.each(".example .text, .example bdi, td bdi", "getComputedStyle(e).unicodeBidi")) == {"isolate"}
     assert set(shown.each(".example .text", "e.dir")) == {"auto"}
     assert shown.count("main img, main b, main script") == 0
@@ -258,16 +270,16 @@ def test_browser__shows_text_as_it_was_written(shown: Browser) -> None:
     assert shown.run("return window.hacked") is None
 
 
-def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
+def test_browser__filters_by_dataset_cluster_and_text(shown: Browser, content: Content, sql: Sql) -> None:
     everything, rows, whole = shown.count(".example"), content.plots["map"]["rows"], shown.count(f"#plot-map {MARK}")
     counted = sql("""SELECT c.group_id, count(*), count(s.example_id), e.dataset FROM candidate_rows_of(RUN) c
         JOIN examples e USING (segment, row) LEFT JOIN selection_of(RUN) s USING (example_id) GROUP BY ALL ORDER BY ALL""")
-    for place, name in enumerate(row["name"] for row in content.plots["sources"]["rows"][::2]):
-        shown.fill("filter-source", str(place))
-        assert shown.count(f"#plot-sources {MARK}") == 2
+    for place, name in enumerate(row["name"] for row in content.plots["datasets"]["rows"][::2]):
+        shown.fill("filter-dataset", str(place))
+        assert shown.count(f"#plot-datasets {MARK}") == 2
         assert set(shown.each(".example:not([hidden]) .head bdi", "e.textContent")) == {name}
         assert 0 < shown.count(".example") < everything
-        assert shown.count("#table-sources tbody tr") == 1
+        assert shown.count("#table-datasets tbody tr") == 1
         mine = [row[:3] for row in counted if row[3] == name]
         labels = [label for label in shown.each(f"#plot-map {MARK}", "e.getAttribute('aria-label')") if "dataset: " in label]
         assert len(labels) == sum(row[1] for row in mine)
@@ -277,7 +289,7 @@ def test_browser__filters_by_source_cluster_and_text(shown: Browser, content: Co
         assert sum(number("examples", bar) for bar in bars if "of: pool" in bar) == sum(row[1] for row in mine)
 
     cluster = str(counted[0][0])
-    shown.fill("filter-source", "")
+    shown.fill("filter-dataset", "")
     shown.fill("filter-cluster", cluster)
     points = [row for row in rows if row["kind"] == "example" and str(row["c"]) == cluster]
     assert shown.count(f"#plot-map {MARK}") == len(points) + 1
@@ -335,7 +347,7 @@ def test_browser__on_a_phone_and_in_the_dark(chromium: Browser, page: Path, tmp_
     # red, green and blue together: 0 is black, 765 white
     of = "getComputedStyle(e).{}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0)"
     (paper,), (ink,) = (chromium.each("body", of.format(name)) for name in ("backgroundColor", "color"))
-    axis = chromium.each("#plot-sources .role-axis-label text", of.format("fill"))
+    axis = chromium.each("#plot-datasets .role-axis-label text", of.format("fill"))
     assert (paper < 200 and min(ink, *axis) > 500) if dark else (paper > 700 and max(ink, *axis) < 300)
     chromium.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 50_000
@@ -357,7 +369,7 @@ def test_report__says_what_is_missing(filled: Root) -> None:
     page = make_report(root, run_id)
     found = Content(page)
     assert not {"budget", "curves", "errors", "drift", "changes", "controls", "rejects"} & set(found.plots)
-    assert {"sources", "map", "sizes-characters", "seconds"} <= set(found.plots)
+    assert {"datasets", "map", "sizes-characters", "seconds"} <= set(found.plots)
     assert {row["kind"] for row in found.plots["map"]["rows"]} == {"example"}
     missing = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p class="missing">', page)
     assert missing == ["budget", "residuals", "rejects", "changes", "controls"]
@@ -382,7 +394,7 @@ EVALUATED = """
     CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
         SELECT 'steps' AS regime, 0.1 AS fraction, m.method, 'adam' AS gradient, '' AS setting, false AS weighted,
             'loss' AS measure, p.part, 3 AS seeds, m.value, 0.01 AS se, m.value - 2 AS vs_random,
-            0.02 AS vs_random_se, 0.03 AS median_vs_random, 1 AS sources_ahead, 2 AS sources
+            0.02 AS vs_random_se, 0.03 AS median_vs_random, 1 AS datasets_ahead, 2 AS datasets
         FROM (VALUES ('tagcos', 1.5), ('random', 2.0)) m(method, value), (VALUES (NULL), ('red')) p(part)
         WHERE evaluation = 'mine'
 """

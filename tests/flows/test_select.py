@@ -104,7 +104,7 @@ def test_select__every_method_is_exact_recorded_and_exported(root: Root, tmp_pat
     at = pool.with_row_index("at").join(chosen.select("example_id", "share"), on="example_id")
     errors = naive.naive_match_errors(rows, np.zeros(120), at["at"].to_numpy(), at["share"].to_numpy())
     assert (match["error_plain"][0], match["error_weighted"][0]) == pytest.approx(errors, abs=1e-6)
-    assert match["sources_reached"][0] == chosen["dataset"].n_unique() / 3
+    assert match["datasets_reached"][0] == chosen["dataset"].n_unique() / 3
 
 
 def test_select__methods_choose_what_their_definitions_choose(root: Root) -> None:
@@ -249,17 +249,17 @@ def test_diagnose__measures_every_unit_once_on_dimensions_it_held_out(root: Root
         assert 0 < row["clusters_reached"] <= 1
         assert METHODS[row["method"]].weights or row["error_weighted"] == pytest.approx(row["error_plain"])
     # a unit by hand: random chooses by id, so that its errors follow from the held-out dimensions alone
-    from tagcos_stream.selection.match import held_out_dimensions
+    from tagcos_stream.selection.match import reserved_dimensions
 
     pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
     draws = [naive.naive_draw(name, 1) for name in names]
     chosen = np.array(naive.naive_best(draws, draws, 12))
-    held = rows[:, held_out_dimensions(256)]
+    held = rows[:, reserved_dimensions(256)]
     plain, _ = naive.naive_match_errors(held, np.zeros(120), chosen, np.full(12, 1 / 12))
     stored = root.catalog.read(
         """SELECT error_plain, chosen FROM diagnostics
-        WHERE method = 'random' AND seed = 1 AND fraction = 0.1 AND cluster IS NULL AND dimensions = 'held out'"""
+        WHERE method = 'random' AND seed = 1 AND fraction = 0.1 AND cluster IS NULL AND dimensions = 'reserved'"""
     )
     assert stored["error_plain"].item() == pytest.approx(plain, abs=1e-6)
     assert stored["chosen"].to_list() == [sorted(chosen.tolist())]

@@ -436,10 +436,10 @@ def test_match__the_whole_pool_has_no_error() -> None:
     assert max(found.plain, found.weighted, *found.cluster_plain, *found.cluster_weighted) < 1e-12
 
 
-def test_held_out_dimensions__are_an_eighth_and_always_the_same() -> None:
-    held = match.held_out_dimensions(256)
+def test_reserved_dimensions__are_an_eighth_and_always_the_same() -> None:
+    held = match.reserved_dimensions(256)
     assert held.sum() == 32
-    assert (held == match.held_out_dimensions(256)).all()
+    assert (held == match.reserved_dimensions(256)).all()
     rows = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float16)
     seen, other = blocks.Dimensions(ArrayRows(rows, 16), ~held), blocks.Dimensions(ArrayRows(rows, 16), held)
     assert (seen.dim, other.dim, seen.n_rows) == (224, 32, 40)

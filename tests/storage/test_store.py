@@ -356,9 +356,9 @@ def test_comparison__means_over_seeds_and_their_overlap(filled: Root) -> None:
     run_id = runs.list_runs(filled.catalog)["run_id"][0]
     assert diagnostics.units_done(filled.catalog, run_id) == {("tagcos", 0.1, 0), ("tagcos", 0.1, 1)}
     # said again, it replaces: one unit stays one unit
-    again = {"method": "tagcos", "fraction": 0.1, "seed": 1, "dimensions": "held out", "seconds": 1.0}
+    again = {"method": "tagcos", "fraction": 0.1, "seed": 1, "dimensions": "reserved", "seconds": 1.0}
     diagnostics.commit(filled.catalog, run_id, rows=tiny.measured(1), **again)
-    assert len(filled.catalog.read("FROM diagnostics WHERE dimensions = 'held out' AND cluster IS NULL")) == 2
+    assert len(filled.catalog.read("FROM diagnostics WHERE dimensions = 'reserved' AND cluster IS NULL")) == 2
     assert len(filled.catalog.read("FROM match_of(?)", [run_id])) == 3
 
 

@@ -233,7 +233,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             ),
         )
         step("cluster")
-    for seed, dimensions in ((0, "seen"), (0, "held out"), (1, "held out")):
+    for seed, dimensions in ((0, "seen"), (0, "reserved"), (1, "reserved")):
         diagnostics.commit(
             catalog,
             run_id,
@@ -260,7 +260,7 @@ def measured(seed: int) -> pl.DataFrame:
             "error_plain": [0.5, 0.6, 0.7],
             "error_weighted": [0.4, 0.5, 0.6],
             "error_fitted": [0.3 + 0.1 * seed, None, None],
-            "sources_reached": [1.0, None, None],
+            "datasets_reached": [1.0, None, None],
             "clusters_reached": [1.0, None, None],
             "chosen": pl.Series([[3, 7 + seed], None, None], dtype=pl.List(pl.UInt32)),
         }
