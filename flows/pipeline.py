@@ -19,6 +19,7 @@ from flows.stages.gradients import compute_gradients
 from flows.stages.ingest import ingest
 from flows.stages.publish import publish
 from flows.stages.select import select
+from flows.stages.target import need_target
 from flows.stages.warmup import warm_up
 from flows.survey import survey
 from storage.catalog import runs
@@ -62,6 +63,7 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
     """
     _need_sources(settings)
     need_reference(settings, None)
+    need_target(settings)
     reporter = reporter or default_reporter()
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
@@ -88,6 +90,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
     """
     _need_sources(settings)
     need_reference(settings, None)
+    need_target(settings)
     reporter = reporter or default_reporter()
     try:
         catalog = open_root(settings.root, create=False, wait_seconds=settings.wait, on_wait=reporter.say).catalog
@@ -133,6 +136,7 @@ def reselect(
     opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
     settings = load_settings(changed_settings(base, root, changes))
+    need_target(settings)
     with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
         features = stage("pool", adopt, run)
         clusters = stage("cluster", cluster, run, features)

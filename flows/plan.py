@@ -223,6 +223,8 @@ def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, clu
     if catalog is None or missing or cluster.compute:
         return Step("select", total, total, "choices", None, "groups that do not change are copied" if catalog else "first run")
     method = METHODS[settings.method]
+    if settings.target and method.reads_features:
+        return Step("select", total, total, "choices", None, "what the target asks of each group is known once its features are")
     if settings.sticky is not None and "sticky" in method.settings:
         return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")
     place = cluster.reuse

@@ -16,7 +16,7 @@ from storage.tables import utc_now
 # tables with a row or more for a run, by run_id
 OF_A_RUN = (
     "stages", "stage_attempts", "run_files", "run_groups", "selections", "candidates", "refreshes", "diagnostics", "promotions",
-    "runs",
+    "target_nearest", "selection_targets", "runs",
 )  # fmt: skip
 OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")

@@ -249,6 +249,13 @@ class Settings(BaseModel):
     count: int | None = setting("budget", None, ge=1, description="Number of examples to select, in place of a fraction.")
     ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit stops.")
+    target: tuple[str, ...] = setting(
+        "run",
+        (),
+        panel="Selection",
+        description="Files of examples that the selection stands for in place of the pool's mean, or the name of a target set of "
+        "the root; none: the pool's mean.",
+    )
     sticky: float | None = setting(
         "choice",
         None,
@@ -302,7 +309,7 @@ class Settings(BaseModel):
         "machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process has locked."
     )
 
-    @field_validator("sources", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
+    @field_validator("sources", "target", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -311,6 +318,11 @@ class Settings(BaseModel):
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
         return value if value is None else check_run_name(value)
+
+    @field_validator("target")
+    @classmethod
+    def _none_is_no_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return () if value == ("none",) else value
 
     @field_validator("lora_ranks")
     @classmethod

@@ -180,6 +180,7 @@ def choice_id(
     budget: int,
     earlier: Sequence[str] | None,
     reference: Sequence[str] | None = None,
+    target: Sequence[Any] | None = None,
 ) -> str:
     """32 hex digits: equal inputs, equal choice within a group.
 
@@ -195,6 +196,8 @@ def choice_id(
         Ids that an earlier run chose, where these are to be kept (`sticky`).
     reference
         Ids of the selection that the method compares with, where it does.
+    target
+        The target set that the choice follows, with what else decides its share in the group; None for the group's own mean.
     """
     members = hashlib.blake2b(digest_size=16)
     for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
@@ -206,6 +209,8 @@ def choice_id(
     named = [CHOICE, place, group, members.hexdigest(), budget, settings.method, settings.seed, read, kept]
     if reference is not None:
         named.append(list(reference))
+    if target is not None:
+        named.append({"target": list(target)})
     return digest(named, 32)
 
 

@@ -317,6 +317,41 @@ def choose_centroid(c: dict[str, Any], k: int) -> list[int]:
     return naive_best([-distance for distance in c["distance"]], c["draw"], k)
 
 
+def choose_less(c: dict[str, Any], k: int) -> list[int]:
+    parts = [[row for row, p in zip(c["wanted"], c["parts"], strict=True) if p == part] for part in set(c["parts"])]
+    means = [np.mean(rows, axis=0) for rows in parts]
+    return naive_best([max(naive_cosine(row, mean) for mean in means) for row in c["features"].astype(np.float64)], c["draw"], k)
+
+
+def choose_rds(c: dict[str, Any], k: int) -> list[int]:
+    """Parts take turns, within a part its examples, each the nearest row that is left."""
+    members = [[i for i, p in enumerate(c["parts"]) if p == part] for part in sorted(set(c["parts"]))]
+    rows, chosen = c["features"].astype(np.float64), list[int]()
+    for turn in range(min(k, len(rows))):
+        mine = members[turn % len(members)]
+        wanted = c["wanted"][mine[turn // len(members) % len(mine)]]
+        left = [j for j in range(len(rows)) if j not in chosen]
+        chosen.append(max(left, key=lambda j: (naive_cosine(rows[j], wanted), -j)))
+    return chosen
+
+
+def naive_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def naive_targets(rows: np.ndarray, parts: list[int], weights: list[float], labels: list[int], n: int) -> Any:
+    """The weighted mean of the target examples in each group (of all of them where a group has none), and the share in each."""
+    total = sum(weights[p] for p in set(parts))
+    shares = [weights[p] / total / parts.count(p) for p in parts]
+    everything = sum(s * row for s, row in zip(shares, rows, strict=True))
+    means, sums = [], []
+    for g in range(n):
+        mine = [i for i, label in enumerate(labels) if label == g]
+        sums.append(sum(shares[i] for i in mine))
+        means.append(sum(shares[i] * rows[i] for i in mine) / sums[g] if mine else everything)
+    return np.array(means), np.array(sums)
+
+
 def choose_herding(c: dict[str, Any], k: int) -> list[int]:
     return naive_herding(c["features"], c["target"], k)
 

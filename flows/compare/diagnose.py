@@ -91,7 +91,7 @@ def diagnose(
         UserError: no such run, a run without a clustering, an unknown method or a wrong fraction.
     """
     reporter = reporter or default_reporter()
-    units = plan(methods or tuple(METHODS), fractions, seeds)
+    units = plan(methods or [name for name in METHODS if not METHODS[name].needs_target], fractions, seeds)
     opened = open_root(root, create=False, on_wait=reporter.say)
     opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)

@@ -8,6 +8,7 @@ from typing import Any
 from flows.context import RunContext
 from flows.results import Features
 from flows.stages.gradients import features_of
+from flows.stages.target import adopt_target
 from storage import gc
 from storage.catalog import pool, runs, spaces
 from tagcos_stream.identity import space_recipe
@@ -20,12 +21,13 @@ def adopt(run: RunContext) -> Features:
     Raises
     ------
     UserError
-        The variant was not computed for the whole pool; says how to compute it.
+        The variant was not computed for the whole pool; says how to compute it. No target set has the name asked for.
     """
     assert run.reselects is not None
     gc.sweep(run.root, gc.orphans(run.root))
     pool.adopt_pool(run.catalog, run.run_id, run.reselects)
     base = runs.complete_run(run.catalog, run.reselects)
+    adopt_target(run, base)
     examples = len(pool.pool(run.catalog, run.run_id))
     return features_of(run, _space_of_variant(run, base), {"of": run.reselects, "examples": examples})
 

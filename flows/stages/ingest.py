@@ -12,10 +12,11 @@ from flows import changes
 from flows.context import RunContext
 from flows.guards import check_sources
 from flows.results import Pool
+from flows.stages.target import leave_out_repeats, read_target
 from flows.survey import source_files
 from storage import gc
 from storage.catalog import changes as catalog_changes
-from storage.catalog import heldout, pool, runs
+from storage.catalog import heldout, pool, runs, targets
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
@@ -33,6 +34,7 @@ def ingest(run: RunContext) -> Pool:
     gc.sweep(run.root, gc.orphans(run.root))
     settings = run.settings
     aside = heldout.share(run.catalog, settings.heldout)
+    target = read_target(run)  # first, so that none of its examples is held out
     sources = source_files(settings)
     files = sources.files
     for note in dict.fromkeys(note for file in files for note in file.spec.notes):
@@ -53,7 +55,8 @@ def ingest(run: RunContext) -> Pool:
                     progress(before + block.bytes_read, total)
             before += file.size
             progress(before, total)
-    near = _leave_out_near_duplicates(run)
+    repeats = 0 if target is None else leave_out_repeats(run, target)
+    near = _leave_out_near_duplicates(run, target)
     reads = reading(settings)
     since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
     changed = changes.gather(run.catalog, run.run_id, since)
@@ -74,6 +77,7 @@ def ingest(run: RunContext) -> Pool:
         "examples": status.examples,
         "heldout": status.heldout,
         "near_duplicates": near,
+        **({} if target is None else {"target": target.name, "target_repeats": repeats}),
         **pool.read_by(run.catalog, run.run_id),
         "returned": changed.returned,
         "retired": changed.retired,
@@ -83,7 +87,7 @@ def ingest(run: RunContext) -> Pool:
     return Pool(len(files), status.examples, detail)
 
 
-def _leave_out_near_duplicates(run: RunContext) -> int:
+def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None) -> int:
     if run.settings.near_duplicates is None:
         return 0
     from tagcos_stream.data.near_duplicates import near_duplicates
@@ -92,8 +96,11 @@ def _leave_out_near_duplicates(run: RunContext) -> int:
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     everything = pool.pool(run.catalog, run.run_id).select("segment", "row", "example_id")
-    # what is held out comes first, so that no example like it stays in the pool
+    # what is held out, and the target, come first, so that no example like them stays in the pool
     aside = heldout.heldout(run.catalog, run.run_id).select("segment", "row", "example_id")
+    if target is not None:
+        wanted = targets.examples(run.catalog, target.target_id).select(aside.columns).unique("example_id")
+        aside = pl.concat([aside, wanted.join(aside, on="example_id", how="anti")])
     total = len(everything) + len(aside)
     with tempfile.TemporaryDirectory(dir=scratch) as folder, run.reporter.stage("near-duplicates", "examples") as progress:
         done = 0

@@ -13,6 +13,8 @@ from flows.reference import reference_rows
 from flows.results import Clustering, Features, Selection
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
+from flows.stages.target_match import measure_target
+from flows.stages.target_rows import GroupTargets, Target, open_target, target_of_groups
 from flows.workers.executor import partitioned, sharing
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage.catalog import clusterings, refreshes, selections
@@ -20,6 +22,7 @@ from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.groups import Groups, divide, example_columns, share_budget
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.stands import affordable
+from tagcos_stream.selection.targets import allocate_by_target
 
 
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
@@ -31,7 +34,12 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     space_id, pool = features.space_id, features.pool
     view = None if clusters.clustering_id is None else open_pool_clustering(run, clusters.clustering_id, pool)
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
-    budgets = share_budget(groups, settings.budget(len(pool)))
+    target = open_target(run, space_id)
+    asked = None if target is None or not method.reads_features else target_of_groups(target, groups, view)
+    if asked is None or view is None:
+        budgets = share_budget(groups, settings.budget(len(pool)))
+    else:
+        budgets = allocate_by_target(groups.sizes, settings.budget(len(pool)), asked.weights)
     if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
         run.reporter.say(warning)
     large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(budgets[g]), settings.dim)]
@@ -42,9 +50,18 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
         )
     earlier, reference = _earlier(run, space_id, pool), reference_rows(run.catalog, settings, pool, run.reselects)
     place = space_id if view is None else view.reader.clustering_id
+    shares = None if asked is None else _shares(asked, budgets)
+    followed = {} if target is None or shares is None else {g: [target.target_id, float(share)] for g, share in enumerate(shares)}
     inputs = {
         g: choice_id(
-            settings, place, g, pool[members], int(budgets[g]), _ids(pool, members, earlier), _ids(pool, members, reference)
+            settings,
+            place,
+            g,
+            pool[members],
+            int(budgets[g]),
+            _ids(pool, members, earlier),
+            _ids(pool, members, reference),
+            followed.get(g),
         )
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
@@ -54,17 +71,40 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     with run.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference)
-        spec = _spec(run, space_id, view, len(tasks))
+        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference, asked)
+        spec = _spec(run, space_id, view, len(tasks), target)
         within = lambda chosen: progress(resumed + chosen)  # noqa: E731
         for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
             g, rows = found.group, pool[groups.members(found.group)]
             spread = None if inertia is None else float(inertia[g])
-            _commit(run, found, rows, int(budgets[g]), inertia=spread, inputs=inputs[g], sticky=earlier is not None)
+            share = None if shares is None else float(shares[g])
+            _commit(
+                run,
+                found,
+                rows,
+                int(budgets[g]),
+                inertia=spread,
+                inputs=inputs[g],
+                sticky=earlier is not None,
+                target_share=share,
+            )
             ready += int(budgets[g])
             progress(ready)
     counts = {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
-    return Selection(counts["selected"], counts | measure(run, features, view))
+    measured = measure(run, features, view)
+    if target is not None:
+        measured |= measure_target(run, features, target)
+    return Selection(counts["selected"], counts | measured)
+
+
+def _shares(asked: GroupTargets, budgets: np.ndarray) -> np.ndarray:
+    """(G,) the share of the target in each group. One that has none of it, but a budget since the others gave all their rows,
+    counts by its budget, so that its examples have a weight."""
+    shares = asked.weights / asked.weights.sum()
+    beyond = (asked.weights == 0) & (budgets > 0)
+    shares[beyond] = budgets[beyond] / budgets.sum()
+    normalised: np.ndarray = shares / shares.sum()
+    return normalised
 
 
 def _earlier(run: RunContext, space_id: str, pool: pl.DataFrame) -> np.ndarray | None:
@@ -81,7 +121,7 @@ def _ids(pool: pl.DataFrame, members: np.ndarray, which: np.ndarray | None) -> l
     return None if which is None else pool["example_id"].gather(members[which[members]]).to_list()
 
 
-def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: int) -> SelectSpec:
+def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: int, target: Target | None) -> SelectSpec:
     settings = run.settings
     name = None if view is None else view.reader.clustering_id
     return SelectSpec(
@@ -92,6 +132,7 @@ def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: 
         name,
         () if name is None else tuple(clusterings.parts(run.catalog, name)),
         run.memory_limit // sharing(settings, n_tasks),
+        target.features if target is not None and METHODS[settings.method].needs_target else None,
     )
 
 
@@ -104,12 +145,15 @@ def _tasks(
     left: Sequence[int],
     earlier: np.ndarray | None,
     reference: np.ndarray | None,
+    asked: GroupTargets | None,
 ) -> list[GroupTask]:
     """The groups that are left, with what the method reads of each."""
     method = METHODS[run.settings.method]
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
     columns = example_columns(method, pool, run.settings.seed, distances, reference)
     means = view.totals.centroids() if view is not None and method.features else None
+    if asked is not None and method.features:
+        means = asked.vectors
     tasks = []
     for g in left:
         mine = groups.members(g)
@@ -130,7 +174,15 @@ def _tasks(
 
 
 def _commit(
-    run: RunContext, found: GroupChoice, rows: pl.DataFrame, budget: int, *, inertia: float | None, inputs: str, sticky: bool
+    run: RunContext,
+    found: GroupChoice,
+    rows: pl.DataFrame,
+    budget: int,
+    *,
+    inertia: float | None,
+    inputs: str,
+    sticky: bool,
+    target_share: float | None,
 ) -> None:
     choice, stands = found.choice, found.stands
     kept = len(choice.indices) - len(choice.scores)  # in no round
@@ -151,6 +203,7 @@ def _commit(
         inertia=inertia,
         inputs=inputs,
         kept=kept if sticky else None,
+        target_share=target_share,
         selection=pl.DataFrame(
             {
                 "example_id": rows["example_id"].gather(choice.indices),

@@ -19,6 +19,7 @@ from storage.arrays.segments import open_features
 from storage.files.base import Files
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits
 from tagcos_stream.selection.stands import Stands, affordable, stands_for
+from tagcos_stream.selection.targets import TargetRows
 from tagcos_stream.types import RowBlocks
 
 
@@ -33,6 +34,7 @@ class SelectSpec:
     clustering_id: str | None  # of methods within clusters
     parts: tuple[int, ...]  # of the clustering, committed
     memory_limit: int  # bytes
+    wanted: TargetRows | None = None  # of a method that needs a target set
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class GroupTask:
     columns: dict[str, np.ndarray]  # (n,) each: those that the method reads
     positions: np.ndarray | None = None  # (n,) int64: where the rows lie in the clustering
     locations: pl.DataFrame | None = None  # or in the space: segment, row
-    mean: np.ndarray | None = None  # (D,) of the features, where it is known
+    mean: np.ndarray | None = None  # (D,) of the features, where it is known; or of the target in the group
     earlier: np.ndarray | None = None  # int64: those that the selection before has, where they are to be kept
 
 
@@ -81,7 +83,7 @@ def choose_groups(
             if progress is not None:
                 progress(before + chosen)
 
-        group = Group(task.columns, features if method.features else None, task.mean, task.earlier)
+        group = Group(task.columns, features if method.features else None, task.mean, spec.wanted, task.earlier)
         choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, resources.threads, within))
         before += task.budget
         chosen = time.perf_counter()

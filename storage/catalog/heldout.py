@@ -13,9 +13,9 @@ import polars as pl
 from storage.database import Catalog
 from tagcos_stream.types import UserError
 
-# dataset, known, held: examples met of each dataset, and those of them that are held out
+# dataset, known, held: examples met of each dataset, but for target sets, and those of them that are held out
 COUNTS = """SELECT e.dataset, count(*) AS known, count(*) FILTER (WHERE s.heldout) AS held
-    FROM examples e JOIN segments s USING (segment) GROUP BY e.dataset"""
+    FROM examples e JOIN segments s USING (segment) WHERE NOT coalesce(s.target, false) GROUP BY e.dataset"""
 
 
 def share(catalog: Catalog, asked: float | None) -> float:

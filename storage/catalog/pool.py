@@ -29,8 +29,10 @@ class IngestCounts:
     rejected: int
 
 
-def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame) -> pl.DataFrame:
+def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bool = True) -> pl.DataFrame:
     """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules).
+
+    of_pool: False for files of a target set, whose examples are not in the pool on their account.
 
     Returns one row a file version, in the order given: file_id, rows_done, complete, and the columns given. A version met
     before keeps its progress, so that an unchanged file costs nothing.
@@ -47,9 +49,9 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame) -> pl.DataFram
             FROM given g ANTI JOIN files USING (file_id)""",
             [run_id, utc_now()],
         )
-        # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
-        connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
-        connection.execute("INSERT OR IGNORE INTO run_files SELECT ?, file_id FROM given", [run_id])
+        if of_pool:  # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
+            connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
+            connection.execute("INSERT OR IGNORE INTO run_files SELECT ?, file_id FROM given", [run_id])
         progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
     return given.join(progress, on="file_id", how="left", maintain_order="left")
 
@@ -71,6 +73,7 @@ class _Part:
     rows: pl.DataFrame
     segment: str
     heldout: bool
+    target: bool
     is_new: bool
     first_row: int
     part: int
@@ -96,6 +99,7 @@ class _Part:
                 closed=False,
                 added_at=utc_now(),
                 heldout=self.heldout,
+                target=self.target,
             )
         insert_row(
             connection,
@@ -127,10 +131,13 @@ class _Part:
         )
 
 
-def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, heldout_share: float = 0.0) -> IngestCounts:
+def commit_ingest(
+    root: Root, run_id: str, file_id: str, block: IngestBlock, heldout_share: float = 0.0, *, target: bool = False
+) -> IngestCounts:
     """Make one block of one file true: its new examples' parts are written and flushed, then one transaction names it all.
 
     heldout_share: of every dataset's examples, how much goes to a segment that no pool sees (storage.catalog.heldout).
+    target: the file is of a target set, whose new examples have segments of their own.
     """
     seen = block.occurrences
     with root.catalog.reading() as connection:
@@ -140,7 +147,8 @@ def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, hel
         parts: list[_Part] = []
         for rows, held in ((new.filter(~aside), False), (new.filter(aside), True)):
             if len(rows):
-                parts.append(_Part(rows, *_open_segment(connection, run_id, held, sum(part.is_new for part in parts))))
+                begun = sum(part.is_new for part in parts)
+                parts.append(_Part(rows, *_open_segment(connection, run_id, held, target, begun)))
     bodies = [part.write(root.files) for part in parts]
     with root.catalog.transaction() as connection:
         for part, body in zip(parts, bodies, strict=True):
@@ -160,18 +168,20 @@ def commit_ingest(root: Root, run_id: str, file_id: str, block: IngestBlock, hel
     return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
 
 
-def _open_segment(connection: duckdb.DuckDBPyConnection, run_id: str, held: bool, begun: int) -> tuple[str, bool, bool, int, int]:
-    """(segment, are its rows held out, is it new, its next row, its next part) that takes the run's new examples; `begun` new
-    segments are not in the catalog yet."""
-    query = "SELECT segment FROM segments WHERE run_id = ? AND NOT closed AND heldout = ?"
-    found = connection.execute(query, [run_id, held]).fetchall()
+def _open_segment(
+    connection: duckdb.DuckDBPyConnection, run_id: str, held: bool, target: bool, begun: int
+) -> tuple[str, bool, bool, bool, int, int]:
+    """(segment, are its rows held out, are they of a target set, is it new, its next row, its next part) that takes the run's
+    new examples; `begun` new segments are not in the catalog yet."""
+    query = "SELECT segment FROM segments WHERE run_id = ? AND NOT closed AND heldout = ? AND coalesce(target, false) = ?"
+    found = connection.execute(query, [run_id, held, target]).fetchall()
     if not found:
         count = connection.execute("SELECT count(*) FROM segments").fetchall()[0][0]
-        return f"seg-{count + begun + 1:05d}", held, True, 0, 0
+        return f"seg-{count + begun + 1:05d}", held, target, True, 0, 0
     rows, parts = connection.execute(
         "SELECT coalesce(sum(rows), 0)::BIGINT, count(*) FROM parts WHERE segment = ?", [found[0][0]]
     ).fetchall()[0]
-    return found[0][0], held, False, rows, parts
+    return found[0][0], held, target, False, rows, parts
 
 
 def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:

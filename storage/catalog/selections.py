@@ -32,6 +32,7 @@ def commit_group(
     inertia: float | None = None,
     inputs: str | None = None,
     kept: int | None = None,
+    target_share: float | None = None,
 ) -> None:
     """Record the choice from one group (cluster, stratum or the whole pool) in one transaction.
 
@@ -62,6 +63,8 @@ def commit_group(
         Hash of everything that the choice depends on; a later run with the same hash copies the choice.
     kept
         Number of earlier choices that were kept only because of `sticky`.
+    target_share
+        Share of the target set in the group; None if the choice follows none.
     """
     run, number = pl.lit(run_id).alias("run_id"), pl.lit(group, pl.Int32).alias("group_id")
     with catalog.transaction() as connection:
@@ -79,6 +82,7 @@ def commit_group(
             inertia=inertia,
             inputs=inputs,
             kept=kept,
+            target_share=target_share,
         )
         insert(connection, "selections", require(selection, SELECTION_COLUMNS).with_columns(run, number))
         insert(connection, "candidates", require(candidates, CANDIDATE_COLUMNS).with_columns(run, number))

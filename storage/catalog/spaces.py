@@ -82,12 +82,12 @@ def add_space(
 
 
 def plan_segments(catalog: Catalog, run_id: str, space_id: str, *, dim: int, block_rows: int) -> pl.DataFrame:
-    """The segments that hold the run's pool: segment, rows, block_rows, sealed; unknown ones are registered in the space.
+    """The segments of the run's pool and target: segment, rows, block_rows, sealed; unknown ones are registered in the space.
 
     They take no more examples from here on. A segment keeps the block_rows it was begun with.
     """
     with catalog.transaction() as connection:
-        connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT segment FROM pool_of(?)", [run_id])
+        connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT segment FROM wanted_of(?)", [run_id])
         connection.execute("UPDATE segments SET closed = true WHERE NOT closed AND segment IN (SELECT segment FROM wanted)")
         connection.execute(
             """INSERT OR IGNORE INTO feature_segments
@@ -107,13 +107,13 @@ def segment_ids(catalog: Catalog, segment: str) -> pl.Series:
 
 
 def missing(catalog: Catalog, space_id: str, run_id: str | None = None) -> dict[str, list[int]]:
-    """Blocks that are not complete, by segment; with a run, only those in which its pool has a row. One query for all segments:
-    a pool that grows daily has many."""
+    """Blocks that are not complete, by segment; with a run, only those in which its pool or target has a row. One query for all
+    segments: a pool that grows daily has many."""
     found = catalog.read(
         """WITH wanted AS (
             SELECT DISTINCT segment, e.row // s.block_rows AS block FROM feature_segments s JOIN examples e USING (segment)
             WHERE s.space_id = $space AND NOT s.sealed
-                AND ($run::VARCHAR IS NULL OR e.example_id IN (SELECT p.example_id FROM pool_of($run) p))
+                AND ($run::VARCHAR IS NULL OR e.example_id IN (SELECT p.example_id FROM wanted_of($run) p))
         )
         SELECT segment, block FROM wanted
         ANTI JOIN (SELECT b.segment, b.block FROM blocks b WHERE b.space_id = $space) USING (segment, block)

@@ -21,7 +21,8 @@ CREATE OR REPLACE MACRO pool_of(run) AS TABLE
     WHERE e.example_id IN (SELECT o.example_id FROM occurrences o WHERE o.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
         AND e.segment NOT IN (SELECT h.segment FROM segments h WHERE h.heldout)
         AND e.example_id NOT IN (SELECT x.example_id FROM rejects x WHERE x.run_id = run AND x.stage = 'near-duplicates')
-        AND e.example_id NOT IN (SELECT g.example_id FROM forgotten g);
+        AND e.example_id NOT IN (SELECT g.example_id FROM forgotten g)
+        AND e.example_id NOT IN (SELECT t.example_id FROM target_repeats t JOIN runs g USING (target_id) WHERE g.run_id = run);
 
 CREATE OR REPLACE MACRO heldout_of(run) AS TABLE
     SELECT e.example_id, e.segment, e.row, e.dataset, e.turns, e.chars FROM examples e JOIN segments s USING (segment)
@@ -31,6 +32,7 @@ CREATE OR REPLACE MACRO heldout_of(run) AS TABLE
 CREATE OR REPLACE MACRO selection_of(run) AS TABLE
     SELECT s.run_id, s.example_id, e.dataset, s.group_id, s.rank, s.round, s.score, s.residual_after, coalesce(s.weight, 1) AS weight,
         CASE WHEN s.weight IS NULL THEN 1 / (SELECT sum(n.selected) FROM run_groups n WHERE n.run_id = run)
+            WHEN k.target_share IS NOT NULL THEN s.weight * k.target_share
             ELSE s.weight * k.size / (SELECT sum(n.size) FROM run_groups n WHERE n.run_id = run) END AS share,
         r.tokens, r.target_tokens, r.loss, e.turns, e.chars, e.segment, e.row, s.group_id AS cluster, s.score AS correlation
     FROM selections s JOIN runs USING (run_id) JOIN examples e USING (example_id)
@@ -123,6 +125,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
             WHEN w.example_id IN (SELECT example_id FROM forgotten) THEN 'forgotten: its text was erased'
             WHEN r.status <> 'ok' THEN 'rejected: ' || r.status
             WHEN w.segment IN (SELECT segment FROM segments WHERE heldout) THEN 'held out: in no pool, kept to evaluate on'
+            WHEN l.example_id IS NOT NULL THEN 'left out: repeats target example ' || l.like_id
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
             ELSE 'no feature'
         END AS reason,
@@ -134,11 +137,13 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
                 THEN stands_in_words(coalesce(g.rows, 0), g.datasets)
             WHEN n.example_id IS NOT NULL THEN 'nearest chosen example: ' || n.example_id || format(' (cosine {:.3f})', m.cosine)
         END AS stands, coalesce(g.rows, CASE WHEN s.example_id IS NOT NULL AND m.representative IS NOT NULL THEN 0 END) AS stands_for,
-        n.example_id AS representative, m.cosine, w.dataset, r.tokens, r.target_tokens, r.loss,
+        n.example_id AS representative, m.cosine, t.part AS target_part, t.wanted_id AS target_example, t.cosine AS target_cosine, w.dataset, r.tokens, r.target_tokens, r.loss,
         coalesce(s.group_id, m.group_id) AS cluster, k.size AS cluster_size, k.budget AS cluster_budget, s.score AS correlation
     FROM wanted w CROSS JOIN asked a
     LEFT JOIN mine m USING (example_id)
     LEFT JOIN selections s ON s.example_id = w.example_id AND s.run_id = (SELECT run_id FROM asked)
+    LEFT JOIN selection_targets t ON t.example_id = s.example_id AND t.run_id = s.run_id
+    LEFT JOIN target_repeats l ON l.example_id = w.example_id AND l.target_id = (SELECT target_id FROM runs WHERE run_id = (SELECT run_id FROM asked))
     LEFT JOIN unchosen u ON u.example_id = w.example_id
     LEFT JOIN standing g ON g.example_id = w.example_id
     LEFT JOIN selections n ON n.run_id = (SELECT run_id FROM asked) AND n.group_id = m.group_id AND n.rank = m.representative

@@ -9,13 +9,26 @@ CREATE OR REPLACE MACRO duplicates_of(run) AS TABLE
 CREATE OR REPLACE VIEW duplicates AS FROM duplicates_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW duplicates IS 'examples that occur more than once in the files of the newest complete run';
 
--- Of its own files, of its own pool, and its own near-duplicates: rejects of files that are no longer sources belong to no run.
+-- Of its own files, of its own pool, its own near-duplicates, and rows that repeat its target: rejects of files that are no longer sources belong to no run.
 CREATE OR REPLACE MACRO rejects_of(run) AS TABLE
     SELECT r.stage, r.reason, r.detail, r.snippet, r.file_id, r.segment, r.row, r.example_id FROM rejects r
     WHERE (r.stage = 'ingest' AND r.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
         OR (r.stage = 'near-duplicates' AND r.run_id = run)
         OR (r.stage = 'gradients' AND r.space_id = (SELECT s.space_id FROM runs s WHERE s.run_id = run)
-            AND r.example_id IN (SELECT p.example_id FROM pool_of(run) p));
+            AND r.example_id IN (SELECT p.example_id FROM pool_of(run) p))
+    UNION ALL
+    SELECT 'target' AS stage, CASE WHEN t.example_id = t.like_id THEN 'in the target' ELSE 'same words as in the target' END AS reason,
+        'repeats target example ' || t.like_id AS detail, NULL AS snippet, NULL AS file_id, e.segment, e.row, e.example_id
+    FROM target_repeats t JOIN runs g USING (target_id) JOIN examples e USING (example_id)
+    WHERE g.run_id = run AND e.segment NOT IN (SELECT h.segment FROM segments h WHERE h.heldout)
+        AND e.example_id IN (SELECT o.example_id FROM occurrences o JOIN run_files f USING (file_id) WHERE f.run_id = run);
+
+-- What a run needs features of: its pool, its target set, and the rows that it leaves out for that.
+CREATE OR REPLACE MACRO wanted_of(run) AS TABLE
+    SELECT p.example_id, p.segment, p.row FROM pool_of(run) p
+    UNION SELECT e.example_id, e.segment, e.row FROM target_examples t JOIN runs g USING (target_id) JOIN examples e USING (example_id)
+    WHERE g.run_id = run AND e.example_id NOT IN (SELECT f.example_id FROM forgotten f)
+    UNION SELECT x.example_id, x.segment, x.row FROM rejects_of(run) x WHERE x.stage = 'target';
 
 CREATE OR REPLACE MACRO rejects_by_reason_of(run) AS TABLE
     SELECT r.stage, r.reason, f.source, count(*) AS rows, min(r.detail) AS for_example, min_by(r.snippet, r.row) AS snippet

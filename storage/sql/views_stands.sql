@@ -6,6 +6,21 @@ CREATE OR REPLACE MACRO nearest_chosen(run) AS TABLE
     FROM candidate_rows_of(run) c JOIN examples e ON e.segment = c.segment AND e.row = c.row
     JOIN selections s ON s.run_id = c.run_id AND s.group_id = c.group_id AND s.rank = c.representative;
 
+-- How a selection covers the parts of its target set.
+CREATE OR REPLACE MACRO target_coverage_of(run) AS TABLE
+    WITH parts AS (
+            SELECT n.part, count(*) AS examples, avg(n.chosen_cosine) AS chosen_cosine, avg(n.pool_cosine) AS pool_cosine, any_value(t.weight) AS weight
+            FROM target_nearest n JOIN target_examples t ON t.target_id = (SELECT r.target_id FROM runs r WHERE r.run_id = run)
+                AND t.part = n.part AND t.example_id = n.example_id
+            WHERE n.run_id = run GROUP BY n.part
+        ),
+        served AS (SELECT s.part, count(*) AS chosen FROM selection_targets s WHERE s.run_id = run GROUP BY s.part)
+    SELECT p.part, p.weight / sum(p.weight) OVER () AS weight, p.examples, coalesce(s.chosen, 0) AS chosen, p.chosen_cosine, p.pool_cosine
+    FROM parts p LEFT JOIN served s USING (part) ORDER BY p.part;
+
+CREATE OR REPLACE VIEW target_coverage AS FROM target_coverage_of((SELECT run_id FROM latest_run));
+COMMENT ON VIEW target_coverage IS 'how the newest complete run covers the parts of its target set; empty without one';
+
 -- `examples`: the nearest, the middle and the furthest of the others. Equal examples are all nearest to the one chosen first.
 CREATE OR REPLACE MACRO stands_for(run) AS TABLE
     WITH near AS MATERIALIZED (FROM nearest_chosen(run)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 if TYPE_CHECKING:
     import numpy as np
 
+    from tagcos_stream.selection.targets import TargetRows
     from tagcos_stream.types import RowBlocks
 
 Within = Literal["clusters", "strata", "datasets", "pool"]
@@ -35,7 +36,8 @@ class Group:
 
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (n,) each: those that the method names
     features: np.ndarray | RowBlocks | None = None  # (n, D); None where the method reads none
-    mean: np.ndarray | None = None  # (D,) of the features, where it is known
+    mean: np.ndarray | None = None  # (D,) of the features, where it is known; with a target set, of the target in the group
+    wanted: TargetRows | None = None  # the target set; only for methods that need one
     earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
 
     @property
@@ -46,7 +48,10 @@ class Group:
 
     @cached_property
     def target(self) -> np.ndarray:
-        """(D,) the mean of the features; takes a pass over the rows where it is not known."""
+        """(D,) what to stand for: the mean of the features, or that of a target set.
+
+        Takes a pass over the rows where it is not known.
+        """
         if self.mean is not None:
             return self.mean
         import numpy as np
@@ -147,6 +152,8 @@ class Method:
     settings
         Settings that `choose` reads; each must decide "choice" (tagcos_stream/config.py). A method that reads `sticky` keeps
         earlier choices (`Group.earlier`).
+    needs_target
+        Whether it chooses by the examples of a target set (`Group.wanted`), and so is refused without one.
     multiplications
         (rows, budget, D) -> number of multiplications; None unless the cost grows with rows times budget.
 
@@ -167,6 +174,7 @@ class Method:
     features: bool = False
     columns: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    needs_target: bool = False
     multiplications: Callable[[int, int, int], float] | None = None
 
     def __post_init__(self) -> None:
@@ -256,6 +264,8 @@ METHODS = Registry(
         "balanced": "tagcos_stream.selection.balanced:BALANCED",
         "length-matched": "tagcos_stream.selection.length_matched:LENGTH_MATCHED",
         "shuffled": "tagcos_stream.selection.shuffled:SHUFFLED",
+        "less": "tagcos_stream.selection.less:LESS",
+        "rds": "tagcos_stream.selection.rds:RDS",
     }
 )
 

@@ -25,6 +25,7 @@ from tagcos_stream.selection.herding import herding
 from tagcos_stream.selection.kcenter import kcenter
 from tagcos_stream.selection.log_det import log_det
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Registry, Words
+from tagcos_stream.selection.targets import TargetRows
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.method.draw_rows import draw_rows
@@ -144,14 +145,18 @@ def test_methods__choose_what_their_definitions_choose(name: str) -> None:
             "distance": (r.integers(0, 9, n) / 4).astype(np.float32),
             "reference": r.permutation(n) < max(1, n // 3),
         }
+        parts = np.sort(r.integers(0, 3, 7))
+        wanted = TargetRows(r.standard_normal((7, 24)).astype(np.float32), np.unique(parts, return_inverse=True)[1], np.ones(3))
+        near = {"wanted": wanted.rows.astype(np.float64), "parts": wanted.parts.tolist()}
         group = Group(
             {column: columns[column] for column in method.columns},
             ArrayRows(rows, 7) if method.features else None,
             rows.astype(np.float64).mean(axis=0),
+            wanted if method.needs_target else None,
         )
         choice = method.choose(group, k, {name: getattr(settings, name) for name in method.settings}, Limits())
         known = {column: columns[column].tolist() for column in method.columns}
-        ref = getattr(naive, "choose_" + name.replace("-", "_"))(known | {"features": rows, "target": group.mean}, k)
+        ref = getattr(naive, "choose_" + name.replace("-", "_"))(known | {"features": rows, "target": group.mean} | near, k)
         assert choice.indices.tolist() == ref, f"seed {seed}"
         assert len(choice.margins) == n
         assert (choice.weights is not None) == method.weights

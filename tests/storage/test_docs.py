@@ -14,8 +14,8 @@ from tests.storage import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "store.md"
 QUERIES = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-# their queries are asked by tests/flows/test_refresh.py and test_evaluate.py
-OTHERS = PAGE.with_name("refresh.md").read_text() + PAGE.with_name("evaluation.md").read_text()
+# their queries are asked by tests/flows/test_target.py, test_refresh.py and test_evaluate.py
+OTHERS = "\n".join(PAGE.with_name(f"{name}.md").read_text() for name in ("targets", "refresh", "evaluation"))
 
 
 def test_docs__name_every_view_and_macro() -> None:

@@ -1,0 +1,38 @@
+"""Texts with the same words in the same order, whatever their case, spacing and punctuation."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from tagcos_stream.data.canonical import said
+from tagcos_stream.data.shingles import BASE, find_words
+
+
+def word_keys(messages: pl.Series) -> np.ndarray:
+    """Hash the words of conversations.
+
+    Parameters
+    ----------
+    messages
+        N conversations as they are stored.
+
+    Returns
+    -------
+    np.ndarray
+        (N,) uint64, equal for conversations whose turns have the same words in the same order (case, spacing and punctuation do
+        not count, nor do system messages and roles); 0 for those without a word.
+    """
+    texts = ["\n".join(said(turn) for turn in turns if turn["role"] != "system") for turns in messages]
+    words = find_words(texts)
+    counts = np.diff(words.starts)
+    keys = np.zeros(len(texts), np.uint64)
+    if not len(words.hashes):
+        return keys
+    powers = np.full(int(counts.max()), BASE, np.uint64)
+    powers[0] = 1
+    powers = np.cumprod(powers, dtype=np.uint64)  # wraps modulo 2**64
+    place = np.arange(len(words.hashes)) - np.repeat(words.starts[:-1], counts)
+    some = counts > 0
+    keys[some] = np.add.reduceat(words.hashes * powers[place], words.starts[:-1][some])
+    return keys

@@ -1,0 +1,157 @@
+"""Target sets: read like sources, kept apart from the pool, found again by name, and chosen for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows import pipeline
+from flows.progress import SilentReporter
+from storage import check
+from storage.arrays import segments
+from storage.catalog import pool, runs, selections, spaces, targets
+from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
+from tagcos_stream.data.same_words import word_keys
+from tagcos_stream.types import UserError
+from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
+
+
+def write(path: Path, conversations: list[list[dict[str, str]]], dataset: str | None = None) -> None:
+    named = {} if dataset is None else {"dataset": dataset}
+    path.write_text("".join(json.dumps({"messages": c, **named}) + "\n" for c in conversations), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A folder with a root: 120 examples in three topics; a target of two parts, of which four rows repeat rows of the pool."""
+    folder = tmp_path_factory.mktemp("target")
+    (folder / "pool").mkdir()
+    for topic in TOPICS:
+        write(folder / "pool" / f"{topic}.jsonl", [conversation(topic, n) for n in range(40)])
+    sums = [conversation("sums", n) for n in (100, 101, 102, 103, 104)]
+    equal = [conversation("sums", n) for n in (0, 1)]
+    shouted = [[{**turn, "content": turn["content"].upper() + " !"} for turn in conversation("cities", n)] for n in (2, 3)]
+    write(folder / "sums.jsonl", [*sums, *equal])
+    write(folder / "cities.jsonl", [conversation("cities", 100), *shouted])
+    listed = "".join(f"[[source]]\npath = '{name}.jsonl'\nweight = {weight}\n" for name, weight in (("sums", 3), ("cities", 1)))
+    (folder / "wanted.toml").write_text(listed)
+    values = {"sources": (str(folder / "pool"),), "root": str(folder / "root"), "model": str(model_folder)}
+    pipeline.run(load_settings(SMALL | values | {"target": (str(folder / "wanted.toml"),)}), SilentReporter())
+    return folder
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Root:
+    shutil.copytree(made / "root", tmp_path / "root")
+    return open_root(str(tmp_path / "root"), create=False)
+
+
+def test_target__is_kept_out_of_the_pool_and_counted(root: Root) -> None:
+    run_id = runs.find_run(root.catalog)
+    found = targets.of_run(root.catalog, run_id)
+    assert found is not None
+    assert found.name == "wanted"
+    rows = targets.examples(root.catalog, found.target_id)
+    assert rows.group_by("part").agg(pl.len(), pl.col("weight").first()).sort("part").rows() == [
+        ("cities", 3, 1.0),
+        ("sums", 7, 3.0),
+    ]
+    # two equal rows, and two that differ in case and punctuation
+    assert targets.repeats(root.catalog, run_id) == {"in the target": 2, "same words as in the target": 2}
+    pooled = pool.pool(root.catalog, run_id)
+    assert len(pooled) == 116
+    assert not set(pooled["example_id"]) & set(rows["example_id"])
+    detail = json.loads(root.catalog.read("SELECT detail FROM stages WHERE stage = 'ingest'").item())
+    assert (detail["examples"], detail["target"], detail["target_repeats"]) == (116, "wanted", 4)
+    reasons = root.catalog.read("FROM rejects_by_reason").filter(pl.col("stage") == "target").sort("rows")
+    assert reasons["rows"].sum() == 4
+    assert check.check(root) == []
+
+
+def test_word_keys__ignore_case_spacing_punctuation_and_system() -> None:
+    def keys(*contents: str) -> int:
+        turns = [{"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), contents, strict=True)]
+        return int(word_keys(pl.Series([turns]))[0])
+
+    assert keys("be brief", "What is 1 + 1?", "Two.") == keys("", "what is  1+1", "two")
+    assert keys("", "a b", "c") != keys("", "a c", "b")
+    assert keys("", "?", "!") == 0
+    assert len(word_keys(pl.Series([], dtype=pl.List(pl.Struct({"role": pl.String, "content": pl.String}))))) == 0
+
+
+def test_target__selection_stands_for_the_target_and_says_so(root: Root) -> None:
+    run_id = runs.find_run(root.catalog)
+    chosen = selections.selection(root.catalog, run_id)
+    assert len(chosen) == 12
+    # the features of the target were computed with the pool's
+    space = runs.run_status(root.catalog, run_id).run["space_id"]
+    found = targets.of_run(root.catalog, run_id)
+    assert found is not None
+    wanted = targets.with_features(root.catalog, found.target_id, space)
+    assert len(wanted) == 10
+    # the budget goes where the target is, and weights are shares of the target
+    groups = root.catalog.read("FROM run_groups WHERE run_id = ?", [run_id])
+    assert groups["target_share"].sum() == pytest.approx(1)
+    assert groups.filter(pl.col("target_share") > 0)["budget"].min() >= 1
+    assert groups.filter(pl.col("target_share") == 0)["budget"].sum() == 0
+    # against the definition: the mean of the target, and what the weighted selection leaves of it
+    _, rows = features_of(root, run_id)
+    pooled = spaces.features_pool(root.catalog, run_id, space)
+    features = segments.open_features(root.files, space, wanted.select("segment", "row").sort("segment", "row"))
+    order = wanted.with_row_index("n").sort("segment", "row")["n"].to_numpy()
+    near = np.empty((10, features.dim))
+    near[order] = features.gather(np.arange(10)).astype(np.float64)
+    shares = [3 / 4 / 7 if part == "sums" else 1 / 4 / 3 for part in wanted["part"]]
+    mean = shares @ near
+    at = pooled.with_row_index("at").join(chosen.select("example_id", "share"), on="example_id")
+    error = np.linalg.norm(at["share"].to_numpy() @ rows[at["at"].to_numpy()] - mean) / np.linalg.norm(mean)
+    detail = json.loads(root.catalog.read("SELECT detail FROM stages WHERE stage = 'select' AND run_id = ?", [run_id]).item())
+    assert detail["target_error_weighted"] == pytest.approx(error, abs=1e-4)
+    # coverage by part, and the part of the target that a chosen example stands for
+    coverage = root.catalog.read("FROM target_coverage")
+    assert coverage.select("part", "weight", "examples").rows() == [("cities", 0.25, 3), ("sums", 0.75, 7)]
+    assert coverage["chosen"].sum() == 12
+    assert (coverage["pool_cosine"] >= coverage["chosen_cosine"] - 1e-6).all()
+    cosines = (near / np.linalg.norm(near, axis=1)[:, None]) @ (rows / np.linalg.norm(rows, axis=1)[:, None]).T
+    assert coverage["pool_cosine"].to_list() == pytest.approx(
+        [cosines[:3].max(axis=1).mean(), cosines[3:].max(axis=1).mean()], abs=1e-4
+    )
+    why = root.catalog.read("FROM why(?)", [chosen["example_id"][0]]).row(0, named=True)
+    mine = cosines[:, pooled["example_id"].to_list().index(chosen["example_id"][0])]
+    assert why["target_example"] == wanted["example_id"][int(mine.argmax())]
+    assert (why["target_part"], why["target_cosine"]) == (wanted["part"][int(mine.argmax())], pytest.approx(mine.max(), abs=1e-4))
+    repeat = root.catalog.read("SELECT example_id, like_id FROM target_repeats WHERE example_id <> like_id").row(0)
+    assert root.catalog.read("FROM why(?)", [repeat[0]])["reason"].to_list() == [f"left out: repeats target example {repeat[1]}"]
+
+
+def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root) -> None:
+    def again(**changes: Any) -> str:
+        return pipeline.reselect(root.url, base, SilentReporter(), **changes).run_id
+
+    def chosen(run_id: str) -> list[str]:
+        return selections.selection(root.catalog, run_id)["example_id"].to_list()
+
+    base = runs.find_run(root.catalog)
+    assert chosen(again(target=("wanted",), ridge=1.0)) == chosen(base)
+    none = again(target=("none",))
+    assert targets.of_run(root.catalog, none) is None
+    assert len(pool.pool(root.catalog, none)) == 120  # what repeats the target is back, with its features
+    assert root.catalog.read("SELECT sum(size) FROM run_groups WHERE run_id = ?", [none]).item() == 120
+    assert root.catalog.read("FROM target_coverage_of(?)", [none]).is_empty()
+    for method in ("omp", "less", "rds"):
+        run_id = again(method=method, count=8)
+        found = selections.selection(root.catalog, run_id)
+        assert len(found) == found["example_id"].n_unique() == 8
+        assert root.catalog.read("SELECT sum(chosen) FROM target_coverage_of(?)", [run_id]).item() == 8
+    with pytest.raises(UserError, match="method less chooses by the examples of a target set"):
+        again(method="less", target=("none",))
+    with pytest.raises(UserError, match="no target set has this name, there are wanted"):
+        again(target=("other",))
+    assert check.check(root) == []
