@@ -15,6 +15,7 @@ from flows.progress import Reporter, default_reporter
 from flows.reference import need_reference
 from flows.stages.adopt import adopt
 from flows.stages.cluster import cluster
+from flows.stages.eligible import check_predicates
 from flows.stages.gradients import compute_gradients
 from flows.stages.ingest import ingest
 from flows.stages.publish import publish
@@ -61,9 +62,7 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
     UserError
         A mistake that the user can mend; the run is recorded as failed with its message.
     """
-    _need_sources(settings)
-    need_reference(settings, None)
-    need_target(settings)
+    _check(settings)
     reporter = reporter or default_reporter()
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
@@ -88,9 +87,7 @@ def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
     UserError
         As `run` would for its settings, sources and root.
     """
-    _need_sources(settings)
-    need_reference(settings, None)
-    need_target(settings)
+    _check(settings)
     reporter = reporter or default_reporter()
     try:
         catalog = open_root(settings.root, create=False, wait_seconds=settings.wait, on_wait=reporter.say).catalog
@@ -101,9 +98,13 @@ def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
     return make_plan(settings, catalog, found)
 
 
-def _need_sources(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    """Refuse settings that cannot work, before any work."""
+    check_predicates(settings)
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
+    need_reference(settings, None)
+    need_target(settings)
 
 
 def reselect(
@@ -137,6 +138,7 @@ def reselect(
     base = runs.complete_run(opened.catalog, run_id)
     settings = load_settings(changed_settings(base, root, changes))
     need_target(settings)
+    check_predicates(settings)
     with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
         features = stage("pool", adopt, run)
         clusters = stage("cluster", cluster, run, features)

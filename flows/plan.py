@@ -225,6 +225,8 @@ def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, clu
     method = METHODS[settings.method]
     if settings.target and method.reads_features:
         return Step("select", total, total, "choices", None, "what the target asks of each group is known once its features are")
+    if any(text is not None for text in (settings.where, settings.target_where)):
+        return Step("select", total, total, "choices", None, "which rows may be chosen is known once the run has its clusters")
     if settings.sticky is not None and "sticky" in method.settings:
         return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")
     place = cluster.reuse

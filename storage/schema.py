@@ -16,7 +16,7 @@ from storage.tables import quoted, utc_now
 from tagcos_stream.types import UserError
 
 SQL = Path(__file__).parent / "sql"
-VIEWS = [SQL / name for name in ("views.sql", "views_stands.sql", "views_pool.sql", "views_changes.sql")]
+VIEWS = [SQL / name for name in ("views.sql", "views_signals.sql", "views_stands.sql", "views_pool.sql", "views_changes.sql")]
 COMMENTS = SQL / "comments.toml"
 
 

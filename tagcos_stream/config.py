@@ -247,6 +247,19 @@ class Settings(BaseModel):
         "budget", None, gt=0, le=1, description=f"Fraction of the pool to select. Default: {DEFAULT_FRACTION}."
     )
     count: int | None = setting("budget", None, ge=1, description="Number of examples to select, in place of a fraction.")
+    where: str | None = setting(
+        "run",
+        None,
+        panel="Selection",
+        description="Condition in SQL on the columns of `signals`, such as \"loss < 4 AND dataset <> 'forum'\": only examples "
+        "that satisfy it may be chosen. Default: all.",
+    )
+    target_where: str | None = setting(
+        "run",
+        None,
+        panel="Selection",
+        description="Condition on `signals` for the examples whose mean feature is matched. Default: as `where`.",
+    )
     ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit stops.")
     target: tuple[str, ...] = setting(
@@ -335,6 +348,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
+        if self.target and self.target_where is not None:
+            raise ValueError("target_where says whose mean is matched, and a target replaces that mean: give one of them")
         if self.fraction is not None and self.count is not None:
             raise ValueError("give fraction or count, not both")
         if self.min_cluster_rows * 2 > self.max_cluster_rows:

@@ -10,7 +10,7 @@
 | checkpoint | adapter weights, Adam moments and their step count | `checkpoint_content` |
 | recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
 | clustering | its recipe, the ids of the pool it was fitted to, in order | `clustering_id` |
-| choice | clustering or space, group, its rows, its budget, method, seed, settings that the method reads | `choice_id` |
+| choice | clustering or space, group, its rows, those that count, budget, method, seed, what it reads | `choice_id` |
 | evaluation | run, model content, settings that decide `training`, what these resolve to, rows measured on | `evaluation_id` |
 
 What a setting decides is declared at the setting (tagcos_stream/config.py), so that a new one enters the identities it must. The
@@ -181,6 +181,7 @@ def choice_id(
     earlier: Sequence[str] | None,
     reference: Sequence[str] | None = None,
     target: Sequence[Any] | None = None,
+    counted: pl.DataFrame | None = None,
 ) -> str:
     """32 hex digits: equal inputs, equal choice within a group.
 
@@ -198,20 +199,29 @@ def choice_id(
         Ids of the selection that the method compares with, where it does.
     target
         The target set that the choice follows, with what else decides its share in the group; None for the group's own mean.
+    counted
+        segment and row of those whose mean is matched, where these are others than the members.
     """
-    members = hashlib.blake2b(digest_size=16)
-    for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
-        members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
     values = settings.model_dump(mode="json")
     # `sticky` counts only with what it keeps
     read = {name: values[name] for name in METHODS[settings.method].settings if name != "sticky"}
     kept = None if earlier is None else [settings.sticky, list(earlier)]
-    named = [CHOICE, place, group, members.hexdigest(), budget, settings.method, settings.seed, read, kept]
+    named: list[Any] = [CHOICE, place, group, _rows_digest(rows), budget, settings.method, settings.seed, read, kept]
     if reference is not None:
         named.append(list(reference))
     if target is not None:
         named.append({"target": list(target)})
+    if counted is not None:
+        named.append({"counted": _rows_digest(counted)})
     return digest(named, 32)
+
+
+def _rows_digest(rows: pl.DataFrame) -> str:
+    """32 hex digits: these rows (segment, row) in this order."""
+    members = hashlib.blake2b(digest_size=16)
+    for (segment,), part in rows.select("segment", "row").group_by("segment", maintain_order=True):
+        members.update(str(segment).encode() + part["row"].to_numpy().astype("<i8").tobytes())
+    return members.hexdigest()
 
 
 # evaluations

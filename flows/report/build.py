@@ -64,7 +64,8 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
     word = selection.WORDS[METHODS[method].within]
     known = Datasets(facts.datasets["dataset"])
     groups = examples.side_by_side(facts, shown, known, word)
-    usable, chosen = int(facts.groups["size"].sum()), int(facts.groups["selected"].sum())
+    chosen = int(facts.groups["selected"].sum())
+    usable = int(facts.groups["size"].sum()) + int(facts.exclusions["examples"].sum())
     largest = facts.groups.sort("size", "group_id", descending=[True, False]).head(MOST_ROWS)["group_id"].to_list()
     return Report(
         run_id=facts.run["run_id"],
@@ -83,6 +84,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
             selection.lengths(facts, known),
             _examples(facts, groups, word, chosen),
             provenance.rejects(facts),
+            provenance.exclusions(facts),
             provenance.changes(facts),
             provenance.controls(facts),
             provenance.lineage(facts),
@@ -131,11 +133,12 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
     whole = facts.match.filter(pl.col("cluster").is_null()).to_dicts()
     error = whole[0] if whole else {"error_plain": None, "error_weighted": None}
     tokens = facts.sizes.filter(pl.col("measure") == "target tokens", pl.col("chosen").eq_missing(True))["total"].to_list()
-    control = _control(facts)
+    control, excluded = _control(facts), facts.exclusions["examples"].sum()
     beside = "; 1 explains nothing" if control is None else f"; random: {written(control, 'number')}"
     told = [
         ("found", "examples in the pool", facts.found, "count"),
         ("usable", "with a feature", usable, "count"),
+        ("eligible", "that may be chosen", usable - int(excluded) if excluded else None, "count"),
         ("selected", "selected", chosen, "count"),
         ("share", "share selected", chosen / usable, "share"),
         ("tokens", "target tokens selected", tokens[0] if tokens else None, "count"),
@@ -150,7 +153,8 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
 
 def _control(facts: Facts) -> float | None:
     """The same error of a random selection of about this size from this pool, where a run or `tagcos diagnose` measured one."""
-    share = int(facts.groups["selected"].sum()) / max(int(facts.groups["size"].sum()), 1)
+    usable = int(facts.groups["size"].sum()) + int(facts.exclusions["examples"].sum())
+    share = int(facts.groups["selected"].sum()) / max(usable, 1)
     measured = [
         (abs(row["fraction"] - share), row["error_plain"])
         for frame in (facts.budgets, facts.comparison)

@@ -46,6 +46,20 @@ def rejects(facts: Facts) -> Section:
     return Section("rejects", "Rejects", lead, plots=(plot,), tables=(Table("rejects", "Rejects", titles, shown, more),))
 
 
+def exclusions(facts: Facts) -> Section:
+    """Rows that might not be chosen, by the condition that they fail."""
+    title = "Who may be chosen"
+    if facts.exclusions.is_empty():
+        return Section("exclusions", title, missing="Every example with a feature could be chosen.")
+    config = json.loads(facts.run["config"])
+    lead = f"Where {config.get('where') or 'true'}: {facts.exclusions['examples'].sum():,} examples with a feature were left out."
+    if config.get("target_where") is not None:
+        lead += f" The mean that is matched is of those where {config['target_where']}."
+    shown, more = first_rows(facts.exclusions.to_dicts(), 'tagcos sql "FROM exclusions_by_reason"')
+    titles = columns("reason examples share_of_pool", reason="condition that fails", examples="examples")
+    return Section("exclusions", title, lead, tables=(Table("exclusions", title, titles, shown, more),))
+
+
 def source_changes(facts: Facts) -> Changes:
     """Changes of the sources since the run that they are compared with."""
     counts = {"new": 0, "returned": 0, "retired": 0} | facts.example_changes

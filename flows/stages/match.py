@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
-from flows.results import Features
+from flows.stages.eligible import Eligible
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics
@@ -17,27 +17,47 @@ from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.selection.match import Match, match, match_bytes, reached
 
 
-def measure(run: RunContext, features: Features, view: PoolClustering | None) -> dict[str, Any]:
-    """Record how well the selection matches the pool's mean feature, over all dimensions (those that it was made by), as a whole
-    and by cluster: of `view`, the run's clustering, else of the newest that has every example of the pool.
+def measure(
+    run: RunContext, space_id: str, eligible: Eligible, view: PoolClustering | None, counting: PoolClustering | None
+) -> dict[str, Any]:
+    """Record how well the selection matches the mean feature of the rows that count, as a whole and by cluster.
 
-    The chosen rows are read, and no others where there is a clustering, whose totals are exact.
+    Errors are over all dimensions, those that the selection was made by. The chosen rows are read, and no others where there is a
+    clustering, whose totals are exact.
+
+    Parameters
+    ----------
+    run
+        The run, its selection recorded.
+    space_id
+        Its feature space.
+    eligible
+        The rows that may be chosen and the rows that count.
+    view, counting
+        The run's clustering for each of them; None for a method without clusters: then the newest clustering that has every
+        example of the pool is used.
+
+    Returns
+    -------
+    dict
+        error_plain and error_weighted.
     """
     start = time.perf_counter()
-    space_id, pool = features.space_id, features.pool
+    pool, counted = eligible.rows, eligible.counted
     if view is None and (name := clusterings.find_covering(run.catalog, run.run_id, space_id)):
         view = open_pool_clustering(run, name, pool)
+        counting = view if eligible.same else open_pool_clustering(run, name, counted)
     rows = segments.open_features(run.root.files, space_id, pool)
     by_cluster = view is not None and match_bytes(view.reader.n_clusters, rows.dim) <= run.memory_limit
-    labels = np.zeros(len(pool), np.int64)
-    if view is None:
-        means = Sums.of(rows, labels, 1).means()
+    labels, sizes = np.zeros(len(pool), np.int64), np.array([len(counted)])
+    if view is None or counting is None:
+        target = rows if eligible.same else segments.open_features(run.root.files, space_id, counted)
+        means = Sums.of(target, np.zeros(len(counted), np.int64), 1).means()
     elif by_cluster:
-        labels, means = view.labels.astype(np.int64), view.totals.centroids()
+        labels, means, sizes = view.labels.astype(np.int64), counting.totals.centroids(), counting.totals.sizes
     else:
-        means = view.totals.sums.sum(axis=0)[None] / len(pool)
+        means = counting.totals.sums.sum(axis=0)[None] / len(counted)
         run.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
-    sizes = np.bincount(labels, minlength=len(means))
     shares = run.catalog.read("SELECT segment, row, share FROM selection_of(?)", [run.run_id])
     chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
     at = chosen["at"].to_numpy().astype(np.int64)
@@ -46,7 +66,7 @@ def measure(run: RunContext, features: Features, view: PoolClustering | None) ->
         run.catalog,
         run.run_id,
         method=run.settings.method,
-        fraction=len(at) / len(pool),
+        fraction=len(at) / eligible.of,
         seed=run.settings.seed,
         dimensions="seen",
         rows=measured_rows(found, sizes, coverage(pool, at, labels), by_cluster=by_cluster),

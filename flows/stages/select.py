@@ -11,6 +11,8 @@ import polars as pl
 from flows.context import RunContext
 from flows.reference import reference_rows
 from flows.results import Clustering, Features, Selection
+from flows.stages.eligible import eligible
+from flows.stages.group_mean import group_mean, view_of_counted
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from flows.stages.target_match import measure_target
@@ -31,15 +33,18 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     A group whose inputs an earlier run had takes over that run's choice.
     """
     settings, method = run.settings, METHODS[run.settings.method]
-    space_id, pool = features.space_id, features.pool
+    space_id, rows = features.space_id, eligible(run, features)
+    pool = rows.rows
     view = None if clusters.clustering_id is None else open_pool_clustering(run, clusters.clustering_id, pool)
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
     target = open_target(run, space_id)
     asked = None if target is None or not method.reads_features else target_of_groups(target, groups, view)
     if asked is None or view is None:
-        budgets = share_budget(groups, settings.budget(len(pool)))
+        budgets = share_budget(groups, settings.budget(rows.of))
     else:
-        budgets = allocate_by_target(groups.sizes, settings.budget(len(pool)), asked.weights)
+        budgets = allocate_by_target(groups.sizes, settings.budget(rows.of), asked.weights)
+    counting = view_of_counted(run, rows, view)
+    matched = group_mean(run, space_id, rows, view, counting, len(groups.sizes))
     if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
         run.reporter.say(warning)
     large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(budgets[g]), settings.dim)]
@@ -62,6 +67,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
             _ids(pool, members, earlier),
             _ids(pool, members, reference),
             followed.get(g),
+            matched.counted[g],
         )
         for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
     }
@@ -71,17 +77,19 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     with run.reporter.stage("select", "chosen") as progress:
         ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
         progress(ready, int(budgets.sum()))
-        tasks = _tasks(run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference, asked)
+        tasks = _tasks(
+            run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference, matched.means, asked
+        )
         spec = _spec(run, space_id, view, len(tasks), target)
         within = lambda chosen: progress(resumed + chosen)  # noqa: E731
         for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
-            g, rows = found.group, pool[groups.members(found.group)]
+            g, members = found.group, pool[groups.members(found.group)]
             spread = None if inertia is None else float(inertia[g])
             share = None if shares is None else float(shares[g])
             _commit(
                 run,
                 found,
-                rows,
+                members,
                 int(budgets[g]),
                 inertia=spread,
                 inputs=inputs[g],
@@ -90,8 +98,10 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
             )
             ready += int(budgets[g])
             progress(ready)
-    counts = {"selected": int(budgets.sum()), "pool": len(pool), "clusters": len(inputs), "copied": len(copied)}
-    measured = measure(run, features, view)
+    counts: dict[str, Any] = {"selected": int(budgets.sum()), "pool": rows.of, "clusters": len(inputs), "copied": len(copied)}
+    if rows.excluded:
+        counts |= {"eligible": len(pool), "excluded": dict(rows.excluded)}
+    measured = measure(run, space_id, rows, view, counting)
     if target is not None:
         measured |= measure_target(run, features, target)
     return Selection(counts["selected"], counts | measured)
@@ -145,13 +155,13 @@ def _tasks(
     left: Sequence[int],
     earlier: np.ndarray | None,
     reference: np.ndarray | None,
+    means: np.ndarray | None,
     asked: GroupTargets | None,
 ) -> list[GroupTask]:
     """The groups that are left, with what the method reads of each."""
     method = METHODS[run.settings.method]
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
     columns = example_columns(method, pool, run.settings.seed, distances, reference)
-    means = view.totals.centroids() if view is not None and method.features else None
     if asked is not None and method.features:
         means = asked.vectors
     tasks = []

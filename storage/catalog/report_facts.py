@@ -53,6 +53,7 @@ class Facts:
     curve: pl.DataFrame  # step (of STEPS), n_groups, p10, median, p90, over all groups
     budgets: pl.DataFrame  # run_id, method, fraction, selected, error_plain, error_weighted: runs on this pool
     rejects: pl.DataFrame  # stage, reason, source, rows, detail, snippet
+    exclusions: pl.DataFrame  # reason, examples, share_of_pool: rows with a feature that might not be chosen
     drift: dict[str, Any]  # of `refreshes` and `churn`; empty for a run that had nothing before it
     changes: pl.DataFrame  # change, reason, examples
     since: str | None  # the run that the sources are compared with
@@ -101,6 +102,7 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             curve=ask(CURVE, steps=STEPS),
             budgets=ask(BUDGETS),
             rejects=ask(REJECTS),
+            exclusions=ask("FROM exclusions_by_reason_of($run) ORDER BY examples DESC, reason"),
             drift=drift,
             changes=ask(CHANGES, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
             since=since,

@@ -127,6 +127,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
             WHEN w.segment IN (SELECT segment FROM segments WHERE heldout) THEN 'held out: in no pool, kept to evaluate on'
             WHEN l.example_id IS NOT NULL THEN 'left out: repeats target example ' || l.like_id
             WHEN w.example_id NOT IN (SELECT example_id FROM pool_of((SELECT run_id FROM asked))) THEN 'not in the pool of this run'
+            WHEN x.reason IS NOT NULL THEN 'may not be chosen: ' || x.reason
             ELSE 'no feature'
         END AS reason,
         coalesce(s.group_id, m.group_id) AS group_id, k.size AS group_size, k.budget AS group_budget, s.rank,
@@ -149,7 +150,8 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     LEFT JOIN selections n ON n.run_id = (SELECT run_id FROM asked) AND n.group_id = m.group_id AND n.rank = m.representative
     LEFT JOIN run_groups k ON k.run_id = (SELECT run_id FROM asked) AND k.group_id = coalesce(s.group_id, m.group_id)
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
-        AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked));
+        AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked))
+    LEFT JOIN exclusions x ON x.run_id = (SELECT run_id FROM asked) AND x.segment = w.segment AND x.row = w.row;
 
 -- Reasons, the first that holds: the example came or went; another method chose; its clusters were made anew; its cluster's budget
 -- changed; what is in the cluster changed (a new example took its place, or the mean moved); nothing of that: other settings. What holds

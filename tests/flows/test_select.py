@@ -16,6 +16,7 @@ import pytest
 from flows import pipeline
 from flows.compare import diagnose
 from flows.progress import SilentReporter
+from flows.report.build import make_report
 from storage import check
 from storage.catalog import diagnostics, runs, selections
 from storage.exports import write as exports
@@ -296,3 +297,78 @@ def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
         diagnose.diagnose(root.url, methods=("best",))
     with pytest.raises(UserError, match=r"fraction 1\.5"):
         diagnose.diagnose(root.url, fractions=(1.5,))
+
+
+def test_where__true_changes_nothing_and_takes_over_earlier_choices(root: Root) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    before = selections.selection(root.catalog, base).drop("run_id")
+    outcome = reselect(root, base, where="true", target_where="loss > 0")  # which holds for every row
+    assert outcome.stages["select"]["copied"] == outcome.stages["select"]["clusters"] > 1
+    assert "excluded" not in outcome.stages["select"]
+    assert selections.selection(root.catalog, outcome.run_id).drop("run_id").equals(before)
+
+
+def test_where__only_eligible_rows_are_chosen_and_only_counted_ones_are_matched(root: Root) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    pool, rows = features_of(root, base)
+    median = float(pool["loss"].median())  # type: ignore[arg-type]
+    where = f"loss < {median!r} and dataset <> 'cities'"
+    kept = pool.with_row_index("at").filter((pl.col("loss") < median) & (pl.col("dataset") != "cities"))["at"].to_numpy()
+    known = {"draw": [naive.naive_draw(name, 0) for name in pool["example_id"].gather(kept)], "features": rows[kept]}
+    targets = {None: rows[kept], "dataset = 'cities'": rows[(pool["dataset"] == "cities").to_numpy()], "true": rows}
+    for target_where, counted in targets.items():
+        target = counted.mean(axis=0)
+        for method in ("herding",) if target_where == "true" else ("omp",):
+            outcome = reselect(root, base, method=method, fraction=0.1, where=where, target_where=target_where)
+            chosen = selections.selection(root.catalog, outcome.run_id).sort("rank")
+            ref = getattr(naive, "choose_" + method)(known | {"target": target}, 12)  # a tenth of the whole pool
+            assert chosen["example_id"].to_list() == [pool["example_id"][int(kept[i])] for i in ref], (method, target_where)
+            measured = root.catalog.read("FROM match_of(?) WHERE cluster IS NULL", [outcome.run_id]).row(0, named=True)
+            mine = pool.with_row_index("at").join(chosen.select("example_id", "share"), on="example_id")
+            estimate = rows[mine["at"].to_numpy()].mean(axis=0)
+            error = np.linalg.norm(estimate - target) / np.linalg.norm(target)
+            assert measured["error_plain"] == pytest.approx(error, abs=1e-6)
+    # in clusters: every group's mean is that of its counted rows; the same rows counted give the same choice
+    within = {
+        text: selections.selection(root.catalog, reselect(root, base, method="tagcos", where=where, target_where=text).run_id)
+        for text in (None, where, "true")
+    }
+    assert set(within["true"]["example_id"]) <= set(pool["example_id"].gather(kept))
+    assert within[None].drop("run_id").equals(within[where].drop("run_id"))
+    assert not within[None].drop("run_id").equals(within["true"].drop("run_id"))
+
+
+def test_where__counts_what_it_excludes_by_reason(root: Root) -> None:
+    outcome = reselect(root, where="dataset <> 'sums' AND turns > 2", fraction=0.1)
+    assert outcome.stages["select"]["excluded"] == {"dataset != 'sums'": 40, "turns > 2": 40}
+    assert (outcome.stages["select"]["pool"], outcome.stages["select"]["eligible"]) == (120, 40)
+    counted = root.catalog.read(
+        "SELECT reason, examples FROM exclusions_by_reason_of(?) ORDER BY reason", [outcome.run_id]
+    ).rows()
+    assert counted == [("dataset != 'sums'", 40), ("turns > 2", 40)]
+    example = root.catalog.read("SELECT example_id FROM pool_of(?) WHERE dataset = 'sums'", [outcome.run_id])["example_id"][0]
+    assert root.catalog.read("FROM why(?, ?)", [example, outcome.run_id])["reason"][0] == "may not be chosen: dataset != 'sums'"
+    chosen = root.catalog.read("SELECT dataset FROM selection_of(?)", [outcome.run_id])
+    assert set(chosen["dataset"]) == {"cities"}
+    page = make_report(root, outcome.run_id)
+    assert "that may be chosen" in page
+    assert "turns &gt; 2" in page
+
+
+def test_where__is_checked_before_any_work_and_against_the_budget(root: Root) -> None:
+    known = root.catalog.read("SELECT count(*) AS n FROM runs").item()
+    for changes, message in (
+        ({"where": "quality > 3"}, "where 'quality > 3': there is no column quality; choose from example_id, dataset"),
+        ({"target_where": "loss"}, "target_where 'loss': it gives DOUBLE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reselect(root, **changes)
+    assert root.catalog.read("SELECT count(*) AS n FROM runs").item() == known
+    with pytest.raises(UserError, match=r"40 of 120 examples may be chosen, but 60 are to be: 80 fail dataset = 'sums'\. Relax"):
+        reselect(root, where="dataset = 'sums'", count=60)
+    with pytest.raises(UserError, match="target_where 'loss < 0' holds for none of 120 examples"):
+        reselect(root, target_where="loss < 0")
+    with pytest.raises(UserError, match='120 fail "cluster" >= 0: no value'):  # what is missing satisfies no condition
+        reselect(root, method="random", where="cluster >= 0")
+    with pytest.raises(UserError, match=r"cannot be computed: .*Could not convert"):
+        reselect(root, where="dataset::INTEGER > 3")

@@ -1,0 +1,97 @@
+"""Which rows of the pool a run may choose from, and which count for the mean that is matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from flows.context import RunContext
+from flows.results import Features
+from storage import predicate
+from storage.catalog import signals
+from tagcos_stream.config import Settings
+from tagcos_stream.types import UserError
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """The rows that a selection is made from. Frames have the columns of storage.catalog.spaces.features_pool, in its order."""
+
+    rows: pl.DataFrame  # n rows that may be chosen
+    counted: pl.DataFrame  # m rows whose mean is matched
+    of: int  # rows of the pool with a feature, whether they may be chosen or not
+    excluded: Mapping[str, int] = field(default_factory=dict)  # rows that may not be chosen, by reason
+
+    @property
+    def same(self) -> bool:
+        """Whether the rows that count are those that may be chosen."""
+        return self.counted is self.rows
+
+
+def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
+    """Check the predicates of the settings; needs neither root nor sources.
+
+    Parameters
+    ----------
+    settings
+        Those of a run.
+
+    Returns
+    -------
+    dict
+        Predicates by setting, without those that are not given or hold for every row.
+
+    Raises
+    ------
+    UserError
+        A predicate is not one that can be asked of `signals`; see `storage.predicate.parse`.
+    """
+    given = {"where": settings.where, "target_where": settings.target_where}
+    return {name: predicate.parse(text, signals.COLUMNS, name) for name, text in given.items() if text is not None}
+
+
+def eligible(run: RunContext, features: Features) -> Eligible:
+    """Apply the run's predicates to its pool, and record which rows they exclude.
+
+    Parameters
+    ----------
+    run
+        With its space, and its clustering where the method has one, set in the catalog.
+    features
+        The pool with features.
+
+    Returns
+    -------
+    Eligible
+        All rows, the frame of `features` itself, where no predicate excludes any.
+
+    Raises
+    ------
+    UserError
+        Fewer rows may be chosen than are to be, or none counts for the mean.
+    """
+    pool = features.pool
+    budget = run.settings.budget(len(pool))  # a fraction is of all rows with a feature, whether they may be chosen or not
+    checked = check_predicates(run.settings)
+    if all(found.keeps_all for found in checked.values()):
+        return Eligible(pool, pool, len(pool))
+    where = checked.get("where", predicate.parse("true", signals.COLUMNS))
+    judged = signals.judge(run.catalog, run.run_id, [where, checked.get("target_where", where)])
+    reasons = pool.select("segment", "row").join(judged, on=["segment", "row"], how="left", maintain_order="left")
+    excluded = reasons.filter(pl.col("0").is_not_null()).select("segment", "row", reason="0")
+    signals.record_exclusions(run.catalog, run.run_id, excluded)
+    counts = dict(excluded.group_by("reason").len().sort("len", "reason", descending=[True, False]).iter_rows())
+    rows = pool.filter(reasons["0"].is_null()) if len(excluded) else pool
+    if len(rows) < budget:
+        told = "; ".join(f"{n:,} fail {reason}" for reason, n in counts.items())
+        raise UserError(
+            f"{len(rows):,} of {len(pool):,} examples may be chosen, but {budget:,} are to be: {told}. "
+            "Relax where, or lower fraction or count"
+        )
+    counts_for_mean = reasons["1"].is_null()
+    counted = rows if reasons["0"].is_null().equals(counts_for_mean) else pool.filter(counts_for_mean)
+    if not len(counted):
+        raise UserError(f"target_where {run.settings.target_where!r} holds for none of {len(pool):,} examples: relax it")
+    return Eligible(rows, counted, len(pool), counts)

@@ -1,0 +1,107 @@
+"""Signals of a run's pool in the catalog, the rows that satisfy a predicate, and the rows that a run did not choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import polars as pl
+
+from storage.database import Catalog
+from storage.predicate import Predicate
+from storage.tables import insert, quoted, require
+from tagcos_stream.types import UserError
+
+# columns of the macro signals_of that a predicate may name, with their DuckDB types
+COLUMNS = {
+    "example_id": "VARCHAR",
+    "dataset": "VARCHAR",
+    "turns": "INTEGER",
+    "chars": "BIGINT",
+    "tokens": "INTEGER",
+    "target_tokens": "INTEGER",
+    "loss": "DOUBLE",
+    "norm": "DOUBLE",
+    "cluster": "INTEGER",
+    "distance": "FLOAT",
+}
+
+
+def judge(catalog: Catalog, run_id: str, predicates: Sequence[Predicate]) -> pl.DataFrame:
+    """Evaluate predicates on the signals of a run's pool.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded, with its feature space and clustering.
+    run_id
+        The run.
+    predicates
+        m checked predicates.
+
+    Returns
+    -------
+    pl.DataFrame
+        segment, row, and for each predicate a column "0", "1", ...: null where it holds, else the first condition that does not
+        hold. A condition on a missing value does not hold.
+
+    Raises
+    ------
+    UserError
+        A predicate fails on some value, such as a text that is compared with a number.
+    """
+    failed = [
+        "CASE "
+        + " ".join(
+            f"WHEN ({condition}) IS NULL THEN {quoted(shown(condition) + ': no value')} "
+            f"WHEN NOT ({condition}) THEN {quoted(shown(condition))}"
+            for condition in predicate.conditions
+        )
+        + f' END AS "{number}"'
+        for number, predicate in enumerate(predicates)
+    ]
+    try:
+        return catalog.read(f"SELECT segment, row, {', '.join(failed)} FROM signals_of(?)", [run_id])
+    except duckdb.Error as error:
+        texts = " or ".join(repr(predicate.text) for predicate in predicates)
+        raise UserError(f"{texts} cannot be computed: {str(error).strip().splitlines()[0]}") from error
+
+
+def shown(condition: str) -> str:
+    """Return a condition without the parentheses that DuckDB writes around it.
+
+    Parameters
+    ----------
+    condition
+        Of `Predicate.conditions`.
+
+    Returns
+    -------
+    str
+        SQL.
+    """
+    inner = condition[1:-1]
+    depth = 0
+    for letter in inner:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            return condition
+    return inner if condition.startswith("(") and condition.endswith(")") else condition
+
+
+def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> None:
+    """Record the rows that a run does not choose from, in place of an earlier list.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+    excluded
+        segment, row, reason.
+    """
+    rows = require(excluded, ["segment", "row", "reason"])
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM exclusions WHERE run_id = ?", [run_id])
+        insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))

@@ -1,0 +1,22 @@
+-- What is known of every example of a run's pool, and which of them might not be chosen. The setting `where` is a condition on signals.
+
+CREATE OR REPLACE MACRO signals_of(run) AS TABLE
+    SELECT p.example_id, p.segment, p.row, p.dataset, p.turns, p.chars, r.tokens, r.target_tokens, r.loss, r.norm, a.cluster, a.distance
+    FROM pool_of(run) p
+    LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = p.segment AND r.row = p.row
+        AND r.status = 'ok'
+    LEFT JOIN assignments a ON a.clustering_id = (SELECT n.clustering_id FROM runs n WHERE n.run_id = run) AND a.segment = p.segment
+        AND a.row = p.row;
+
+CREATE OR REPLACE VIEW signals AS FROM signals_of((SELECT run_id FROM latest_run));
+COMMENT ON VIEW signals IS 'one row an example of the pool of the newest complete run: what the setting where may name';
+
+CREATE OR REPLACE MACRO exclusions_of(run) AS TABLE
+    SELECT e.example_id, e.dataset, x.reason FROM exclusions x JOIN examples e ON e.segment = x.segment AND e.row = x.row WHERE x.run_id = run;
+
+CREATE OR REPLACE MACRO exclusions_by_reason_of(run) AS TABLE
+    SELECT x.reason, count(*) AS examples, count(*) / (SELECT count(*) FROM pool_of(run)) AS share_of_pool
+    FROM exclusions x WHERE x.run_id = run GROUP BY x.reason;
+
+CREATE OR REPLACE VIEW exclusions_by_reason AS FROM exclusions_by_reason_of((SELECT run_id FROM latest_run));
+COMMENT ON VIEW exclusions_by_reason IS 'examples with a feature that the newest complete run did not choose from, by the condition that they fail';
