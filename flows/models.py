@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,35 @@ class AdaptedModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def check_model(settings: Settings) -> None:
+    """Refuse a model that is not there, before anything is read. A hub id is only checked when it is loaded.
+
+    Parameters
+    ----------
+    settings
+        Those of a run that needs its model.
+
+    Raises
+    ------
+    UserError
+        No model is given, or there is no such file or folder.
+    """
+    model = settings.model
+    if not model:
+        raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) and not model.endswith(".gguf")
+    if not is_hub_id and not Path(model).expanduser().exists():
+        raise UserError(f"model {model}: no such folder or file; give a Hugging Face id, a model folder or a .gguf file")
+
+
+def check_device(settings: Settings) -> None:
+    """Refuse a device that torch does not have, before anything is read. UserError names it."""
+    if settings.device not in ("auto", "cpu"):
+        from tagcos_stream.gradients import model  # torch takes seconds to import
+
+        model.check_device(settings.device)
 
 
 def load_adapted(settings: Settings, device: str) -> LoadedModel:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.changes import sentence
+from flows.checks import load_checks, run_checks
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
-from flows.plan import Plan, make_plan, plan_from_pool
+from flows.models import check_device, check_model
+from flows.plan import Plan, find_spaces, make_plan, plan_from_pool
 from flows.progress import Reporter, default_reporter
 from flows.reference import need_reference
 from flows.stages.adopt import adopt
@@ -27,7 +29,7 @@ from storage.catalog import runs
 from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TransientError, UserError
 
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
 # selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
@@ -64,15 +66,21 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
     """
     _check(settings)
     reporter = reporter or default_reporter()
+    checks = load_checks(settings.checks)
+    check_device(settings)
+    if not _has_features(settings):
+        check_model(settings)
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
         pool = stage("ingest", ingest, run)
+        run_checks(run, checks, "ingest")
         plan = plan_from_pool(settings, run.catalog, run.run_id, pool.files)
         reporter.say(plan.summary)
         spaces = stage("warm-up", warm_up, run, pool)
         features = stage("gradients", compute_gradients, run, spaces)
         clusters = stage("cluster", cluster, run, features)
         selection = stage("select", select, run, features, clusters)
+        run_checks(run, checks, "select")
         stage("publish", publish, run, selection)
     for warning in features.detail["warnings"]:
         reporter.say(warning)
@@ -96,6 +104,16 @@ def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
     with reporter.stage("read sources", "bytes") as progress:
         found = survey(settings, catalog, progress)
     return make_plan(settings, catalog, found)
+
+
+def _has_features(settings: Settings) -> bool:
+    """Whether the root has a feature space of these settings, so that a run may need no model."""
+    try:
+        return bool(find_spaces(open_root(settings.root, create=False, wait_seconds=settings.wait).catalog, settings))
+    except TransientError:
+        raise
+    except UserError:  # no root or catalog yet, or one that is to be migrated
+        return False
 
 
 def _check(settings: Settings) -> None:
@@ -139,10 +157,12 @@ def reselect(
     settings = load_settings(changed_settings(base, root, changes))
     need_target(settings)
     check_predicates(settings)
+    checks = load_checks(settings.checks)
     with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
         features = stage("pool", adopt, run)
         clusters = stage("cluster", cluster, run, features)
         selection = stage("select", select, run, features, clusters)
+        run_checks(run, checks, "select")
         stage("publish", publish, run, selection)
     return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id))
 

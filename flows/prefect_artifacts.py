@@ -1,11 +1,14 @@
-"""What a flow run shows of itself on the server: progress while gradients run, the selection by source, a summary, a link."""
+"""What a flow run shows on the server: progress of gradients, a summary, the selection by source and dataset, the report."""
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,28 +20,33 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.changes import Changes, gather, recorded
+from flows.checks import described
 from flows.compare.tables import compact
 from flows.pipeline import Outcome
 from flows.plan import Plan
 from flows.progress import LineReporter, Stage
-from flows.report.build import report_key, write_report
-from storage.catalog import evaluations
+from flows.report.build import report_key
+from flows.report.picture import datasets_png
+from storage.catalog import changes as catalog_changes
+from storage.catalog import check_results, evaluations, runs
+from storage.files.object import ObjectFiles
 from storage.root import Root
-from tagcos_stream.types import UserError
+from tagcos_stream.config import Settings
+from tagcos_stream.identity import reading
 
 LONG = ("gradients", "evaluate")
 EVERY = 5.0  # seconds between updates of a progress bar on the server
-# what the summary tells of the stages, where they report it: (words, stage, its detail)
-TOLD = (
+MOST_ROWS = 1000  # of a table
+# counts of stages in the summary: (words, stage, its detail)
+COUNTS = (
     ("selects again from", "pool", "of"),
     ("rows new", "ingest", "new"),
-    ("rows retired", "ingest", "retired"),
     ("rows rejected", "ingest", "rejected"),
     ("examples held out", "ingest", "heldout"),
     ("near-duplicates left out", "ingest", "near_duplicates"),
     ("gradients computed", "gradients", "computed"),
     ("examples without a gradient", "gradients", "rejected"),
-    ("drift", "cluster", "drift"),
     ("clusters", "select", "clusters"),
     ("pool", "select", "pool"),
     ("selected", "select", "selected"),
@@ -88,22 +96,47 @@ def for_show(say: Callable[[str], None]) -> Iterator[None]:
         say(f"the Prefect server took no artifact: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
-def publish_artifacts(root: Root, outcome: Outcome, say: Callable[[str], None]) -> None:
-    """Of a complete run: tagcos-selection-by-source, tagcos-summary, and tagcos-report, a link to the page written here."""
+def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Callable[[str], None]) -> None:
+    """Create the artifacts of a complete run: tagcos-summary, tagcos-selection-by-source, -by-dataset and tagcos-report.
+
+    Parameters
+    ----------
+    root
+        The root of the run.
+    outcome
+        Of the run.
+    report
+        Where its report was written; None where it was not.
+    say
+        Gets a message for each group of artifacts that the server does not accept.
+    """
     run_id = outcome.run_id
     by_dataset = root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id]).to_dicts()
-    text = summary(root, outcome)
-    name, link = "report", root.files.place(report_key(run_id))
-    try:
-        write_report(root, run_id)
-    except UserError as error:  # the run is complete all the same
-        say(f"no report was written: {error}")
-        name, link = "snapshot", outcome.stages["publish"]["snapshot"]
-    uri = link if "://" in link else Path(link).as_uri()
+    found = recorded(root.catalog, run_id)
+    text = summary(root, outcome, found, by_dataset)
     with for_show(say):
-        create_table_artifact(key="tagcos-selection-by-source", table=by_dataset, description=run_id)
         create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
-        create_link_artifact(uri, link_text=f"{name} of {run_id}", key="tagcos-report", description=run_id)
+        create_table_artifact(key="tagcos-selection-by-source", table=_rounded(found.sources), description=run_id)
+        create_table_artifact(key="tagcos-selection-by-dataset", table=_rounded(by_dataset), description=run_id)
+        if report is None:
+            return
+        if isinstance(root.files, ObjectFiles):
+            link = root.files.link(report_key(run_id))
+            create_link_artifact(link, link_text=f"report of {run_id}", key="tagcos-report", description=run_id)
+        else:
+            create_markdown_artifact(key="tagcos-report", markdown=_where(root, run_id, report), description=run_id)
+
+
+def publish_failure(root: Root, message: str, say: Callable[[str], None]) -> None:
+    """Create tagcos-summary for a flow run that a mistake, a guard or a check ended: its message, and what is known by source."""
+    newest = runs.list_runs(root.catalog).to_dicts()
+    if not newest or newest[0]["status"] != "failed" or " ".join((newest[0]["error"] or "").split()) != message:
+        return
+    run_id = newest[0]["run_id"]
+    parts = [f"# {run_id}: failed", _text(message), *_changes(_unfinished(root, run_id))]
+    with for_show(say):
+        markdown = "\n\n".join([*parts, *_checks(root, run_id)])
+        create_markdown_artifact(key="tagcos-summary", markdown=markdown, description=run_id)
 
 
 def publish_evaluation(root: Root, evaluation_id: str, say: Callable[[str], None]) -> None:
@@ -118,9 +151,9 @@ def _of_regime(regime: Any, results: pl.DataFrame) -> list[dict[str, Any]]:
     return [{"regime": regime, **row} for row in compact(results).to_dicts()]
 
 
-def summary(root: Root, outcome: Outcome) -> str:
-    """Markdown: what came in, what went out, how long each stage took."""
-    told = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in TOLD]
+def summary(root: Root, outcome: Outcome, found: Changes, by_dataset: Sequence[Mapping[str, Any]]) -> str:
+    """Describe a run in Markdown: what it selected, what changed by source, drift, checks, and the cost of each stage."""
+    counts = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in COUNTS]
     stages = root.catalog.read(
         "SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = ? ORDER BY finished_at", [outcome.run_id]
     )
@@ -128,13 +161,69 @@ def summary(root: Root, outcome: Outcome) -> str:
         (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}") for row in stages.iter_rows(named=True)
     ]
     rows.append(("**all**", f"{stages['seconds'].sum():.1f}", ""))
+    picture = base64.b64encode(datasets_png(by_dataset)).decode()
+    columns = ("dataset", "pool", "selected", "share_of_pool", "share_of_selection")
+    datasets = [tuple(_shown(row[name], share=name.startswith("share")) for name in columns) for row in by_dataset[:MOST_ROWS]]
     return "\n\n".join(
         [
             f"# {outcome.run_id}",
-            _table(("", ""), [(words, _shown(value)) for words, value in told if value is not None]),
+            f"**{_text(outcome.sentence)}**",
+            *_changes(found),
+            f"![Share of each dataset in the pool and in the selection](data:image/png;base64,{picture})",
+            _table(("dataset", "pool", "selected", "of the pool", "of the selection"), datasets),
+            _table(("", ""), [(words, _shown(value)) for words, value in counts if value is not None]),
+            *_drift(root, outcome.run_id),
+            *_checks(root, outcome.run_id),
             _table(("stage", "seconds", "peak GiB"), rows),
             *([] if outcome.plan is None else [_table(("stage", "planned", "reused", "why"), _planned(outcome.plan))]),
         ]
+    )
+
+
+def _unfinished(root: Root, run_id: str) -> Changes:
+    """The changes of a run whose ingest may not have been recorded: since the run that a guard compared it with."""
+    settings = Settings(**json.loads(runs.run_status(root.catalog, run_id).run["config"]))
+    return gather(root.catalog, run_id, catalog_changes.earlier_run(root.catalog, run_id, reading(settings)))
+
+
+def _changes(found: Changes) -> list[str]:
+    """The table of sources, those that changed first."""
+    if not found.sources:
+        return []
+    moved = sorted(found.sources, key=lambda row: -(row["new"] + row["returned"] + row["retired"] + row["rejected"]))
+    names = ("source", "before", "pool", "new", "returned", "retired", "rejected", "selected")
+    rows = [tuple(_shown(row[name]) for name in names) for row in moved[:MOST_ROWS]]
+    since = "First run of these sources." if found.base is None else f"Sources since {found.base}: {_text(found.summary)}."
+    return [since, _table(names, rows)]
+
+
+def _drift(root: Root, run_id: str) -> list[str]:
+    """Drift and churn, where the run was compared with an earlier one."""
+    names = ("share", "distance_shift", "movement", "loss_shift", "unseen")
+    measured = root.catalog.read("SELECT * FROM drift LEFT JOIN churn USING (run_id) WHERE run_id = ?", [run_id]).to_dicts()
+    if not measured:
+        return []
+    row = measured[0]
+    cells = [(f"drift: {name.replace('_', ' ')}", _shown(row[name])) for name in names if row[name] is not None]
+    if row["churn"] is not None:
+        cells.append(("churn", f"{row['churn']:.1%} ({row['left_it']:,} of {row['earlier']:,} left)"))
+    cells.append(("advice", _text(row["advice"] + (f": {row['why']}" if row["why"] else ""))))
+    return [_table(("since the run before", ""), cells)]
+
+
+def _checks(root: Root, run_id: str) -> list[str]:
+    """Results of the user's checks."""
+    rows = [
+        (row["name"], row["stage"], row["severity"], _text(described(row["rows"], json.loads(row["first_row"] or "{}"))))
+        for row in check_results.of_run(root.catalog, run_id)
+    ]
+    return [_table(("check", "after", "severity", "result"), rows)] if rows else []
+
+
+def _where(root: Root, run_id: str, place: str) -> str:
+    return (
+        f"The report of {run_id} is the file\n\n    {place}\n\non the machine that ran it. To see it in a browser there:\n\n"
+        f"    tagcos report {run_id} --root {shlex.quote(str(root.path))} --serve"
     )
 
 
@@ -147,8 +236,19 @@ def _planned(plan: Plan) -> list[tuple[Any, ...]]:
     ]
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _shown(value: Any, *, share: bool = False) -> str:
+    if isinstance(value, float):
+        return f"{value:.1%}" if share else f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else _text(str(value))
+
+
+def _rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows[:MOST_ROWS]]
+
+
+def _text(value: str) -> str:
+    """A name or message within Markdown: on one line, nothing in it is markup."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(value.split()))
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -3,12 +3,15 @@
 # ruff: noqa: E402 -- environment variables that are read at import are set first
 from __future__ import annotations
 
+import logging
 import os
 import re
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import PurePath
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
 # before Prefect is imported: no telemetry, and time enough for a temporary server to start on a slow machine
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -24,18 +27,27 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+from prefect.states import Completed, Failed, State
 
 from flows.compare.evaluate import evaluate
 from flows.context import Result, RunContext, run_stage
+from flows.export import export
 from flows.pipeline import Outcome, reselect, run
-from flows.prefect_artifacts import FlowReporter, publish_artifacts, publish_evaluation
+from flows.prefect_artifacts import FlowReporter, for_show, publish_artifacts, publish_evaluation, publish_failure
 from flows.prefect_parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
-from storage.root import open_root
+from flows.report.build import write_report
+from storage.catalog import runs
+from storage.exports.write import check_target
+from storage.root import Root, open_root
 from tagcos_stream.config import DEFAULT_FRACTION, Settings, load_settings
 from tagcos_stream.evaluation.config import load_evaluation
 from tagcos_stream.types import TransientError, UserError
 
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
+DEFAULT_ROOT = Settings.model_fields["root"].default
+ENGINE_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
+ANSWER_SECONDS = 10.0  # for a server to answer before a run
 LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Prefect's least
 
 
@@ -89,73 +101,170 @@ def _turn(root: str) -> Iterator[None]:
         yield
 
 
-def _finish(outcome: Outcome, root: str) -> str:
-    publish_artifacts(open_root(root, create=False), outcome, get_run_logger().warning)
-    return outcome.run_id
+def _state(root: str, name: str | None, work: Callable[[], Outcome], out: str | None, format: str | None) -> State[Any]:
+    """Run, then report and export as tasks; the state's message is the run's sentence, or a mistake's one line.
+
+    A mistake of the user ends the flow run as failed without a traceback: what it says is all that there is to know.
+    """
+    for name in ENGINE_LOGGERS:
+        logging.getLogger(name).addFilter(_no_mistake)
+    log = get_run_logger()
+    with for_show(log.warning):
+        _tag(root, name)
+    try:
+        if out is not None:
+            check_target(Path(out), format)
+        with _turn(root):
+            outcome = work()
+        opened = open_root(root, create=False)
+        log.info(outcome.sentence)
+        place = _as_task("report", lambda: _report(opened, outcome.run_id))
+        publish_artifacts(opened, outcome, place, log.warning)
+        if out is not None:
+            done = _as_task("export", lambda: export(opened, outcome.run_id, Path(out), format=format))
+            log.info(f"{done.examples:,} examples exported to {done.path} ({done.format})")
+    except UserError as error:
+        message = " ".join(str(error).split())
+        with suppress(UserError):  # no root, for example
+            publish_failure(open_root(root, create=False), message, log.warning)
+        return Failed(message=message, data=error)
+    return Completed(message=outcome.sentence, data=outcome.run_id)
+
+
+def _report(root: Root, run_id: str) -> str | None:
+    """Where the report was written; None where it could not be, since the run is complete all the same."""
+    try:
+        return write_report(root, run_id)[0]
+    except UserError as error:
+        get_run_logger().warning(f"no report was written: {error}")
+        return None
+
+
+def _no_mistake(record: logging.LogRecord) -> bool:
+    """Leaves out the traceback of a mistake, which is logged as the state of the flow run."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+def _tag(root: str, name: str | None = None) -> None:
+    """Tag the flow run with its root and name, for filters on the page."""
+    tags = {f"root:{root}"} | ({f"name:{name}"} if name else set())
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, *tags})
 
 
 def _name(kind: str) -> str:
     given = flow_run.parameters
-    words = [kind, f"{flow_run.scheduled_start_time:%Y-%m-%d}"]
+    name = [given["name"]] if given.get("name") else []
+    words = [kind, _short(given.get("root", DEFAULT_ROOT)), *name, f"{flow_run.scheduled_start_time:%Y-%m-%d}"]
     if given.get("model"):
         words.append(re.sub(r"\.gguf$", "", PurePath(given["model"]).name).lower())
     words.append(f"count-{given['count']}" if given.get("count") else f"{given.get('fraction') or DEFAULT_FRACTION:g}")
     return "-".join(words)
 
 
+def _short(root: str) -> str:
+    """The last part of a root's path or address."""
+    return PurePath(root.rstrip("/")).name or "root"
+
+
 def refresh_name() -> str:
-    """refresh-2026-11-23-smollm2-360m-instruct-0.05: what was asked, when, of which model, how much."""
+    """refresh-tagcos-data-2026-11-23-smollm2-360m-instruct-0.05: what was asked, of which root and model, when, how much."""
     return _name("refresh")
 
 
 def select_name() -> str:
-    """select-2026-11-23-0.1."""
+    """select-tagcos-data-2026-11-23-0.1."""
     return _name("select")
 
 
 def evaluate_name() -> str:
-    """evaluate-2026-11-23-random-tagcos-full."""
+    """evaluate-tagcos-data-2026-11-23-random-tagcos-full."""
     given = flow_run.parameters
-    return "-".join(["evaluate", f"{flow_run.scheduled_start_time:%Y-%m-%d}", *given["method"]])
+    return "-".join(
+        ["evaluate", _short(given.get("root", DEFAULT_ROOT)), f"{flow_run.scheduled_start_time:%Y-%m-%d}", *given["method"]]
+    )
 
 
 @flow(name="tagcos-refresh", flow_run_name=refresh_name, persist_result=False)
 @takes(refresh_parameters())
-def tagcos_refresh(**settings: Any) -> str:
-    """Bring a selection up to date: read the sources, compute what is new, cluster, select, publish. Returns the run's id."""
-    checked = load_settings(settings)
-    with _turn(checked.root):
-        outcome = run(checked, reporter=FlowReporter(get_run_logger().info), do_stage=_do_stage)
-    return _finish(outcome, checked.root)
+def tagcos_refresh(out: str | None = None, format: str | None = None, **settings: Any) -> State[str]:
+    """Bring a selection up to date: read the sources, compute what is new, cluster, select, publish, export.
+
+    Its result is the run's id, its message says what was selected and what changed.
+    """
+
+    def work() -> Outcome:
+        return run(load_settings(settings), reporter=FlowReporter(get_run_logger().info), do_stage=_do_stage)
+
+    return _state(settings.get("root", DEFAULT_ROOT), settings.get("name") or runs.MAIN, work, out, format)
 
 
 @flow(name="tagcos-select", flow_run_name=select_name, persist_result=False)
 @takes(select_parameters())
-def tagcos_select(root: str, run: str, **changes: Any) -> str:
-    """Select again from stored features, for example another share: no gradient is computed. Returns the new run's id."""
+def tagcos_select(root: str, run: str, out: str | None = None, format: str | None = None, **changes: Any) -> State[str]:
+    """Select again from stored features, for example another share: no gradient is computed. Its result is the new run's id."""
     given = {name: value for name, value in changes.items() if value is not None}
-    with _turn(root):
-        reporter = FlowReporter(get_run_logger().info)
-        outcome = reselect(root, run, reporter, _do_stage, **given)
-    return _finish(outcome, root)
+
+    def work() -> Outcome:
+        return reselect(root, run, FlowReporter(get_run_logger().info), _do_stage, **given)
+
+    return _state(root, changes.get("name"), work, out, format)
 
 
 @flow(name="tagcos-evaluate", flow_run_name=evaluate_name, persist_result=False)
 @takes(evaluate_parameters())
-def tagcos_evaluate(**settings: Any) -> str:
-    """Train one model on each selection and on the whole pool, and measure what it learned. Returns the evaluation's id."""
-    asked = load_evaluation(settings)
-
-    with _turn(asked.root):
-        evaluation_id = _as_task("evaluate", lambda: evaluate(asked, FlowReporter(get_run_logger().info)))
-    publish_evaluation(open_root(asked.root, create=False), evaluation_id, get_run_logger().warning)
-    return str(evaluation_id)
+def tagcos_evaluate(**settings: Any) -> State[str]:
+    """Train one model on each selection and on the whole pool, and measure what it learned. Its result is the evaluation's id."""
+    for name in ENGINE_LOGGERS:
+        logging.getLogger(name).addFilter(_no_mistake)
+    log = get_run_logger()
+    try:
+        asked = load_evaluation(settings)
+        with for_show(log.warning):
+            _tag(asked.root)
+        with _turn(asked.root):
+            evaluation_id = str(_as_task("evaluate", lambda: evaluate(asked, FlowReporter(log.info))))
+    except UserError as error:
+        return Failed(message=" ".join(str(error).split()), data=error)
+    publish_evaluation(open_root(asked.root, create=False), evaluation_id, log.warning)
+    return Completed(message=f"evaluation {evaluation_id} is complete", data=evaluation_id)
 
 
 def run_flow(settings: Settings) -> str:
-    """Run as a flow with these settings; a temporary server is started where none is configured."""
+    """Run as a flow with these settings; a temporary server is started where none is configured.
+
+    Parameters
+    ----------
+    settings
+        With sources and a model.
+
+    Returns
+    -------
+    str
+        The run's id.
+
+    Raises
+    ------
+    UserError
+        As for `tagcos run`, or the configured server does not answer.
+    """
     for name in REQUIRED:
         if not getattr(settings, name):
             raise UserError(f"no {name} given: a flow needs {' and '.join(REQUIRED)}")
+    url = get_current_settings().api.url
+    if url and (error := _unreachable(url)):
+        raise UserError(
+            f"the Prefect server at {url} does not answer ({error}): start it (`prefect server start`), or unset PREFECT_API_URL "
+            "to run without it"
+        )
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    return tagcos_refresh(**given)
+    return str(tagcos_refresh(**given))
+
+
+def _unreachable(url: str) -> str | None:
+    """Why a server cannot be reached; None where it can."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+            return None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from storage.exports.write import FORMATS
 from tagcos_stream.config import SELECT_FIELDS, Settings
+from tagcos_stream.declare import panel_of
 from tagcos_stream.evaluation.config import Evaluation
 
 ACRONYMS = {"Lora": "LoRA", "Rslora": "rsLoRA", "Gpus": "GPUs"}
@@ -24,34 +26,74 @@ def title(name: str) -> str:
     return " ".join([ACRONYMS.get(first.capitalize(), first.capitalize()), *rest])
 
 
-def _parameter(name: str, field: FieldInfo, *, default: Any, description: str | None = None) -> inspect.Parameter:
-    """`default` Ellipsis: required. Limits (ge, gt, le) stay with the type, so that the server refuses what breaks them."""
+def _panels() -> list[str]:
+    """The panels of `tagcos run --help`, in their order."""
+    return list(dict.fromkeys(panel_of(Settings, name) for name in Settings.model_fields))
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Settings in the groups and order of `tagcos run --help`."""
+    panels = _panels()
+    return sorted(names, key=lambda name: panels.index(panel_of(Settings, name)))
+
+
+def _parameter(
+    name: str, field: FieldInfo, *, default: Any, description: str | None = None, panel: str = ""
+) -> inspect.Parameter:
+    """`default` Ellipsis: required. panel: group of the parameter, shown before its title.
+
+    Limits (ge, gt, le) stay with the type, so that the server refuses what breaks them.
+    """
     kind: Any = field.annotation
     limits = [*field.metadata, *([MinLen(1)] if default is ... else [])]
     if default is None:
         kind = kind | None
     annotation = Annotated[(kind, *limits)] if limits else kind
-    shown = Field(default, description=description or field.description, json_schema_extra={"title": title(name)})
+    shown_title = f"{panel}: {title(name)}" if panel else title(name)
+    shown = Field(default, description=description or field.description, json_schema_extra={"title": shown_title})
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 
 
 def refresh_parameters() -> list[inspect.Parameter]:
-    """Every setting."""
+    """Every setting, and an export."""
+    fields = Settings.model_fields
     return [
-        _parameter(name, field, default=... if name in REQUIRED else field.default)
-        for name, field in Settings.model_fields.items()
-    ]
+        _parameter(name, fields[name], default=... if name in REQUIRED else fields[name].default, panel=panel_of(Settings, name))
+        for name in _ordered(fields)
+    ] + export_parameters()
 
 
 def select_parameters() -> list[inspect.Parameter]:
-    """Root and run, then what may change; what is left out stays as that run had it."""
+    """Root and run, then what may change, where what is left out stays as that run had it; and an export."""
     root = Settings.model_fields["root"]
     run = FieldInfo(
         annotation=str, description="Complete run whose pool and settings are taken: its id, a name, or latest (main)."
     )
-    return [_parameter("root", root, default=root.default), _parameter("run", run, default="latest")] + [
-        _parameter(name, Settings.model_fields[name], default=None, description=_or_as_before(Settings.model_fields[name]))
-        for name in SELECT_FIELDS
+    named = [
+        _parameter("root", root, default=root.default, panel="Pool"),
+        _parameter("run", run, default="latest", panel="Pool"),
+    ]
+    changed = [
+        _parameter(
+            name,
+            Settings.model_fields[name],
+            default=None,
+            description=_or_as_before(Settings.model_fields[name]),
+            panel=panel_of(Settings, name),
+        )
+        for name in _ordered(SELECT_FIELDS)
+    ]
+    return [*named, *changed, *export_parameters()]
+
+
+def export_parameters() -> list[inspect.Parameter]:
+    """Where and in which format a complete run is exported."""
+    out = FieldInfo(annotation=str, description="File or folder to export the selection to; empty: no export.")
+    kinds: Any = Literal[tuple(FORMATS)]
+    format = FieldInfo(annotation=kinds, description="Format of the export (docs/exports.md).")
+    return [
+        _parameter("out", out, default=None, panel="Export"),
+        _parameter("format", format, default="messages", panel="Export"),
     ]
 
 

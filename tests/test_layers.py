@@ -33,7 +33,7 @@ FLOWS = (
     ("flows.workers",),
     ("flows.plan", "flows.survey", "flows.guards"),
     ("flows.changes", "flows.reference"),
-    ("flows.results",),
+    ("flows.results", "flows.checks"),
     ("flows.context",),
     ("flows.models",),
     ("flows.progress",),

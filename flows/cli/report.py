@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +19,13 @@ def report(
     ] = "latest",
     root: RootOption = DEFAULT_ROOT,
     out: Annotated[Path | None, typer.Option(help="HTML file to write; default reports/RUN.html under the root.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Also serve the page on 127.0.0.1 until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --serve; 0: a free one.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML page that shows what a run selected from what, and why; it opens from disk and needs no network."""
-    from flows.report.build import write_report
+    from flows.report import serve as server
+    from flows.report.build import report_key, write_report
     from storage.catalog import runs
     from storage.root import open_root
 
@@ -32,3 +36,6 @@ def report(
         print_json({"run_id": found, "path": str(place), "bytes": size})
     else:
         print(f"report of {found} written to {place} ({size / 1e6:.1f} MB)")
+    if serve:
+        page = opened.files.read(report_key(found)) if out is None else out.read_bytes()
+        server.serve(page, port, lambda address: print(f"serving it at {address} until Ctrl-C", file=sys.stderr, flush=True))

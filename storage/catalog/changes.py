@@ -12,7 +12,7 @@ from storage.database import Catalog
 
 
 def earlier_run(catalog: Catalog, run_id: str, reads: Mapping[str, Any]) -> str | None:
-    """Find the newest other complete run that read the same sources in the same way.
+    """Find the newest other complete run of the same name that read the same sources in the same way.
 
     Parameters
     ----------
@@ -30,8 +30,10 @@ def earlier_run(catalog: Catalog, run_id: str, reads: Mapping[str, Any]) -> str 
     """
     found = catalog.read(
         """SELECT r.run_id, s.detail->>'reads' AS reads FROM runs r JOIN stages s ON s.run_id = r.run_id AND s.stage = 'ingest'
-        WHERE r.status = 'complete' AND r.run_id <> ? ORDER BY r.finished_at DESC, r.run_id DESC""",
-        [run_id],
+        WHERE r.status = 'complete' AND r.run_id <> $run
+            AND r.name IS NOT DISTINCT FROM (SELECT m.name FROM runs m WHERE m.run_id = $run)
+        ORDER BY r.finished_at DESC, r.run_id DESC""",
+        {"run": run_id},
     )
     for name, recorded in found.iter_rows():
         if recorded is not None and json.loads(recorded) == reads:

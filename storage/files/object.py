@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from storage.files.base import Seen, as_bytes
 from tagcos_stream.credentials import redact
 from tagcos_stream.types import TransientError, UserError
+
+LINK_DAYS = 7  # the longest time for which S3 signs
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -42,6 +46,14 @@ class ObjectFiles:
 
     def place(self, key: str) -> str:
         return f"{self.url}/{key}"
+
+    def link(self, key: str) -> str:
+        """Return a URL by which anyone can read a file for LINK_DAYS days; where the store signs none, its plain address."""
+        signing: Any = self._store
+        try:
+            return str(self._api.sign(signing, "GET", key, timedelta(days=LINK_DAYS)))
+        except (TypeError, ValueError, self._api.exceptions.BaseError):
+            return self.place(key)
 
     def size(self, key: str) -> int | None:
         try:

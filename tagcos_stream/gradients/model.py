@@ -70,6 +70,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    check_device(device)
     dtype = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise UserError(f"dtype is {dtype!r}: use auto, float32, bfloat16 or float16")
@@ -99,6 +100,31 @@ def load_model(
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return LoadedModel(model, tokenizer, ref, model_fingerprint(model, tokenizer), _positions(model.config), device, dtype)
+
+
+def check_device(device: str) -> None:
+    """Check that torch has a device.
+
+    Parameters
+    ----------
+    device
+        cpu, cuda or cuda:N.
+
+    Raises
+    ------
+    UserError
+        It has not, or the name is another.
+    """
+    kind, colon, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise UserError(f"device is {device!r}: use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if kind == "cuda" and torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= count:
+        found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+        raise UserError(
+            f"device {device}: torch {torch.__version__} finds {found}; use --device cpu or auto, or install a CUDA "
+            "build of torch and the driver (`tagcos doctor`)"
+        )
 
 
 def load_tokenizer(ref: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -73,8 +73,10 @@ class Prefect:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("flows", "storage", "tagcos_stream", "prefect.yaml", "prefect.toml"):
+        for name in ("flows", "storage", "tagcos_stream", "checks", "prefect.toml"):
             (self.folder / name).symlink_to(CHECKOUT / name)
+        deployments = (CHECKOUT / "prefect.yaml").read_text(encoding="utf-8")
+        (self.folder / "prefect.yaml").write_text(deployments.replace(MODEL, str(self.model)), encoding="utf-8")
 
     @property
     def api(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from storage.catalog import evaluations, runs, selections
 from storage.root import open_root
+from tagcos_stream.types import UserError
 from tests.flows.server import free_port
 
 CODE = """
@@ -78,6 +80,10 @@ with prefect_test_harness(server_startup_timeout=120):
         tagcos_refresh(sources=["pool"], model="m", dim="many")
     except Exception as error:
         refused = type(error).__name__
+    try:
+        tagcos_refresh(**json.loads(sys.argv[1]) | {"model": "./nothing", "root": root + "-other"})
+    except Exception as error:
+        refused = [refused, type(error).__name__, str(error)]
     found = {"run_id": run_id, "refused": refused, "evaluated": evaluated} | asyncio.run(seen())
     found |= {"tries": tries(json.loads(sys.argv[1])), "slots": slots()}
     print("RESULT " + json.dumps(found))
@@ -104,10 +110,13 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
-    assert result["tasks"] == sorted([name, "Completed"] for name in (*pipeline.STAGES, "evaluate"))
-    shown = ["evaluate", "evaluation", "gradients", "report", "selection-by-source", "summary"]
+    assert result["tasks"] == sorted([name, "Completed"] for name in (*pipeline.STAGES, "evaluate", "report"))
+    shown = ["evaluate", "evaluation", "gradients", "report", "selection-by-dataset", "selection-by-source", "summary"]
     assert result["artifacts"] == [f"tagcos-{name}" for name in shown]
-    assert result["refused"] == "ParameterTypeError"
+    assert result["refused"][:2] == ["ParameterTypeError", "UserError"]
+    assert result["refused"][2].startswith("model ./nothing: no such folder or file")
+    assert f"Failed('{result['refused'][2]}')" in done.stderr
+    assert "Traceback" not in done.stderr
     assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
     assert result["slots"] == [1, 0]
 
@@ -139,6 +148,20 @@ def test_artifacts__a_server_that_is_away_fails_nothing(monkeypatch: pytest.Monk
     about = [text for text in said if "artifact" in text]
     assert len(about) == 1, said
     assert "took no artifact: ConnectError" in about[0]
+
+
+def test_run__says_in_one_line_that_the_server_is_away(small_settings: Callable[..., dict[str, Any]]) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.prefect_flow import run_flow
+    from tagcos_stream.config import load_settings
+
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}), pytest.raises(UserError) as error:
+        run_flow(load_settings(small_settings()))
+    assert re.fullmatch(
+        r"the Prefect server at http://\S+ does not answer \(.*refused\): start it \(`prefect server start`\), or unset.*",
+        str(error.value),
+    )
 
 
 def test_run__waits_for_no_server(monkeypatch: pytest.MonkeyPatch, small_settings: Callable[..., dict[str, Any]]) -> None:

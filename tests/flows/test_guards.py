@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from flows import changes, pipeline
+from flows.checks import Stage, load_checks, run_checks
+from flows.context import RunContext
 from flows.progress import LineReporter, SilentReporter
-from storage.catalog import runs
+from storage.catalog import check_results, runs
 from storage.catalog.changes import by_file, by_source
 from storage.database import Catalog
 from storage.root import open_root
@@ -70,7 +72,7 @@ def test_run__says_by_source_what_came_went_and_was_rejected(first: tuple[Path, 
         "sums.jsonl": "changed",
     }
     assert outcome.stages["ingest"]["since"] == before
-    again = pipeline.run(load_settings(values), SilentReporter())
+    again = pipeline.run(load_settings(values | {"max_retired": 0}), SilentReporter())
     assert again.sentence == "12 of 121 selected; sources unchanged, 1 row rejected, churn 0%"
 
 
@@ -149,7 +151,71 @@ def test_guard__a_loss_is_accepted_once_and_other_sources_are_no_loss(first: tup
         pipeline.run(load_settings(values | {"max_retired": 39}), SilentReporter())
     accepted = pipeline.run(load_settings(values | {"max_retired": 40}), SilentReporter())
     assert "-40 retired (colours.jsonl gone)" in accepted.sentence
-    assert "sources unchanged" in pipeline.run(load_settings(values | {"max_retired": 0}), SilentReporter()).sentence
     # a source that the user no longer names is no loss
     fewer = pipeline.run(load_settings(values | {"sources": values["sources"][:1]}), SilentReporter())
     assert "-38 retired (chat.jsonl gone)" in fewer.sentence
+
+
+def checked(first: tuple[Path, dict[str, Any], str], folder: Path, stage: Stage) -> list[str]:
+    """What the checks of a folder say of the first run."""
+    said: list[str] = []
+    root = open_root(first[1]["root"], create=False)
+    run = RunContext(load_settings(first[1]), first[2], root, LineReporter(said.append))
+    run_checks(run, load_checks(str(folder)), stage)
+    return said
+
+
+def test_checks__warn_stop_and_are_recorded(first: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    catalog = catalog_of(first[1])
+    warn = (
+        "-- Sources.\n-- severity: warn\n-- after: select\nSELECT source, pool FROM source_changes($since, $run) ORDER BY source"
+    )
+    (tmp_path / "few.sql").write_text(warn)
+    (tmp_path / "none.sql").write_text("SELECT * FROM selection_of($run) WHERE rank < 0")
+    said = checked(first, tmp_path, "select")
+    assert said == ["check few (warn) after select: 2 rows, the first: source chat, pool 40", "checks after select: 2 run"]
+    assert checked(first, tmp_path, "ingest") == ["checks after ingest: 1 run"]
+    (tmp_path / "many.sql").write_text("FROM pool_of($run) CROSS JOIN range(100)")
+    with pytest.raises(
+        UserError, match=r"check many \(stop\) after ingest: more than 1,000 rows, .*Nothing was published: .*many.sql"
+    ):
+        checked(first, tmp_path, "ingest")
+    rows = {(row["stage"], row["name"]): (row["severity"], row["rows"]) for row in check_results.of_run(catalog, first[2])}
+    assert rows == {
+        ("select", "few"): ("warn", 2),
+        ("select", "none"): ("stop", 0),
+        ("ingest", "none"): ("stop", 0),
+        ("ingest", "many"): ("stop", 1001),
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT 1 FROM nothing", r"Table with name nothing does not exist.*; correct the file"),
+        ("SELECT $seed", r"unknown parameter \$seed; there are \$run, \$since"),
+        ("SELECT 1; SELECT 2", r"a check is one SELECT statement"),
+        ("DELETE FROM runs", r"a check is one SELECT statement"),
+        ("COPY runs TO 'here.csv'", r"a check is one SELECT statement"),
+        ("FROM read_csv('/etc/passwd')", r"disabled"),
+        ("-- severity: loud\nSELECT 1", r"severity 'loud' is unknown; use stop or warn"),
+    ],
+)
+def test_checks__may_only_ask_the_catalog(first: tuple[Path, dict[str, Any], str], tmp_path: Path, query: str, says: str) -> None:
+    (tmp_path / "bad.sql").write_text(query)
+    with pytest.raises(UserError, match=says) as error:
+        checked(first, tmp_path, "ingest")
+    assert "bad.sql" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_checks__stop_a_run_before_it_selects(first: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+    catalog = catalog_of(first[1])
+    (tmp_path / "small.sql").write_text("-- after: ingest\nSELECT count(*) AS n FROM pool_of($run) HAVING n < 1000")
+    with pytest.raises(UserError, match="check small"):
+        pipeline.run(load_settings(first[1] | {"checks": str(tmp_path), "fraction": 0.2}), SilentReporter())
+    newest = runs.list_runs(catalog).row(0, named=True)
+    assert (newest["status"], newest["selected"]) == ("failed", None)
+    assert newest["error"].startswith("check small (stop) after ingest: 1 row, the first: n ")
+    with pytest.raises(UserError, match=r"checks: \S+nowhere is no folder with \.sql files"):
+        pipeline.run(load_settings(first[1] | {"checks": str(tmp_path / "nowhere")}), SilentReporter())

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import yaml
 from storage.catalog import runs
 from storage.database import Catalog
 from storage.root import open_root
-from tagcos_stream.config import SELECT_FIELDS, Settings
+from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.declare import panel_of
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
 from tests.flows.server import CHECKOUT, Prefect, Refused, documented
 
-SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, LIST, RESUME, PAUSE = documented()
+SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, ACCEPT = documented()
 
 
 def write_pool(folder: Path, per_topic: int) -> None:
@@ -105,74 +107,121 @@ def test_page__each_command_as_it_stands(prefect: Prefect) -> None:
     prefect.run(RUN)
     (first,) = prefect.runs()
     assert first["state_type"] == "COMPLETED"
-    assert re.fullmatch(r"refresh-\d{4}-\d\d-\d\d-model\d*-0\.1", first["name"])
-    assert sorted(first["tags"]) == ["refresh", "tagcos"]
+    assert first["state"]["message"] == "12 of 120 selected; first run of these sources"
+    assert re.fullmatch(r"refresh-tagcos-data-\d{4}-\d\d-\d\d-model\d*-0\.1", first["name"])
+    assert sorted(first["tags"]) == ["name:main", "refresh", "root:tagcos-data", "tagcos"]
     made = runs.list_runs(catalog(prefect))
     assert made["selected"].to_list() == [12]
     assert stages(prefect, made["run_id"][0])["gradients"]["computed"] == 120
 
-    # three new rows: only they are computed
+    # three new rows: only they are computed; the night is exported
     add_rows(prefect.folder / "pool", 3)
-    prefect.run(RUN)
+    prefect.run(NIGHTLY)
     again = runs.list_runs(catalog(prefect))["run_id"][0]
     found = stages(prefect, again)
     assert (found["ingest"]["new"], found["gradients"]["computed"], found["select"]["pool"]) == (3, 3, 123)
+    night = prefect.runs()[-1]
+    assert night["state"]["message"].startswith("6 of 123 selected; +3 new, churn ")
+    assert "nightly" in night["tags"]
+    assert len((prefect.folder / "exports" / "nightly.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
     # another share: none
     prefect.run(SELECT)
     chosen = runs.list_runs(catalog(prefect))
     assert chosen["selected"].to_list()[0] == 25
     assert stages(prefect, chosen["run_id"][0]).get("gradients", {"computed": 0})["computed"] == 0
-    assert re.fullmatch(r"select-\d{4}-\d\d-\d\d-0\.2", prefect.runs()[-1]["name"])
+    assert re.fullmatch(r"select-tagcos-data-\d{4}-\d\d-\d\d-0\.2", prefect.runs()[-1]["name"])
 
     assert all(run["name"][:20] in prefect.run(RUNS) for run in prefect.runs())
     assert "tagcos-summary" in prefect.run(ARTIFACTS)
     assert again in prefect.run(STATUS)
+    assert f"{chosen['run_id'][0]}.html" in prefect.run(REPORT)
+
+
+def test_guard__stops_the_night_and_leaves_the_day_before(prefect: Prefect) -> None:
+    """After the runs above."""
+    exported = (prefect.folder / "exports" / "nightly.jsonl").read_bytes()
+    (prefect.folder / "pool" / "cities.jsonl").rename(prefect.folder / "cities.jsonl")
+    prefect.run(NIGHTLY, fails=True)
+    stopped = prefect.runs()[-1]
+    said = stopped["state"]["message"]
+    assert stopped["state_type"] == "FAILED"
+    assert re.search(
+        r"source pool: 40 of 123 examples are gone since run-\S+ \(33%: cities.jsonl gone\), max_retired is 0.1", said
+    )
+    assert "accept the loss in one run with --max-retired 40" in said
+    logs = prefect.ask("/logs/filter", logs={"flow_run_id": {"any_": [stopped["id"]]}}, limit=200)
+    assert not [line["message"] for line in logs if "Traceback" in line["message"]]
+    assert statuses(prefect, "tagcos-data")[0] == "failed"
+    assert (prefect.folder / "exports" / "nightly.jsonl").read_bytes() == exported
+    shown = prefect.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [stopped["id"]]}})
+    (summary,) = [artifact["data"] for artifact in shown if artifact["key"] == "tagcos-summary"]
+    assert "| pool | 123 | 83 | 0 | 0 | 40 | 0 | 0 |" in summary
+
+    prefect.run(ACCEPT)
+    assert "-40 retired (cities.jsonl gone)" in prefect.runs()[-1]["state"]["message"]
+    (prefect.folder / "cities.jsonl").rename(prefect.folder / "pool" / "cities.jsonl")
 
 
 def test_artifacts__tell_what_was_selected(prefect: Prefect) -> None:
-    """Of the runs above."""
-    run_id = runs.list_runs(catalog(prefect))["run_id"][1]
+    """Of the night above."""
+    (night,) = [run for run in prefect.runs() if (run["state"]["message"] or "").startswith("6 of 123 selected")]
     found: dict[str, dict[str, Any]] = {}
-    for artifact in prefect.ask("/artifacts/filter", limit=100):
-        if artifact["description"] == run_id or artifact["type"] == "progress":
-            found[artifact["key"]] = artifact
-    table = json.loads(found["tagcos-selection-by-source"]["data"])
-    assert {row["dataset"]: row["pool"] for row in table} == {"sums": 43, "colours": 40, "cities": 40}
-    assert sum(row["selected"] for row in table) == 12
+    for artifact in prefect.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [night["id"]]}}):
+        found[artifact["key"]] = artifact
+    run_id = found["tagcos-summary"]["description"]
+    by_dataset = json.loads(found["tagcos-selection-by-dataset"]["data"])
+    assert {row["dataset"]: row["pool"] for row in by_dataset} == {"sums": 43, "colours": 40, "cities": 40}
+    assert sum(row["selected"] for row in by_dataset) == 6
+    (pool,) = json.loads(found["tagcos-selection-by-source"]["data"])
+    assert (pool["source"], pool["before"], pool["pool"], pool["new"], pool["selected"]) == ("pool", 120, 123, 3, 6)
     text = found["tagcos-summary"]["data"]
-    assert "| rows new | 3 |" in text
-    assert "| selected | 12 |" in text
+    assert "**6 of 123 selected; +3 new, churn " in text
+    assert "| pool | 120 | 123 | 3 | 0 | 0 | 0 | 6 |" in text
+    assert "](data:image/png;base64," in text
+    assert "| rejected\\_rows | ingest | stop | passed |" in text
     assert all(re.search(rf"\| {stage} \| \d", text) for stage in ("ingest", "gradients", "select", r"\*\*all\*\*"))
     assert float(found["tagcos-gradients"]["data"]) == 100.0
-    assert f"reports/{run_id}.html" in found["tagcos-report"]["data"]
+    assert f"/reports/{run_id}.html" in found["tagcos-report"]["data"]
+    assert f"tagcos report {run_id}" in found["tagcos-report"]["data"]
+    assert "file://" not in found["tagcos-report"]["data"]
     assert run_id in (prefect.folder / "tagcos-data" / "reports" / f"{run_id}.html").read_text(encoding="utf-8")
 
 
-def test_schedule__is_paused_until_resumed(prefect: Prefect) -> None:
-    (schedule,) = deployment(prefect, "tagcos-refresh/nightly")["schedules"]
-    assert not schedule["active"]
+def test_schedule__keeps_its_state_when_deployed_again(prefect: Prefect) -> None:
+    name = "tagcos-refresh/nightly"
+    (schedule,) = deployment(prefect, name)["schedules"]
     assert schedule["schedule"]["cron"] == "0 2 * * *"
     listed = prefect.run(LIST)
     assert "nightly" in listed or "0 2 * * *" in listed
     for command, active in ((RESUME, True), (PAUSE, False)):
         prefect.run(command.removesuffix("ID") + schedule["id"])
-        assert deployment(prefect, "tagcos-refresh/nightly")["schedules"][0]["active"] is active
+        assert deployment(prefect, name)["schedules"][0]["active"] is active
+        prefect.run(DEPLOY.replace("--all", "--name nightly"))
+        assert deployment(prefect, name)["schedules"][0]["active"] is active
+    assert deployment(prefect, name)["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
 
 def test_parameters__are_readable_and_checked(prefect: Prefect) -> None:
     schema = deployment(prefect, "tagcos-refresh/on-demand")["parameter_openapi_schema"]
-    assert set(schema["properties"]) == set(Settings.model_fields)
-    assert schema["required"] == ["sources", "model"]
-    for name, shown in schema["properties"].items():
-        field = Settings.model_fields[name]
+    assert set(schema["properties"]) == {*Settings.model_fields, "out", "format"}
+    assert sorted(schema["required"]) == ["model", "sources"]
+    panels = [
+        shown["title"].split(":")[0] for shown in sorted(schema["properties"].values(), key=lambda shown: shown["position"])
+    ]
+    assert [panel for panel, _ in groupby(panels)] == [
+        *dict.fromkeys(panel_of(Settings, f) for f in Settings.model_fields),
+        "Export",
+    ]
+    for name in Settings.model_fields:
+        shown, field = schema["properties"][name], Settings.model_fields[name]
         assert shown["description"] == field.description
         assert "_" not in shown["title"], "a title for people"
         if name not in schema["required"]:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert shown["default"] == default
     changes = deployment(prefect, "tagcos-select/reselect")["parameter_openapi_schema"]
-    assert set(changes["properties"]) == {"root", "run", *SELECT_FIELDS}
+    assert set(changes["properties"]) == {"root", "run", "out", "format", *SELECT_FIELDS}
 
     before = len(prefect.runs())
     good = {"sources": ["pool"], "model": "m"}
@@ -227,8 +276,15 @@ def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:
     assert prefect.outside.asked == []
 
 
-def test_yaml__deploys_what_the_page_tells(prefect: Prefect) -> None:
+def test_yaml__deploys_what_the_page_says() -> None:
     page = (CHECKOUT / "docs" / "prefect.md").read_text(encoding="utf-8")
     flows = {"tagcos_refresh": "tagcos-refresh", "tagcos_select": "tagcos-select", "tagcos_evaluate": "tagcos-evaluate"}
     for made in yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         assert f"`{flows[made['entrypoint'].split(':')[1]]}/{made['name']}`" in page
+    # the second root is a deployment like those of the file
+    (second,) = yaml.safe_load(
+        "deployments:\n" + re.findall(r"```yaml\n(.*?)```", page.replace("*pool", "{name: process}"), re.S)[0]
+    )["deployments"]
+    assert set(second["parameters"]) <= {*Settings.model_fields, "out", "format"}
+    load_settings({name: value for name, value in second["parameters"].items() if name in Settings.model_fields})
+    assert (CHECKOUT / "checks" / "unselected_datasets.sql").read_text(encoding="utf-8") in page

@@ -7,7 +7,13 @@ import json
 import re
 import resource
 import shutil
+import signal
+import struct
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,7 @@ from flows import pipeline
 from flows.compare import diagnose
 from flows.progress import SilentReporter
 from flows.report.build import make_report, write_report
+from flows.report.picture import datasets_png
 from storage.catalog import runs
 from storage.database import Catalog
 from storage.root import Root, open_root
@@ -462,3 +469,49 @@ def test_report__of_a_hundred_thousand_selections(tmp_path: Path) -> None:
     assert len(found.plots["map"]["rows"]) < 4_000
     assert sum(row["pool"] for row in found.plots["sizes-characters"]["rows"]) == found.figures["usable"] > 900_000
     assert size < 10e6
+
+
+def test_serve__on_loopback_until_interrupted(page: Path) -> None:
+    command = [sys.executable, "-c", SERVE, str(page)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as serving:
+        assert serving.stderr is not None
+        address = serving.stderr.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(address, timeout=10) as answer:
+            assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+            assert answer.read() == page.read_bytes()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            opener.open(address + "other", timeout=10)
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(10) == 0
+        assert serving.stderr.read() == ""
+
+
+# what `tagcos report --serve` calls, without the seconds that its imports take
+SERVE = """
+import sys
+from pathlib import Path
+from flows.report.serve import serve
+serve(Path(sys.argv[1]).read_bytes(), 0, lambda address: print(address, file=sys.stderr, flush=True))
+"""
+
+
+def test_picture__is_a_png_of_the_datasets(grown: Root) -> None:
+    catalog, run_id = latest(grown)
+    drawn = datasets_png(catalog.read("FROM by_dataset(?)", [run_id]).to_dicts())
+    assert drawn.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", drawn[16:24])
+    assert width > 600
+    assert height > 200
+
+
+def test_changes__of_sources_are_in_notes_and_a_table(page: Path, content: Content, sql: Sql) -> None:
+    assert "+15 new, 1 row rejected." in page.read_text(encoding="utf-8")
+    (pool,) = content.rows("source-changes")
+    (counted,) = sql(
+        "SELECT before, pool, new, returned, retired, rejected, selected FROM source_changes("
+        "(SELECT base_run FROM refreshes WHERE run_id = RUN), RUN)"
+    )
+    assert pool[0] == "pool"
+    assert tuple(map(int, pool[1:])) == counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,12 @@ def test_open_files__unknown_scheme() -> None:
 def test_object_files__write_to_a_missing_bucket_names_it(s3_server: str) -> None:
     with pytest.raises(UserError, match=r"cannot write s3://no-such-bucket/root/k.*bucket"):
         open_files("s3://no-such-bucket/root").write("k", b"v")
+
+
+def test_object_files__link_is_signed_and_readable_without_credentials(bucket: str) -> None:
+    files = ObjectFiles(bucket)
+    files.write("reports/run.html", b"<p>report</p>")
+    link = files.link("reports/run.html")
+    assert "Signature=" in link
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(link, timeout=30) as answer:
+        assert answer.read() == b"<p>report</p>"
