@@ -106,8 +106,7 @@ def _state(root: str, name: str | None, work: Callable[[], Outcome], out: str | 
 
     A mistake of the user ends the flow run as failed without a traceback: what it says is all that there is to know.
     """
-    for name in ENGINE_LOGGERS:
-        logging.getLogger(name).addFilter(_no_mistake)
+    _hide_tracebacks()
     log = get_run_logger()
     with for_show(log.warning):
         _tag(root, name)
@@ -138,6 +137,12 @@ def _report(root: Root, run_id: str) -> str | None:
     except UserError as error:
         get_run_logger().warning(f"no report was written: {error}")
         return None
+
+
+def _hide_tracebacks() -> None:
+    """Keep the tracebacks of mistakes out of the logs of flow runs."""
+    for name in ENGINE_LOGGERS:
+        logging.getLogger(name).addFilter(_no_mistake)
 
 
 def _no_mistake(record: logging.LogRecord) -> bool:
@@ -215,8 +220,7 @@ def tagcos_select(root: str, run: str, out: str | None = None, format: str | Non
 @takes(evaluate_parameters())
 def tagcos_evaluate(**settings: Any) -> State[str]:
     """Train one model on each selection and on the whole pool, and measure what it learned. Its result is the evaluation's id."""
-    for name in ENGINE_LOGGERS:
-        logging.getLogger(name).addFilter(_no_mistake)
+    _hide_tracebacks()
     log = get_run_logger()
     try:
         asked = load_evaluation(settings)

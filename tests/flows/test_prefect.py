@@ -23,7 +23,8 @@ from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
 from tests.flows.server import CHECKOUT, Prefect, Refused, documented
 
-SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, ACCEPT = documented()
+SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, *_ = documented()
+PROMOTE, PUBLISH, ACCEPT = documented()[-3:]
 
 
 def write_pool(folder: Path, per_topic: int) -> None:
@@ -135,7 +136,11 @@ def test_page__each_command_as_it_stands(prefect: Prefect) -> None:
     assert all(run["name"][:20] in prefect.run(RUNS) for run in prefect.runs())
     assert "tagcos-summary" in prefect.run(ARTIFACTS)
     assert again in prefect.run(STATUS)
-    assert f"{chosen['run_id'][0]}.html" in prefect.run(REPORT)
+    assert f"{again}.html" in prefect.run(REPORT)
+    assert again in prefect.run(PROMOTE)
+    prefect.run(PUBLISH)
+    exported = [(prefect.folder / "exports" / f"{name}.jsonl").read_bytes() for name in ("nightly", "prod")]
+    assert exported[0] == exported[1]
 
 
 def test_guard__stops_the_night_and_leaves_the_day_before(prefect: Prefect) -> None:
