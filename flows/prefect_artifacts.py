@@ -214,7 +214,7 @@ def _drift(root: Root, run_id: str) -> list[str]:
 def _checks(root: Root, run_id: str) -> list[str]:
     """Results of the user's checks."""
     rows = [
-        (row["name"], row["stage"], row["severity"], _text(described(row["rows"], json.loads(row["first_row"] or "{}"))))
+        (_text(row["name"]), row["stage"], row["severity"], _text(described(row["rows"], json.loads(row["first_row"] or "{}"))))
         for row in check_results.of_run(root.catalog, run_id)
     ]
     return [_table(("check", "after", "severity", "result"), rows)] if rows else []

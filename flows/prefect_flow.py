@@ -1,4 +1,4 @@
-"""The pipeline as Prefect flows: the same stages as tasks, the same settings as flat, checked parameters: docs/prefect.md."""
+"""The pipeline as Prefect flows: the same stages as tasks, the same settings as flat, checked parameters: docs/nightly.md."""
 
 # ruff: noqa: E402 -- environment variables that are read at import are set first
 from __future__ import annotations

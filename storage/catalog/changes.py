@@ -42,15 +42,17 @@ def earlier_run(catalog: Catalog, run_id: str, reads: Mapping[str, Any]) -> str 
 
 
 def compared_with(catalog: Catalog, run_id: str) -> str | None:
-    """Return the run that a run's sources are compared with: the one ingest recorded, else the base of its refresh."""
+    """Return the run that a run's sources are compared with: the one ingest recorded, else the base of its refresh.
+
+    None where there is none, or it was dropped.
+    """
     found = catalog.read(
-        """SELECT coalesce(
+        """SELECT run_id FROM runs WHERE run_id = coalesce(
             (SELECT detail->>'since' FROM stages WHERE run_id = $run AND stage = 'ingest'),
-            (SELECT base_run FROM refreshes WHERE run_id = $run)) AS base""",
+            (SELECT base_run FROM refreshes WHERE run_id = $run))""",
         {"run": run_id},
     )
-    base = found["base"][0]
-    return None if base is None else str(base)
+    return None if found.is_empty() else str(found["run_id"][0])
 
 
 def by_source(catalog: Catalog, run_id: str, base: str | None) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""A real Prefect server and process worker on loopback, started with the commands of docs/prefect.md."""
+"""A real Prefect server and process worker on loopback, started with the commands of docs/nightly.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
-PAGE = CHECKOUT / "docs" / "prefect.md"
+PAGE = CHECKOUT / "docs" / "nightly.md"
 MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
 
 
@@ -173,10 +173,10 @@ class Prefect:
                 time.sleep(0.2)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Flow runs, oldest first."""
-        found = self.ask("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC", limit=100)
+        """Flow runs, oldest first, without those that a schedule holds for the nights to come."""
+        found = self.ask("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC", limit=200)
         assert isinstance(found, list)
-        return found
+        return [run for run in found if run["state_type"] != "SCHEDULED" or not run["auto_scheduled"]]
 
     def await_run(self, flow_run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Until it is in a final state."""

@@ -1,4 +1,4 @@
-"""A real Prefect server and worker: every command of docs/prefect.md, and what the page promises of runs."""
+"""A real Prefect server and worker: every command of docs/nightly.md, and what the page promises of runs."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_schedule__keeps_its_state_when_deployed_again(prefect: Prefect) -> None
     assert schedule["schedule"]["cron"] == "0 2 * * *"
     listed = prefect.run(LIST)
     assert "nightly" in listed or "0 2 * * *" in listed
-    for command, active in ((RESUME, True), (PAUSE, False)):
+    for command, active in ((PAUSE, False), (RESUME, True)):
         prefect.run(command.removesuffix("ID") + schedule["id"])
         assert deployment(prefect, name)["schedules"][0]["active"] is active
         prefect.run(DEPLOY.replace("--all", "--name nightly"))
@@ -282,7 +282,7 @@ def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:
 
 
 def test_yaml__deploys_what_the_page_says() -> None:
-    page = (CHECKOUT / "docs" / "prefect.md").read_text(encoding="utf-8")
+    page = (CHECKOUT / "docs" / "nightly.md").read_text(encoding="utf-8")
     flows = {"tagcos_refresh": "tagcos-refresh", "tagcos_select": "tagcos-select", "tagcos_evaluate": "tagcos-evaluate"}
     for made in yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]:
         assert f"`{flows[made['entrypoint'].split(':')[1]]}/{made['name']}`" in page
