@@ -148,6 +148,9 @@ def _commit(catalog: Catalog, ids: Sequence[str], texts: Sequence[str], parts: S
         connection.execute(
             f"UPDATE runs SET error = 'erased: it quoted a forgotten text' WHERE {holds.format('error')}", {"texts": escaped}
         )
+        connection.execute(
+            f"UPDATE check_results SET first_row = NULL WHERE {holds.format('first_row::VARCHAR')}", {"texts": escaped}
+        )
     return int(count)
 
 

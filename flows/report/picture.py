@@ -34,6 +34,6 @@ def datasets_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
         for row in largest
         for who, count, share in (("pool", "pool", "share_of_pool"), ("selection", "selected", "share_of_selection"))
     ]
-    plot = plots.by_source(drawn)
+    plot = plots.by_dataset(drawn)
     size = {"width": WIDTH, "height": plot.step * len(largest) + AROUND, "background": "white"}
     return bytes(vl_convert.vegalite_to_png(plot.spec | size | {"datasets": {"rows": drawn}}, scale=1.5))
