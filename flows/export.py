@@ -24,12 +24,32 @@ def export(
     leave_out: bool = False,
     tokenizer: str | None = None,
 ) -> exports.Exported:
-    """Write a complete run's selection (None or "latest": the newest run), as `storage.exports.write.export` does.
+    """Write a run's selection for a trainer, as `storage.exports.write.export` does.
 
-    tokenizer: model whose tokens `trl` has; default the run's.
+    Parameters
+    ----------
+    root
+        The root that holds the run.
+    run_id
+        A complete run; None or "latest" for the newest one.
+    path
+        File or folder to write; replaced only if an earlier export made it.
+    format
+        Name of an export format; by default JSON lines or Parquet by the suffix.
+    leave_out
+        Leave out what the format cannot hold, instead of refusing.
+    tokenizer
+        Model whose tokens the format `trl` writes; by default the run's model.
 
-    Raises:
-        UserError: as there, and a model that cannot be found.
+    Returns
+    -------
+    Exported
+        Counts and place.
+
+    Raises
+    ------
+    UserError
+        As for `storage.exports.write.export`, or the tokenizer's model cannot be found.
     """
     name = exports.check_target(path, format)
     run = runs.complete_run(root.catalog, run_id)

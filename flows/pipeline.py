@@ -38,8 +38,7 @@ RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run came to: its id, what each stage reported, one sentence on what was selected and what changed, and what
-    was planned once its sources were read."""
+    """Result of a completed run: its id, what each stage reported, and one sentence on what was selected and what changed."""
 
     run_id: str
     stages: Mapping[str, Mapping[str, Any]]
@@ -48,21 +47,26 @@ class Outcome:
 
 
 def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage = run_stage) -> Outcome:
-    """Run every stage under the root's writer lock. Called again after any interruption it goes on where it stopped.
+    """Run every stage under the root's writer lock. A second call continues where an interrupted one stopped.
 
     Parameters
     ----------
     settings
         With sources and a model.
     reporter
-        Gets messages and progress; by default bars in a terminal, else lines.
+        Gets messages and progress; by default bars in a terminal, otherwise lines.
     do_stage
         Does one stage: here, or as a task of an orchestrator.
+
+    Returns
+    -------
+    Outcome
+        What the run selected, and what each stage reported.
 
     Raises
     ------
     UserError
-        A mistake that the user can mend; the run is recorded as failed with its message.
+        A mistake that the user can correct; the run is recorded as failed with this message.
     """
     _check(settings)
     reporter = reporter or default_reporter()
@@ -88,12 +92,24 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
 
 
 def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
-    """What `run` would do with these settings. Reads sources and the root, writes nothing.
+    """Plan what `run` would do with these settings. Reads sources and the root, writes nothing.
+
+    Parameters
+    ----------
+    settings
+        As for `run`.
+    reporter
+        Gets messages and progress.
+
+    Returns
+    -------
+    Plan
+        Per stage, what is reused and what is computed.
 
     Raises
     ------
     UserError
-        As `run` would for its settings, sources and root.
+        As `run` would raise for its settings, sources and root.
     """
     _check(settings)
     reporter = reporter or default_reporter()
@@ -128,23 +144,30 @@ def _check(settings: Settings) -> None:
 def reselect(
     root: str, run_id: str | None = None, reporter: Reporter | None = None, do_stage: DoStage = run_stage, **changes: Any
 ) -> Outcome:
-    """Select again from the stored features of a complete run: a new run of the same pool, with other settings.
+    """Select again from the stored features of a complete run: a new run on the same pool, with other settings.
 
-    Neither sources nor model are read. Resumed like every run.
+    Neither sources nor model are read. An interrupted call is resumed like every run.
 
     Parameters
     ----------
     root
-        Folder or address of the root.
+        Folder or URL of the root.
     run_id
         The complete run, as `storage.catalog.runs.find_run` takes it; by default `latest`.
+    reporter, do_stage
+        As for `run`.
     **changes
         Any of SELECT_FIELDS; all other settings are those of that run.
+
+    Returns
+    -------
+    Outcome
+        Of the new run.
 
     Raises
     ------
     UserError
-        No such complete run, a setting that stored features do not allow to change, or a wrong value.
+        No such complete run, a setting that stored features do not allow to change, or an invalid value.
     """
     reporter = reporter or default_reporter()
     wrong = sorted(set(changes) - set(SELECT_FIELDS))
@@ -168,7 +191,22 @@ def reselect(
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run in the catalog, without its name, changed; a fraction replaces a count and the other way round."""
+    """Return a run's settings with some of them changed. A fraction replaces a count, and a count a fraction.
+
+    Parameters
+    ----------
+    base
+        The run's row of the catalog.
+    root
+        Folder or URL of the root.
+    changes
+        Settings by name; None is ignored.
+
+    Returns
+    -------
+    dict
+        Settings by name, without the run's own name.
+    """
     values = {**json.loads(base["config"]), "root": root, "name": None}
     if {"fraction", "count"} & set(changes):
         values |= {"fraction": None, "count": None}

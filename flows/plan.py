@@ -52,7 +52,18 @@ class Plan:
     exact: bool  # False: counts are upper bounds, or scaled from a sample
 
     def step(self, stage: str) -> Step:
-        """The step of a stage."""
+        """Return the step of a stage.
+
+        Parameters
+        ----------
+        stage
+            A stage's name, as in the plan's rows.
+
+        Returns
+        -------
+        Step
+            Its step of this plan.
+        """
         return next(step for step in self.steps if step.stage == stage)
 
     @property
@@ -61,25 +72,70 @@ class Plan:
         return "plan: " + "; ".join(step.summary for step in self.steps if step.stage != "ingest")
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain row a step, for tables and JSON."""
+        """Return the plan as plain rows, for tables and JSON.
+
+        Returns
+        -------
+        list of dict
+            One row for each step.
+        """
         return [asdict(step) for step in self.steps]
 
 
 def variants(settings: Settings) -> tuple[str, ...]:
-    """The gradient variant that is selected by, then those that are computed with it."""
+    """List the gradient variants that a run needs.
+
+    Parameters
+    ----------
+    settings
+        Of the run.
+
+    Returns
+    -------
+    tuple of str
+        The variant that is selected by, then those that are computed with it.
+    """
     return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
 
 
 def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
-    """The root's spaces of these settings, by variant; the wanted ones and others that share their adapter."""
+    """Find the root's feature spaces for these settings.
+
+    Parameters
+    ----------
+    catalog
+        Of the root.
+    settings
+        Those that identify a space are compared.
+
+    Returns
+    -------
+    dict
+        Space by variant: the wanted ones, and others that share their adapter.
+    """
     found = {name: spaces.find_space(catalog, space_recipe(settings, name)) for name in get_args(Variant)}
     return {name: space for name, space in found.items() if space is not None}
 
 
 def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: pl.DataFrame) -> tuple[str, str | None]:
-    """(the id that a clustering fitted to just this pool has, the clustering to use or None).
+    """Find the clustering that a run on this pool would use.
 
-    That is the exact one where it exists, else of those made with these settings the one that knows most of the pool.
+    Parameters
+    ----------
+    catalog
+        Of the root.
+    settings
+        Of clusters and machine.
+    space_id
+        Feature space of the pool.
+    pool
+        Columns segment and row.
+
+    Returns
+    -------
+    tuple of (str, str or None)
+        Id of a clustering fitted to exactly this pool, and the id of the one to use: that one if it exists, otherwise, among
+        clusterings made with these settings, the one that has most of the pool.
     """
     exact = clustering_id(settings, space_id, pool["example_id"].to_list())
     if clusterings.exists(catalog, exact):
@@ -121,7 +177,24 @@ def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Pla
 
 
 def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int) -> Plan:
-    """The plan of a run whose sources are read: its pool is what the catalog says."""
+    """Plan a run whose sources have been read, so that the catalog knows its pool.
+
+    Parameters
+    ----------
+    settings
+        Of the run.
+    catalog
+        Of the root.
+    run_id
+        The run.
+    files
+        Number of files of its sources.
+
+    Returns
+    -------
+    Plan
+        Per stage, what is reused and what is computed.
+    """
     return make_plan(settings, catalog, Survey(files, 0, pool.pool(catalog, run_id)))
 
 

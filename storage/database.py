@@ -283,7 +283,15 @@ class Catalog:
 
 
 def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Copy the database of a connection, outside of a transaction, to a new file that the connection may open."""
+    """Copy the database of a connection to a new file.
+
+    Parameters
+    ----------
+    connection
+        Outside of a transaction, and allowed to open the file.
+    path
+        The file.
+    """
     connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
     own = connection.execute("SELECT current_database()").fetchall()[0][0]
     connection.execute(f'COPY FROM DATABASE "{own}" TO copied')

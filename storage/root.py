@@ -97,7 +97,13 @@ class Root:
         return _writer(self.url, self.catalog_path, self.wait_seconds, self.on_wait)
 
     def written_by(self) -> tuple[str, int] | None:
-        """Host and process id of the writer at work; None if there is none."""
+        """Return who is writing to the root.
+
+        Returns
+        -------
+        tuple of (str, int) or None
+            Host and process id of the writer at work; None if there is none.
+        """
         return locked_by(self.catalog_path.with_name(LOCK))
 
 

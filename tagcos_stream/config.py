@@ -386,7 +386,7 @@ class Settings(BaseModel):
         Parameters
         ----------
         n_examples
-            Size of the pool.
+            Number of examples in the pool that could be drawn.
 
         Returns
         -------

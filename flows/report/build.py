@@ -27,16 +27,44 @@ MOST_NOTED = 12  # datasets
 
 
 def report_key(run_id: str) -> str:
-    """Where a run's report lies under its root."""
+    """Return where a run's report is stored.
+
+    Parameters
+    ----------
+    run_id
+        Id of any run; it need not have a report yet.
+
+    Returns
+    -------
+    str
+        Key under the root.
+    """
     return f"reports/{run_id}.html"
 
 
 def write_report(root: Root, run_id: str, out: Path | None = None) -> tuple[str, int]:
-    """Write it under the root, or to `out`; whole or not at all. Returns its place and bytes.
+    """Write the report of a run, atomically.
 
-    Raises:
-        UserError: no such complete run, or a place that cannot be written.
-        DamagedStore: an example that it shows, or a centroid, is not what was written.
+    Parameters
+    ----------
+    root
+        The root that holds the run.
+    run_id
+        A complete run.
+    out
+        File to write; by default the report's place under the root.
+
+    Returns
+    -------
+    tuple of (str, int)
+        Path or URL of the page, and its size in bytes.
+
+    Raises
+    ------
+    UserError
+        There is no such complete run, or `out` cannot be written.
+    DamagedStore
+        An example that the report shows, or a centroid, is not what was written.
     """
     if out is not None and out.suffix not in (".html", ".htm"):
         raise UserError(f"cannot write a report to {out}: it is a page, its name must end in .html")
@@ -50,7 +78,25 @@ def write_report(root: Root, run_id: str, out: Path | None = None) -> tuple[str,
 
 
 def make_report(root: Root, run_id: str) -> str:
-    """The page of a complete run. Its size, and memory beside the catalog's own limit, do not grow with the pool."""
+    """Make the report page of a run. Its size, and the memory used beyond the catalog's limit, do not grow with the pool.
+
+    Parameters
+    ----------
+    root
+        The root that holds the run.
+    run_id
+        Id of a complete run, in full.
+
+    Returns
+    -------
+    str
+        HTML.
+
+    Raises
+    ------
+    UserError
+        There is no such complete run.
+    """
     facts = report_facts.gather(root.catalog, run_id)
     shown = report_samples.collect(root, run_id, clustering_id=facts.clustering_id, base=facts.drift.get("base_run"))
     drawn = report_samples.map_sample(root, run_id, facts.run["space_id"], facts.clustering_id)
@@ -59,7 +105,24 @@ def make_report(root: Root, run_id: str) -> str:
 
 
 def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Report:
-    """The report's content; reads nothing."""
+    """Lay out the report; reads nothing.
+
+    Parameters
+    ----------
+    facts
+        Counts from the catalog.
+    shown
+        Examples with their text.
+    drawn
+        Examples on the map.
+    plane
+        Directions of the map.
+
+    Returns
+    -------
+    Report
+        Sections, tables and plots.
+    """
     method, config = facts.run["method"], json.loads(facts.run["config"])
     word = selection.WORDS[METHODS[method].within]
     known = Datasets(facts.datasets["dataset"])

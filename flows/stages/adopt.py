@@ -18,10 +18,21 @@ from tagcos_stream.types import UserError
 def adopt(run: RunContext) -> Features:
     """Take over the pool of the run that is selected from again, with its features of the settings' gradient variant.
 
+    Parameters
+    ----------
+    run
+        Context of the new run, which names the other one.
+
+    Returns
+    -------
+    Features
+        Of the whole pool.
+
     Raises
     ------
     UserError
-        The variant was not computed for the whole pool; says how to compute it. No target set has the name asked for.
+        The variant was not computed for the whole pool, and the message says how to compute it; or no target set has the
+        name asked for.
     """
     assert run.reselects is not None
     gc.sweep(run.root, gc.orphans(run.root))

@@ -29,10 +29,27 @@ STATE_EVERY = 10.0  # seconds between saved states of a k-means fit
 
 
 def cluster(run: RunContext, features: Features) -> Clustering:
-    """Find the pool's clustering, or make one; rows that it lacks join it.
+    """Find the pool's clustering or fit one; rows that it lacks join it.
 
-    A clustering of just this pool is used as it is. Otherwise the one that knows most of the pool is kept, as long as it fits
-    (`refit`), and only rows that it does not know are read. A method that needs no clusters gets none.
+    A clustering of exactly this pool is used as it is. Otherwise the one that has most of the pool is kept as long as it fits
+    (setting `refit`), and only rows that it lacks are read. A method that needs no clusters gets none.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+    features
+        Of its pool.
+
+    Returns
+    -------
+    Clustering
+        Id and counts.
+
+    Raises
+    ------
+    UserError
+        The fit does not fit in memory_limit.
     """
     settings = run.settings
     space_id, pool = features.space_id, features.pool
@@ -66,7 +83,18 @@ def cluster(run: RunContext, features: Features) -> Clustering:
 
 
 def keys(pool: pl.DataFrame) -> np.ndarray:
-    """(n,) uint64: the first half of the example ids."""
+    """Return a number for each example that does not depend on where it is stored.
+
+    Parameters
+    ----------
+    pool
+        Column example_id.
+
+    Returns
+    -------
+    np.ndarray
+        (n,) uint64, the first half of each id.
+    """
     return pool["example_id"].str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64).to_numpy()
 
 

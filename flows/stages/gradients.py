@@ -22,6 +22,18 @@ LOUD = 0.01  # a share of the pool that is lost for one reason
 def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
     """Compute the features that the pool lacks in its spaces, block by block; a committed block is never computed again.
 
+    Parameters
+    ----------
+    run
+        Context of the run.
+    asked
+        Spaces of its settings.
+
+    Returns
+    -------
+    Features
+        Of the space that is selected by.
+
     Raises
     ------
     UserError
@@ -38,7 +50,27 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
 
 
 def features_of(run: RunContext, space_id: str, detail: Mapping[str, Any]) -> Features:
-    """The run's examples that have a feature in this space."""
+    """Return the run's examples that have a feature in a space.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+    space_id
+        The space.
+    detail
+        What the stage reports.
+
+    Returns
+    -------
+    Features
+        With the pool's frame.
+
+    Raises
+    ------
+    UserError
+        No example of the pool has a usable gradient.
+    """
     pool = spaces.features_pool(run.catalog, run.run_id, space_id)
     if not len(pool):
         why = "; ".join(_losses(run, space_id))

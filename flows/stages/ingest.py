@@ -25,11 +25,25 @@ from tagcos_stream.types import UserError
 
 
 def ingest(run: RunContext) -> Pool:
-    """Read every file version that is not yet known, block by block; a killed run goes on at the first row not committed.
+    """Read every file version that is not yet in the catalog, block by block.
 
-    Raises:
-        UserError: no such source, an unreadable file, too many rejects, nothing usable at all, or a source that lost more of its
-            examples than `max_retired` since the last run of the same sources.
+    A resumed run continues at the first row that is not committed.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+
+    Returns
+    -------
+    Pool
+        Id and counts.
+
+    Raises
+    ------
+    UserError
+        There is no such source, a file cannot be read, too many rows are rejected, no example is usable, or a source lost more
+        of its examples than `max_retired` since the last run of the same sources.
     """
     gc.sweep(run.root, gc.orphans(run.root))
     settings = run.settings

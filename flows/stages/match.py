@@ -84,7 +84,28 @@ def measured_rows(
     fitted: float | None = None,
     chosen: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """The rows of `diagnostics` that say what one selection was measured to be: the pool's, and one a cluster that has rows."""
+    """Make the rows of `diagnostics` for one measured selection.
+
+    Parameters
+    ----------
+    found
+        Its errors.
+    sizes
+        (K,) rows of each cluster.
+    covered
+        Fractions of datasets and clusters reached.
+    by_cluster
+        Whether to make rows of single clusters.
+    fitted
+        Error with weights fitted on other dimensions.
+    chosen
+        Positions of the selected examples in the pool.
+
+    Returns
+    -------
+    pl.DataFrame
+        One row for the pool, and one for each cluster that has rows.
+    """
     k = len(sizes) if by_cluster else 0
     frame = pl.DataFrame(
         {
@@ -103,6 +124,19 @@ def measured_rows(
 
 
 def coverage(pool: pl.DataFrame, chosen: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Shares of the datasets and of the clusters with an example among the chosen positions."""
+    """Return the fractions of datasets and clusters that have a selected example.
+
+    Parameters
+    ----------
+    pool, labels
+        The pool with its column dataset, and (N,) cluster of each example.
+    chosen
+        Positions in the pool.
+
+    Returns
+    -------
+    tuple of (float, float)
+        Of datasets and of clusters.
+    """
     datasets = pool["dataset"]
     return reached(datasets.gather(chosen).to_list(), datasets.to_list()), reached(labels[chosen].tolist(), labels.tolist())

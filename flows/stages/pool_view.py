@@ -31,7 +31,24 @@ class PoolClustering:
 
 
 def open_pool_clustering(run: RunContext, name: str, pool: pl.DataFrame) -> PoolClustering:
-    """Sums of the clustering less those of rows that left the pool; or, where more left than stayed, those of the rest."""
+    """Open a clustering with the exact sums of the pool's rows in it.
+
+    These are the sums of all its rows less those of rows that left the pool; if more left than stayed, those of the rest.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+    name
+        Id of the clustering.
+    pool
+        Columns segment and row.
+
+    Returns
+    -------
+    PoolClustering
+        Reader, positions of the pool's rows, and sums.
+    """
     from tagcos_stream.clustering.sums import ClusterSums
 
     reader = grouped_reader.open_clustering(run.root.files, name, clusterings.parts(run.catalog, name))

@@ -28,9 +28,27 @@ from tagcos_stream.selection.targets import allocate_by_target
 
 
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
-    """Choose each group's share of the budget by the method asked for; a finished group is committed, so a kill costs one.
+    """Choose each group's share of the budget by the run's method.
 
-    A group whose inputs an earlier run had takes over that run's choice.
+    Each finished group is committed, so a kill loses one at most. A group whose inputs equal those of an earlier run takes over
+    that run's choice.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+    features, clusters
+        Of the pool; the clustering is empty for a method that needs none.
+
+    Returns
+    -------
+    Selection
+        Counts.
+
+    Raises
+    ------
+    UserError
+        The method does not fit in memory_limit, or cannot choose from this pool.
     """
     settings, method = run.settings, METHODS[run.settings.method]
     space_id, rows = features.space_id, eligible(run, features)

@@ -21,9 +21,26 @@ from tagcos_stream.types import Checkpoint
 
 
 def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
-    """Find the feature spaces of these settings, or make them: a short LoRA training on a seeded sample of the pool.
+    """Find the feature spaces of these settings, or make them by a short LoRA training on a seeded sample of the pool.
 
-    Spaces that differ in nothing but the gradient variant share one adapter.
+    Spaces that differ only in the gradient variant share one adapter.
+
+    Parameters
+    ----------
+    run
+        Context of the run.
+    pool
+        To draw from.
+
+    Returns
+    -------
+    FeatureSpaces
+        Id by variant.
+
+    Raises
+    ------
+    UserError
+        The model or the adapter cannot be used, or the training does not fit in memory.
     """
     settings = run.settings
     wanted = variants(settings)

@@ -58,7 +58,18 @@ def commit(
 
 
 def units_done(catalog: Catalog, run_id: str) -> set[tuple[str, float, int]]:
-    """Return the (method, fraction, seed) combinations that `tagcos diagnose` has measured on this run's features."""
+    """List what `tagcos diagnose` has measured on the features of a run.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run whose features were used; it may have no measurements.
+
+    Returns
+    -------
+    set of (str, float, int)
+        Method, fraction and seed.
+    """
     done = catalog.read(
         "SELECT DISTINCT method, fraction, seed FROM diagnostics WHERE run_id = ? AND dimensions = 'reserved'", [run_id]
     )
@@ -66,5 +77,16 @@ def units_done(catalog: Catalog, run_id: str) -> set[tuple[str, float, int]]:
 
 
 def comparison(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """Return the columns of the macro comparison_of, ordered by fraction and error."""
+    """Return the columns of the macro comparison_of, ordered by fraction and error.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The diagnosed run.
+
+    Returns
+    -------
+    pl.DataFrame
+        One row for each method and fraction.
+    """
     return catalog.read("FROM comparison_of(?) ORDER BY fraction, error_fitted, error_plain, method", [run_id])

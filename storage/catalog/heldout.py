@@ -19,10 +19,24 @@ COUNTS = """SELECT e.dataset, count(*) AS known, count(*) FILTER (WHERE s.heldou
 
 
 def share(catalog: Catalog, asked: float | None) -> float:
-    """The share of every dataset that the root holds out: what its first run asked for, the same ever after.
+    """Return the fraction of every dataset that the root holds out: what its first run asked for, the same ever after.
 
-    Raises:
-        UserError: another share is asked for; examples that were warmed up on and selected from cannot be held out afterwards.
+    Parameters
+    ----------
+    catalog
+        Of the root.
+    asked
+        By this run's settings; None for whatever the root has.
+
+    Returns
+    -------
+    float
+        From 0 to 0.5.
+
+    Raises
+    ------
+    UserError
+        Another fraction is asked for; examples that were warmed up on and selected from cannot be held out afterwards.
     """
     first = catalog.read(
         """SELECT coalesce((config->>'heldout')::DOUBLE, 0) AS share FROM runs
@@ -40,10 +54,25 @@ def share(catalog: Catalog, asked: float | None) -> float:
 
 
 def choose(connection: duckdb.DuckDBPyConnection, new: pl.DataFrame, share: float) -> pl.Series:
-    """Which of the new examples (example_id, dataset; not in the catalog yet) are held out: (n,) Boolean.
+    """Decide which new examples are held out.
 
-    With them every dataset has round(share * examples) held out, as near as new examples allow. Those with the lowest ids are
-    taken: ids are hashes of the content, so that is a draw, and the same one wherever the same examples are met together.
+    With them every dataset has round(share * examples) held out, as near as the new examples allow. Those with the lowest ids
+    are taken: ids are hashes of the content, so that is a random draw, and the same one wherever the same examples arrive
+    together.
+
+    Parameters
+    ----------
+    connection
+        In a transaction.
+    new
+        Columns example_id and dataset; not in the catalog yet.
+    share
+        Fraction to hold out.
+
+    Returns
+    -------
+    pl.Series
+        (n,) Boolean.
     """
     if not share or new.is_empty():
         return pl.Series(np.zeros(len(new), bool))
@@ -55,11 +84,33 @@ def choose(connection: duckdb.DuckDBPyConnection, new: pl.DataFrame, share: floa
 
 
 def quota(share: float) -> pl.Expr:
-    """How many more of a dataset to hold out, of its `known` examples, those `held` of them, and those that `arrived`."""
+    """Return how many more examples of a dataset to hold out.
+
+    Parameters
+    ----------
+    share
+        Fraction to hold out.
+
+    Returns
+    -------
+    pl.Expr
+        Over the columns known (examples of the dataset), held (those held out) and arrived.
+    """
     # a half rounds up, not to even: one rule, whatever the count
     return (share * (pl.col("known") + pl.col("arrived")) + 0.5).floor() - pl.col("held")
 
 
 def heldout(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """Examples of the run's files that are held out: example_id, segment, row, dataset, turns, chars, in order of id."""
+    """List the examples of the run's files that are held out.
+
+    Parameters
+    ----------
+    catalog, run_id
+        A run of any status.
+
+    Returns
+    -------
+    pl.DataFrame
+        example_id, segment, row, dataset, turns and chars, in order of id.
+    """
     return catalog.read("FROM heldout_of(?) ORDER BY example_id", [run_id])

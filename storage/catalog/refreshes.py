@@ -77,7 +77,20 @@ def changes(catalog: Catalog, run_id: str, base: str) -> dict[str, int]:
 
 
 def warm_up_view(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
-    """Return the pool's losses by whether the warm-up could draw from the rows: columns seen, n, loss (mean), std."""
+    """Return the pool's losses by whether the warm-up could draw from the rows.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run whose pool it is.
+    space_id
+        Feature space.
+
+    Returns
+    -------
+    pl.DataFrame
+        Columns seen, n, loss (mean) and std.
+    """
     return catalog.read(
         """SELECT s.added_at <= f.added_at AS seen, count(*) AS n, avg(r.loss) AS loss, coalesce(stddev_samp(r.loss), 0) AS std
         FROM pool_of($run) p JOIN segments s USING (segment)
@@ -88,7 +101,19 @@ def warm_up_view(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
 
 
 def record(catalog: Catalog, run_id: str, values: Mapping[str, Any], thresholds: Mapping[str, float] | None = None) -> None:
-    """Record the decision of a run. Only the first call is recorded, so a resumed run keeps its decision."""
+    """Record the decision of a run. Only the first call is recorded, so a resumed run keeps its decision.
+
+    Parameters
+    ----------
+    catalog
+        Where to record it.
+    run_id
+        The run that decided.
+    values
+        Columns of `refreshes`.
+    thresholds
+        The limits that were compared with, if any.
+    """
     with catalog.transaction() as connection:
         if not connection.execute("SELECT 1 FROM refreshes WHERE run_id = ?", [run_id]).fetchall():
             insert_row(
@@ -102,6 +127,17 @@ def record(catalog: Catalog, run_id: str, values: Mapping[str, Any], thresholds:
 
 
 def recorded(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
-    """Return the row of `refreshes` of a run, or None."""
+    """Return the decision that a run recorded.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run that may have decided.
+
+    Returns
+    -------
+    dict or None
+        Its row of `refreshes`.
+    """
     found = catalog.read("SELECT * FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()
     return found[0] if found else None

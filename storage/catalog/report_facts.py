@@ -33,8 +33,10 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """One complete run. `dataset` may be null, where the input names none. `group_id` is the group that shared the budget;
-    `cluster` is of the clustering, whatever the run selected by."""
+    """One complete run. `group_id` is the group that shared the budget, `cluster` a cluster, whatever the run selected by.
+
+    `dataset` is null where the input names none.
+    """
 
     run: dict[str, Any]  # its row of `runs`
     clustering_id: str | None  # the run's own, else the newest that covers its pool
@@ -67,7 +69,23 @@ class Facts:
 
 
 def gather(catalog: Catalog, run_id: str) -> Facts:
-    """Everything but the texts. UserError where there is no such complete run."""
+    """Collect everything that a report shows, except texts.
+
+    Parameters
+    ----------
+    catalog, run_id
+        A complete run.
+
+    Returns
+    -------
+    Facts
+        Frames and counts.
+
+    Raises
+    ------
+    UserError
+        There is no such complete run.
+    """
     run = runs.complete_run(catalog, run_id)
     clustering = run["clustering_id"] or clusterings.find_covering(catalog, run_id, run["space_id"])
     since = changes.compared_with(catalog, run_id)
@@ -157,10 +175,24 @@ def _histogram(connection: duckdb.DuckDBPyConnection, measure: str, sizes: pl.Da
 
 
 def edges(smallest: float, largest: float, *, whole: bool, bins: int = BINS) -> list[float]:
-    """Increasing edges of at most `bins` bins [low, high) that hold everything from smallest to largest.
+    """Return increasing edges of bins [low, high) that hold everything from smallest to largest.
 
-    Whole numbers get whole edges: one bin a value where these are few, else growing by a constant factor. Other numbers get
-    equal widths; the last edge is `largest`, which its bin includes.
+    Whole numbers get whole edges: one bin for each value if there are few, otherwise widths that grow by a constant factor.
+    Other numbers get equal widths; the last edge is `largest`, which its bin includes.
+
+    Parameters
+    ----------
+    smallest, largest
+        Of the values.
+    whole
+        Whether they are whole numbers.
+    bins
+        Limit of the number of bins.
+
+    Returns
+    -------
+    list of float
+        At most `bins` + 1 edges.
     """
     if not whole:
         width = (largest - smallest) / bins

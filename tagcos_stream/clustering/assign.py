@@ -51,7 +51,7 @@ class Assigner:
         self._longest = float(self._lengths.max())
 
     def __call__(self, batch: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """labels (r,) int64 and squared distances (r,) float64 of rows (r, D) float32 with keys (r,) uint64."""
+        """Return labels (r,) int64 and squared distances (r,) float64 of rows (r, D) float32 with keys (r,) uint64."""
         scores = torch.addmm(self._squares, torch.from_numpy(batch).to(self.device), self._device_centroids.T, alpha=-2)
         lengths = np.empty(len(batch))
         squares(batch, lengths)
@@ -65,7 +65,20 @@ class Assigner:
 
 
 def visit(rows: RowBlocks, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row numbers (r,), rows (r, D) float32) of the rows marked in `which` (N,), reading only blocks that have some."""
+    """Read the marked rows, and only blocks that have some.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    which
+        (N,) bool.
+
+    Yields
+    ------
+    tuple of (np.ndarray, np.ndarray)
+        Row numbers (r,) and rows (r, D) float32.
+    """
     starts = rows.starts
     plan = batches(rows, [b for b in range(len(starts) - 1) if which[starts[b] : starts[b + 1]].any()])
     for group, batch in stream(rows, plan):
@@ -79,7 +92,24 @@ Assigning = Callable[[np.ndarray, Sequence[tuple[Stretch, np.ndarray]]], Iterato
 
 
 def assign_stretch(rows: RowBlocks, assigner: Assigner, stretch: Stretch, keys: np.ndarray) -> Assigned:
-    """The r rows of a stretch, with keys (r,) uint64."""
+    """Assign the r rows of a stretch.
+
+    Parameters
+    ----------
+    rows
+        All rows.
+    assigner
+        With the centroids.
+    stretch
+        Groups of blocks.
+    keys
+        (r,) uint64 of these rows.
+
+    Returns
+    -------
+    Assigned
+        Labels, distances and sums.
+    """
     labels, distances = np.empty(len(keys), np.int32), np.empty(len(keys), np.float32)
     totals = ClusterSums.empty(*assigner.shape)
     done = 0
@@ -93,7 +123,18 @@ def assign_stretch(rows: RowBlocks, assigner: Assigner, stretch: Stretch, keys: 
 
 
 def assigning_here(rows: RowBlocks, device: str = "cpu") -> Assigning:
-    """In this process, one stretch after the other."""
+    """Make an `Assigning` that works in this process, one stretch after the other.
+
+    Parameters
+    ----------
+    rows, device
+        All rows, and the torch device.
+
+    Returns
+    -------
+    Assigning
+        For `assign`.
+    """
 
     def assigning(centroids: np.ndarray, tasks: Sequence[tuple[Stretch, np.ndarray]]) -> Iterator[tuple[int, Assigned]]:
         assigner = Assigner(centroids, device)
@@ -112,9 +153,27 @@ def assign(
     assigning: Assigning | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Assigned:
-    """Assign every row in one pass. centroids (K, D) float32; keys (N,) uint64, the row numbers where not given.
+    """Assign every row to a centroid in one pass.
 
-    `assigning` computes the stretches, this process where not given. They come in any order: sums are exact (see `sums`).
+    Parameters
+    ----------
+    rows
+        N rows.
+    centroids
+        (K, D) float32.
+    keys
+        (N,) uint64; by default the row numbers.
+    device
+        Torch device.
+    assigning
+        Computes the stretches, in any order, since sums are exact; by default this process does.
+    progress
+        Called with rows done and N.
+
+    Returns
+    -------
+    Assigned
+        Of all rows.
     """
     keys = np.arange(rows.n_rows, dtype=np.uint64) if keys is None else keys
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float32)
@@ -133,7 +192,20 @@ def assign(
 
 
 def count(rows: RowBlocks, labels: np.ndarray, n_clusters: int) -> ClusterSums:
-    """Sums of rows whose clusters (N,) int32 are known: of what left a clustering, to be taken off."""
+    """Sum rows whose clusters are known: those that left a clustering, to be subtracted.
+
+    Parameters
+    ----------
+    rows, labels
+        N rows, and the cluster of each, (N,) int32.
+    n_clusters
+        K.
+
+    Returns
+    -------
+    ClusterSums
+        Exact.
+    """
     totals = ClusterSums.empty(n_clusters, rows.dim)
     for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
         totals.count(batch, labels[numbers].astype(np.int64))

@@ -30,7 +30,22 @@ Passes = Callable[[np.ndarray, Sequence[Stretch]], Iterator[StretchSums]]
 
 
 def pass_sums(rows: RowBlocks, nearest: Nearest, stretch: Stretch) -> StretchSums:
-    """Give each row of a stretch to the nearest centroid."""
+    """Assign the rows of a stretch to the nearest centroid and sum them.
+
+    Parameters
+    ----------
+    rows
+        All rows.
+    nearest
+        With the centroids.
+    stretch
+        Groups of blocks.
+
+    Returns
+    -------
+    StretchSums
+        Of the stretch.
+    """
     found, inertia = Sums.empty(*nearest.shape), 0.0
     for _, batch in stream(rows, stretch):
         labels, squared = nearest(batch)
@@ -40,7 +55,18 @@ def pass_sums(rows: RowBlocks, nearest: Nearest, stretch: Stretch) -> StretchSum
 
 
 def passes_here(rows: RowBlocks, device: str = "cpu") -> Passes:
-    """In this process, one stretch after the other."""
+    """Make a `Passes` that works in this process, one stretch after the other.
+
+    Parameters
+    ----------
+    rows, device
+        All rows, and the torch device that computes.
+
+    Returns
+    -------
+    Passes
+        The default of `kmeans.fit`.
+    """
 
     def passes(centroids: np.ndarray, stretches: Sequence[Stretch]) -> Iterator[StretchSums]:
         nearest = Nearest(centroids, device)

@@ -17,16 +17,45 @@ ITERATIONS = 8  # of Lloyd on the sample
 
 
 def sample_rows(n_rows: int, n_clusters: int, dim: int) -> int:
-    """Rows that seeding looks at: 16 K and at least 8,192, within SAMPLE_BYTES, but never under 2 K (or N)."""
+    """Return the number of rows that seeding looks at.
+
+    16 K and at least 8,192, within SAMPLE_BYTES, but never under 2 K (or N).
+
+    Parameters
+    ----------
+    n_rows, n_clusters, dim
+        N, K and D.
+
+    Returns
+    -------
+    int
+        Rows.
+    """
     wished = min(max(16 * n_clusters, 8192), SAMPLE_BYTES // (4 * dim))
     return min(n_rows, max(wished, 2 * n_clusters))
 
 
 def seed_centroids(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids (K, D) float32, and how many rows of the sample each stands for, (K,) float64.
+    """Draw initial centroids.
 
-    Several seedings, each with a few Lloyd iterations, compete in a sketch of the sample (inner products are kept well enough
-    there, at a fraction of the cost); the best goes on in all D dimensions.
+    Several seedings, each with a few Lloyd iterations, compete in a sketch of the sample, which preserves inner products well
+    enough at a fraction of the cost; the best one continues in all D dimensions.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    n_clusters
+        K.
+    seed
+        Of the draws.
+    device
+        Torch device.
+
+    Returns
+    -------
+    tuple of (np.ndarray, np.ndarray)
+        Centroids (K, D) float32, and how many rows of the sample each stands for, (K,) float64.
     """
     generator = np.random.default_rng([seed, 0])
     sample = read_sample(rows, sample_rows(rows.n_rows, n_clusters, rows.dim), generator)
@@ -43,9 +72,24 @@ def seed_centroids(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> 
 
 
 def read_sample(rows: RowBlocks, count: int, generator: np.random.Generator) -> np.ndarray:
-    """(S, D) float32: a share of the rows of random blocks.
+    """Read a fraction of the rows of random blocks.
 
-    Neighbours in the store come from one source, so no more than a quarter of a block is taken where there are blocks enough.
+    Neighbouring rows in the store come from one source, so no more than a quarter of a block is taken if there are enough
+    blocks.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    count
+        S.
+    generator
+        For the draw.
+
+    Returns
+    -------
+    np.ndarray
+        (S, D) float32.
     """
     lengths = np.diff(rows.starts)
     sample = np.empty((count, rows.dim), np.float32)
@@ -63,10 +107,26 @@ def read_sample(rows: RowBlocks, count: int, generator: np.random.Generator) -> 
 
 
 def plus_plus(points: np.ndarray, n_clusters: int, generator: np.random.Generator, device: str) -> np.ndarray:
-    """k-means++ (K,) int64 rows of points (S, w): each next one is drawn with the squared distance to the nearest so far.
+    """Choose rows by k-means++: each with probability proportional to its squared distance to those before it.
 
-    Of 2 + log K draws the one that lowers the inertia most is kept (one draw above 1,000 clusters, where that costs too much).
-    Where all points are taken or equal, the lowest rows not yet used follow.
+    Of 2 + log K draws the one that lowers the inertia most is kept (one draw above 1,000 clusters, where more cost too much).
+    If all points are taken or equal, the lowest rows not yet used follow.
+
+    Parameters
+    ----------
+    points
+        (S, w) float32.
+    n_clusters
+        K.
+    generator
+        For the draws.
+    device
+        Torch device.
+
+    Returns
+    -------
+    np.ndarray
+        (K,) int64 row numbers.
     """
     x = torch.from_numpy(points).to(device)
     norms = (x.double() ** 2).sum(1).float()

@@ -8,11 +8,21 @@ from numba import njit
 
 @njit(nogil=True, cache=True)
 def add_rows(batch: np.ndarray, labels: np.ndarray, span: tuple[int, int], sums: np.ndarray) -> None:
-    """sums[label] += row in float64 for the dimensions of `span`: threads share a batch by dimensions, so none adds to
-    another's sums and the order of addition, hence the result, does not depend on their number.
+    """Add each row to its label's sum, in float64, for a range of dimensions.
 
-    Args:
-        batch: (r, D) float32. labels: (r,) int64, negative to leave a row out. sums: (K, D) float64.
+    Threads share a batch by dimensions, so no thread adds to another's sums, and the order of addition, hence the result, does
+    not depend on their number.
+
+    Parameters
+    ----------
+    batch
+        (r, D) float32 or float64.
+    labels
+        (r,) int64, negative to leave a row out.
+    span
+        First dimension, and the one after the last.
+    sums
+        (K, D) float64, updated.
     """
     for i in range(batch.shape[0]):
         label = labels[i]
@@ -23,7 +33,15 @@ def add_rows(batch: np.ndarray, labels: np.ndarray, span: tuple[int, int], sums:
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def squares(batch: np.ndarray, out: np.ndarray) -> None:
-    """|x|^2 of every row in float64. batch (r, D) float32, out (r,) float64."""
+    """Compute |x|^2 of every row in float64.
+
+    Parameters
+    ----------
+    batch
+        (r, D) float32.
+    out
+        (r,) float64, filled.
+    """
     for i in range(batch.shape[0]):
         total = 0.0
         for d in range(batch.shape[1]):
@@ -35,7 +53,14 @@ def squares(batch: np.ndarray, out: np.ndarray) -> None:
 def fold(block: np.ndarray, signs: np.ndarray, out: np.ndarray) -> None:
     """Count sketch with strided buckets: coordinate d goes to bucket d % w with a random sign.
 
-    block (r, D) float32, signs (D,) float32 of -1 and 1, out (r, w) float32.
+    Parameters
+    ----------
+    block
+        (r, D) float32.
+    signs
+        (D,) float32 of -1 and 1.
+    out
+        (r, w) float32, filled.
     """
     width = out.shape[1]
     dim = block.shape[1]
@@ -59,10 +84,22 @@ def _squared_distance(a: np.ndarray, b: np.ndarray) -> float:
 def decide(
     batch: np.ndarray, centroids: np.ndarray, scores: np.ndarray, slack: np.ndarray, labels: np.ndarray, squared: np.ndarray
 ) -> None:
-    """The nearest centroid of every row, the lowest of equals, among those whose score is within `slack` of the best.
+    """Find the nearest centroid of every row among those whose score is within `slack` of the best; of equals the lowest.
 
-    batch (r, D) float32, centroids (K, D) float32, scores (r, K) float32, slack (r,) float64; labels (r,) int64 and squared
-    (r,) float64, the squared distance, are filled.
+    Parameters
+    ----------
+    batch
+        (r, D) float32.
+    centroids
+        (K, D) float32.
+    scores
+        (r, K) float32.
+    slack
+        (r,) float64.
+    labels
+        (r,) int64, filled.
+    squared
+        (r,) float64, filled with the squared distance.
     """
     for i in range(batch.shape[0]):
         limit = np.float64(scores[i].min()) + slack[i]

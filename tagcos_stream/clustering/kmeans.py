@@ -217,7 +217,24 @@ def _minibatches(rows: RowBlocks, state: KMeansState, seed: int, device: str) ->
 
 
 def minibatch_step(state: KMeansState, batch: np.ndarray, seed: int, device: str = "cpu") -> KMeansState:
-    """Move each centre to the running mean of all rows it was ever given. batch (r, D) float32."""
+    """Move each centroid to the running mean of all rows it was ever assigned.
+
+    Parameters
+    ----------
+    state
+        Before the batch.
+    batch
+        (r, D) float32.
+    seed
+        Of the draws for centroids that hardly any row is near to.
+    device
+        Torch device.
+
+    Returns
+    -------
+    KMeansState
+        After the batch.
+    """
     labels, squared = Nearest(state.centroids, device)(batch)
     found = Sums.empty(*state.centroids.shape)
     found.count(batch, labels, device)

@@ -34,7 +34,18 @@ class Plane:
     shares: np.ndarray
 
     def place(self, rows: np.ndarray) -> np.ndarray:
-        """(n, 2) float64: coordinates of rows (n, D)."""
+        """Return coordinates in the plane.
+
+        Parameters
+        ----------
+        rows
+            (n, D).
+
+        Returns
+        -------
+        np.ndarray
+            (n, 2) float64.
+        """
         return np.concatenate([np.zeros((0, 2)), *((block - self.mean) @ self.directions for block in _blocks(rows))])
 
 

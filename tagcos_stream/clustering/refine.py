@@ -36,16 +36,38 @@ def finalise(
     """Assign every row, split clusters above `max_cluster_rows`, dissolve those below `min_cluster_rows`, compute exact means.
 
     A large cluster is split by the same k-means, run on as many of its rows as fit in SPLIT_BYTES, and every row goes to the
-    nearest of all; what stays too large (equal rows) gets several equal centroids, which share its rows by key. A small
-    cluster's centroid is given up and its rows go to their nearest, unless that made another too large; then it stays. Centres
-    without rows are left out.
+    nearest centroid of all; a cluster that stays too large (equal rows) gets several equal centroids, which share its rows by
+    key. A small cluster's centroid is dropped and its rows go to their nearest one, unless that makes another cluster too
+    large; then it stays. Centroids without rows are left out.
 
-    Args:
-        keys: (N,) uint64, any fixed number a row (its id); the row numbers where not given.
-        assigning: who computes the stretches where every row is assigned; this process where not given.
+    Parameters
+    ----------
+    rows
+        N rows.
+    state
+        Of a finished fit.
+    keys
+        (N,) uint64, any fixed number for each row (its id); by default the row numbers.
+    min_cluster_rows, max_cluster_rows
+        Limits of a cluster's size; None for no upper limit.
+    seed
+        Of the splits.
+    device
+        Torch device.
+    assigning
+        Computes the stretches of full assignments; by default this process does.
+    progress
+        Called with rows done and their total.
 
-    Raises:
-        UserError: min_cluster_rows above half of max_cluster_rows, which not every pool could meet.
+    Returns
+    -------
+    Clustering
+        Labels, distances, centroids and exact sums.
+
+    Raises
+    ------
+    UserError
+        min_cluster_rows is above half of max_cluster_rows, which not every pool could meet.
     """
     largest = rows.n_rows if max_cluster_rows is None else max_cluster_rows
     if min_cluster_rows < 1 or (max_cluster_rows is not None and 2 * min_cluster_rows > largest):

@@ -33,14 +33,34 @@ class KMeansState:
 
     @property
     def done(self) -> bool:
+        """Whether the fit is finished."""
         return self.phase == DONE
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Every field as an array, for safetensors or npz."""
+        """Return every field as an array, for safetensors or npz.
+
+        Returns
+        -------
+        dict
+            Array by field name.
+        """
         return {field.name: np.array(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> KMeansState:
+        """Make a state from the result of `to_arrays`.
+
+        Parameters
+        ----------
+        arrays
+            Array by field name.
+
+        Returns
+        -------
+        KMeansState
+            The same state.
+        """
+
         def value(name: str, kind: str) -> object:
             array = np.asarray(arrays[name])
             return array if kind == "np.ndarray" else array.item()

@@ -21,12 +21,36 @@ Stretch = list[list[int]]  # batches of blocks, in order; the rows of a stretch 
 
 
 def batch_rows(dim: int) -> int:
-    """Rows of a batch: a function of D alone, so that a plan does not change with the machine."""
+    """Return the number of rows of a batch: a function of D alone, so that a plan does not change with the machine.
+
+    Parameters
+    ----------
+    dim
+        D.
+
+    Returns
+    -------
+    int
+        Rows.
+    """
     return int(np.clip(BATCH_BYTES // (4 * dim), 256, 8192))
 
 
 def batches(rows: RowBlocks, order: Sequence[int] | np.ndarray) -> list[list[int]]:
-    """Whole blocks in the given order, cut into groups of at least `batch_rows` rows (the last may be smaller)."""
+    """Cut whole blocks in the given order into groups of at least `batch_rows` rows; the last group may be smaller.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    order
+        Block numbers.
+
+    Returns
+    -------
+    list of list of int
+        Block numbers of each group.
+    """
     lengths = np.diff(rows.starts)
     plan: list[list[int]] = []
     group: list[int] = []
@@ -43,26 +67,76 @@ def batches(rows: RowBlocks, order: Sequence[int] | np.ndarray) -> list[list[int
 
 
 def stretches(rows: RowBlocks) -> list[Stretch]:
-    """A pass over all rows in order: a function of N, D and the blocks alone, so that who computes what changes no bit."""
+    """Cut a pass over all rows into stretches.
+
+    They depend on N, D and the blocks alone, so who computes a stretch changes no bit.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+
+    Returns
+    -------
+    list of Stretch
+        In order of the rows.
+    """
     plan = batches(rows, range(len(rows.starts) - 1))
     return [plan[i : i + STRETCH_BATCHES] for i in range(0, len(plan), STRETCH_BATCHES)]
 
 
 def span(rows: RowBlocks, stretch: Stretch) -> slice:
-    """Its rows."""
+    """Return the rows of a stretch.
+
+    Parameters
+    ----------
+    rows
+        All rows.
+    stretch
+        One of `stretches`.
+
+    Returns
+    -------
+    slice
+        Row numbers.
+    """
     return slice(int(rows.starts[stretch[0][0]]), int(rows.starts[stretch[-1][-1] + 1]))
 
 
 def row_numbers(rows: RowBlocks, group: Sequence[int]) -> np.ndarray:
-    """(r,) int64: which rows `read` returns."""
+    """Return which rows a group of blocks holds.
+
+    Parameters
+    ----------
+    rows
+        All rows.
+    group
+        Block numbers.
+
+    Returns
+    -------
+    np.ndarray
+        (r,) int64.
+    """
     return np.concatenate([np.arange(rows.starts[b], rows.starts[b + 1]) for b in group])
 
 
 def stream(rows: RowBlocks, plan: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(group, (r, D) float32) over a plan; an array is good until the next is asked for, and then holds that one.
+    """Read a plan as float32 batches. The next group's blocks are read while the caller works on this one.
 
-    The next group's blocks are read while this one is worked on. They become float32 here, on torch's threads: where they are
-    read numpy would take ten times as long.
+    Blocks are converted to float32 here, on torch's threads; numpy would take ten times as long where they are read.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    plan
+        Groups of blocks.
+
+    Yields
+    ------
+    tuple of (list of int, np.ndarray)
+        The group, and its rows (r, D) float32. The array is valid until the next one is requested.
     """
     lengths = np.diff(rows.starts)
     batch = torch.empty((max((int(lengths[group].sum()) for group in plan), default=0), rows.dim))
@@ -92,7 +166,7 @@ class Nearest:
         self._squares = (self._centroids.double() ** 2).sum(1).float()
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """labels (r,) int64, the lowest of equals on CPU; squared distances (r,) float64."""
+        """Return labels (r,) int64, the lowest of equals on CPU, and squared distances (r,) float64."""
         x = torch.from_numpy(batch).to(self.device)
         scores = torch.addmm(self._squares, x, self._centroids.T, alpha=-2)
         value, label = scores.min(dim=1)

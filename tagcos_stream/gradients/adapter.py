@@ -41,10 +41,36 @@ def attach_adapter(
     rslora: bool = False,
     dora: bool = False,
 ) -> Any:
-    """The model with a fresh LoRA adapter in float32 (lora_A drawn from `seed` and its name, lora_B zero), as a PeftModel.
+    """Attach a new LoRA adapter in float32 to a model.
 
-    target_modules: "auto" (the attention projections), "all-linear", or module names. Patterns give single modules their own rank
-    and alpha, as in peft. The draw is made on the CPU per parameter, so it is the same on every device.
+    lora_A is drawn from `seed` and its name, on the CPU per parameter, so it is the same on every device; lora_B is zero.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    rank, alpha, dropout
+        Of the adapter.
+    target_modules
+        "auto" (the attention projections), "all-linear", or module names.
+    seed
+        Of the draws.
+    rank_pattern, alpha_pattern
+        Ranks and scales of single modules, as in peft.
+    rslora
+        Scale by alpha / sqrt(rank).
+    dora
+        Refused.
+
+    Returns
+    -------
+    PeftModel
+        The model with its adapter.
+
+    Raises
+    ------
+    UserError
+        DoRA is asked for, a rank is below 1, or no such module exists.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -76,7 +102,15 @@ def attach_adapter(
 
 
 def draw_adapter(model: Any, seed: int) -> None:
-    """A fresh adapter in place of the model's own: lora_A drawn on the CPU from `seed` and its name, lora_B zero."""
+    """Draw a new adapter in place of the model's own: lora_A on the CPU from `seed` and its name, lora_B zero.
+
+    Parameters
+    ----------
+    model
+        With an adapter.
+    seed
+        Of the draw.
+    """
     with torch.no_grad():
         for name, parameter in adapter_parameters(model).items():
             if ".lora_A." in name:
@@ -89,7 +123,25 @@ def draw_adapter(model: Any, seed: int) -> None:
 
 
 def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
-    """The model with the adapter that a PEFT or Trainer checkpoint folder describes, trainable, as a PeftModel."""
+    """Attach the adapter that a PEFT or Trainer checkpoint folder describes.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    folder
+        The checkpoint.
+
+    Returns
+    -------
+    PeftModel
+        The model with this adapter, trainable.
+
+    Raises
+    ------
+    UserError
+        The folder holds no adapter, a DoRA adapter, or one that does not fit the model.
+    """
     from peft import PeftConfig, get_peft_model
 
     if not (Path(folder) / "adapter_config.json").is_file():
@@ -114,7 +166,23 @@ def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
 
 
 def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The weights in a PEFT folder by the names that it gives them, on the CPU."""
+    """Load the weights of a PEFT folder.
+
+    Parameters
+    ----------
+    folder
+        A PEFT adapter or Trainer checkpoint.
+
+    Returns
+    -------
+    dict
+        Tensor on the CPU by the name that the file gives it.
+
+    Raises
+    ------
+    UserError
+        The folder has no adapter_model.safetensors.
+    """
     if (path := Path(folder, "adapter_model.safetensors")).is_file():
         from safetensors.torch import load_file
 
@@ -125,7 +193,22 @@ def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def require_fit(tensors: Mapping[str, torch.Tensor | np.ndarray], parameters: Mapping[str, nn.Parameter], what: str) -> None:
-    """UserError listing both sides unless `tensors` have exactly the names and shapes of the model's adapter."""
+    """Check that tensors have exactly the names and shapes of the model's adapter.
+
+    Parameters
+    ----------
+    tensors
+        To check, by name.
+    parameters
+        Of the adapter, by name.
+    what
+        Subject of the message.
+
+    Raises
+    ------
+    UserError
+        They differ; the message lists both sides.
+    """
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if found != wanted:
@@ -147,7 +230,18 @@ def _difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:
-    """What an adapter is, beside its weights: its layers' names, how many have which rank and scale, and its size."""
+    """Describe an adapter apart from its weights.
+
+    Parameters
+    ----------
+    model
+        Any model that `attach_adapter` or `attach_from_checkpoint` returned.
+
+    Returns
+    -------
+    dict
+        Names of its layers, how many have which rank and scale, and its size.
+    """
     layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
     ranks = [module.r["default"] for _, module in layers]
     scales = [round(float(module.scaling["default"]), 12) for _, module in layers]
@@ -160,8 +254,23 @@ def adapter_settings(model: Any) -> dict[str, Any]:
 
 
 def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """The trained parameters by the names under which PEFT saves them, in the model's order. UserError for a kind that is no
-    LoRA matrix."""
+    """List the trained parameters in the model's order.
+
+    Parameters
+    ----------
+    model
+        With an adapter.
+
+    Returns
+    -------
+    dict
+        Parameter by the name under which PEFT saves it.
+
+    Raises
+    ------
+    UserError
+        There is no adapter, or a parameter is no LoRA matrix of a linear layer.
+    """
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
@@ -177,14 +286,25 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 
 def saved_name(name: str) -> str:
-    """'...lora_A.default.weight' as PEFT saves it: '...lora_A.weight'."""
+    """Return the name under which PEFT saves a parameter: `...lora_A.default.weight` becomes `...lora_A.weight`.
+
+    Parameters
+    ----------
+    name
+        In the model.
+
+    Returns
+    -------
+    str
+        In the file.
+    """
     stem, _, leaf = name.rpartition(".")
     return stem.rpartition(".")[0] + "." + leaf
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """peft 0.21 reads attributes that transformers 5.23 has deprecated; that is not the user's doing."""
+    """Silence warnings that the user cannot act on: peft 0.21 reads attributes that transformers 5.23 has deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings(

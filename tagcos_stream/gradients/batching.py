@@ -10,12 +10,30 @@ MAX_PADDING = 0.05  # of a batch's tokens
 
 
 def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_rows: int | None = None) -> list[np.ndarray]:
-    """Row numbers in batches, each row once, longest rows first, with rows x longest <= token_budget in every batch, at most
-    max_rows rows, and at most MAX_PADDING of its tokens padding.
+    """Cut rows into batches by their lengths, longest rows first.
 
-    Longest first: the batch that needs the most memory is met before any time was spent on the others. Within a batch and
-    between equal lengths the order of the input is kept, so that a plan is a function of its input alone. A row longer than
-    the budget is a batch of its own.
+    The batch that needs the most memory comes before any time was spent on the others. Within a batch and between equal lengths
+    the order of the input is kept, so a plan is a function of its input alone. A row longer than the budget is a batch of its
+    own. At most MAX_PADDING of a batch's tokens are padding.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each row.
+    token_budget
+        Limit of rows x longest in a batch.
+    max_rows
+        Limit of the rows of a batch.
+
+    Returns
+    -------
+    list of np.ndarray
+        Row numbers of each batch; each row occurs once.
+
+    Raises
+    ------
+    ValueError
+        token_budget is below 1.
     """
     lengths = np.asarray(lengths, np.int64)
     if token_budget < 1:

@@ -30,7 +30,18 @@ class ModelShape:
 
 
 def model_shape(model: Any) -> ModelShape:
-    """Shape of a PeftModel with LoRA adapters."""
+    """Read the sizes that the memory formulae need.
+
+    Parameters
+    ----------
+    model
+        PeftModel with LoRA adapters, on any device, "meta" included.
+
+    Returns
+    -------
+    ModelShape
+        Its sizes.
+    """
     config = model.config.get_text_config()
     adapters = [(name, p) for name, p in model.named_parameters() if ".lora_" in name]
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
@@ -51,11 +62,23 @@ def model_shape(model: Any) -> ModelShape:
 
 
 def pass_bytes(shape: ModelShape, tokens: int) -> int:
-    """Bytes of a forward and backward pass over `tokens`, without what becomes of the gradients.
+    """Estimate the memory of a forward and backward pass, without what becomes of the gradients.
 
     Activations kept for the backward pass, per token and layer: 14 H + 5 I (norm inputs, queries, keys, values, attention
     output, gate, up, their product, and what allocation rounds up; fitted to measured peaks), and what one layer's backward
-    makes and drops. Logits and three more of their size for 256 targets.
+    pass allocates and frees. Logits and three more arrays of their size for 256 targets.
+
+    Parameters
+    ----------
+    shape
+        Of the model.
+    tokens
+        Of the pass, padding included.
+
+    Returns
+    -------
+    int
+        Bytes.
     """
     layer = (14 * shape.hidden + 5 * shape.inner) * shape.element_bytes
     # adapters compute in float32 whatever the base does: their inputs are kept as such
@@ -67,8 +90,26 @@ def pass_bytes(shape: ModelShape, tokens: int) -> int:
 def working_bytes(
     shape: ModelShape, *, token_budget: int, max_length: int, block_rows: int, dim: int, variants: int, adam: bool = True
 ) -> int:
-    """Bytes beyond weights and checkpoints while a block is computed: a pass, one matrix's per-sample gradients and the scratch
-    of the variants, the features of batch and block."""
+    """Estimate the memory beyond weights and checkpoints while a block of features is computed.
+
+    A pass, one matrix's per-sample gradients and the scratch of the variants, the features of batch and block.
+
+    Parameters
+    ----------
+    shape
+        Of the model.
+    token_budget, max_length
+        Tokens of a pass, and of an example.
+    block_rows, dim, variants
+        Rows of a block, D, and number of variants.
+    adam
+        Whether a variant reads moments.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     tokens = max(token_budget, max_length)
     rows = min(block_rows, MAX_BATCH_ROWS, tokens)
     module = rows * shape.widest_matrix * 4 * (3 if adam else 2)
@@ -77,8 +118,25 @@ def working_bytes(
 
 
 def warmup_bytes(shape: ModelShape, max_length: int, token_budget: int, *, dropout: bool, checkpoints: int = 1) -> int:
-    """Bytes beyond weights while the adapter is trained: a pass over a micro-batch (with dropout, the input of every lora_A again
-    and its mask), gradients, moments and the optimizer's scratch, and the checkpoints taken."""
+    """Estimate the memory beyond weights while the adapter is trained.
+
+    A pass over a micro-batch (with dropout, the input of every lora_A again and its mask), gradients, moments and the
+    optimizer's scratch, and the checkpoints taken.
+
+    Parameters
+    ----------
+    shape, max_length, token_budget
+        As for `working_bytes`.
+    dropout
+        Whether the adapter has any.
+    checkpoints
+        Number of checkpoints kept in memory.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     tokens = max(token_budget, max_length)
     dropped = tokens * shape.adapter_inputs * (4 + 1) if dropout else 0
     return pass_bytes(shape, tokens) + dropped + (5 + 3 * checkpoints) * 4 * shape.adapter_parameters
@@ -87,7 +145,22 @@ def warmup_bytes(shape: ModelShape, max_length: int, token_budget: int, *, dropo
 def peak_bytes(
     shape: ModelShape, *, token_budget: int, max_length: int, block_rows: int, dim: int, variants: int, checkpoints: int = 1
 ) -> int:
-    """Bytes of the whole stage: weights, checkpoints (adapter and two moments each, float32), and working memory."""
+    """Estimate the memory of the whole stage: weights, checkpoints (adapter and two moments each, float32), and working memory.
+
+    Parameters
+    ----------
+    shape
+        Of the model.
+    token_budget, max_length, block_rows, dim, variants
+        As for `working_bytes`.
+    checkpoints
+        Number of checkpoints in memory.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     working = working_bytes(
         shape, token_budget=token_budget, max_length=max_length, block_rows=block_rows, dim=dim, variants=variants
     )

@@ -121,7 +121,18 @@ class ChatTemplate:
 
 @lru_cache(maxsize=16)
 def chat_template(source: str, name: str) -> ChatTemplate:
-    """The compiled template; kept, since compiling takes a thousand times as long as rendering."""
+    """Compile a template, or return the compiled one: compiling takes a thousand times as long as rendering.
+
+    Parameters
+    ----------
+    source, name
+        Jinja text, and the model or tokenizer that it belongs to.
+
+    Returns
+    -------
+    ChatTemplate
+        Shared by all callers.
+    """
     return ChatTemplate(source, name)
 
 

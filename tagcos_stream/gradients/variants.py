@@ -33,7 +33,24 @@ class Moments:
 
 
 def transform(variant: str, g: torch.Tensor, moments: Moments | None, out: torch.Tensor) -> torch.Tensor:
-    """The variant of g (B, P), written to `out` (which may be g itself) and returned; `sgd` is g and touches nothing."""
+    """Apply a gradient variant.
+
+    Parameters
+    ----------
+    variant
+        Its name; `sgd` returns g unchanged.
+    g
+        (B, P) gradients.
+    moments
+        Adam's moments of the parameter, where the variant reads them.
+    out
+        (B, P), written to; may be g itself.
+
+    Returns
+    -------
+    torch.Tensor
+        `out`, or g for `sgd`.
+    """
     if variant == "sgd":
         return g
     kind, constants = _plan(variant, moments)
@@ -67,7 +84,19 @@ def _plan(variant: str, moments: Moments | None) -> tuple[int, tuple[float, ...]
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")
 def transform_rows(g, m, v, kind, constants, out):  # type: ignore[no-untyped-def]
-    """`transform` of g (B, P) by `kind` and `constants` (6,) of `_plan`, with moments m and v (P,), into out (B, P)."""
+    """Apply a gradient variant in a compiled loop.
+
+    Parameters
+    ----------
+    g
+        (B, P).
+    m, v
+        (P,) moments.
+    kind, constants
+        Variant and its (6,) constants, from `_plan`.
+    out
+        (B, P), filled.
+    """
     rows, size = g.shape
     c0, c1, c2, c3, c4, c5 = constants
     for row in numba.prange(rows):

@@ -21,9 +21,21 @@ class SelfCheckFailed(RuntimeError):
 
 
 def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: Sequence[Encoded]) -> None:
-    """Compare loss, gradient length and features of a batch of the given (two) examples with autograd at batch size 1.
+    """Compare loss, gradient length and features of a batch of two examples with autograd at batch size 1.
 
-    Raises SelfCheckFailed naming the first quantity that differs by more than the precision of the model explains.
+    Parameters
+    ----------
+    extractor
+        Of the model.
+    checkpoint
+        Put in use.
+    examples
+        Two.
+
+    Raises
+    ------
+    SelfCheckFailed
+        A quantity differs by more than the model's precision explains; the message names the first one.
     """
     extractor.use(checkpoint)
     batch = extractor.features(examples)
@@ -52,7 +64,20 @@ def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: S
 def autograd_features(
     extractor: GradientExtractor, checkpoint: Checkpoint, example: Encoded
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss, gradient length and unit features of one example the plain way: no hooks, no batch, the model's own logits."""
+    """Compute the features of one example with autograd: no hooks, no batch, the model's own logits.
+
+    Parameters
+    ----------
+    extractor, checkpoint
+        As for `self_check`.
+    example
+        With a target token.
+
+    Returns
+    -------
+    tuple of (torch.Tensor, torch.Tensor, dict)
+        Loss, gradient length, and unit features by variant.
+    """
     ids = torch.from_numpy(example.input_ids.astype("int64"))[None].to(extractor.device)
     target = torch.from_numpy(example.target).to(extractor.device)
     parameters = extractor.parameters

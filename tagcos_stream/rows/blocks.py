@@ -16,4 +16,16 @@ class Dimensions:
         self.n_rows, self.starts, self.dim = rows.n_rows, rows.starts, len(self._which)
 
     def read(self, block: int) -> np.ndarray:
+        """Read one block, and of its rows the selected dimensions only.
+
+        Parameters
+        ----------
+        block
+            Its number.
+
+        Returns
+        -------
+        np.ndarray
+            (rows, selected dimensions), C-contiguous.
+        """
         return np.ascontiguousarray(self._rows.read(block)[:, self._which])

@@ -31,12 +31,32 @@ def herding(
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
-    """Choose `budget` rows whose plain mean follows the target (D,), greedily; equal rows tie, the lowest wins.
+    """Choose rows greedily so that their plain mean follows a target; of equal rows the lowest wins.
 
     Scores are <a_j, t b - s> - |a_j|^2 / 2 at the moment of choice, margins the same of every row for one step more.
 
-    Raises:
-        UserError: more memory needed than `memory_limit` bytes, or a row that is not finite.
+    Parameters
+    ----------
+    features
+        (n, D) array or blocks.
+    target
+        (D,).
+    budget
+        Rows to choose.
+    memory_limit
+        Bytes; None for no limit.
+    progress
+        Called with rows chosen and the budget.
+
+    Returns
+    -------
+    Choice
+        In order of choice.
+
+    Raises
+    ------
+    UserError
+        More memory is needed than `memory_limit`, or a row is not finite.
     """
     n, dim = shape(features)
     budget = min(budget, n)
@@ -70,7 +90,18 @@ def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, 
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
-    """Follow the group's mean."""
+    """Follow the group's mean.
+
+    Parameters
+    ----------
+    group, budget, settings, limits
+        As for every method; no setting is read.
+
+    Returns
+    -------
+    Choice
+        As `herding` returns it.
+    """
     return herding(group.rows, group.target, budget, memory_limit=limits.memory, progress=limits.progress)
 
 

@@ -19,7 +19,18 @@ HELD_OUT_SEED = 8192
 
 
 def reserved_dimensions(dim: int) -> np.ndarray:
-    """(D,) bool: the eighth of the dimensions, drawn once and for all, that a measured selection must not see."""
+    """Return the reserved dimensions: a fixed random eighth that a measured selection must not see.
+
+    Parameters
+    ----------
+    dim
+        D.
+
+    Returns
+    -------
+    np.ndarray
+        (D,) bool.
+    """
     order = np.random.default_rng(HELD_OUT_SEED).permutation(dim)
     held = np.zeros(dim, bool)
     held[order[: max(dim // HELD_OUT, 1)]] = True
@@ -44,12 +55,25 @@ class Match:
 def match(
     means: np.ndarray, sizes: np.ndarray, gather: Callable[[np.ndarray], np.ndarray], labels: np.ndarray, shares: np.ndarray
 ) -> Match:
-    """Errors of a selection.
+    """Measure the errors of a selection's mean feature, of the pool and by cluster.
 
-    Args:
-        means: (K, D) exact means of the clusters. sizes: (K,) rows in each.
-        gather: from positions among the chosen to their rows (m, D); called with at most CHUNK of them.
-        labels: (k,) cluster of each chosen row. shares: (k,) its share in the pool's mean; need not sum to 1.
+    Parameters
+    ----------
+    means
+        (K, D) exact means of the clusters.
+    sizes
+        (K,) rows in each.
+    gather
+        Maps positions among the selected to their rows (m, D); called with at most CHUNK of them.
+    labels
+        (k,) cluster of each selected row.
+    shares
+        (k,) its share in the pool's mean; need not sum to 1.
+
+    Returns
+    -------
+    Match
+        Errors with equal and with given weights.
     """
     n_clusters, k = len(sizes), len(labels)
     plain, weighted = np.zeros((2, n_clusters, means.shape[1]))
@@ -75,27 +99,89 @@ def match(
 
 
 def match_bytes(n_clusters: int, dim: int) -> int:
-    """Memory of `Sums.of` and `match`, bytes: means, both estimates, and what they are divided into."""
+    """Return the peak memory of `Sums.of` and `match`: means, both estimates, and what they are divided into.
+
+    Parameters
+    ----------
+    n_clusters, dim
+        K and D.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     return 8 * 6 * n_clusters * dim + 3 * 8 * CHUNK * dim
 
 
 def relative_error(estimate: np.ndarray, mean: np.ndarray) -> float:
+    """Return |estimate - mean| / |mean|.
+
+    Parameters
+    ----------
+    estimate, mean
+        (D,).
+
+    Returns
+    -------
+    float
+        1 if the estimate is zero.
+    """
     length = float(np.linalg.norm(mean))
     return float(np.linalg.norm(estimate - mean)) / length if length else float("nan")
 
 
 def fitted_weights(chosen: np.ndarray, mean: np.ndarray, ridge: float) -> np.ndarray:
-    """(k,) float64: the non-negative ridge weights with which the chosen rows (k, D) float32 match the pool's mean (D,) best."""
+    """Return the non-negative ridge weights with which the selected rows match the pool's mean best.
+
+    Parameters
+    ----------
+    chosen
+        (k, D) float32.
+    mean
+        (D,).
+    ridge
+        Above 0.
+
+    Returns
+    -------
+    np.ndarray
+        (k,) float64.
+    """
     products = np.array([row.astype(np.float64) @ mean for row in chosen])
     return nonnegative_ridge(gram(chosen, np.inner), products, ridge)
 
 
 def fit_bytes(k: int, dim: int) -> int:
-    """Memory of `fitted_weights` with its rows, bytes."""
+    """Return the peak memory of `fitted_weights` with its rows.
+
+    Parameters
+    ----------
+    k, dim
+        Selected rows, and D.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     return 4 * k * dim + 4 * 8 * k * k + 2 * 8 * 1024 * k
 
 
 def reached(chosen: Sequence[object], everything: Sequence[object]) -> float:
-    """Share of the kinds (sources, clusters) in `everything` that have at least one chosen example."""
+    """Return the fraction of kinds (datasets, clusters) that have at least one selected example.
+
+    Parameters
+    ----------
+    chosen
+        Kind of each selected example.
+    everything
+        Kind of each example.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
     kinds = set(everything)
     return len(set(chosen) & kinds) / len(kinds)

@@ -9,10 +9,20 @@ from tagcos_stream.selection.scores import by_score
 
 
 def middle(losses: np.ndarray) -> np.ndarray:
-    """(N,) float64, 0 at the median and -1/2 at the ends: minus the distance in rank from the median, as a share of all.
+    """Score losses by how near they are to the median in rank.
 
-    The middle of the distribution of perplexities prunes best in Marion et al. 2023 (arXiv 2309.04564); perplexity is
-    the exponential of the loss, so their ranks are the same. Equal losses share a rank.
+    The middle of the distribution of perplexities prunes best in Marion et al. 2023 (arXiv 2309.04564); perplexity is the
+    exponential of the loss, so the ranks are the same. Equal losses share a rank.
+
+    Parameters
+    ----------
+    losses
+        (N,) nats.
+
+    Returns
+    -------
+    np.ndarray
+        (N,) float64: 0 at the median and -1/2 at the ends, minus the distance in rank as a fraction of N.
     """
     ordered = np.sort(losses)
     rank = (np.searchsorted(ordered, losses, "left") + np.searchsorted(ordered, losses, "right") - 1) / 2

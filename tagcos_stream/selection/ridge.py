@@ -6,16 +6,24 @@ import numpy as np
 
 
 def nonnegative_ridge(gram: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    """argmin over x >= 0 of |b - A'x|^2 + ridge |x|^2, by block principal pivoting.
+    """Minimise |b - A'x|^2 + ridge |x|^2 over x >= 0 by block principal pivoting.
 
-    The problem is strictly convex, so the x that meets the optimality conditions is the one. Whole sets of rows change
-    sides at once; when that stops making progress, one row at a time (the highest), which is proved to end.
-    Source: Kim and Park, "Fast nonnegative matrix factorization: an active-set-like method", SIAM J. Sci. Comput. 2011, alg. 2.
+    The problem is strictly convex, so the x that meets the optimality conditions is unique. Whole sets of rows change sides at
+    once; when that stops making progress, one row at a time (the highest), which is proved to end. Source: Kim and Park, "Fast
+    nonnegative matrix factorization: an active-set-like method", SIAM J. Sci. Comput. 2011, alg. 2.
 
-    Args:
-        gram: (k, k) float64, A A'. target: (k,) float64, A b. ridge: above 0.
+    Parameters
+    ----------
+    gram
+        (k, k) float64, A A'.
+    target
+        (k,) float64, A b.
+    ridge
+        Above 0.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         (k,) float64, no entry negative.
     """
     k = len(target)

@@ -15,7 +15,22 @@ from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Withi
 
 
 def best(scores: np.ndarray, draws: np.ndarray, budget: int) -> Choice:
-    """The rows with the largest scores, the best first; of equal ones those with the larger draw."""
+    """Choose the rows with the largest scores, the best first; of equal scores, those with the larger draw.
+
+    Parameters
+    ----------
+    scores
+        (n,) float64.
+    draws
+        (n,) seeded draws.
+    budget
+        Rows to choose.
+
+    Returns
+    -------
+    Choice
+        With scores and margins.
+    """
     order = np.lexsort((np.arange(len(scores)), -draws, -scores))[:budget]
     return Choice(indices=order, scores=scores[order], margins=scores)
 
