@@ -131,7 +131,7 @@ def default_catalog(url: str) -> Path:
     Parameters
     ----------
     url
-        The root.
+        The root, such as s3://bucket/folder.
 
     Returns
     -------

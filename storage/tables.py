@@ -27,7 +27,7 @@ def quoted(text: str) -> str:
     Parameters
     ----------
     text
-        Any text.
+        Any; single quotes are doubled.
 
     Returns
     -------

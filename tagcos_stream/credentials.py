@@ -46,13 +46,13 @@ def redact(text: str) -> str:
     Parameters
     ----------
     text
-        Message of another library.
+        Message of another library, before it is shown or recorded.
 
     Returns
     -------
     str
-        The message with ``***`` for every value of at least eight characters of a variable whose name says that it is
-        secret (a key, token or password).
+        The message with ``***`` for every value of at least eight characters of a variable whose name says that it is secret (a
+        key, token or password).
     """
     values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST}
     for value in sorted(values, key=len, reverse=True):

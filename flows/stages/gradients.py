@@ -54,10 +54,8 @@ def features_of(run: RunContext, space_id: str, detail: Mapping[str, Any]) -> Fe
 
     Parameters
     ----------
-    run
-        Context of the run.
-    space_id
-        The space.
+    run, space_id
+        The run whose pool it is, and the space.
     detail
         What the stage reports.
 

@@ -126,8 +126,11 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
 
 
 def _shares(asked: GroupTargets, budgets: np.ndarray) -> np.ndarray:
-    """(G,) the share of the target in each group. One that has none of it, but a budget since the others gave all their rows,
-    counts by its budget, so that its examples have a weight."""
+    """Return (G,) the share of the target in each group.
+
+    A group that has none of it, but a budget since the others gave all their rows, counts by its budget, so that its examples
+    have a weight.
+    """
     shares = asked.weights / asked.weights.sum()
     beyond = (asked.weights == 0) & (budgets > 0)
     shares[beyond] = budgets[beyond] / budgets.sum()

@@ -28,7 +28,7 @@ def need_target(settings: Settings) -> None:
     Parameters
     ----------
     settings
-        Of a run.
+        Of a run, complete with method and target.
 
     Raises
     ------
@@ -48,17 +48,12 @@ def read_target(run: RunContext) -> TargetSet | None:
     Parameters
     ----------
     run
-        Its settings name files, or a set of the root.
+        Context of a run whose settings name files, or a set of the root.
 
     Returns
     -------
     TargetSet or None
         The set that is now recorded as the run's; None if the selection stands for the pool's mean.
-
-    Raises
-    ------
-    UserError
-        No such file or set, too many rejected rows, or no usable example.
     """
     names = run.settings.target
     found = _named(run, names)

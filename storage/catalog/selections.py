@@ -157,9 +157,7 @@ def groups_done(catalog: Catalog, run_id: str) -> set[int]:
 
     Parameters
     ----------
-    catalog
-        Where its choices are recorded.
-    run_id
+    catalog, run_id
         A run, complete or not.
 
     Returns

@@ -37,10 +37,8 @@ def find(catalog: Catalog, name: str) -> TargetSet | None:
 
     Parameters
     ----------
-    catalog
-        Of the root.
-    name
-        Its name, or its id.
+    catalog, name
+        The set's name or its id, in a root.
 
     Returns
     -------
@@ -59,10 +57,8 @@ def known(catalog: Catalog, name: str) -> TargetSet:
 
     Parameters
     ----------
-    catalog
-        Of the root.
-    name
-        Its name, or its id.
+    catalog, name
+        As for `find`.
 
     Returns
     -------
@@ -72,7 +68,7 @@ def known(catalog: Catalog, name: str) -> TargetSet:
     Raises
     ------
     UserError
-        There is none; lists the names that there are.
+        There is none; the message lists the names that there are.
     """
     found = find(catalog, name)
     if found is None:
@@ -87,10 +83,8 @@ def of_run(catalog: Catalog, run_id: str) -> TargetSet | None:
 
     Parameters
     ----------
-    catalog
-        Of the root.
-    run_id
-        The run.
+    catalog, run_id
+        The run may have none.
 
     Returns
     -------
@@ -185,9 +179,7 @@ def with_features(catalog: Catalog, target_id: str, space_id: str) -> pl.DataFra
 
     Parameters
     ----------
-    catalog
-        Of the root.
-    target_id
+    catalog, target_id
         The set.
     space_id
         The feature space.

@@ -127,8 +127,10 @@ def assigning_here(rows: RowBlocks, device: str = "cpu") -> Assigning:
 
     Parameters
     ----------
-    rows, device
-        All rows, and the torch device.
+    rows
+        All rows, of one clustering.
+    device
+        Torch device.
 
     Returns
     -------

@@ -107,7 +107,7 @@ def draw_adapter(model: Any, seed: int) -> None:
     Parameters
     ----------
     model
-        With an adapter.
+        With an adapter, whose tensors are overwritten.
     seed
         Of the draw.
     """
@@ -291,12 +291,12 @@ def saved_name(name: str) -> str:
     Parameters
     ----------
     name
-        In the model.
+        As `named_parameters` gives it.
 
     Returns
     -------
     str
-        In the file.
+        As the file has it.
     """
     stem, _, leaf = name.rpartition(".")
     return stem.rpartition(".")[0] + "." + leaf

@@ -8,7 +8,7 @@ from tagcos_stream.selection.scores import by_score
 CENTROID = by_score(
     "centroid",
     lambda columns: -columns["distance"],
-    Words("{:.4g} from the centroid", "{:.4g} from the centroid", scale=-1.0),
+    Words("{:.4g} from the centroid", scale=-1.0),
     columns=("distance",),
     within="clusters",
     seeded=True,

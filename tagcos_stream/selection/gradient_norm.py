@@ -8,7 +8,7 @@ from tagcos_stream.selection.scores import by_score
 GRADIENT_NORM = by_score(
     "gradient-norm",
     lambda columns: columns["norm"],  # before normalisation
-    Words("gradient of length {:.4g}", "gradient of length {:.4g}"),
+    Words("gradient of length {:.4g}"),
     columns=("norm",),
     reference="Deep learning on a data diet, https://arxiv.org/abs/2107.07075",
 )

@@ -38,7 +38,7 @@ class Groups:
         Parameters
         ----------
         group
-            Its number, from 0.
+            Its number, below the number of groups.
 
         Returns
         -------

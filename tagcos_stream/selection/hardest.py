@@ -8,7 +8,7 @@ from tagcos_stream.selection.scores import by_score
 HARDEST = by_score(
     "hardest",
     lambda columns: columns["loss"],
-    Words("loss {:.4g}", "loss {:.4g}"),
+    Words("loss {:.4g}"),
     columns=("loss",),
     reference="TAGCOS, section 4, https://arxiv.org/abs/2407.15235",
 )

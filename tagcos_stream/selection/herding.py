@@ -105,7 +105,7 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
     return herding(group.rows, group.target, budget, memory_limit=limits.memory, progress=limits.progress)
 
 
-WORDS = Words("herding score {:.4g}", "herding score {:.4g}")
+WORDS = Words("herding score {:.4g}")
 REFERENCE = "Welling, Herding dynamical weights to learn, ICML 2009, https://doi.org/10.1145/1553374.1553517"
 HERDING = Method(
     "herding",

@@ -67,7 +67,7 @@ LENGTH_MATCHED = Method(
     "length-matched",
     within="pool",
     choose=choose,
-    words=Words("draw {:.6f} among examples of its length", "draw {:.6f} among examples of its length"),
+    words=Words("draw {:.6f} among examples of its length"),
     reference="Matching methods for causal inference, https://arxiv.org/abs/1010.5586",
     seeded=True,
     columns=("draw", "target_tokens", "reference"),

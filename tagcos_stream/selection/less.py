@@ -25,7 +25,7 @@ LESS = Method(
     "less",
     within="pool",
     choose=choose,
-    words=Words("cosine {:.4f} with the nearest part of the target", "cosine {:.4f} with the nearest part of the target"),
+    words=Words("cosine {:.4f} with the nearest part of the target"),
     reference="LESS, https://arxiv.org/abs/2402.04333",
     seeded=True,
     features=True,

@@ -8,7 +8,7 @@ from tagcos_stream.selection.scores import by_score
 LONGEST = by_score(
     "longest",
     lambda columns: columns["target_tokens"],
-    Words("{:.0f} target tokens", "{:.0f} target tokens"),
+    Words("{:.0f} target tokens"),
     columns=("target_tokens",),
     reference="Long is more for alignment, https://arxiv.org/abs/2402.04833",
 )

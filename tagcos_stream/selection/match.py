@@ -104,7 +104,7 @@ def match_bytes(n_clusters: int, dim: int) -> int:
     Parameters
     ----------
     n_clusters, dim
-        K and D.
+        K and D; the number of rows does not matter.
 
     Returns
     -------

@@ -119,9 +119,13 @@ class Words:
     """Descriptions of a score for `tagcos why` and the report: format strings with one field, such as "loss {:.4g}"."""
 
     chosen: str  # of an example that was chosen
-    left: str  # of one that was not
+    left: str = ""  # of one that was not; by default the same
     scale: float = 1.0  # the score is multiplied by it first
     unscored: str | None = None  # of an example chosen without a score
+
+    def __post_init__(self) -> None:
+        if not self.left:
+            object.__setattr__(self, "left", self.chosen)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def middle(losses: np.ndarray) -> np.ndarray:
 PERPLEXITY = by_score(
     "perplexity",
     lambda columns: middle(columns["loss"]),
-    Words("perplexity {:.1f}% of the pool from the median", "perplexity {:.1f}% of the pool from the median", scale=-100.0),
+    Words("perplexity {:.1f}% of the pool from the median", scale=-100.0),
     columns=("loss",),
     reference="When less is more, https://arxiv.org/abs/2309.04564",
 )

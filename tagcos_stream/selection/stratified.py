@@ -8,7 +8,7 @@ from tagcos_stream.selection.scores import by_score
 STRATIFIED = by_score(
     "stratified",
     lambda columns: columns["draw"],
-    Words("draw {:.6f} within its source and length", "draw {:.6f} within its source and length"),
+    Words("draw {:.6f} within its source and length"),
     within="strata",
     seeded=True,
 )

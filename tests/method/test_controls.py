@@ -42,7 +42,7 @@ def test_methods__that_cannot_choose_fail_when_they_are_made() -> None:
     def choose(group: Group, budget: int, settings: object, limits: Limits) -> Choice:
         return scores.best(group.columns["loss"], group.columns["draw"], budget)
 
-    words = Words("loss {:.4g}", "loss {:.4g}")
+    words = Words("loss {:.4g}")
     assert Method("mine", "pool", choose, words, columns=("loss", "draw")).settings == ()
     with pytest.raises(TypeError, match="choose must be a function"):
         Method("mine", "pool", "loss", words)  # type: ignore[arg-type]
