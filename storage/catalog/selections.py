@@ -196,6 +196,30 @@ def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("FROM selection_of(?) ORDER BY group_id, rank", [run_id])
 
 
+def first_occurrences(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return where a run's selected examples occur first in its sources.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        example_id, source_file (path or URL), source_row (from 0): the first row of the first file, by name.
+    """
+    return catalog.read(
+        """SELECT o.example_id, min_by(f.url, (f.url, o.row)) AS source_file, min_by(o.row, (f.url, o.row)) AS source_row
+        FROM run_files r JOIN files f USING (file_id) JOIN occurrences o USING (file_id)
+        WHERE r.run_id = $run AND o.example_id IN (SELECT s.example_id FROM selections s WHERE s.run_id = $run)
+        GROUP BY o.example_id""",
+        {"run": run_id},
+    )
+
+
 def selected_with_text(root: Root, run_id: str) -> Iterator[pl.DataFrame]:
     """Yield the selection of a complete run with its texts, one part of the example store at a time.
 

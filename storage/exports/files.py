@@ -139,7 +139,8 @@ def _card(path: Path, done: Any, columns: str) -> str:
 DATASETS_COLUMNS = (
     "`messages` (role, content, name, reasoning_content, tool_calls with arguments as JSON text, tool_call_id, train: "
     "trained character ranges, null for the role's default), `tools` (JSON), `chat_template_kwargs` (JSON), "
-    "`example_id`, `dataset`, `weight` (mean 1), `group_id`, `rank`."
+    "`example_id`, `dataset`, `weight` (mean 1), `group_id`, `rank`, `source_file`, `source_row`, `run_id`, `method`, "
+    "`fraction`, `model`."
 )
 TRL_COLUMNS = (
     "`input_ids`, `labels` (-100 where nothing is trained on), `weight` (mean 1): for `trl.SFTTrainer` as they are, "

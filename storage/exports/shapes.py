@@ -17,12 +17,15 @@ import pyarrow as pa
 
 from tagcos_stream.data.canonical import characters
 
-COMMON = ("example_id", "dataset", "weight", "group_id", "rank")
+# where a row was read, and by which run it was selected
+ORIGIN = ("source_file", "source_row", "run_id", "method", "fraction", "model")
+COMMON = ("example_id", "dataset", "weight", "group_id", "rank", *ORIGIN)
 FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 _common = [
     ("example_id", pa.string()), ("dataset", pa.string()), ("weight", pa.float64()), ("group_id", pa.int32()),
-    ("rank", pa.int32()),
+    ("rank", pa.int32()), ("source_file", pa.string()), ("source_row", pa.int64()), ("run_id", pa.string()),
+    ("method", pa.string()), ("fraction", pa.float64()), ("model", pa.string()),
 ]  # fmt: skip
 _train = pa.list_(pa.struct([("begin", pa.uint32()), ("end", pa.uint32())]))
 _detail = pa.list_(pa.struct([("begin_offset", pa.int64()), ("end_offset", pa.int64()), ("train", pa.bool_())]))

@@ -129,7 +129,9 @@ def export(
         if chosen.folder:
             for file, text in BESIDE[name](path, done).items():
                 (partial / file).write_text(text, encoding="utf-8")
-            (partial / MARK).write_text(json.dumps(done.__dict__, indent=2) + "\n", encoding="utf-8")
+            (partial / MARK).write_text(
+                json.dumps({**done.__dict__, **_made_by(root, run_id)}, indent=2) + "\n", encoding="utf-8"
+            )
     return done
 
 
@@ -173,10 +175,24 @@ def _examples(root: Root, run_id: str, at_a_time: int = 1024) -> Iterator[list[d
     share = selections.selection(root.catalog, run_id)["share"]
     scale = len(share) / share.sum() if share.sum() > 0 else 1.0
     columns = ["messages", "tools", "template_kwargs", *shapes.COMMON]
+    made = _made_by(root, run_id)
+    first = selections.first_occurrences(root.catalog, run_id)
     for frame in selections.selected_with_text(root, run_id):
-        weighted = frame.with_columns(weight=pl.col("share") * scale).select(columns)
-        for part in weighted.iter_slices(at_a_time):
+        known = frame.with_columns(weight=pl.col("share") * scale, **{name: pl.lit(value) for name, value in made.items()})
+        known = known.join(first, on="example_id", how="left", maintain_order="left").select(columns)
+        for part in known.iter_slices(at_a_time):
             yield part.to_dicts()
+
+
+def _made_by(root: Root, run_id: str) -> dict[str, Any]:
+    """run_id, method, fraction (selected / pool) and model (with its revision, if one was given) of a run."""
+    found = root.catalog.read(
+        """SELECT run_id, method, (SELECT sum(selected) / sum(size) FROM run_groups g WHERE g.run_id = r.run_id) AS fraction,
+            concat_ws('@', nullif(config->>'model', ''), config->>'revision') AS model
+        FROM runs r WHERE run_id = ?""",
+        [run_id],
+    )
+    return dict(found.row(0, named=True))
 
 
 def _tokens(encode: Encode | None) -> Callable[[shapes.Example, Counter[str]], list[shapes.Row]]:

@@ -141,6 +141,17 @@ def test_export__holds_everything(exported: tuple[Root, str], tmp_path: Path, fo
     chosen = selection(root.catalog, run_id)
     told = {row["example_id"]: (row["group_id"], row["rank"]) for row in rows}
     assert told == {row["example_id"]: (row["group_id"], row["rank"]) for row in chosen.iter_rows(named=True)}
+    # every row says where it was read, and which run selected it from how much
+    occurs = root.catalog.read("SELECT example_id, url, row FROM occurrences JOIN files USING (file_id) ORDER BY url, row")
+    first = {row[0]: row[1:] for row in occurs.reverse().iter_rows()}
+    assert all((row["source_file"], row["source_row"]) == first[row["example_id"]] for row in rows)
+    run = root.catalog.read("SELECT method, sum(selected) / sum(size) FROM runs JOIN run_groups USING (run_id) GROUP BY ALL").row(
+        0
+    )
+    assert {(row["run_id"], row["method"], row["fraction"]) for row in rows} == {(run_id, *run)}
+    if format == "datasets":
+        mark = json.loads((tmp_path / name / "tagcos-export.json").read_text(encoding="utf-8"))
+        assert (mark["run_id"], mark["method"], mark["fraction"]) == (run_id, *run)
 
 
 UNFIT = {
