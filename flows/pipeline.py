@@ -12,10 +12,11 @@ from flows.changes import sentence
 from flows.checks import load_checks, run_checks
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
 from flows.models import check_device, check_model
-from flows.plan import Plan, find_spaces, make_plan, plan_from_pool
+from flows.plan import Plan, find_spaces, make_plan, plan_from_pool, plan_reselect
 from flows.progress import Reporter, default_reporter
+from flows.recompute import ASK_ABOVE, Recompute, recomputed
 from flows.reference import need_reference
-from flows.stages.adopt import adopt
+from flows.stages.adopt import adopt, space_of_variant
 from flows.stages.cluster import cluster
 from flows.stages.eligible import check_predicates
 from flows.stages.gradients import compute_gradients
@@ -36,6 +37,9 @@ STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
 RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 
 
+Confirm = Callable[[Recompute], bool]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Result of a completed run: its id, what each stage reported, and one sentence on what was selected and what changed."""
@@ -46,7 +50,9 @@ class Outcome:
     plan: Plan | None = None  # of a run that read sources
 
 
-def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage = run_stage) -> Outcome:
+def run(
+    settings: Settings, reporter: Reporter | None = None, do_stage: DoStage = run_stage, confirm: Confirm | None = None
+) -> Outcome:
     """Run every stage under the root's writer lock. A second call continues where an interrupted one stopped.
 
     Parameters
@@ -57,6 +63,8 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         Gets messages and progress; by default bars in a terminal, otherwise lines.
     do_stage
         Does one stage: here, or as a task of an orchestrator.
+    confirm
+        Asked before a changed setting makes gradients be computed again that take longer than ASK_ABOVE; by default nobody is.
 
     Returns
     -------
@@ -66,7 +74,7 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
     Raises
     ------
     UserError
-        A mistake that the user can correct; the run is recorded as failed with this message.
+        The question was answered with no, or a mistake that the user can correct; the run is recorded as failed with it.
     """
     _check(settings)
     reporter = reporter or default_reporter()
@@ -80,6 +88,11 @@ def run(settings: Settings, reporter: Reporter | None = None, do_stage: DoStage 
         run_checks(run, checks, "ingest")
         plan = plan_from_pool(settings, run.catalog, run.run_id, pool.files)
         reporter.say(plan.summary)
+        again = recomputed(plan, settings, run.catalog, run.run_id)
+        if again is not None:
+            reporter.say(again.summary)
+            if confirm is not None and (again.seconds or 0) >= ASK_ABOVE and not confirm(again):
+                raise again.declined()
         spaces = stage("warm-up", warm_up, run, pool)
         features = stage("gradients", compute_gradients, run, spaces)
         clusters = stage("cluster", cluster, run, features)
@@ -170,6 +183,34 @@ def reselect(
         No such complete run, a setting that stored features do not allow to change, or an invalid value.
     """
     reporter = reporter or default_reporter()
+    settings, opened, base = _reselection(root, run_id, reporter, changes)
+    checks = load_checks(settings.checks)
+    with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
+        features = stage("pool", adopt, run)
+        clusters = stage("cluster", cluster, run, features)
+        selection = stage("select", select, run, features, clusters)
+        run_checks(run, checks, "select")
+        stage("publish", publish, run, selection)
+    return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id))
+
+
+def dry_reselect(root: str, run_id: str | None = None, reporter: Reporter | None = None, **changes: Any) -> Plan:
+    """What `reselect` would do with these arguments. Writes nothing, but for the migration of an older catalog.
+
+    Raises
+    ------
+    UserError
+        As `reselect` would.
+    """
+    settings, opened, base = _reselection(root, run_id, reporter or default_reporter(), changes)
+    space_id = space_of_variant(opened.catalog, settings, base, base["run_id"])
+    return plan_reselect(settings, opened.catalog, base["run_id"], space_id)
+
+
+def _reselection(
+    root: str, run_id: str | None, reporter: Reporter, changes: dict[str, Any]
+) -> tuple[Settings, Root, dict[str, Any]]:
+    """(settings, root, the run that is selected from again)."""
     wrong = sorted(set(changes) - set(SELECT_FIELDS))
     if wrong:
         raise UserError(f"{', '.join(wrong)} cannot change without computing anew: use `tagcos run`")
@@ -180,14 +221,7 @@ def reselect(
     settings = load_settings(changed_settings(base, root, changes))
     need_target(settings)
     check_predicates(settings)
-    checks = load_checks(settings.checks)
-    with _writing(settings, opened, reporter, do_stage, reselects=base["run_id"]) as (run, stage):
-        features = stage("pool", adopt, run)
-        clusters = stage("cluster", cluster, run, features)
-        selection = stage("select", select, run, features, clusters)
-        run_checks(run, checks, "select")
-        stage("publish", publish, run, selection)
-    return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id))
+    return settings, opened, base
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:

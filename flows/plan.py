@@ -165,13 +165,14 @@ def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Pla
     gradients, missing = _gradients(settings, catalog, found, known)
     space = known.get(settings.gradient)
     rows = _with_features(catalog, space, found)
-    cluster = _cluster(settings, catalog, space, rows, missing, run_id)
+    space_id = None if space is None else space.space_id
+    cluster = _cluster(settings, catalog, space_id, rows, missing, run_id)
     steps = (
         _ingest(found),
         _warm_up(settings, catalog, known, run_id),
         gradients,
         cluster,
-        _select(settings, catalog, rows, cluster, missing),
+        _select(settings, catalog, space_id, rows, cluster, missing),
     )
     return Plan(run_id, steps, found.exact and not missing)
 
@@ -196,6 +197,31 @@ def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int
         Per stage, what is reused and what is computed.
     """
     return make_plan(settings, catalog, Survey(files, 0, pool.pool(catalog, run_id)))
+
+
+def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str) -> Plan:
+    """Plan a selection from the stored features of a run.
+
+    Parameters
+    ----------
+    settings
+        Those of the new run.
+    catalog
+        Of the root.
+    base
+        The complete run whose pool is selected from.
+    space_id
+        The feature space that is selected by.
+
+    Returns
+    -------
+    Plan
+        Steps cluster and select.
+    """
+    run_id = planning.unfinished_run(catalog, config_hash(settings, base), settings.name)
+    rows = planning.with_features(catalog, space_id, pool.pool(catalog, base))
+    cluster = _cluster(settings, catalog, space_id, rows, 0, run_id)
+    return Plan(run_id, (cluster, _select(settings, catalog, space_id, rows, cluster, 0)), exact=settings.where is None)
 
 
 def _with_features(catalog: Catalog | None, space: spaces.Space | None, found: Survey) -> pl.DataFrame:
@@ -261,7 +287,7 @@ def _gradients(settings: Settings, catalog: Catalog | None, found: Survey, known
 def _cluster(
     settings: Settings,
     catalog: Catalog | None,
-    space: spaces.Space | None,
+    space_id: str | None,
     pool: pl.DataFrame,
     missing: int,
     run_id: str | None,
@@ -273,9 +299,9 @@ def _cluster(
     def fit(reason: str) -> Step:
         return Step("cluster", total, total, "rows", None, reason)
 
-    if catalog is None or space is None:
+    if catalog is None or space_id is None:
         return fit("a new space has no clusters")
-    exact, known = find_clustering(catalog, settings, space.space_id, pool)
+    exact, known = find_clustering(catalog, settings, space_id, pool)
     if known is None:
         return fit("no clustering has these settings")
     if known == exact and not missing:
@@ -290,10 +316,12 @@ def _cluster(
     return Step("cluster", fresh, total, "rows", known, kept)
 
 
-def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, cluster: Step, missing: int) -> Step:
+def _select(
+    settings: Settings, catalog: Catalog | None, space_id: str | None, rows: pl.DataFrame, cluster: Step, missing: int
+) -> Step:
     """Groups whose inputs an earlier run had are copied; which those are is known once every row has its feature and cluster."""
     total = settings.budget(len(rows) + missing)
-    if catalog is None or missing or cluster.compute:
+    if catalog is None or space_id is None or missing or cluster.compute:
         return Step("select", total, total, "choices", None, "groups that do not change are copied" if catalog else "first run")
     method = METHODS[settings.method]
     if settings.target and method.reads_features:
@@ -304,7 +332,7 @@ def _select(settings: Settings, catalog: Catalog | None, rows: pl.DataFrame, clu
         return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")
     place = cluster.reuse
     if place is None:
-        place, groups = find_spaces(catalog, settings)[settings.gradient].space_id, divide(method, rows)
+        place, groups = space_id, divide(method, rows)
     else:
         labels, n_clusters = planning.labels(catalog, place, rows)
         groups = divide(method, rows, labels.to_numpy(), n_clusters)

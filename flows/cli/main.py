@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,9 @@ from tagcos_stream.types import UserError
 
 EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
+
+if TYPE_CHECKING:
+    from flows.recompute import Recompute
 
 app = typer.Typer(
     name="tagcos",
@@ -49,16 +52,22 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed and what is reused, and why; write nothing.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before changed settings make long gradients be computed again.")
+    ] = False,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
     if sources:
         settings["sources"] = tuple(sources)
+    given = load_settings(settings, toml=config, preset=preset)
     if dry_run:
-        print_plan(load_settings(settings, toml=config, preset=preset), as_json)
+        from flows.pipeline import dry_run as plan
+
+        print_plan(plan(given), as_json)
         return
-    _run(load_settings(settings, toml=config, preset=preset), prefect=prefect, out=out, as_json=as_json)
+    _run(given, prefect=prefect, out=out, as_json=as_json, yes=yes)
 
 
 app.command()(takes_settings(select, SELECT_FIELDS))
@@ -99,7 +108,7 @@ def demo(
     print(f"\nyour own data:\n  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}")
 
 
-def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) -> str:
+def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, yes: bool = True) -> str:
     from flows import pipeline
     from storage.exports import write as exports
 
@@ -109,9 +118,14 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool) 
 
         run_id = run_flow(settings)
     else:
-        run_id = pipeline.run(settings).run_id
+        asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+        run_id = pipeline.run(settings, confirm=_confirm if asks else None).run_id
     tell_run(open_reader(settings.root), run_id, out, as_json)
     return run_id
+
+
+def _confirm(again: Recompute) -> bool:
+    return typer.confirm(f"Compute the gradients of {again.examples:,} examples again?", err=True)
 
 
 def main() -> None:

@@ -10,11 +10,12 @@ import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption
 from flows.cli.output import print_frame, print_json
-from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from flows.estimate import Estimate
+    from flows.plan import Plan
 
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")]
 
@@ -46,6 +47,8 @@ def estimate(
 def _print_estimate(found: Estimate) -> None:
     import polars as pl
 
+    from flows.recompute import duration
+
     share = found.rows_read / max(found.rows, 1)
     rows = [
         ("rows", f"{found.rows:,}", "counted" if found.rows_read == found.rows else f"from the {share:.0%} that were read"),
@@ -71,13 +74,10 @@ def _print_estimate(found: Estimate) -> None:
         print("\nthe disk is too small: choose a --root elsewhere (an object store will do), or lower --dim")
 
 
-def print_plan(settings: Settings, as_json: bool) -> None:
-    """`tagcos run --dry-run`: what each stage would compute, what it would reuse, and why."""
+def print_plan(plan: Plan, as_json: bool) -> None:
+    """What `--dry-run` shows: what each stage would compute, what it would reuse, and why."""
     import polars as pl
 
-    from flows.pipeline import dry_run
-
-    plan = dry_run(settings)
     if as_json:
         print_json(asdict(plan))
         return
@@ -94,13 +94,6 @@ def print_plan(settings: Settings, as_json: bool) -> None:
 def size(count: int) -> str:
     """In the unit that suits: 54 MB, 1.6 GB."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits: 12 s, 3.4 min, 5.6 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def doctor(

@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption, RunOption
 from flows.cli.output import print_frame, print_json, print_summary, summary
+from flows.cli.prepare import print_plan
 from flows.cli.store import print_exported
 
 if TYPE_CHECKING:
@@ -24,15 +25,21 @@ def select(
     root: RootOption = DEFAULT_ROOT,
     run: RunOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the selection to this .jsonl or .parquet file.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be computed and what is reused, and why; select nothing.")
+    ] = False,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select again from a run's stored features, with these settings changed: reads no source, computes no gradient."""
-    from flows.pipeline import reselect
+    from flows.pipeline import dry_reselect, reselect
     from storage.exports import write as exports
     from storage.root import open_root
 
     exports.check_target(out)
+    if dry_run:
+        print_plan(dry_reselect(root, run, **settings), as_json)
+        return
     run_id = reselect(root, run, **settings).run_id
     tell_run(open_root(root, create=False), run_id, out, as_json)
 

@@ -11,6 +11,8 @@ from flows.stages.gradients import features_of
 from flows.stages.target import adopt_target
 from storage import gc
 from storage.catalog import pool, runs, spaces
+from storage.database import Catalog
+from tagcos_stream.config import Settings
 from tagcos_stream.identity import space_recipe
 from tagcos_stream.types import UserError
 
@@ -40,20 +42,43 @@ def adopt(run: RunContext) -> Features:
     base = runs.complete_run(run.catalog, run.reselects)
     adopt_target(run, base)
     examples = len(pool.pool(run.catalog, run.run_id))
-    return features_of(run, _space_of_variant(run, base), {"of": run.reselects, "examples": examples})
+    space_id = space_of_variant(run.catalog, run.settings, base, run.run_id)
+    runs.set_run(run.catalog, run.run_id, space_id=space_id)
+    return features_of(run, space_id, {"of": run.reselects, "examples": examples})
 
 
-def _space_of_variant(run: RunContext, base: dict[str, Any]) -> str:
-    """Of the feature spaces computed in one pass (`also_gradients`), the one that is selected by."""
-    variant, own = run.settings.gradient, str(base["space_id"])
+def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any], run_id: str) -> str:
+    """Of the feature spaces computed in one pass (`also_gradients`), find the one that is selected by.
+
+    Parameters
+    ----------
+    catalog
+        Where the runs are recorded.
+    settings
+        With the gradient variant.
+    base
+        The run that is selected from again, as a row of `runs`.
+    run_id
+        A run with the pool: the new one, or `base` itself.
+
+    Returns
+    -------
+    str
+        Id of the space.
+
+    Raises
+    ------
+    UserError
+        The variant was not computed for the whole pool.
+    """
+    variant, own = settings.gradient, str(base["space_id"])
     if variant == json.loads(base["config"])["gradient"]:
         return own
-    space = spaces.find_space(run.catalog, space_recipe(run.settings, variant))
-    computed = 0 if space is None else len(spaces.features_pool(run.catalog, run.run_id, space.space_id))
-    if space is None or computed < len(spaces.features_pool(run.catalog, run.run_id, own)):
+    space = spaces.find_space(catalog, space_recipe(settings, variant))
+    computed = 0 if space is None else len(spaces.features_pool(catalog, run_id, space.space_id))
+    if space is None or computed < len(spaces.features_pool(catalog, run_id, own)):
         raise UserError(
             f"gradient {variant}: {computed} examples of the pool of {base['run_id']} have features of this variant; compute "
             f"them with `tagcos run`, the same settings and --also-gradients {variant}"
         )
-    runs.set_run(run.catalog, run.run_id, space_id=space.space_id)
     return space.space_id

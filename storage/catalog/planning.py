@@ -114,6 +114,36 @@ def known_choices(catalog: Catalog, inputs: Mapping[int, str]) -> dict[int, str]
     return {int(group): str(run_id) for group, run_id in found}
 
 
+def features_elsewhere(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
+    """How much of a run's pool has features in the space of the newest complete run.
+
+    Parameters
+    ----------
+    catalog
+        Where the runs are recorded.
+    run_id
+        A run whose pool is known.
+
+    Returns
+    -------
+    dict or None
+        run_id (the newest complete run that read sources), examples (of the pool, with a feature in its space), seconds (that
+        they took, from the blocks' own times). None if there is no such run or example.
+    """
+    found = catalog.read(
+        """WITH newest AS (
+                SELECT run_id, space_id FROM runs WHERE status = 'complete' AND reselects IS NULL AND space_id IS NOT NULL
+                ORDER BY finished_at DESC, run_id DESC LIMIT 1
+            ),
+            speed AS (SELECT sum(seconds) / sum(rows) AS seconds FROM blocks WHERE space_id = (SELECT space_id FROM newest))
+        SELECT any_value(n.run_id) AS run_id, count(*) AS examples, count(*) * (SELECT seconds FROM speed) AS seconds
+        FROM pool_of(?) p JOIN newest n ON true
+        JOIN feature_rows r ON r.space_id = n.space_id AND r.segment = p.segment AND r.row = p.row AND r.status = 'ok'""",
+        [run_id],
+    ).row(0, named=True)
+    return found if found["examples"] else None
+
+
 def unfinished_run(catalog: Catalog, config_hash: str, name: str | None) -> str | None:
     """The run that would be resumed: with this configuration and name."""
     found = catalog.read(

@@ -15,9 +15,11 @@ from flows.cli.main import app
 from flows.context import DoStage, run_stage
 from flows.plan import Plan
 from flows.progress import SilentReporter
+from flows.recompute import Recompute
 from flows.workers import gradients as worker
 from storage.root import open_root
 from tagcos_stream.config import load_settings
+from tagcos_stream.types import UserError
 from tests.flows.conftest import conversation
 
 Maker = Callable[..., dict[str, Any]]
@@ -168,3 +170,60 @@ def test_dry_run__prints_the_plan_and_writes_nothing(small_settings: Maker, tmp_
     steps = {step["stage"]: step for step in json.loads(found.stdout.splitlines()[-1])["steps"]}
     assert (steps["gradients"]["compute"], steps["gradients"]["total"]) == (120, 120)
     assert not (tmp_path / "root").exists()
+
+
+class Saying(SilentReporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_select_plans_too(
+    small_settings: Maker, pool_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = small_settings(dim=64, warmup_examples=8)
+    reporter = Saying()
+    first = pipeline.run(load_settings(values), reporter, confirm=lambda again: pytest.fail("a first run computes nothing again"))
+    assert not [text for text in reporter.said if "settings changed" in text]
+    root = open_root(values["root"], create=False)
+
+    # selecting again is planned like a run, and nothing is recorded
+    same = pipeline.dry_reselect(values["root"], None, SilentReporter())
+    assert counts(same) == {"cluster": (0, 120), "select": (0, 12)}
+    other = CliRunner().invoke(app, ["select", "--root", values["root"], "--method", "longest", "--count", "7", "--dry-run"])
+    assert other.exit_code == 0, other.output
+    assert "method longest needs no clusters" in other.stdout
+    assert "7 of 7 choices" in other.stdout
+    assert root.catalog.read("SELECT run_id FROM runs")["run_id"].to_list() == [first.run_id]
+
+    # cheap work is told, not asked about; what takes long is asked about, and no stops the run before it costs
+    changed = load_settings(values | {"max_length": 48})
+    asked = []
+
+    def refuse(again: Recompute) -> bool:
+        asked.append(again)
+        return False
+
+    monkeypatch.setattr(pipeline, "ASK_ABOVE", 0.0)
+    with pytest.raises(UserError, match=r"stopped before the gradients, as settings changed .*--yes"):
+        pipeline.run(changed, reporter, confirm=refuse)
+    (again,) = asked
+    assert (again.examples, again.run_id) == (120, first.run_id)
+    assert again.reason == f"max_length is 48, not 96 as in {first.run_id}"
+    taken = root.catalog.read("SELECT sum(seconds) FROM blocks").item()
+    assert again.seconds == pytest.approx(taken * 120 / 120)
+    assert reporter.said[-1] == again.summary
+    assert "the gradients of 120 examples are computed again, about" in again.summary
+    assert root.catalog.read("SELECT count(*) FROM feature_spaces").item() == 1
+    monkeypatch.setattr(pipeline, "ASK_ABOVE", 600.0)
+    done = pipeline.run(changed, reporter, confirm=refuse)  # the same run goes on
+    assert len(asked) == 1
+    assert done.stages["gradients"]["computed"] == 120
+    # the same settings again compute nothing again, and nothing is said of it
+    reporter.said.clear()
+    pipeline.run(changed, reporter, confirm=refuse)
+    assert not [text for text in reporter.said if "settings changed" in text]

@@ -23,7 +23,7 @@ from storage.exports import write as exports
 from storage.root import Root
 from tagcos_stream.gradients.chat import encode
 from tagcos_stream.gradients.model import load_tokenizer
-from tests.flows.test_exporting import exported, kinds_of  # noqa: F401
+from tests.flows.test_exporting import canonical, exported, kinds_of  # noqa: F401
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -59,7 +59,9 @@ def test_axolotl__trains_the_tokens_that_we_do(
     kind, compared = kinds_of(root), set()
     for row in pq.read_table(stanza["path"]).to_pylist():
         found = strategy.tokenize_prompt({k: row[k] for k in ("messages", "tools") if row[k] is not None})
-        ours = encode(tokenizer, whole[row["example_id"]]["messages"], max_length=512, tools=whole[row["example_id"]]["tools"])
+        mine = whole[row["example_id"]]
+        messages = [canonical(message, message["train"]) for message in mine["messages"]]
+        ours = encode(tokenizer, messages, max_length=512, tools=mine["tools"])
         assert found["input_ids"] == ours.input_ids.tolist()
         theirs = {i for i, label in enumerate(found["labels"]) if label != -100}
         mine = set(np.flatnonzero(ours.target).tolist())
