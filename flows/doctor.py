@@ -118,7 +118,7 @@ def _kernels() -> Finding:
     folder = cache_folder()
     if marker().exists():
         return Finding("kernels", "ok", f"compiled, in {folder}")
-    remedy = "a run compiles them beside its first stages; `python -m tagcos_stream.compile_ahead` does so now"
+    remedy = "a run compiles them during its first stages; `python -m tagcos_stream.compile_ahead` does so now"
     return Finding("kernels", "note", f"not all compiled for this processor yet; they are kept in {folder}", remedy)
 
 

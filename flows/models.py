@@ -180,7 +180,7 @@ def gradient_token_budget(settings: Settings, loaded: LoadedModel, variants: int
 
 
 def token_budget(settings: Settings, loaded: LoadedModel, stage: str, need: Callable[[int], int], processes: int = 1) -> int:
-    """The token budget of a stage that needs need(budget) bytes beside the model, which `processes` run at a time.
+    """The token budget of a stage that needs need(budget) bytes in addition to the model, which `processes` run at a time.
 
     On a CPU it does not depend on the memory found, because a batch's size shows in the last bits of its features;
     on a GPU, where they repeat to rounding only, it is halved until the stage fits.
@@ -196,14 +196,14 @@ def token_budget(settings: Settings, loaded: LoadedModel, stage: str, need: Call
     if need(budget) > room:
         cut = "batch_tokens or max_length" if budget > settings.max_length else "max_length"
         raise UserError(
-            f"{stage} of {settings.model} needs {need(budget) / GIB:.1f} GiB beside the model, in passes of "
+            f"{stage} of {settings.model} needs {need(budget) / GIB:.1f} GiB in addition to the model, in passes of "
             f"{max(budget, settings.max_length)} tokens; {what}: lower {cut}, or lora_rank, or give it more memory"
         )
     return budget
 
 
 def _room(settings: Settings, loaded: LoadedModel, processes: int) -> tuple[int, str]:
-    """(bytes that a process may use beside its model, where they come from)."""
+    """(bytes that a process may use in addition to its model, where they come from)."""
     if loaded.device.startswith("cuda"):
         import torch
 
@@ -216,7 +216,7 @@ def _room(settings: Settings, loaded: LoadedModel, processes: int) -> tuple[int,
         share = f" for {processes} processes" if processes > 1 else ""
         return (
             room,
-            f"memory_limit {settings.memory_limit:g} GiB{share} leaves {max(0, room) / GIB:.1f} beside {weights / GIB:.1f}",
+            f"memory_limit {settings.memory_limit:g} GiB{share} leaves {max(0, room) / GIB:.1f} GiB after the weights",
         )
     free = free_memory()
     return free // processes, f"{free / GIB:.1f} GiB are free" + (f" for {processes} processes" if processes > 1 else "")

@@ -213,7 +213,7 @@ def _reselection(
     """(settings, root, the run that is selected from again)."""
     wrong = sorted(set(changes) - set(SELECT_FIELDS))
     if wrong:
-        raise UserError(f"{', '.join(wrong)} cannot change without computing anew: use `tagcos run`")
+        raise UserError(f"{', '.join(wrong)} cannot change without computing gradients again: use `tagcos run`")
     wait = changes.get("wait", Settings.model_fields["wait"].default)
     opened = open_root(root, create=False, wait_seconds=wait, on_wait=reporter.say)
     opened.catalog.upgrade()

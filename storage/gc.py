@@ -10,7 +10,7 @@ from storage.arrays.segments import ids_spec, segment_group
 from storage.files.base import TEMPORARY
 from storage.root import Root
 
-# Only these are ours to sweep: exports and reports belong to whoever asked for them.
+# Only these are ours to sweep: exports and reports belong to the user.
 FOLDERS = ("examples", "spaces", "clusterings", "work", "snapshots")
 
 

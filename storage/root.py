@@ -29,7 +29,7 @@ from tagcos_stream.types import UserError
 
 FORMAT = 1
 MARK = "tagcos.json"
-LOCK = "writer.lock"  # beside the catalog
+LOCK = "writer.lock"  # in the catalog's folder
 
 
 class NoRoot(UserError):

@@ -1,6 +1,6 @@
 """What a run publishes for others to read without locks: a copy of the catalog, and its tables as Parquet.
 
-catalog-snapshot.duckdb       beside the catalog: a whole copy, replaced atomically; views and macros included
+catalog-snapshot.duckdb       in the catalog's folder: a whole copy, replaced atomically; views and macros included
 snapshots/<run>/*.parquet     under the root, also in an object store: one file a table
 snapshots/<run>/snapshot.sql  run it in a DuckDB shell: tables, views, macros
 snapshots/latest.json         which run is the newest

@@ -53,7 +53,7 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def content_digest(data: bytes) -> str:
-    """blake2b-128, 32 hex digits: of files and fingerprints alike."""
+    """blake2b-128, 32 hex digits: of files and of fingerprints."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -82,7 +82,7 @@ def run_identity(settings: Settings) -> dict[str, Any]:
 
 
 def config_hash(settings: Settings, reselects: str | None = None) -> str:
-    """Name of what tells one run from another; `reselects`: the run whose pool it selects from again."""
+    """Hash of what distinguishes one run from another; `reselects`: the run whose pool it selects from again."""
     identity = {**run_identity(settings), "sources": absolute_sources(settings.sources)}
     if reselects is not None:  # its pool is that run's, whatever the sources hold by now
         identity["reselects"] = reselects

@@ -76,8 +76,8 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     print()
     print_frame(pl.DataFrame(found["by_cluster"]))
     for match in found["match"]:
-        told = f"{match['error_plain']:.3f} with equal weights, {match['error_weighted']:.3f} with the fitted weights"
-        print(f"\nerror of the pool's mean feature, on dimensions seen: {told}")
+        errors = f"{match['error_plain']:.3f} with equal weights, {match['error_weighted']:.3f} with the fitted weights"
+        print(f"\nerror of the pool's mean feature, on dimensions seen: {errors}")
     for row in found["changes"]:
         _tell_changes(row)
         print_frame(pl.DataFrame(found["by_source"]))
@@ -85,7 +85,7 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
 
 def _tell_changes(row: dict[str, Any]) -> None:
     """What changed since the run before, where there was one."""
-    clusters = "; clusters made anew" if row["refitted"] else "; clusters kept" if row["clustering_id"] else ""
+    clusters = "; clusters fitted again" if row["refitted"] else "; clusters kept" if row["clustering_id"] else ""
     print(f"\nsince {row['base_run']}: {row['added']} new, {row['returned']} back, {row['retired']} retired{clusters}")
     if row["churn"] is not None:
         sticky = f" ({row['churn_without_sticky']:.1%} without sticky)" if row["kept_by_sticky"] else ""

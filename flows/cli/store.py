@@ -118,8 +118,8 @@ def check(
         with opened.writer():
             mended = checking.repair(opened, findings)
     if as_json:
-        told = ("place", "problem", "remedy", "damage")
-        print_json([{**{name: getattr(f, name) for name in told}, "mended": f in mended} for f in findings])
+        shown = ("place", "problem", "remedy", "damage")
+        print_json([{**{name: getattr(f, name) for name in shown}, "mended": f in mended} for f in findings])
     else:
         for finding in findings:
             print(f"{finding.place}: {finding.problem}\n    {'mended' if finding in mended else finding.remedy}")
@@ -169,8 +169,8 @@ def gc(
             for item in getattr(dropped, kind):
                 print(f"{item}  {kind.removesuffix('s')}")
         total, runs = total + dropped.bytes, f"{len(dropped.runs)} runs, "
-    told = f"; {removed} bytes removed" if yes else "; --yes removes them" if found or (dropped and dropped.runs) else ""
-    print(f"{runs}{len(found)} files, {total} bytes{told}")
+    note = f"; {removed} bytes removed" if yes else "; --yes removes them" if found or (dropped and dropped.runs) else ""
+    print(f"{runs}{len(found)} files, {total} bytes{note}")
 
 
 def forget(

@@ -1,7 +1,7 @@
 """`tagcos diagnose`: every method on the same features, selecting by seven eighths of the dimensions, measured on the rest.
 
 One unit is a method, a fraction and a seed; it is committed when done, so a kill costs one. The clusterings that units select
-from are made anew on the dimensions they may see, one a seed. Coverage and errors by cluster are of the run's own clustering.
+from are fitted on the dimensions they may see, one per seed. Coverage and errors by cluster are of the run's own clustering.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def diagnose(
 ) -> str:
     """Measure methods (default all) on the features of a complete run (default the newest); returns that run's id.
 
-    Units that are there already are not measured again; a unit that does not fit in memory is said and left out.
+    Units that are there already are not measured again; a unit that does not fit in memory is left out with a message.
 
     Raises:
         UserError: no such run, a run without a clustering, an unknown method or a wrong fraction.

@@ -1,6 +1,6 @@
 """`tagcos evaluate`: one base model trained on each selection, measured on rows that none of them has seen: docs/evaluation.md.
 
-A unit is committed when it is measured, so that a kill costs one. The model is loaded once; every unit draws its adapter anew.
+A unit is committed when it is measured, so that a kill costs one. The model is loaded once; every unit draws its own adapter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flows.compare.examples import held_out, texts
-from flows.compare.metrics import measures, said
+from flows.compare.metrics import measures, summary_line
 from flows.compare.trials import Unit, plan_units, run_settings
 from flows.context import versions
 from flows.models import AdaptedModel, token_budget
@@ -133,9 +133,9 @@ class _Bench:
         before = 0.0
         with self.reporter.stage("evaluate", "tokens") as progress:
             for n, (unit, cost) in enumerate(zip(left, costs, strict=True), len(units) - len(left) + 1):
-                told = self._do(unit, lambda tokens, at=before, most=cost: progress(at + min(tokens, most), sum(costs)))  # type: ignore[misc]
+                outcome = self._do(unit, lambda tokens, at=before, most=cost: progress(at + min(tokens, most), sum(costs)))  # type: ignore[misc]
                 before += cost
-                self.reporter.say(f"{n}/{len(units)} {unit.name}: {told}")
+                self.reporter.say(f"{n}/{len(units)} {unit.name}: {outcome}")
 
     def _passes(self, examples: int) -> int:
         return max(1, round(self.asked.epochs * examples / self.plan.batch_size))
@@ -149,7 +149,7 @@ class _Bench:
         return trained + self.measures.cost
 
     def _do(self, unit: Unit, progress: Callable[[float], None]) -> str:
-        """Train, measure and commit a unit; what it came to, in words."""
+        """Train, measure and commit a unit; return a line on the outcome."""
         from tagcos_stream.evaluation.finetune import finetune
         from tagcos_stream.gradients.adapter import draw_adapter
 
@@ -183,9 +183,8 @@ class _Bench:
         seconds = {"train_seconds": trained_at - start, "measure_seconds": measured_at - trained_at}
         training = Training(unit.selection, len(encoded), steps, passes, tokens, train_loss, **seconds)
         evaluations.commit(self.root.catalog, self.evaluation_id, key, training, scores)
-        return (
-            f"{said(scores)}; {tokens} tokens trained in {trained_at - start:.0f} s, measured in {measured_at - trained_at:.0f} s"
-        )
+        took = "; {} tokens trained in {train_seconds:.0f} s, measured in {measure_seconds:.0f} s"
+        return summary_line(scores) + took.format(tokens, **seconds)
 
     def _same_training(self, key: UnitKey, steps: int, examples: int) -> UnitKey | None:
         """The unit of the other regime, where it is done and both regimes come to the same training."""

@@ -66,7 +66,7 @@ class Measures:
 def measures(
     heldout: Heldout, tasks: Sequence[Task], tokenizer: Any, max_positions: int, token_budget: int, reporter: Reporter
 ) -> Measures:
-    """With the size of each task, for what is said of the time left."""
+    """Measures with the size of each task, from which the remaining time is estimated."""
     from tagcos_stream.evaluation.answering import cost
 
     for task in tasks:
@@ -84,7 +84,7 @@ def summed(measure: str, parts: list[str], values: np.ndarray) -> tuple[pl.DataF
     return frame.group_by("part", maintain_order=True).agg(over).select(columns), whole.select(columns)
 
 
-def said(scores: pl.DataFrame) -> str:
+def summary_line(scores: pl.DataFrame) -> str:
     """The measures over all, in words."""
     whole = scores.filter(pl.col("part").is_null())
     return ", ".join(f"{measure} {value:.4f}" for measure, value in whole.select("measure", "value").iter_rows())

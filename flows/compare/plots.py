@@ -28,7 +28,7 @@ def drawer(path: Path | None) -> Callable[[Callable[[Path], None]], None]:
     """What draws to `path` when the work is done: nothing without a path, a word on standard error without matplotlib.
 
     Raises:
-        UserError: the name says no format that is drawn; better told before hours of work than after.
+        UserError: the name says no format that is drawn; raised before hours of work rather than after.
     """
     if path is None:
         return lambda draw: None

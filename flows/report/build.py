@@ -197,8 +197,8 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
     error = whole[0] if whole else {"error_plain": None, "error_weighted": None}
     tokens = facts.sizes.filter(pl.col("measure") == "target tokens", pl.col("chosen").eq_missing(True))["total"].to_list()
     control, excluded = _control(facts), facts.exclusions["examples"].sum()
-    beside = "; 1 explains nothing" if control is None else f"; random: {written(control, 'number')}"
-    told = [
+    note = "; 1 explains nothing" if control is None else f"; random: {written(control, 'number')}"
+    figures = [
         ("found", "examples in the pool", facts.found, "count"),
         ("usable", "with a feature", usable, "count"),
         ("eligible", "that may be chosen", usable - int(excluded) if excluded else None, "count"),
@@ -207,11 +207,11 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
         ("tokens", "target tokens selected", tokens[0] if tokens else None, "count"),
         ("rejected", "rejected", int(facts.rejects["rows"].sum()), "count"),
         ("groups", "clusters", facts.clusters["cluster"].n_unique(), "count"),
-        ("error_plain", f"error of the pool's mean gradient, equal weights{beside}", error["error_plain"], "number"),
+        ("error_plain", f"error of the pool's mean gradient, equal weights{note}", error["error_plain"], "number"),
         ("error_weighted", "the same with the method's weights", error["error_weighted"], "number"),
         ("seconds", "seconds", float(facts.stages["seconds"].sum()), "seconds"),
     ]
-    return [(id, words, written(value, kind), value) for id, words, value, kind in told if value is not None]  # type: ignore[arg-type]
+    return [(id, words, written(value, kind), value) for id, words, value, kind in figures if value is not None]  # type: ignore[arg-type]
 
 
 def _control(facts: Facts) -> float | None:
@@ -233,8 +233,8 @@ def _examples(facts: Facts, groups: list[examples.Group], word: str, chosen: int
     if not groups:
         return Section("examples", title, missing="Nothing was chosen.")
     shown = sum(len(group.chosen) for group in groups)
-    lead = f"{shown:,} of the {chosen:,} chosen, in order of choice, beside those that would have been next, with what decided."
+    lead = f"{shown:,} of the {chosen:,} selected, in order of choice, next to those that would have followed, with the reason."
     if len(groups) < len(facts.groups):
         lead += f" Of the {len(groups)} largest of {len(facts.groups):,} {selection.PLURALS[word]}."
-    lead += " `tagcos sql \"FROM why('ID')\"` tells it of any example; `tagcos export` writes all that were chosen."
+    lead += " `tagcos sql \"FROM why('ID')\"` explains any example; `tagcos export` writes the whole selection."
     return Section("examples", title, lead)

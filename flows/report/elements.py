@@ -1,4 +1,4 @@
-"""What a report is made of, before it is a page: sections of sentences, tables and plots; and how values are written."""
+"""Elements of a report before it is rendered: sections with text, tables and plots; and how values are formatted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows may hold `s` and `c`, by which the page filters. `more` tells of rows that are not shown, and where they are."""
+    """Rows may hold `s` and `c`, by which the page filters. `more` says how many rows are not shown, and how to get them."""
 
     id: str
     caption: str
@@ -93,7 +93,7 @@ def named(name: str | None) -> str:
 
 
 def written(value: Any, kind: Kind) -> str:
-    """A value as people read it; nothing for what is not there."""
+    """Format a value for readers; an empty string for a missing one."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if kind == "count":
@@ -111,7 +111,7 @@ def written(value: Any, kind: Kind) -> str:
 
 
 def first_rows(rows: list[dict[str, Any]], query: str) -> tuple[list[dict[str, Any]], str]:
-    """(rows to show, what to say of the others)"""
+    """Return the rows to show, and a sentence on the others."""
     if len(rows) <= MOST_ROWS:
         return rows, ""
     return rows[:MOST_ROWS], f"The first {MOST_ROWS:,} of {len(rows):,}; all: {query}"

@@ -1,4 +1,4 @@
-"""The examples of a report with their text: chosen beside just missed, and what entered and left."""
+"""Examples of a report with their text: selected and narrowly missed ones, and those that entered or left."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def side_by_side(facts: Facts, samples: Samples, known: Datasets, word: str) -> 
 
 
 def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str, reason: str) -> Example:
-    told = [
+    facts = [
         f"{written(row[name], 'count')} {words}"
         for name, words in (("tokens", "tokens"), ("target_tokens", "of them targets"))
         if row.get(name) is not None
     ]
-    told += [f"loss {row['loss']:.3g}"] if row.get("loss") is not None else []
-    told += [f"weight {row['weight']:.3g}"] if row.get("weight") is not None else []
+    facts += [f"loss {row['loss']:.3g}"] if row.get("loss") is not None else []
+    facts += [f"weight {row['weight']:.3g}"] if row.get("weight") is not None else []
     identity = row["example_id"]
     return Example(
         example_id=identity,
@@ -50,7 +50,7 @@ def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str
         reason=reason,
         stands=row.get("stands") or "",
         near=[opening(samples, other) for other in row.get("stands_near") or []],
-        facts=", ".join(told),
+        facts=", ".join(facts),
         messages=samples.messages[identity],
         turns=samples.turns[identity],
     )

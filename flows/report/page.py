@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 @lru_cache(maxsize=1)
 def library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that leaves `vegaEmbed` to the page."""
-    import vl_convert  # a JavaScript engine: 1.7 s and 150 MB, for whoever writes a report
+    import vl_convert  # a JavaScript engine: 1.7 s and 150 MB, only for the command that writes a report
 
     return f"(() => {{\n{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}\n}})();"
 

@@ -26,7 +26,7 @@ def datasets_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     bytes
         A PNG file.
     """
-    import vl_convert  # a JavaScript engine: 1.7 s and 150 MB, for whoever draws
+    import vl_convert  # a JavaScript engine: 1.7 s and 150 MB, only for the command that draws
 
     largest = sorted(rows, key=lambda row: -row["pool"])[:SHOWN]
     drawn = [

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Rows = list[dict[str, Any]]
 POOL, CHOSEN = "#8a94a6", "#e0762f"
-# Okabe and Ito's colours, told apart by the colour-blind, and three more
+# Okabe and Ito's colours, which colour-blind readers can distinguish, and three more
 DATASETS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7b61c4", "#8c564b")
 OTHER = "#9aa0a6"
 LOW_TO_HIGH = ["#2f7ed8", "#e0762f"]

@@ -1,4 +1,4 @@
-"""Sections of a report that tell how it came about: rejects, what changed since the run before, controls, lineage, cost."""
+"""Report sections on how a selection was made: rejects, changes since the run before, controls, lineage, cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flows.report.columns import columns
 from flows.report.elements import Column, Section, Table, first_rows, named, plain_url, snippet
 from storage.catalog.report_facts import Facts
 
-# what drift is measured by (tagcos_stream/clustering/drift.py): in a word, and in words
+# measures of drift (tagcos_stream/clustering/drift.py): short name, and description
 DRIFT = {
     "share": ("joined", "share of the pool that came after the clusters were fitted"),
     "distance_shift": ("distance", "how much further from their centroids new rows are (standard deviations)"),
@@ -71,16 +71,18 @@ def changes(facts: Facts) -> Section:
     drift = facts.drift
     if not drift:
         return Section("changes", "Since the run before", missing="There was no run before this one in its feature space.")
-    told = [f"{drift['pool']:,} examples have a feature."]
+    lines = [f"{drift['pool']:,} examples have a feature."]
     if drift["base_run"]:
-        told.append(
+        lines.append(
             f"Since {drift['base_run']}: {drift['added']:,} new, {drift['returned']:,} back, {drift['retired']:,} retired."
         )
     if drift["churn"] is not None:
-        told.append(f"{drift['left_it']:,} of {drift['earlier']:,} chosen before left ({drift['churn']:.1%}).")
-    told.append("Clusters were made anew." if drift["refitted"] else f"Advice: {drift['advice']}.")
+        lines.append(
+            f"{drift['left_it']:,} of {drift['earlier']:,} selected before are no longer selected ({drift['churn']:.1%})."
+        )
+    lines.append("Clusters were fitted again." if drift["refitted"] else f"Advice: {drift['advice']}.")
     if drift["why"]:
-        told.append(f"Because {drift['why']}.")
+        lines.append(f"Because {drift['why']}.")
     limits = json.loads(drift["thresholds"]) if drift["thresholds"] else {}
     measured = [
         {"name": short, "measure": words, "value": drift[name], "limit": limits.get(name)}
@@ -98,9 +100,9 @@ def changes(facts: Facts) -> Section:
         titles = columns("name measure value limit", name="drift", measure="what it is")
         tables.append(Table("drift", "Drift", titles, measured))
     else:
-        told.append("No drift was measured: there were no earlier clusters to hold against.")
+        lines.append("No drift was measured: there were no earlier clusters to compare with.")
     if facts.since is not None:
-        told.append(f"Sources since {facts.since}: {source_changes(facts).summary}.")
+        lines.append(f"Sources since {facts.since}: {source_changes(facts).summary}.")
         counted = [Column(name, name, "count") for name in SOURCE_COUNTS]
         rows = [row | {"source": plain_url(row["source"])} for row in facts.source_changes.to_dicts()]
         shown, more = first_rows(rows, "tagcos sql \"FROM source_changes('RUN_A', 'RUN_B')\"")
@@ -112,7 +114,7 @@ def changes(facts: Facts) -> Section:
         drawn.append(
             plots.bars(
                 "changes",
-                "What entered and what left, and why",
+                "Examples that entered or left, and why",
                 "Bars: examples that entered or left.",
                 bars,
                 words="examples",
@@ -122,18 +124,18 @@ def changes(facts: Facts) -> Section:
         )
         tables.append(Table("changes", "Difference to the run before", columns("change reason examples"), rows))
     elif drift["base_run"]:
-        told.append("It chose the same examples.")
-    return Section("changes", "Since the run before", " ".join(told), plots=tuple(drawn), tables=tuple(tables))
+        lines.append("The selection is the same.")
+    return Section("changes", "Since the run before", " ".join(lines), plots=tuple(drawn), tables=tuple(tables))
 
 
 def controls(facts: Facts) -> Section:
-    """Other methods at the same budgets, where somebody asked."""
+    """Other methods at the same budgets, if they were measured."""
     lead, drawn, tables = [], [], []
     if facts.diagnosed:
         lead.append(
             f"`tagcos diagnose` on the features of {facts.diagnosed}: each method selected by seven eighths of the dimensions "
-            "and was measured on the rest; fitted is the error with non-negative weights fitted to what it saw. It says what "
-            "stands for the pool's gradient, not what trains best."
+            "and was measured on the rest; fitted is the error with non-negative weights fitted on the dimensions it saw. This "
+            "measures how well a selection represents the pool's gradient, not which one trains best."
         )
         rows = facts.comparison.to_dicts()
         lines = [
@@ -216,7 +218,7 @@ def lineage(facts: Facts) -> Section:
     if space:
         fingerprint = {name: setting(value) for name, value in json.loads(space["fingerprint"]).items()}
         tables.append(_pairs("space", "Feature space: what a feature means", fingerprint))
-    return Section("lineage", "Configuration and lineage", "All that decided this selection.", tables=tuple(tables))
+    return Section("lineage", "Configuration and lineage", "Everything that this selection depends on.", tables=tuple(tables))
 
 
 def setting(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sections of a report that tell what was selected from what: datasets, clusters, budgets, residuals, lengths."""
+"""Report sections on what was selected: datasets, clusters, budgets, residuals, lengths."""
 
 from __future__ import annotations
 
@@ -200,10 +200,11 @@ def residuals(facts: Facts, word: str) -> Section:
     if runs:
         drawn.append(plots.errors("errors", "Error against budget, of the runs on this pool", runs))
     lead = (
-        "A residual of 1 explains nothing of the mean that is to be matched, 0 all. Every round of the pursuit begins at 1 again."
+        "The residual is the part of the target mean that the selection does not explain: 1 is all of it, 0 none. Every round of "
+        "the pursuit starts at 1 again."
     )
     if not curve:
-        lead = "This method follows no residual."
+        lead = "This method has no residual."
     if runs:
         lead += " The error of the whole is measured on the dimensions it was selected by, which flatters methods that fit them."
     titles = columns(
@@ -232,7 +233,7 @@ def lengths(facts: Facts, known: Datasets) -> Section:
         for who, chosen in (("pool", None), ("selection", True)):
             rows += [row | {"who": who} for row in mine.filter(pl.col("chosen").eq_missing(chosen)).iter_rows(named=True)]
         if mine["smallest"].min() == mine["largest"].max():
-            continue  # one bar says no more than the table
+            continue  # a single bar adds nothing to the table
         summed: dict[tuple[int, int], dict[str, Any]] = {}
         for row in facts.histograms.filter(pl.col("measure") == measure).iter_rows(named=True):
             s = known.place(row["dataset"])

@@ -57,9 +57,9 @@ def cluster(run: RunContext, features: Features) -> Clustering:
         _record(run, features, None, None, refitted=False)
         return Clustering(None, {"clustering_id": None, "reused": True, "clusters": 0, "rows": len(pool)})
     exact, known = find_clustering(run.catalog, settings, space_id, pool)
-    said = refreshes.recorded(run.catalog, run.run_id)
-    if known is None or (known != exact and (settings.refit == "always" or (said is not None and said["refitted"]))):
-        if said is None:
+    decided = refreshes.recorded(run.catalog, run.run_id)
+    if known is None or (known != exact and (settings.refit == "always" or (decided is not None and decided["refitted"]))):
+        if decided is None:
             _record(run, features, None, None, refitted=True)
         return _fit_anew(run, features, exact, parent=known)
     view = open_pool_clustering(run, known, pool)
@@ -67,12 +67,12 @@ def cluster(run: RunContext, features: Features) -> Clustering:
     joined = _assign(run, space_id, view, fresh)
     measured = _measure(run, features, view, fresh, joined)
     refitted = known != exact and settings.refit == "auto" and bool(measured.cluster_anew)
-    if said is None:
+    if decided is None:
         _record(run, features, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
     elif not refitted:
-        refitted = bool(said["refitted"]) and known != exact
+        refitted = bool(decided["refitted"]) and known != exact
     if refitted:
-        run.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering anew")
+        run.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering again")
         return _fit_anew(run, features, exact, parent=known)
     if joined is not None:
         part = _regroup(run, known, segments.open_features(run.root.files, space_id, fresh), joined, len(view.reader.parts))

@@ -85,9 +85,9 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     counts = dict(excluded.group_by("reason").len().sort("len", "reason", descending=[True, False]).iter_rows())
     rows = pool.filter(reasons["0"].is_null()) if len(excluded) else pool
     if len(rows) < budget:
-        told = "; ".join(f"{n:,} fail {reason}" for reason, n in counts.items())
+        failed = "; ".join(f"{n:,} fail {reason}" for reason, n in counts.items())
         raise UserError(
-            f"{len(rows):,} of {len(pool):,} examples may be chosen, but {budget:,} are to be: {told}. "
+            f"{len(rows):,} of {len(pool):,} examples may be chosen, but {budget:,} are to be: {failed}. "
             "Relax where, or lower fraction or count"
         )
     counts_for_mean = reasons["1"].is_null()

@@ -81,7 +81,7 @@ def ingest(run: RunContext) -> Pool:
     if status.examples == 0:
         raise UserError(
             f"no usable example in {', '.join(settings.sources)} ({status.rejects} rows rejected{_reasons(run)}); "
-            f"`tagcos sql --root {settings.root} 'FROM rejects'` tells each one's file, row and reason"
+            f"`tagcos sql --root {settings.root} 'FROM rejects'` lists the file, row and reason of each"
         )
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
     if status.rejects:

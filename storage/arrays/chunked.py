@@ -90,7 +90,7 @@ def crc32c(data: np.ndarray) -> int:
 
 def declare(specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> dict[str, bytes]:
     """The zarr.json files of a group with these arrays, by zarr-python: {relative key: bytes}."""
-    # 0.1 s, and only whoever makes or opens a store needs it
+    # 0.1 s, and only making or opening a store needs it
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec
     from zarr.core.buffer import Buffer

@@ -197,7 +197,7 @@ class ClusteringReader:
         return self.rows(self.cluster_rows(cluster, keep))
 
     def verify_tables(self) -> None:
-        """Read all that lies beside the features of every part; DamagedStore where something is not what was written."""
+        """Read all arrays of every part except the features; raises DamagedStore if one is not what was written."""
         for part in self.parts:
             for name in set(part.specs) - {"features"}:
                 self.read_array(part, name)
@@ -216,7 +216,7 @@ def open_clustering(files: Files, clustering_id: str, parts: Sequence[int] = (0,
 
 
 def regroup_again(files: Files, reader: ClusteringReader, position: int, part: int, space_id: str, chunk_rows: int) -> PartInfo:
-    """Write a part anew from the segments, where only its regrouped features were damaged: same bytes, same digest."""
+    """Write a part again from the segments if only its regrouped features were damaged: same bytes, same digest."""
     opened = reader.parts[position]
     where = reader.read_array(opened, "locations")
     chosen = pl.DataFrame({"segment": np.array(opened.segments)[where[:, 0]], "row": where[:, 1]})

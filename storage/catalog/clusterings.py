@@ -79,7 +79,7 @@ def _put_part(connection: duckdb.DuckDBPyConnection, clustering_id: str, part: P
 
 
 def replace_part(catalog: Catalog, clustering_id: str, part: PartInfo) -> None:
-    """After a damaged part was regrouped anew."""
+    """Replace the record of a damaged part that was regrouped again."""
     with catalog.transaction() as connection:
         _put_part(connection, clustering_id, part)
 

@@ -1,4 +1,4 @@
-"""What a report tells of one run, as frames counted in the catalog: small, whatever the size of the pool.
+"""What a report shows of one run, as frames counted in the catalog: small, whatever the size of the pool.
 
 Everything is read in one go on one read-only connection, so that the numbers belong together; a run that is writing meanwhile
 waits for it as for any reader.
@@ -19,7 +19,7 @@ from storage.catalog import changes, clusterings, runs
 from storage.database import Catalog
 
 STEPS = 50  # points of a cluster's residual curve
-CURVES = 100  # clusters whose own curve is told, the largest
+CURVES = 100  # the largest clusters, which have curves of their own
 BINS = 30
 # of the examples with a feature: measure -> (its column, whether it counts something)
 MEASURES = {

@@ -1,4 +1,4 @@
-"""Files for others, whole or not at all: rows as JSON lines or Parquet, and what stands beside them for their reader."""
+"""Export files, written atomically: rows as JSON lines or Parquet, and the files that their readers need next to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 @contextmanager
 def beside(path: Path, folder: bool = False) -> Iterator[Path]:
-    """A place beside `path` that takes its place at the end. A folder is replaced only where an earlier export made it."""
+    """Yield a temporary path next to `path` that replaces it at the end; a folder only if an earlier export made it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):

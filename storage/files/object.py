@@ -87,7 +87,7 @@ class ObjectFiles:
                 self._store, key, starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
             )
         except (FileNotFoundError, self._api.exceptions.BaseError):
-            return False  # whoever asked reads the whole chunk then, which says what is wrong
+            return False  # the caller then reads the whole chunk, whose error is specific
         for (out, _), got in zip(pieces, found, strict=True):
             if len(got) != out.size:
                 return False

@@ -1,4 +1,4 @@
--- What people ask. Each has an example in docs/store.md that a test runs. Made anew whenever this text changes.
+-- Views and macros for common questions. Each has an example in docs/store.md that a test runs. Replaced whenever this text changes.
 
 -- A name refers to the run that became complete under it, or was promoted to it, last.
 CREATE OR REPLACE VIEW named_runs AS

@@ -18,7 +18,7 @@ from tagcos_stream.types import ArrayRows, RowBlocks, UserError
 
 SPLIT_BYTES = 512 << 20  # float32 rows that a split may sample, over all clusters that are split at once
 FILL = 0.7  # a split aims at parts this full, so that uneven parts still fit
-SPLIT_ROUNDS = 3  # then what is still too large is shared by key: equal rows cannot be told apart
+SPLIT_ROUNDS = 3  # then what is still too large is shared by key: equal rows cannot be separated
 
 
 def finalise(
@@ -97,7 +97,7 @@ class _Draft:
         self._forget_all()
 
     def assign(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Every row anew: one pass."""
+        """Assign every row again, in one pass."""
         self._forget_all()  # not twice in memory
         found = assign(self.rows, self.centroids, self.keys, assigning=self._assigning, progress=progress)
         self.labels, self.distances, self.totals = found.labels, found.distances, found.totals
@@ -182,7 +182,7 @@ class _Draft:
             k = min(small, key=lambda k: (sizes[k], k))
             stuck.add(k)
             if (self.centroids == self.centroids[k]).all(axis=1).sum() > 1:
-                continue  # a copy: without it, the others would share all its rows anew
+                continue  # a copy: without it, the others would share all its rows again
             mine = np.flatnonzero(self.labels == k)
             assigner, rest = Assigner(self.centroids[rest[rest != k]], self.device), rest[rest != k]
             goes = np.concatenate(

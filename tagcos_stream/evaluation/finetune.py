@@ -76,15 +76,15 @@ def finetune(
     token_budget: int,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Trained:
-    """Train the adapter of `model` (a PeftModel; drawn anew here) for S steps of B examples; the model keeps it.
+    """Train the adapter of `model` (a PeftModel; drawn here) for S steps of B examples; the model keeps it.
 
     Args:
         encoded: the selection (n).
         example_ids: of each (n), which decide the order.
-        weights: (n,) not negative, of mean 1; None counts all alike. A step's loss is sum(weights * losses) / B, so that weights
+        weights: (n,) not negative, of mean 1; None for equal weights. A step's loss is sum(weights * losses) / B, so that weights
             move the emphasis between examples and not the size of a step.
         token_budget: padded tokens of a pass; a step accumulates as many passes as it takes.
-        progress: told of the tokens done.
+        progress: called with the tokens done.
 
     Raises:
         UserError: the loss is no number any more, or device memory does not hold one example.

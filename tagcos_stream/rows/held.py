@@ -16,7 +16,7 @@ from tagcos_stream.machine import available_cpus
 from tagcos_stream.rows import kernels as row_kernels
 from tagcos_stream.types import RowBlocks, UserError
 
-CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small beside the store
+CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small compared with the store
 PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
 LEAST = 8  # rows of a piece at the least, more than any kernel multiplies at once
 

@@ -41,7 +41,7 @@ def reserved_dimensions(dim: int) -> np.ndarray:
 class Match:
     """Relative errors |estimate - mean| / |mean| of the pool's mean feature and of each cluster's.
 
-    `plain` counts every chosen row alike, `weighted` by its share. 1 explains nothing, and so does a cluster without a
+    `plain` gives every selected row the same weight, `weighted` its share. 1 explains nothing, and so does a cluster without a
     chosen row; NaN where the mean itself is zero.
     """
 

@@ -116,7 +116,7 @@ def test_run__what_does_not_fit_in_memory_is_refused_before_it_starts(small_sett
         run(values | {"gradient": "sgd"})  # leaves the adapter, so that the gradient stage is the first to run the model
     stage = "the gradient stage" if done else "the warm-up"
     with pytest.raises(
-        UserError, match=rf"{stage} of .* needs .* GiB beside the model.*memory_limit 0.001 GiB.*lower batch_tokens"
+        UserError, match=rf"{stage} of .* needs .* GiB in addition to the model.*memory_limit 0.001 GiB.*lower batch_tokens"
     ):
         run(values | {"memory_limit": 0.001})
 

@@ -152,7 +152,7 @@ def test_select__takes_the_settings_of_the_run_it_names(root: Root) -> None:
 
 
 def test_select__refuses_what_needs_computing_anew(root: Root) -> None:
-    with pytest.raises(UserError, match=r"dim cannot change without computing anew"):
+    with pytest.raises(UserError, match=r"dim cannot change without computing gradients again"):
         reselect(root, dim=64)
     with pytest.raises(UserError, match=r"method: .*given: 'best'"):
         reselect(root, method="best")

@@ -37,7 +37,7 @@ def multiply(rows: Rows, codes: np.ndarray, probes: np.ndarray, out: np.ndarray)
 
 
 class RoundedRows:
-    """Rows as `scale` times bytes. Held, or rounded anew from the rows for every probe."""
+    """Rows as `scale` times bytes. Held, or rounded again from the rows for every probe."""
 
     def __init__(self, rows: Rows, *, hold: bool) -> None:
         self._rows = rows
