@@ -379,7 +379,7 @@ def test_report__says_what_is_missing(filled: Root) -> None:
     assert {"datasets", "map", "sizes-characters", "seconds"} <= set(found.plots)
     assert {row["kind"] for row in found.plots["map"]["rows"]} == {"example"}
     missing = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p class="missing">', page)
-    assert missing == ["budget", "residuals", "rejects", "changes", "controls"]
+    assert missing == ["budget", "residuals", "rejects", "exclusions", "changes", "controls"]
 
 
 def test_report__one_cluster_has_a_map_of_its_examples(filled: Root) -> None:
