@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from tagcos_stream.selection.budget import allocate
+from tagcos_stream.selection.budget import allocate, fill
 
 
 @dataclass(frozen=True)
@@ -127,27 +127,15 @@ def allocate_by_target(sizes: np.ndarray, total: int, weights: np.ndarray) -> np
         raise ValueError(f"budget {total} must lie between 0 and the {sizes.sum()} rows there are")
     if (weights < 0).any() or not weights.any():
         raise ValueError(f"weights must not be negative, and one must be above 0, got {weights.min()} to {weights.max()}")
-    exact = [Fraction(float(weight)) for weight in weights]  # rounding errors would break ties
     budget = np.zeros_like(sizes)
-    left, sharing = total, [g for g in range(len(sizes)) if weights[g] > 0 and sizes[g] > 0]
-    least = sharing if total >= len(sharing) else []
-    while sharing:
-        whole = sum(exact[g] for g in sharing)
-        quotas = {g: exact[g] * left / whole for g in sharing}
-        full = [g for g in sharing if quotas[g] >= sizes[g]]
-        if not full:
-            break
-        budget[full] = sizes[full]
-        left -= int(sizes[full].sum())
-        sharing = [g for g in sharing if g not in full]
-    if sharing:
-        budget[sharing] = [int(quotas[g]) for g in sharing]
-        by_remainder = sorted(sharing, key=lambda g: (int(quotas[g]) - quotas[g], g))
-        budget[by_remainder[: left - int(budget[sharing].sum())]] += 1
-        for g in least:
-            if budget[g] == 0:
-                above = max((h for h in sharing if budget[h] > 1), key=lambda h: (budget[h] - quotas[h], -h))
-                budget[above] -= 1
-                budget[g] = 1
-        return budget
-    return budget + allocate(np.where(weights > 0, 0, sizes), left)
+    present = np.flatnonzero((weights > 0) & (sizes > 0))
+    here = min(total, int(sizes[present].sum()))
+    budget[present] = fill(sizes[present], here, weights[present])
+    if total >= len(present):
+        whole = sum(Fraction(float(weight)) for weight in weights[present])
+        quotas = {g: Fraction(float(weights[g])) * here / whole for g in present.tolist()}
+        for g in present[budget[present] == 0].tolist():
+            above = max((h for h in quotas if budget[h] > 1), key=lambda h: (int(budget[h]) - quotas[h], -h))
+            budget[above] -= 1
+            budget[g] = 1
+    return budget + allocate(np.where(weights > 0, 0, sizes), total - here)
