@@ -18,6 +18,7 @@ EXAMPLES = 160  # of each of the two, shared by the groups shown
 LEAST, MOST = 4, 10  # of each, a group
 CLUSTERS = 300  # whose nearest examples are shown: the largest
 NEAREST = 2
+SERVED = 40  # target examples that are shown, shared by the parts
 CHANGED = 4  # of each kind of change
 MAP_CHOSEN, MAP_LEFT = 800, 1600  # examples on the map, at most
 MESSAGES, CHARACTERS = 6, 600  # of an example, of a message
@@ -37,7 +38,8 @@ class Samples:
     it stands for).
 
     kind is `chosen` (place: order of choice, from 0), `missed` (place 1 would have been chosen next), `nearest` (to its centroid,
-    from 1), `entered` or `left` (since the earlier run, in no particular order).
+    from 1), `target` (an example of the target set; dataset: its part; stands_near: the chosen one nearest to it), `entered` or
+    `left` (since the earlier run, in no particular order).
     """
 
     rows: pl.DataFrame
@@ -55,6 +57,7 @@ def collect(root: Root, run_id: str, *, clustering_id: str | None, base: str | N
     if clustering_id is not None:
         wanted = {"run": run_id, "clustering": clustering_id, "clusters": CLUSTERS, "each": NEAREST}
         found.append(root.catalog.read(NEAREST_TO_CENTROID, wanted))
+    found.append(root.catalog.read(TARGET_EXAMPLES, {"run": run_id, "all": SERVED}))
     if base is not None:
         found.append(root.catalog.read(CHANGES, {"run": run_id, "base": base, "each": CHANGED}))
     rows = pl.concat(found, how="diagonal_relaxed")
@@ -122,13 +125,25 @@ CHOSEN_AND_MISSED = """
     SELECT b.*, e.dataset, r.tokens, r.target_tokens, r.loss, e.segment, e.row, g.rows AS stands_for, g.examples AS stands_near,
         CASE
             WHEN g.rows IS NOT NULL THEN stands_in_words(g.rows, g.datasets)
+                || coalesce(format('; of the target nearest to an example of {} (cosine {:.3f})', t.part, t.cosine), '')
             WHEN b.representative IS NOT NULL
                 THEN format('nearest chosen example: {} (cosine {:.3f})', left(b.representative, 12), b.cosine)
         END AS stands,
         score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) AS reason
     FROM together b JOIN examples e USING (example_id) LEFT JOIN standing g USING (example_id)
+    LEFT JOIN selection_targets t ON t.run_id = $run AND t.example_id = b.example_id
     LEFT JOIN feature_rows r ON r.space_id = (SELECT space_id FROM asked) AND r.segment = e.segment AND r.row = e.row
     ORDER BY b.group_id, b.kind, b.place"""
+# of every part those whose nearest chosen example is nearest
+TARGET_EXAMPLES = """
+    SELECT 'target' AS kind, n.part AS dataset, n.example_id, n.chosen_cosine::DOUBLE AS score, [n.chosen_id] AS stands_near,
+        e.segment, e.row
+    FROM target_nearest n JOIN examples e USING (example_id)
+    WHERE n.run_id = $run AND n.example_id NOT IN (SELECT f.example_id FROM forgotten f)
+    QUALIFY row_number() OVER (PARTITION BY n.part ORDER BY n.chosen_cosine DESC, n.example_id)
+        <= greatest(1, $all // (SELECT greatest(1, count(DISTINCT m.part)) FROM target_nearest m WHERE m.run_id = $run))
+    ORDER BY n.part, score DESC LIMIT $all
+"""
 NEAREST_TO_CENTROID = """
     WITH near AS (
             SELECT a.cluster, p.example_id, p.dataset, p.segment, p.row, count(*) OVER (PARTITION BY a.cluster) AS size,

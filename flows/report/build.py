@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.report import examples, provenance, selection
+from flows.report import examples, provenance, selection, target
 from flows.report.elements import MOST_ROWS, Datasets, Report, Section, isolated, named, plain_url, written
 from flows.report.page import render
 from storage import report_samples
@@ -144,6 +144,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
             selection.example_map(facts, shown, known, drawn, plane, word),
             selection.budgets(facts, known, word),
             selection.residuals(facts, word),
+            *([] if facts.target.is_empty() else [target.coverage(facts, shown)]),
             selection.lengths(facts, known),
             _examples(facts, groups, word, chosen),
             provenance.rejects(facts),

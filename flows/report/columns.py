@@ -6,10 +6,10 @@ from flows.report.elements import Column, Kind
 
 # keys by the way their values are written; all others are text
 _KINDS: dict[Kind, str] = {
-    "count": "rows pool selected budget kept n seeds size examples target_tokens datasets datasets_ahead",
-    "share": "fraction share taken share_of_pool share_of_selection datasets_reached clusters_reached jaccard",
+    "count": "rows pool selected budget kept n seeds size examples target_tokens datasets datasets_ahead chosen",
+    "share": "weight fraction share taken share_of_pool share_of_selection datasets_reached clusters_reached jaccard",
     "number": "residual mean_squared_distance error_plain error_weighted error_fitted sd_fitted value limit se vs_random "
-    "vs_random_se median_vs_random total mean median p90 largest",
+    "vs_random_se median_vs_random total mean median p90 largest cosine chosen_cosine pool_cosine",
     "seconds": "seconds",
     "bytes": "bytes peak_bytes",
 }

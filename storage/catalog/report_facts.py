@@ -63,6 +63,8 @@ class Facts:
     file_changes: pl.DataFrame  # the columns of file_changes since that run; empty where there is none
     example_changes: dict[str, int]  # new, returned, retired: examples since that run
     moved: pl.DataFrame  # dataset, pool_before, pool, selected_before, selected: those that changed since the run before
+    target_name: str | None  # of the target set that the selection stands for
+    target: pl.DataFrame  # the columns of target_coverage_of; empty without a target set
     diagnosed: str | None  # the run whose features `comparison` was measured on
     comparison: pl.DataFrame  # the columns of comparison_of
     evaluations: pl.DataFrame  # model, and the columns of evaluation_of: models trained on selections from this pool
@@ -127,6 +129,8 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
             source_changes=ask("FROM source_changes($since, $run) ORDER BY source"),
             file_changes=pl.DataFrame() if since is None else ask(FILE_CHANGES),
             example_changes=dict(ask(EXAMPLE_CHANGES).iter_rows()) if since else {},
+            target_name=one(TARGET).get("name"),
+            target=ask("FROM target_coverage_of($run) ORDER BY part"),
             moved=ask(MOVED, base=drift["base_run"]) if drift.get("base_run") else pl.DataFrame(),
             **_compared(connection, run),
         )
@@ -261,6 +265,7 @@ BUDGETS = """WITH read AS (SELECT run_id, list(file_id ORDER BY file_id) AS file
     SELECT m.run_id, m.method, m.fraction, m.selected, m.error_plain, m.error_weighted FROM measured m
     JOIN (FROM measured WHERE run_id = $run) own ON m.files = own.files AND m.size = own.size
     ORDER BY m.method, m.fraction, m.run_id"""
+TARGET = "SELECT t.name FROM runs r JOIN target_sets t USING (target_id) WHERE r.run_id = $run"
 REJECTS = "SELECT * RENAME (for_example AS detail) FROM rejects_by_reason_of($run) ORDER BY rows DESC, stage, reason, source"
 DRIFT = """SELECT f.*, c.earlier, c.left_it, c.kept_by_sticky, c.churn, c.churn_without_sticky FROM refreshes f
     LEFT JOIN churn c USING (run_id) WHERE f.run_id = $run"""

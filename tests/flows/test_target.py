@@ -13,6 +13,7 @@ import pytest
 
 from flows import pipeline
 from flows.progress import SilentReporter
+from flows.report.build import make_report
 from storage import check
 from storage.arrays import segments
 from storage.catalog import pool, runs, selections, spaces, targets
@@ -155,3 +156,15 @@ def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root) -> No
     with pytest.raises(UserError, match="no target set has this name, there are wanted"):
         again(target=("other",))
     assert check.check(root) == []
+
+
+def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Root) -> None:
+    page = make_report(root, runs.find_run(root.catalog))
+    coverage = root.catalog.read("FROM target_coverage")
+    assert "stands for the target set wanted" in page
+    assert "Parts of the target" in page
+    assert f"{coverage['pool_cosine'][0]:.3g}" in page
+    near = root.catalog.read("SELECT part, cosine FROM selection_targets LIMIT 1").row(0)
+    assert f"of the target nearest to an example of {near[0]} (cosine" in page
+    none = pipeline.reselect(root.url, None, SilentReporter(), target=("none",)).run_id
+    assert "target set" not in make_report(root, none)
