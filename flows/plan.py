@@ -16,6 +16,7 @@ import polars as pl
 
 from flows.reference import reference_rows
 from flows.survey import Survey
+from flows.survey_target import TargetSurvey
 from storage.catalog import clusterings, planning, pool, refreshes, runs, spaces
 from storage.database import Catalog
 from tagcos_stream.config import Settings, Variant
@@ -196,7 +197,9 @@ def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int
     Plan
         Per stage, what is reused and what is computed.
     """
-    return make_plan(settings, catalog, Survey(files, 0, pool.pool(catalog, run_id)))
+    found = pool.pool(catalog, run_id)
+    beside = planning.wanted(catalog, run_id).join(found, on="example_id", how="anti")
+    return make_plan(settings, catalog, Survey(files, 0, found, target=TargetSurvey(beside)))
 
 
 def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str) -> Plan:
@@ -221,7 +224,8 @@ def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str
     run_id = planning.unfinished_run(catalog, config_hash(settings, base), settings.name)
     rows = planning.with_features(catalog, space_id, pool.pool(catalog, base))
     cluster = _cluster(settings, catalog, space_id, rows, 0, run_id)
-    return Plan(run_id, (cluster, _select(settings, catalog, space_id, rows, cluster, 0)), exact=settings.where is None)
+    exact = settings.where is None and not settings.target
+    return Plan(run_id, (cluster, _select(settings, catalog, space_id, rows, cluster, 0)), exact)
 
 
 def _with_features(catalog: Catalog | None, space: spaces.Space | None, found: Survey) -> pl.DataFrame:
@@ -263,25 +267,35 @@ def _gradients(settings: Settings, catalog: Catalog | None, found: Survey, known
     wanted = [known.get(name) for name in variants(settings)]
     first = known.get(settings.gradient)
     reuse = None if first is None else first.space_id
+    target = found.target
+    fresh = found.new + len(target.new)
     if catalog is None or found.known.is_empty():
-        return Step("gradients", found.new, found.new, "examples", None, "none is in the root"), found.new
+        compute = fresh + len(target.known)
+        return Step("gradients", compute, compute, "examples", None, "none is in the root"), found.new
     lacking: dict[tuple[str, int], int] = {}
     missing = found.new  # in the space that is selected by
     for number, space in enumerate(wanted):
-        touched = planning.blocks(catalog, None if space is None else space.space_id, found.known, settings.block_rows)
-        own = {(segment, block): rows for segment, block, rows, complete in touched.iter_rows() if not complete}
-        lacking |= own
+        space_id = None if space is None else space.space_id
+        own = _incomplete(catalog, space_id, found.known, settings.block_rows)
+        lacking |= own | _incomplete(catalog, space_id, target.known, settings.block_rows)
         missing += sum(own.values()) if number == 0 else 0
-    total = planning.segment_rows(catalog, found.known) + found.new
+    everything = pl.concat([found.known.select("segment", "row"), target.known.select("segment", "row")])
+    total = planning.segment_rows(catalog, everything) + fresh
     reasons = []
     if any(space is None for space in wanted):
         reasons.append("a new space has none")
     elif lacking:
         reasons.append(f"{len(lacking)} blocks are not complete")
-    if found.new:
-        reasons.append(f"{found.new:,} examples are new")
-    compute = sum(lacking.values()) + found.new
+    if fresh:
+        reasons.append(f"{fresh:,} examples are new")
+    compute = sum(lacking.values()) + fresh
     return Step("gradients", compute, total, "examples", reuse, "; ".join(reasons) or "every block is complete"), missing
+
+
+def _incomplete(catalog: Catalog, space_id: str | None, rows: pl.DataFrame, block_rows: int) -> dict[tuple[str, int], int]:
+    """The blocks with one of these rows that a space lacks, and how many rows each has."""
+    touched = planning.blocks(catalog, space_id, rows, block_rows)
+    return {(segment, block): n for segment, block, n, complete in touched.iter_rows() if not complete}
 
 
 def _cluster(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from flows.survey_target import TargetSurvey, survey_target
 from storage.catalog import heldout, planning
 from storage.database import Catalog
 from tagcos_stream.config import Settings
@@ -54,7 +55,8 @@ class Survey:
     new: int = 0  # examples that the catalog lacks and the pool will have
     heldout: int = 0  # of all examples of the sources
     met: int = 0  # of all examples of the sources, those that the catalog has, held out or not
-    exact: bool = True  # False where near-duplicates are still to be left out, or rows were only sampled
+    exact: bool = True  # False where rows are still to be left out (near-duplicates, repeats of a target), or were only sampled
+    target: TargetSurvey = field(default_factory=TargetSurvey)
 
 
 def source_files(settings: Settings) -> SourceFiles:
@@ -96,18 +98,25 @@ def survey(settings: Settings, catalog: Catalog | None, progress: Progress = lam
             frames.append(sources.clean(block).occurrences.select("example_id", "dataset"))
             progress(before + block.bytes_read, total)
         before += file.size
-    found = pl.concat(frames).unique("example_id", keep="first", maintain_order=True)
-    exact = settings.near_duplicates is None
+    target = survey_target(settings, catalog)
+    found = pl.concat(frames).unique("example_id", keep="first", maintain_order=True).filter(_not_in(target))
+    exact = settings.near_duplicates is None and not target.ids
     if catalog is None:
         aside = new_heldout(found, None, settings.heldout or 0.0)
-        return Survey(len(sources.files), len(unread), new=len(found) - aside, heldout=aside, exact=exact)
-    known = planning.examples(catalog)
+        return Survey(len(sources.files), len(unread), new=len(found) - aside, heldout=aside, exact=exact, target=target)
+    known = planning.examples(catalog).filter(_not_in(target))
     mine = pl.concat([planning.occurring(catalog, sources.ids), found["example_id"]])
     here = known.filter(pl.col("example_id").is_in(mine.implode()))
     fresh = found.join(known, on="example_id", how="anti")
     aside = new_heldout(fresh, catalog, heldout.share(catalog, settings.heldout))
     kept = here.filter(~pl.col("heldout")).drop("heldout")
-    return Survey(len(sources.files), len(unread), kept, len(fresh) - aside, len(here) - len(kept) + aside, len(here), exact)
+    held = len(here) - len(kept) + aside
+    return Survey(len(sources.files), len(unread), kept, len(fresh) - aside, held, len(here), exact, target)
+
+
+def _not_in(target: TargetSurvey) -> pl.Expr:
+    """Rows that are not of a target: its examples are in no pool."""
+    return ~pl.col("example_id").is_in(target.ids)
 
 
 def new_heldout(new: pl.DataFrame, catalog: Catalog | None, share: float) -> int:
@@ -192,15 +201,17 @@ def sample_sources(
 
 def survey_of(sample: SourceSample, settings: Settings, catalog: Catalog | None) -> Survey:
     """What was read for a sample, as a plan counts it: the examples that were not read are not in it."""
-    exact = sample.rows_read == sample.rows
+    exact = sample.rows_read == sample.rows and not settings.target
+    target = survey_target(settings, catalog)
     if catalog is None:
         aside = round(len(sample.keys) * (settings.heldout or 0.0))
-        return Survey(sample.files, sample.files, new=len(sample.keys) - aside, heldout=aside, exact=exact)
+        return Survey(sample.files, sample.files, new=len(sample.keys) - aside, heldout=aside, exact=exact, target=target)
     here = planning.examples(catalog).filter(_keys(pl.col("example_id")).is_in(sample.keys.implode()))
     kept = here.filter(~pl.col("heldout")).drop("heldout")
     new = len(sample.keys) - len(here)
     aside = round(new * heldout.share(catalog, settings.heldout))
-    return Survey(sample.files, sample.files, kept, new - aside, len(here) - len(kept) + aside, len(here), exact)
+    held = len(here) - len(kept) + aside
+    return Survey(sample.files, sample.files, kept, new - aside, held, len(here), exact, target)
 
 
 def _keys(ids: pl.Expr) -> pl.Expr:

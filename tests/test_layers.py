@@ -31,7 +31,7 @@ FLOWS = (
     ("flows.pipeline",),
     ("flows.stages",),
     ("flows.workers",),
-    ("flows.plan", "flows.recompute", "flows.survey", "flows.guards"),
+    ("flows.plan", "flows.recompute", "flows.survey", "flows.survey_target", "flows.guards"),
     ("flows.changes", "flows.reference"),
     ("flows.results", "flows.checks"),
     ("flows.context",),

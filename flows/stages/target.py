@@ -16,7 +16,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.data.same_words import word_keys
-from tagcos_stream.data.sources import SourceFile, resolve_sources, stem
+from tagcos_stream.data.sources import SourceFile, resolve_sources, set_name, stem
 from tagcos_stream.identity import digest
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
@@ -142,9 +142,8 @@ def leave_out_repeats(run: RunContext, target: TargetSet) -> int:
 
 def _named(run: RunContext, names: tuple[str, ...]) -> TargetSet | None:
     """The set of the root that a single name means, where no file has that path."""
-    if len(names) != 1 or Path(names[0]).exists():
-        return None
-    return targets.find(run.catalog, names[0])
+    name = set_name(names)
+    return None if name is None else targets.find(run.catalog, name)
 
 
 def _name(names: tuple[str, ...]) -> str:

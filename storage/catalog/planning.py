@@ -33,6 +33,11 @@ def occurring(catalog: Catalog, file_ids: Sequence[str]) -> pl.Series:
     )["example_id"]
 
 
+def wanted(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """example_id, segment, row of what a run needs features of: its pool and its target, in order of segment and row."""
+    return catalog.read("FROM wanted_of(?) ORDER BY segment, row", [run_id])
+
+
 def blocks(catalog: Catalog, space_id: str | None, pool: pl.DataFrame, block_rows: int) -> pl.DataFrame:
     """The blocks in which the pool (segment, row) has a row: segment, block, rows, complete.
 

@@ -101,6 +101,22 @@ def _with(entry: SourceSpec, given: SourceSpec) -> SourceSpec:
     )
 
 
+def set_name(names: Sequence[str]) -> str | None:
+    """Read the name of a stored set of examples from what may also be sources.
+
+    Parameters
+    ----------
+    names
+        Files, or one name.
+
+    Returns
+    -------
+    str or None
+        The one name, if it is no path; None for files.
+    """
+    return names[0] if len(names) == 1 and not Path(names[0]).expanduser().exists() else None
+
+
 def stem(url: str) -> str:
     """The file's name without its endings."""
     name = url.rstrip("/").rsplit("/", 1)[-1]

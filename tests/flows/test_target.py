@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from flows import pipeline
+from flows.plan import Plan
 from flows.progress import SilentReporter
 from flows.report.build import make_report
 from storage import check
@@ -44,8 +45,22 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     listed = "".join(f"[[source]]\npath = '{name}.jsonl'\nweight = {weight}\n" for name, weight in (("sums", 3), ("cities", 1)))
     (folder / "wanted.toml").write_text(listed)
     values = {"sources": (str(folder / "pool"),), "root": str(folder / "root"), "model": str(model_folder)}
-    pipeline.run(load_settings(SMALL | values | {"target": (str(folder / "wanted.toml"),)}), SilentReporter())
+    settings = load_settings(SMALL | values | {"target": (str(folder / "wanted.toml"),)})
+    planned = pipeline.dry_run(settings, SilentReporter()).step("gradients")
+    done = pipeline.run(settings, SilentReporter())
+    assert done.plan is not None
+    # two rows of the pool that repeat the target in other letters are known once they are compared
+    assert (planned.compute, done.stages["gradients"]["computed"]) == (128, 128)
+    assert counted(done.plan) == (128, 128)
+    assert counted(pipeline.dry_run(settings, SilentReporter())) == (0, 128)
+    again = load_settings(SMALL | values | {"target": ("wanted",)})
+    assert counted(pipeline.dry_run(again, SilentReporter())) == (0, 128)
     return folder
+
+
+def counted(plan: Plan) -> tuple[int, int]:
+    step = plan.step("gradients")
+    return step.compute, step.total
 
 
 @pytest.fixture
