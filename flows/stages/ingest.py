@@ -80,7 +80,7 @@ def ingest(run: RunContext) -> Pool:
     status = runs.run_status(run.catalog, run.run_id)
     if status.examples == 0:
         raise UserError(
-            f"no usable example in {', '.join(settings.sources)} ({status.rejects} rows rejected{_reasons(run)}); "
+            f"no usable example in {', '.join(settings.sources)} ({status.rejects} rows rejected{_reasons(run)}){_first(run)}; "
             f"`tagcos sql --root {settings.root} 'FROM rejects'` lists the file, row and reason of each"
         )
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
@@ -132,8 +132,15 @@ def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None
     return len(found)
 
 
+def _first(run: RunContext) -> str:
+    found = run.catalog.read(
+        "SELECT detail FROM rejects_of(?) WHERE detail IS NOT NULL ORDER BY file_id, row LIMIT 1", [run.run_id]
+    )
+    return f", the first: {found['detail'][0]}" if len(found) else ""
+
+
 def _reasons(run: RunContext) -> str:
     counted = run.catalog.read(
-        "SELECT reason, count(*) AS n FROM rejects_of(?) GROUP BY reason ORDER BY n DESC, reason", [run.run_id]
+        "SELECT reason, sum(rows)::BIGINT AS n FROM rejects_of(?) GROUP BY reason ORDER BY n DESC, reason", [run.run_id]
     )
     return ": " + ", ".join(f"{n} {reason}" for reason, n in counted.iter_rows()) if len(counted) else ""

@@ -18,6 +18,9 @@ from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
 from tagcos_stream.identity import content_digest, file_id
 from tagcos_stream.types import IngestBlock
 
+KEPT = 1000  # rejects of one reason that are listed of one file; further ones are counted
+LISTED_ALL = frozenset({"contaminated"})  # reasons whose rejects are all listed: that is what was asked for
+
 
 @dataclass(frozen=True)
 class IngestCounts:
@@ -155,17 +158,43 @@ def commit_ingest(
             part.insert(connection, run_id, body)
         insert(connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", file_id=pl.lit(file_id)))
         if len(block.rejects):
-            rejects = require(block.rejects, ["row", "reason", "detail", "snippet"])
-            insert(
-                connection,
-                "rejects",
-                rejects.with_columns(run_id=pl.lit(run_id), stage=pl.lit("ingest"), file_id=pl.lit(file_id)),
-            )
+            _insert_rejects(connection, run_id, file_id, require(block.rejects, ["row", "reason", "detail", "snippet"]))
         connection.execute(
-            "UPDATE files SET rows_done = ?, complete = ? WHERE file_id = ?", [block.next_row, block.last, file_id]
+            "UPDATE files SET rows_done = ?, entries = entries + ?, complete = ? WHERE file_id = ?",
+            [block.next_row, len(seen) + len(block.rejects), block.last, file_id],
         )
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
     return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
+
+
+def _insert_rejects(connection: duckdb.DuckDBPyConnection, run_id: str, file_id: str, rejects: pl.DataFrame) -> None:
+    """List the first KEPT rejects of each reason in the file; one more row of a reason counts the rest."""
+    before = connection.sql(
+        """SELECT reason, count(*) FILTER (NOT summary) AS listed, count(*) FILTER (summary) AS counted
+        FROM rejects WHERE stage = 'ingest' AND file_id = ? GROUP BY reason""",
+        params=[file_id],
+    ).pl()
+    place = pl.int_range(pl.len()).over("reason")
+    rejects = rejects.join(before, on="reason", how="left", maintain_order="left").with_columns(
+        beyond=(pl.col("listed").fill_null(0) + place >= KEPT) & ~pl.col("reason").is_in(list(LISTED_ALL))
+    )
+    common = {"run_id": pl.lit(run_id), "stage": pl.lit("ingest"), "file_id": pl.lit(file_id)}
+    insert(connection, "rejects", rejects.filter(~pl.col("beyond")).select("row", "reason", "detail", "snippet", **common))
+    more = rejects.filter("beyond").group_by("reason", maintain_order=True)
+    further = more.agg(pl.col("row").min(), pl.len().cast(pl.Int64).alias("rows"), pl.col("counted").first().fill_null(0))
+    for reason, rows in further.filter(pl.col("counted") > 0).select("reason", "rows").iter_rows():
+        connection.execute(
+            "UPDATE rejects SET rows = rows + ? WHERE stage = 'ingest' AND file_id = ? AND reason = ? AND summary",
+            [rows, file_id, reason],
+        )
+    detail = f"further rows of this reason from here on, beyond the first {KEPT:,} that are listed"
+    insert(
+        connection,
+        "rejects",
+        further.filter(pl.col("counted") == 0).select(
+            "row", "reason", "rows", detail=pl.lit(detail), summary=pl.lit(True), **common
+        ),
+    )
 
 
 def _open_segment(
@@ -193,7 +222,7 @@ def read_by(catalog: Catalog, run_id: str) -> dict[str, int]:
     """What a run read from its sources, over all its attempts: new (examples that no run had met), rejected (rows)."""
     found = catalog.read(
         """SELECT (SELECT count(*) FROM examples WHERE first_run = $run) AS new,
-            (SELECT count(*) FROM rejects WHERE run_id = $run AND stage = 'ingest'
+            (SELECT coalesce(sum(rows), 0)::BIGINT FROM rejects WHERE run_id = $run AND stage = 'ingest'
                 AND file_id IN (SELECT file_id FROM run_files WHERE run_id = $run)) AS rejected""",
         {"run": run_id},
     )

@@ -359,7 +359,7 @@ def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
             stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
             examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
             heldout=one("SELECT count(*) AS n FROM heldout_of(?)", name)["n"],
-            rejects=one("SELECT count(*) AS n FROM rejects_of(?)", name)["n"],
+            rejects=one("SELECT coalesce(sum(rows), 0)::BIGINT AS n FROM rejects_of(?)", name)["n"],
             blocks_done=blocks["done"],
             blocks=blocks["total"],
             clusters_done=clusters["done"],

@@ -5,12 +5,12 @@ SELECT 'example ' || example_id, 'is held ' || count(*) || ' times' FROM example
 SELECT 'occurrences of file ' || file_id, count(*) || ' name an unknown example'
 FROM occurrences ANTI JOIN examples USING (example_id) GROUP BY file_id;
 
-SELECT 'file ' || f.url, 'has ' || f.rows_done || ' rows, but ' || coalesce(n, 0) || ' occurrences and rejects'
+SELECT 'file ' || f.url, 'gave ' || f.entries || ' occurrences and rejects, but ' || coalesce(n, 0) || ' are there'
 FROM files f LEFT JOIN (
-    SELECT file_id, count(*) AS n
-    FROM (SELECT file_id FROM occurrences UNION ALL SELECT file_id FROM rejects WHERE stage = 'ingest') GROUP BY file_id
+    SELECT file_id, sum(rows) AS n
+    FROM (SELECT file_id, 1 AS rows FROM occurrences UNION ALL SELECT file_id, rows FROM rejects WHERE stage = 'ingest') GROUP BY file_id
 ) USING (file_id)
-WHERE f.rows_done <> coalesce(n, 0);
+WHERE f.entries <> coalesce(n, 0);
 
 SELECT 'segment ' || segment, 'has ' || coalesce(p.n, 0) || ' rows in its parts, but ' || coalesce(e.n, 0) || ' examples'
 FROM (SELECT segment, sum(rows) AS n FROM parts GROUP BY segment) p

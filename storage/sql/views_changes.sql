@@ -57,7 +57,7 @@ CREATE OR REPLACE MACRO source_changes(run_a, run_b) AS TABLE
             WHERE r.run_id IN (run_a, run_b) GROUP BY f.source
         ),
         refused AS (
-            SELECT f.source, count(*) AS n FROM run_files r JOIN files f USING (file_id) JOIN rejects x ON x.file_id = f.file_id
+            SELECT f.source, sum(x.rows)::BIGINT AS n FROM run_files r JOIN files f USING (file_id) JOIN rejects x ON x.file_id = f.file_id
             WHERE r.run_id = run_b AND x.stage = 'ingest' GROUP BY f.source
         )
     SELECT n.source, n.files, coalesce(a.n, 0) AS before, coalesce(b.n, 0) AS pool, coalesce(m.new, 0) AS new, coalesce(m.returned, 0) AS returned,

@@ -11,14 +11,14 @@ COMMENT ON VIEW duplicates IS 'examples that occur more than once in the files o
 
 -- Of its own files, of its own pool, its own near-duplicates, and rows that repeat its target: rejects of files that are no longer sources belong to no run.
 CREATE OR REPLACE MACRO rejects_of(run) AS TABLE
-    SELECT r.stage, r.reason, r.detail, r.snippet, r.file_id, r.segment, r.row, r.example_id FROM rejects r
+    SELECT r.stage, r.reason, r.detail, r.snippet, r.file_id, r.segment, r.row, r.example_id, r.rows, r.summary FROM rejects r
     WHERE (r.stage = 'ingest' AND r.file_id IN (SELECT f.file_id FROM run_files f WHERE f.run_id = run))
         OR (r.stage = 'near-duplicates' AND r.run_id = run)
         OR (r.stage = 'gradients' AND r.space_id = (SELECT s.space_id FROM runs s WHERE s.run_id = run)
             AND r.example_id IN (SELECT p.example_id FROM pool_of(run) p))
     UNION ALL
     SELECT 'target' AS stage, CASE WHEN t.example_id = t.like_id THEN 'in the target' ELSE 'same words as in the target' END AS reason,
-        'repeats target example ' || t.like_id AS detail, NULL AS snippet, NULL AS file_id, e.segment, e.row, e.example_id
+        'repeats target example ' || t.like_id AS detail, NULL AS snippet, NULL AS file_id, e.segment, e.row, e.example_id, 1 AS rows, false AS summary
     FROM target_repeats t JOIN runs g USING (target_id) JOIN examples e USING (example_id)
     WHERE g.run_id = run AND e.segment NOT IN (SELECT h.segment FROM segments h WHERE h.heldout)
         AND e.example_id IN (SELECT o.example_id FROM occurrences o JOIN run_files f USING (file_id) WHERE f.run_id = run);
@@ -31,7 +31,8 @@ CREATE OR REPLACE MACRO wanted_of(run) AS TABLE
     UNION SELECT x.example_id, x.segment, x.row FROM rejects_of(run) x WHERE x.stage = 'target';
 
 CREATE OR REPLACE MACRO rejects_by_reason_of(run) AS TABLE
-    SELECT r.stage, r.reason, f.source, count(*) AS rows, min(r.detail) AS for_example, min_by(r.snippet, r.row) AS snippet
+    SELECT r.stage, r.reason, f.source, sum(r.rows)::BIGINT AS rows,
+        min(r.detail) FILTER (WHERE NOT r.summary) AS for_example, min_by(r.snippet, r.row) AS snippet
     FROM rejects_of(run) r LEFT JOIN files f USING (file_id) GROUP BY r.stage, r.reason, f.source;
 
 CREATE OR REPLACE VIEW rejects_by_reason AS FROM rejects_by_reason_of((SELECT run_id FROM latest_run));
@@ -49,7 +50,7 @@ CREATE OR REPLACE MACRO sources_of(run) AS TABLE
     SELECT f.source, count(*) AS files, sum(f.size)::BIGINT AS bytes, sum(f.rows_done)::BIGINT AS rows, sum(coalesce(r.rejected, 0))::BIGINT AS rejected,
         bool_and(f.complete) AS complete
     FROM run_files n JOIN files f USING (file_id)
-    LEFT JOIN (SELECT file_id, count(*) AS rejected FROM rejects WHERE stage = 'ingest' GROUP BY file_id) r USING (file_id)
+    LEFT JOIN (SELECT file_id, sum(rows) AS rejected FROM rejects WHERE stage = 'ingest' GROUP BY file_id) r USING (file_id)
     WHERE n.run_id = run GROUP BY f.source;
 
 CREATE OR REPLACE VIEW sources AS FROM sources_of((SELECT run_id FROM latest_run));

@@ -49,29 +49,38 @@ def read_content(value: Any, what: str) -> Content:
         return Content(value)
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{what} must be text, got {'null' if value is None else type(value).__name__}")
-    found = Content()
+    found, texts, reasoning = Content(), _Pieces(), _Pieces()
     for part in value:
-        _add(found, part, what)
+        _add(found, texts, reasoning, {"text": part} if isinstance(part, str) else part, what)
+    found.text, found.reasoning = "".join(texts.pieces), "".join(reasoning.pieces)
     return found
 
 
-def _add(found: Content, part: Any, what: str) -> None:
-    if isinstance(part, str):
-        part = {"text": part}
+@dataclass
+class _Pieces:
+    """A text to be joined once, and its length so far."""
+
+    pieces: list[str] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.length += len(text)
+
+
+def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: str) -> None:
     kind = part.get("type") or "text" if isinstance(part, dict) else type(part).__name__
     text = next((part[k] for k in _VALUES if isinstance(part.get(k), str)), None) if isinstance(part, dict) else None
     if kind in TEXT_PARTS and text is not None:
         if found.calls and text:
             raise RowError("unsupported_content", f"{what} has text behind a tool call, which no message can hold in that order")
-        begin = len(found.text)
-        found.text += text
-        found.spans.append(
-            (begin, len(found.text), next((part[k] for k in ("train", "weight") if part.get(k) is not None), None))
-        )
+        begin = texts.length
+        texts.add(text)
+        found.spans.append((begin, texts.length, next((part[k] for k in ("train", "weight") if part.get(k) is not None), None)))
     elif kind in REASONING_PARTS and text is not None:
-        if found.text:
+        if texts.length:
             raise RowError("unsupported_content", f"{what} has a part of type {kind!r} behind its text")
-        found.reasoning += text
+        reasoning.add(text)
     elif kind in CALL_PARTS:
         arguments = part.get("input") if kind == "tool_use" else None
         found.calls.append({k: part.get(k) for k in ("id", "name")} | {"arguments": arguments} if kind == "tool_use" else text)

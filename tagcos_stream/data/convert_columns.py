@@ -112,16 +112,17 @@ def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
     return pa.schema([(name, kind) for name, kind in fields.items() if keys is None or name in keys])
 
 
-def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str) -> tuple[pl.DataFrame, np.ndarray]:
+def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str, max_turns: int) -> tuple[pl.DataFrame, np.ndarray]:
     """Occurrences of the clean rows, in order, and which rows those are.
 
-    frame: any columns, N rows; rows (N,) their numbers in the file; dataset: the name where a row has none of its own.
+    frame: any columns, N rows; rows (N,) their numbers in the file; dataset: the name where a row has none of its own; max_turns:
+    of a clean row.
     Returns a frame of canonical.OCCURRENCES and a mask (N,) bool.
     """
     done = np.zeros(frame.height, bool)
     parts = []
     present = {name: _present(frame[name]) for name in frame.columns if name in ROW_FIELDS | set(CHAT_FIELDS)}
-    for picked, flat in _shapes(frame, present):
+    for picked, flat in _shapes(frame, present, max_turns):
         clean, codes, contents, starts = flat
         if not len(clean):
             continue
@@ -149,7 +150,7 @@ def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str) -> tuple[
 Flat = tuple[np.ndarray, np.ndarray, pl.Series, np.ndarray]  # clean rows among those picked, role codes, contents, starts
 
 
-def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray]):  # type: ignore[no-untyped-def]
+def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int):  # type: ignore[no-untyped-def]
     """(row indices, their flat turns) for each shape that occurs in the block; no row is in two."""
     for name in ("messages", "conversations"):
         if name in present and (keys := _turn_keys(frame[name].dtype)):
@@ -158,7 +159,7 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray]):  # type: ignor
             if repeated and len(picked):
                 picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), keys[1])]
             if len(picked):
-                yield picked, _flat_turns(frame[name].gather(picked), *keys)
+                yield picked, _flat_turns(frame[name].gather(picked), *keys, max_turns)
     strings = {name for name in frame.columns if frame[name].dtype == pl.String}
     for prompt, answer in PAIRS:
         if {prompt, answer} <= strings & set(present):
@@ -210,7 +211,7 @@ def _turn_keys(dtype: pl.DataType) -> tuple[str, str] | None:
     return pairs[0] if pairs else None
 
 
-def _flat_turns(column: pl.Series, role_key: str, content_key: str) -> Flat:
+def _flat_turns(column: pl.Series, role_key: str, content_key: str, max_turns: int) -> Flat:
     starts = np.zeros(len(column) + 1, np.int64)
     lengths = column.list.len().to_numpy().astype(np.int64)
     np.cumsum(lengths, out=starts[1:])
@@ -237,7 +238,7 @@ def _flat_turns(column: pl.Series, role_key: str, content_key: str) -> Flat:
     before[starts[:-1][lengths > 0]] = len(ROLES)
     known = np.where(codes == 255, 0, codes)
     bad |= ~_ALLOWED[np.where(before == 255, 0, before), known]
-    good = (_sum(bad, starts) == 0) & (_sum(answer, starts) > 0) & (_sum(has_text & ~answer, starts) > 0)
+    good = (lengths <= max_turns) & (_sum(bad, starts) == 0) & (_sum(answer, starts) > 0) & (_sum(has_text & ~answer, starts) > 0)
     keep = np.repeat(good, lengths)
     clean = np.flatnonzero(good)
     kept = np.zeros(len(clean) + 1, np.int64)

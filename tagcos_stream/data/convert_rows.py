@@ -18,13 +18,17 @@ from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import convert, dataset_of, source_id_of
 
 
-def row_by_row(raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject]) -> pl.DataFrame:
+def row_by_row(
+    raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject], max_turns: int
+) -> pl.DataFrame:
     """Occurrences of the rows at `index`; what cannot be converted is added to `rejects`."""
     rows, found, datasets, ids = [], [], [], []
     for i, row in zip(index.tolist(), records(raw, index), strict=True):
         try:
             record = loads(row) if isinstance(row, bytes) else row
             converted = convert(record, options)
+            if (longest := max((len(one.messages) for one in converted), default=0)) > max_turns:
+                raise RowError("too_many_turns", f"{longest:,} messages, limit max_turns {max_turns:,}")
         except RowError as e:
             rejects.append(reject(raw.rows[i], e, row))
             continue
@@ -81,8 +85,11 @@ def reject(row: int, error: RowError, shown: object) -> Reject:
 
 
 def rejects_frame(rejects: list[Reject]) -> pl.DataFrame:
-    rows = [(r.row, r.reason, r.detail, r.snippet) for r in rejects]
-    return pl.DataFrame(rows, schema=REJECTS, orient="row").sort("row", maintain_order=True)
+    columns = zip(*rejects, strict=True) if rejects else ([] for _ in REJECTS)
+    frame = pl.DataFrame(
+        {name: pl.Series(values, dtype=kind) for (name, kind), values in zip(REJECTS.items(), columns, strict=True)}
+    )
+    return frame.sort("row", maintain_order=True)
 
 
 @overload

@@ -16,6 +16,8 @@ from tagcos_stream.data.turns import ROLE_WORDS
 from tagcos_stream.types import Message
 
 MAX_TREE = 20_000  # messages; the largest released tree has under a thousand
+MAX_THREADS = 200_000  # messages of all threads of a tree: what threads share is repeated
+MAX_THREADS_TEXT = 64 << 20  # characters of them
 FLAT_FIELDS = ("message_id", "parent_id", "role", "text")
 
 
@@ -43,7 +45,9 @@ def tree_threads(record: dict[str, Any]) -> list[list[Message]]:
         if not isinstance(replies, list):
             raise RowError("wrong_type", "replies must be a list")
         waiting += [(len(nodes) - 1, reply) for reply in reversed(replies)]
-    found = [path(nodes, leaf) for leaf in leaves(nodes)]
+    ends = leaves(nodes)
+    check_size(nodes, ends)
+    found = [path(nodes, leaf) for leaf in ends]
     threads = [messages for messages in found if messages is not None]
     if not threads:
         raise RowError("no_assistant", f"no answer that is not deleted among the tree's {len(nodes)} messages")
@@ -58,6 +62,18 @@ def node(value: Any, parent: int, row: int = 0) -> Node:
     if role is None:
         raise RowError("unknown_role", f"role {value['role'][:60]!r}")
     return Node(parent, role, value["text"], bool(value.get("deleted")), row)
+
+
+def check_size(nodes: list[Node], ends: list[int]) -> None:
+    """RowError where the threads that end at `ends` have more messages or text than the limits."""
+    messages, characters = [0] * len(nodes), [0] * len(nodes)
+    for i, one in enumerate(nodes):
+        messages[i] = 1 + (messages[one.parent] if one.parent >= 0 else 0)
+        characters[i] = len(one.text) + (characters[one.parent] if one.parent >= 0 else 0)
+    if (n := sum(messages[i] for i in ends)) > MAX_THREADS:
+        raise RowError("tree_broken", f"its threads have {n:,} messages, limit MAX_THREADS {MAX_THREADS:,}")
+    if (n := sum(characters[i] for i in ends)) > MAX_THREADS_TEXT:
+        raise RowError("tree_broken", f"its threads have {n:,} characters, limit MAX_THREADS_TEXT {MAX_THREADS_TEXT:,}")
 
 
 def leaves(nodes: list[Node]) -> list[int]:
@@ -123,9 +139,15 @@ def flat_trees(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int
 def _threads(nodes: list[Node], broken: list[tuple[int, list[Message] | RowError]]) -> list[tuple[int, list[Message] | RowError]]:
     out = list(broken)
     used = [False] * len(nodes)
-    for leaf in leaves(nodes):
-        messages = path(nodes, leaf)
-        out.append((nodes[leaf].row, messages or RowError("tree_broken", "a message of its thread is deleted")))
+    ends = leaves(nodes)
+    try:
+        check_size(nodes, ends)
+        too_large = None
+    except RowError as e:
+        too_large = e
+    for leaf in ends:
+        found = too_large or path(nodes, leaf) or RowError("tree_broken", "a message of its thread is deleted")
+        out.append((nodes[leaf].row, found))
         i = leaf
         while i >= 0 and not used[i]:
             used[i] = True

@@ -21,7 +21,7 @@ from tagcos_stream.types import IngestBlock
 
 __all__ = ["IngestBlock", "Limits", "SourceFile", "SourceSpec", "example_id", "read_file", "resolve_sources"]
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 65_536  # of short rows: block_bytes ends the blocks of others
 STRETCH = 256  # rows that are parsed at once where a block cannot be
 T = TypeVar("T")
 
@@ -46,10 +46,10 @@ def read_file(
         _parsed(_limited(open_blocks(file, start_row, block_rows, limits), file.spec.limit, limits), file, limits)
     ):
         if held is not None:
-            yield _block(held, file, last=False)
+            yield _block(held, file, limits, last=False)
         held = parsed
     assert held is not None
-    yield _block(held, file, last=True)
+    yield _block(held, file, limits, last=True)
 
 
 # a reader's block and its rows as columns: (first, end, frame) a stretch; what no stretch covers is converted row by row
@@ -117,16 +117,16 @@ def _limited(blocks: Iterator[Raw], stop: int | None, limits: Limits) -> Iterato
         return
 
 
-def _block(parsed: Parsed, file: SourceFile, last: bool) -> IngestBlock:
+def _block(parsed: Parsed, file: SourceFile, limits: Limits, last: bool) -> IngestBlock:
     raw, stretches = parsed
     rows, rejects = np.asarray(raw.rows, np.int64), list(raw.rejects)
     done = np.zeros(len(rows), bool)
     parts = [pl.DataFrame(schema=OCCURRENCES)]
     for first, end, frame in stretches:
-        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset)
+        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset, limits.max_turns)
         parts.append(part)
     if not done.all():
-        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects))
+        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects, limits.max_turns))
     occurrences = pl.concat(parts)
     if len(parts) > 2:
         occurrences = occurrences.sort("row", maintain_order=True)

@@ -142,9 +142,13 @@ def _is_tree(row: Record) -> bool:
 def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[str, ...]] | None:
     """The first shape whose fields the row has, and those fields; an empty list of turns only where nothing else fits."""
     empty = None
+    if REQUIRED_FIELDS.isdisjoint(row):
+        return None
     for shape in shapes:
         for fields in shape.fields:
-            if any(row.get(name) is None for name in fields) or (shape.fits is not None and not shape.fits(row)):
+            if fields[0] not in row or any(row.get(name) is None for name in fields):
+                continue
+            if shape.fits is not None and not shape.fits(row):
                 continue
             if fields[0] in CHAT_FIELDS and not row[fields[0]]:
                 empty = empty or (shape, fields)
@@ -161,12 +165,15 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
             return shape, named
     elif found := _recognised(row, SHAPES):
         return found
-    for shape in SHAPES if options.shape is None else (BY_NAME[options.shape],):
+    tried = () if REQUIRED_FIELDS.isdisjoint(row) else SHAPES if options.shape is None else (BY_NAME[options.shape],)
+    for shape in tried:
         for fields in shape.fields:
+            if len(fields) == 1 or fields[-1] not in row:
+                continue
             missing = [name for name in fields if row.get(name) is None]
-            if len(fields) > 1 and missing == [fields[-1]] and fields[-1] in row:
+            if missing == [fields[-1]]:
                 raise RowError("empty_answer", f"{fields[-1]} is null")
-            if len(fields) > 1 and missing and set(missing) < set(fields) and all(name in row for name in fields):
+            if missing and set(missing) < set(fields) and all(name in row for name in fields):
                 raise RowError("wrong_type", f"{' and '.join(missing)} is null")
     there = ", ".join(map(str, list(row)[:12])) or "none"
     asked = "" if options.shape is None else f" of shape {options.shape}"
@@ -177,10 +184,9 @@ def _refuse_unread(row: Record, read: set[str], messages: list[Message]) -> None
     """RowError where a field with text was not read and does not stand in the messages either."""
     beside = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
     for name in beside:
-        texts = list(_texts(row[name]))
-        if name == "text" and all(part in texts[0] for field in read for part in _texts(row.get(field))):
+        if name == "text" and _holds(row[name], [part for field in row if field in read for part in _texts(row[field])]):
             continue  # the conversation as its template prints it
-        if not all(any(_stands_in(text, m["content"]) for m in messages) for text in texts):
+        if not _stand_in(list(_texts(row[name])), messages):
             raise RowError("unread_field", f"{name} has text that this row's shape leaves out; say what to read with `columns`")
 
 
@@ -193,25 +199,44 @@ def _is_text(name: str, value: Any) -> bool:
     return next(_texts(value), None) is not None
 
 
-def _stands_in(text: str, content: str) -> bool:
-    """Short texts stand anywhere by chance."""
-    return text == content.strip() or (len(text) >= LONG and text in content)
+def _holds(text: str, parts: list[str]) -> bool:
+    """Whether every part stands in the text; parts that do not stand in order are looked for up to a bound on the work."""
+    position, again = 0, 0
+    for part in parts:
+        if (found := text.find(part, position)) >= 0:
+            position = found + len(part)
+            continue
+        again += len(text)
+        if again > SEARCHED or part not in text:
+            return False
+    return True
+
+
+def _stand_in(texts: list[str], messages: list[Message]) -> bool:
+    """Whether every text is that of a message or stands within one, looked for up to a bound on the work. Short texts stand
+    anywhere by chance.
+    """
+    contents = {m["content"].strip() for m in messages}
+    rest = [text for text in texts if text not in contents]
+    if any(len(text) < LONG for text in rest) or len(rest) * sum(map(len, contents)) > SEARCHED:
+        return False
+    return all(any(text in content for content in contents) for text in rest)
 
 
 def _texts(value: Any) -> Iterator[str]:
     """Texts of a field, of a list of them, or of a list of turns, without white space at their ends."""
-    if isinstance(value, str):
-        if value.strip():
-            yield value.strip()
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        known = [value[k] for k in CONTENT_KEYS if value.get(k)]
-        for item in known or value.values():
-            yield from _texts(item)
-    elif value is not None:
-        yield str(value)
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if text := value.strip():
+                yield text
+        elif isinstance(value, list):
+            waiting += reversed(value)
+        elif isinstance(value, dict):
+            waiting += reversed([value[k] for k in CONTENT_KEYS if value.get(k)] or [*value.values()])
+        elif value is not None:
+            yield str(value)
 
 
 def _tools(row: Record) -> str | None:
@@ -239,6 +264,7 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
     return row
 
 
+SEARCHED = 100_000_000  # characters that are searched for the texts of a field, a tenth of a second
 LONG = 16  # characters of a text that is taken for the same one where it stands within a message
 KEPT_FIELDS = {"dataset", *ID_FIELDS}  # read of a row whose fields are mapped
 

@@ -37,9 +37,7 @@ FORMS: dict[str, Form] = {
     "glaive": Form(re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), "<|endoftext|>", plain=True),
 }
 _LLAMA2 = re.compile(r"\A\s*(?:<s>)?\s*\[INST\]")
-_LLAMA2_TURN = re.compile(
-    r"(?:<s>)?\s*\[INST\] ?(?P<user>.*?) ?\[/INST\] ?(?P<answer>.*?) ?(?:</s>|(?=(?:<s>)?\s*\[INST\])|\Z)", re.DOTALL
-)
+_LLAMA2_HEAD = re.compile(r"\s*(?:<s>)?\s*")
 _LLAMA2_SYSTEM = re.compile(r"\A<<SYS>>\n(?P<system>.*?)\n<</SYS>>\n\n", re.DOTALL)
 
 
@@ -99,18 +97,33 @@ def _closed(content: str, end: str, name: str) -> str:
 
 def _llama2(text: str, name: str) -> list[dict[str, str]]:
     turns: list[dict[str, str]] = []
-    position = 0
-    for match in _LLAMA2_TURN.finditer(text):
-        if text[position : match.start()].strip():
-            raise RowError("unread_field", f"{name} has text between its turns: {text[position : match.start()].strip()[:60]!r}")
-        position = match.end()
-        user = match["user"].strip()
+    position, end, close = 0, len(text.rstrip()), -1
+    while position < end:
+        head = _LLAMA2_HEAD.match(text, position)
+        begin = head.end() if head else position
+        middle = text.find("[/INST]", begin) if text.startswith("[INST]", begin) else -1
+        if middle < 0:
+            raise RowError("unread_field", f"{name} has text between or behind its turns: {text[position:].strip()[:60]!r}")
+        user, answer = text[begin + len("[INST]") : middle].strip(), middle + len("[/INST]")
         if not turns and (system := _LLAMA2_SYSTEM.match(user + "\n\n" if user.endswith("<</SYS>>") else user)):
             turns.append({"role": "system", "content": system["system"]})
-            user = user[system.end() :]
-        turns.append({"role": "user", "content": user.strip()})
-        if match["answer"].strip():
-            turns.append({"role": "assistant", "content": match["answer"].strip()})
-    if text[position:].strip():
-        raise RowError("unread_field", f"{name} has text behind its turns: {text[position:].strip()[:60]!r}")
+            user = user[system.end() :].strip()
+        turns.append({"role": "user", "content": user})
+        # an answer ends at its mark, at the next turn, or with the text
+        if close < answer:
+            close = _found(text, "</s>", answer)
+        following = _found(text, "[INST]", answer)
+        said = text[answer : min(close, following)].strip()
+        if close < following:
+            position = close + len("</s>")
+        else:
+            position, said = following, said.removesuffix("<s>").strip()
+        if said:
+            turns.append({"role": "assistant", "content": said})
     return turns
+
+
+def _found(text: str, mark: str, begin: int) -> int:
+    """Position of the mark from `begin` on, or the text's length."""
+    found = text.find(mark, begin)
+    return len(text) if found < 0 else found

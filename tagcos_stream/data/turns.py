@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,12 +49,18 @@ def read_turns(value: Any, options: TurnOptions, what: str = "messages") -> list
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{what} must be a list of turns, got {type(value).__name__}")
     out: list[Message] = []
+    calls: list[str] = []  # of the last message, and of the turns that are nothing but further ones
     for i, turn in enumerate(value):
         for message, is_call in _turn(turn, f"{what}: turn {i}", options):
             if is_call and out and _joins(out[-1], message):
-                out[-1] = _with_calls(out[-1], message)
-            else:
-                out.append(message)
+                calls += _calls(message)
+                continue
+            if out:
+                out[-1] = _with_calls(out[-1], calls)
+            out.append(message)
+            calls = _calls(message)
+    if out:
+        out[-1] = _with_calls(out[-1], calls)
     return out
 
 
@@ -64,10 +69,17 @@ def _joins(before: Message, call: Message) -> bool:
     return before["role"] == "assistant" and before.get("train") == call.get("train") and before.get("name") == call.get("name")
 
 
-def _with_calls(before: Message, call: Message) -> Message:
-    calls = json.loads(before.get("tool_calls") or "[]") + json.loads(call.get("tool_calls") or "[]")
-    joined = before.copy()
-    joined["tool_calls"] = json.dumps(calls, ensure_ascii=False, separators=(",", ":"))
+def _calls(message: Message) -> list[str]:
+    text = message.get("tool_calls")
+    return [text] if text else []
+
+
+def _with_calls(message: Message, calls: list[str]) -> Message:
+    """The message with all these lists of calls as one."""
+    if not calls or calls == _calls(message):
+        return message
+    joined = message.copy()
+    joined["tool_calls"] = "[" + ",".join(text[1:-1] for text in calls) + "]"
     return joined
 
 

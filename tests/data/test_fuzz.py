@@ -75,7 +75,7 @@ def _exact(lines: list[bytes]) -> tuple[pl.DataFrame, pl.DataFrame]:
     kept = [(i, line) for i, line in numbered if line]
     raw = Raw(len(lines), 0, rows=[i for i, _ in kept], texts=[line for _, line in kept])
     rejects: list[Reject] = []
-    return row_by_row(raw, np.arange(len(kept)), RowOptions(), "a", rejects), rejects_frame(rejects)
+    return row_by_row(raw, np.arange(len(kept)), RowOptions(), "a", rejects, 10_000), rejects_frame(rejects)
 
 
 def check_lines(path: Path, lines: list[bytes], block_rows: int = 8192) -> None:

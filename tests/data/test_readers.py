@@ -202,7 +202,7 @@ def test_packed__zip_bomb_stops(tmp_path: Path) -> None:
     good = json.dumps(GOOD).encode() + b"\n"
     limits = Limits(ratio_from=1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(good + b" " * (20 << 20)))
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(good + b"\n" * (100 << 20)))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(good + b" " * (100 << 20)))
     for name in ("a.jsonl.gz", "b.jsonl.zst"):
         got = read(tmp_path / name, limits=limits)
         assert "zip_bomb" in got.reasons.values()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import polars as pl
 import pyarrow as pa
 
+from tagcos_stream.data.containers.content import other_content
 from tagcos_stream.data.rejects import SNIPPET
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
@@ -19,19 +20,23 @@ BOM = b"\xef\xbb\xbf"
 class Limits:
     """What a file may ask of us. Rows or files beyond a limit become rejects that carry the limit's name.
 
-    max_row_bytes: one row as it stands in the file. max_unpacked_bytes, max_ratio: of a compressed file, the ratio counting from
-    ratio_from bytes of output. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
+    max_row_bytes: one row as it stands in the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
+    succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
+    ratio counting from ratio_from bytes of output. block_bytes: input that is held at once; a block ends there when it has not
+    reached its rows.
     """
 
     max_row_bytes: int = 16 << 20
+    max_turns: int = 10_000
+    max_columns: int = 10_000
+    max_blank_lines: int = 1_000_000
     max_unpacked_bytes: int = 4 << 40
     max_ratio: int = 400
     ratio_from: int = 64 << 20
     block_bytes: int = 8 << 20
 
 
-@dataclass(frozen=True)
-class Reject:
+class Reject(NamedTuple):
     row: int
     reason: str
     detail: str
@@ -81,7 +86,7 @@ class Unpacked:
         buffered = io.BufferedReader(self._counted, 1 << 20)
         head = buffered.peek(4)[:4]
         self.packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
-        self._limits, self._out = limits, 0
+        self._limits, self._out, self._first = limits, 0, True
         # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when
         # the end is missing
         self._stream: Any = buffered
@@ -95,8 +100,8 @@ class Unpacked:
         return self._counted.count
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged or unpacks to more than the limits
-        allow.
+        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged, unpacks to more than the limits allow,
+        or is no text by its first bytes.
         """
         try:
             # small reads: what a failing one had unpacked is lost
@@ -106,6 +111,9 @@ class Unpacked:
                 raise  # a failing disk or connection is not the data's fault: let it be tried again
             raise LimitReached("corrupt_file", f"{self.packing}: {e}") from None
         self._out += len(data)
+        if self._first and (found := other_content(data[:512], {"gz": "gzip", "zst": "zstd"}.get(self.packing or ""))):
+            raise LimitReached("wrong_container", f"the file is {found}")
+        self._first = False
         if self.packing:
             if self._out > self._limits.max_unpacked_bytes:
                 raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
@@ -134,8 +142,17 @@ class _Counted(io.RawIOBase):
 
 def snippet(data: bytes | str) -> str:
     """The first characters of a row, safe to print and to store."""
+    if isinstance(data, str) and data.isascii():
+        return data[:SNIPPET]
     text = data[: 4 * SNIPPET].decode("utf-8", "replace") if isinstance(data, bytes) else data.encode("utf-8", "replace").decode()
     return text[:SNIPPET]
+
+
+def blank_lines(limits: Limits) -> LimitReached:
+    """A run of blank lines, or of empty elements of a list, beyond the limit."""
+    return LimitReached(
+        "blank_lines", f"more than max_blank_lines {limits.max_blank_lines:,} in succession; rows from here on are not read"
+    )
 
 
 def oversized(row: int, data: bytes, limits: Limits) -> Reject:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import polars as pl
 import pyarrow as pa
 
-from tagcos_stream.data.containers.base import Raw, Reject
+from tagcos_stream.data.containers.base import Limits, Raw, Reject
 from tagcos_stream.data.oasst import FLAT_FIELDS
 from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
 from tagcos_stream.types import UserError
@@ -102,8 +103,12 @@ def short(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def wanted(schema: pa.Schema, file: SourceFile) -> list[str]:
-    """Names of the columns that are read: a table's embeddings and scores stay on disk. UserError where there are not enough."""
+def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
+    """Names of the columns that are read: a table's embeddings and scores stay on disk. UserError where there are not enough, or
+    more than the limit.
+    """
+    if len(schema) > limits.max_columns:
+        raise UserError(f"{file.url}: has {len(schema):,} columns, limit max_columns {limits.max_columns:,}")
     try:
         every = schema.names
     except UnicodeDecodeError as e:
@@ -129,8 +134,8 @@ def check_columns(names: list[str], file: SourceFile) -> None:
     if options.shape == "any" and len(set(names)) == len(names):
         return
     there = ", ".join(names[:20]) or "none"
-    if twice := {n for n in names if names.count(n) > 1}:
-        raise UserError(f"{file.url}: column {', '.join(sorted(twice))} stands there more than once; rename one")
+    if twice := {n for n, count in Counter(names).items() if count > 1}:
+        raise UserError(f"{file.url}: column {', '.join(sorted(twice)[:20])} stands there more than once; rename one")
     turn_keys = ("role", "content", "train", "train_detail")
     for ours, theirs in options.columns.items():
         if theirs not in names and ours not in (*turn_keys, theirs):

@@ -8,8 +8,9 @@ from typing import IO, TYPE_CHECKING, cast
 
 import polars as pl
 
-from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Reject, Unpacked, snippet
+from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, snippet
 from tagcos_stream.data.containers.columns import check_columns
+from tagcos_stream.data.containers.content import bare_returns
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     lines = _Lines(stream, limits)
     records = csv.reader(lines, delimiter="\t" if file.format == "tsv" else ",", strict=True)
     try:
-        names = [n.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for n in next(records)]
-    except (StopIteration, csv.Error, LimitReached) as e:
-        raise UserError(f"{file.url}: has no readable header line ({e})") from None
-    check_columns(names, file)
-    row, held = 0, 0
+        header = next(records)
+    except LimitReached as e:
+        raise UserError(f"{file.url}: {e.args[1]}") from None
+    except (StopIteration, csv.Error) as e:
+        why = bare_returns(lines.first_line) or e
+        raise UserError(f"{file.url}: has no readable header line ({why})") from None
+    check_columns(names := _decoded(header, file, limits), file)
+    row, held, blank = 0, 0, 0
     block, cells = Raw(start_row, 0), []
     while True:
         problem: tuple[str, str] | None = None
@@ -43,12 +47,16 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
             record, problem = [], ("oversized_row" if "field larger" in str(e) else "wrong_type", f"csv: {e}")
         except LimitReached as e:
             record, problem, ended = [], (e.args[0], e.args[1]), e.args[0] != "oversized_row"
-        if problem is None and len(record) == 0:
-            continue  # a blank line, as the csv module sees it
+        if problem is None and len(record) == 0:  # a blank line, as the csv module sees it
+            blank += 1
+            if blank <= limits.max_blank_lines:
+                continue
+            problem, ended = blank_lines(limits).args, True
+        blank = 0
         if row >= start_row:
             if problem is None and len(record) != len(names):
                 problem = ("wrong_type", f"{len(record)} cells, the header has {len(names)}")
-            if problem is None and any(_SURROGATES & set(cell) for cell in record if not cell.isascii()):
+            if problem is None and any(not cell.isascii() and not _SURROGATES.isdisjoint(cell) for cell in record):
                 problem = ("bad_encoding", "is not UTF-8")
             if problem is not None:
                 block.rejects.append(Reject(row, *problem, snippet(",".join(record))))
@@ -67,6 +75,13 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     yield _filled(block, names, cells, stream)
 
 
+def _decoded(header: list[str], file: SourceFile, limits: Limits) -> list[str]:
+    """The columns' names. UserError for more than the limit."""
+    if len(header) > limits.max_columns:
+        raise UserError(f"{file.url}: the header has {len(header):,} columns, limit max_columns {limits.max_columns:,}")
+    return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in header]
+
+
 def _filled(block: Raw, names: list[str], cells: list[list[str]], stream: Unpacked) -> Raw:
     columns = zip(*cells, strict=True) if cells else [[] for _ in names]
     block.frame = pl.DataFrame({n: list(c) for n, c in zip(names, columns, strict=True)}, schema=dict.fromkeys(names, pl.String))
@@ -78,7 +93,7 @@ class _Lines:
     """Text lines of a stream for the csv module, with their ends, none longer than the limit."""
 
     def __init__(self, stream: Unpacked, limits: Limits) -> None:
-        self._stream, self._limit = stream, limits.max_row_bytes
+        self._stream, self._limit, self.first_line = stream, limits.max_row_bytes, b""
         self._carry, self._ready, self._first = b"", cast("Iterator[bytes]", iter(())), True
 
     def __iter__(self) -> _Lines:
@@ -109,4 +124,5 @@ class _Lines:
                 raise LimitReached("oversized_row", f"more than max_row_bytes {self._limit:,}")
             self._ready = iter(lines)
             line = next(self._ready, None)
+        self.first_line = self.first_line or line
         return line.decode("utf-8", "surrogateescape")

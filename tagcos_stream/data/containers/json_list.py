@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import orjson
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, snippet
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, oversized, snippet
 from tagcos_stream.data.containers.json_scan import ENDED, find_list, new_state, scan_elements
 from tagcos_stream.data.containers.lines import read_lines
 from tagcos_stream.data.shapes import CHAT_FIELDS
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 SPACE = b" \t\r\n"
-_KEY = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:\s*$', re.DOTALL)
+_SPACES = re.compile(rb"[ \t\r\n]*")
+_LONGEST_KEY = 4096
 _PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
     "tools",
     "functions",
@@ -88,7 +89,7 @@ def _elements(
 ) -> Iterator[Raw]:
     """Blocks of a list's elements; `head` starts behind its bracket. What follows the list is put into `tail`."""
     state, cuts = new_state(level), np.empty(4096, np.int64)
-    row, carry, data, skipped = 0, b"", head, False
+    row, carry, data, skipped, empty = 0, b"", head, False, 0
     block, held = Raw(start_row, 0, texts=[]), 0
     broken: tuple[str, str] | None = None
     while True:
@@ -101,6 +102,10 @@ def _elements(
                 final = why == ENDED and cut == position - 1
                 if final and not text and not skipped:
                     continue  # an empty list, or a comma behind the last element
+                empty = 0 if text or skipped else empty + 1
+                if empty > limits.max_blank_lines:
+                    broken = blank_lines(limits).args
+                    break
                 if row >= start_row:
                     if skipped or len(text) > limits.max_row_bytes:
                         if not skipped:
@@ -119,6 +124,11 @@ def _elements(
                     yield block
                     start_row = row
                     block, held = Raw(start_row, 0, texts=[]), 0
+            if broken:
+                break
+        if broken:
+            rest = b""
+            break
         if why == ENDED:
             rest = data[position:]
             break
@@ -160,10 +170,12 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
             at, position = find_list(np.frombuffer(data, np.uint8), position, state)
             if at < 0:
                 break
-            name = _KEY.search((before + data[:at])[-4096:])
-            found = name[1].decode("utf-8", "replace") if name else ""
-            following = data[at + 1 :].lstrip(SPACE)[:1]
-            if found == key or (key is None and following == b"{" and found not in _PARTS_OF_A_ROW):
+            space = _SPACES.match(data, at + 1)
+            following = data[space.end() : space.end() + 1] if space else b""
+            if key is None and following != b"{":
+                continue
+            found = _key_before((before + data[max(0, at - _LONGEST_KEY) : at])[-_LONGEST_KEY:])
+            if found == key or (key is None and found not in _PARTS_OF_A_ROW):
                 if done:
                     rejects.append(Reject(next_row, "unread_list", f"list {found!r}: set `key` to read it instead", ""))
                     next_row += 1
@@ -175,7 +187,7 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
                 done, whole = True, None
                 state[0] -= 1
                 data, before, position = tail[0], b"", 0
-        before = (before + data)[-4096:]
+        before = (before + data[-_LONGEST_KEY:])[-_LONGEST_KEY:]
         try:
             data = stream.read(CHUNK)
         except LimitReached as e:
@@ -189,3 +201,16 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
         yield raw if len(whole) <= limits.max_row_bytes else Raw(1, stream.bytes_read, rejects=[oversized(0, whole, limits)])
     else:
         yield Raw(max(next_row, start_row), stream.bytes_read, rejects=[r for r in rejects if r.row >= start_row])
+
+
+def _key_before(text: bytes) -> str:
+    """The key that ends the text of an object, before its value; empty where none does."""
+    name = text.rstrip(SPACE)
+    if not name.endswith(b":") or not (name := name[:-1].rstrip(SPACE)).endswith(b'"'):
+        return ""
+    begin = end = len(name) - 1
+    while (begin := name.rfind(b'"', 0, begin)) >= 0:
+        before = name[:begin]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:  # the quote is not escaped
+            return name[begin + 1 : end].decode("utf-8", "replace")
+    return ""

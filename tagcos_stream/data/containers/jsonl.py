@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked
+from tagcos_stream.data.containers.content import bare_returns
 from tagcos_stream.data.containers.json_list import read_json
 from tagcos_stream.data.containers.lines import read_lines
 
@@ -21,6 +22,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     stream = Unpacked(raw, limits)
     try:
         head = stream.read(HEAD)
+        if found := bare_returns(head):
+            raise LimitReached("wrong_container", f"the file has {found}")
     except LimitReached as e:
         yield Raw(1, stream.bytes_read, rejects=[Reject(0, e.args[0], e.args[1], "")] if start_row == 0 else [])
         return

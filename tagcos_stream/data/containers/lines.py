@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, oversized, snippet
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, oversized, snippet
+
+SPACE = b" \t\r\n"
 
 
 def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits, prefix: bytes = b"") -> Iterator[Raw]:
@@ -14,7 +16,9 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
 
     prefix: bytes that were taken off the stream's head before. At most a block and one row (limits) are held.
     """
+    block_rows = min(block_rows, limits.max_blank_lines)  # so that a run beyond the limit crosses the end of a block
     row, data, at_end = 0, prefix, False
+    blank = 0  # lines right before `row`
     last: Raw | None = None
     ended: LimitReached | None = None
     while not at_end or data:
@@ -31,6 +35,13 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
         data = b"".join(pieces)
         if row == 0:
             data = data.removeprefix(BOM)
+        data, skipped = _without_blank_lines(data)
+        row, count, blank = row + skipped, count - skipped, blank + skipped
+        if blank > limits.max_blank_lines:
+            row, ended = row - blank + limits.max_blank_lines, blank_lines(limits)
+            break
+        if skipped and (not at_end or count):
+            continue
         if count == 0 and not at_end:
             if row >= start_row:
                 last = Raw(row + 1, stream.bytes_read, rejects=[oversized(row, data, limits)])
@@ -48,10 +59,25 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
             last = Raw(row + n, stream.bytes_read, block=block.removesuffix(b"\n"), first=row)
             yield last
         row += n
+        blank = _blank_lines_at_end(block)
     if ended is not None and row >= start_row:
         yield Raw(row + 1, stream.bytes_read, rejects=[Reject(row, ended.args[0], ended.args[1], snippet(data))])
-    elif last is None:
+    elif last is None or row > last.next_row:
         yield Raw(max(row, start_row), stream.bytes_read)
+
+
+def _without_blank_lines(data: bytes) -> tuple[bytes, int]:
+    """(the data without the blank lines that it begins with, their number)."""
+    if data[:1] not in (b"\n", b" ", b"\t", b"\r"):
+        return data, 0
+    end = data.rfind(b"\n", 0, len(data) - len(data.lstrip(SPACE))) + 1
+    return data[end:], data.count(b"\n", 0, end)
+
+
+def _blank_lines_at_end(block: bytes) -> int:
+    """Of a block that ends with a newline or with the file."""
+    text = len(block.rstrip(SPACE))
+    return max(block.count(b"\n", text) - 1, 0) if text else block.count(b"\n")
 
 
 def _after_line(data: bytes, n: int) -> int:
