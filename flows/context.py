@@ -7,7 +7,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from flows.models import AdaptedModel
@@ -21,6 +21,7 @@ from tagcos_stream.identity import config_hash
 from tagcos_stream.selection.methods import described
 
 DEFAULT_MEMORY = 4.0  # GiB
+UNDER_WAY = 86400.0  # seconds that a run, once begun, waits for a catalog that another process has open: it loses nothing
 VERSIONED = ("tagcos-stream", "torch", "transformers", "peft", "polars", "duckdb", "zarr", "numba", "numpy", "prefect")
 
 
@@ -84,7 +85,8 @@ def start_or_resume(settings: Settings, root: Root, reporter: Reporter, reselect
     )
     if run.resumed:
         reporter.say(f"run {run.run_id} goes on where it stopped")
-    return RunContext(settings=settings, run_id=run.run_id, root=root, reporter=reporter, reselects=reselects)
+    patient = replace(root, wait_seconds=max(root.wait_seconds, UNDER_WAY))
+    return RunContext(settings=settings, run_id=run.run_id, root=patient, reporter=reporter, reselects=reselects)
 
 
 def versions() -> dict[str, str]:

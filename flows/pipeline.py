@@ -30,7 +30,7 @@ from storage.catalog import runs
 from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
-from tagcos_stream.types import TransientError, UserError
+from tagcos_stream.types import TERMINATED, TransientError, UserError
 
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
 # selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
@@ -277,6 +277,7 @@ def _writing(
         except Exception as error:  # whatever a stage raises is recorded, then raised again
             runs.stop_run(root.catalog, run.run_id, "failed", str(error))
             raise
-        except BaseException:  # Ctrl-C, or a flow that is cancelled
-            runs.stop_run(root.catalog, run.run_id, "interrupted", "interrupted by the user")
+        except BaseException as error:  # Ctrl-C, SIGTERM, or a flow that is cancelled
+            how = "ended by SIGTERM" if isinstance(error, SystemExit) and error.code == TERMINATED else "interrupted by the user"
+            runs.stop_run(root.catalog, run.run_id, "interrupted", how)
             raise

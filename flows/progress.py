@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+SETTLED = 10.0  # seconds before the time left is shown
+
 
 class Stage(Protocol):
     def __call__(self, done: float, total: float | None = None, /) -> None:
@@ -41,6 +43,13 @@ def _amount(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
 
 
+class _TimeLeft(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        if task.finished or ((task.elapsed or 0) >= SETTLED and task.completed >= 0.01 * (task.total or 0)):
+            return super().render(task)
+        return Text("-:--:--", style="progress.remaining")
+
+
 class BarReporter:
     """Progress bars with rate and time left, on standard error."""
 
@@ -57,7 +66,7 @@ class BarReporter:
             TextColumn("{task.description:<12}"),
             BarColumn(24),
             _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(elapsed_when_finished=True),
         )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(title, total=None, unit=unit)
@@ -89,7 +98,8 @@ class LineReporter:
         def line() -> str:
             seconds = time.monotonic() - start
             rate = (done - (first or 0)) / seconds if seconds > 0 else 0.0
-            left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 and done < total else ""
+            known = total and seconds >= SETTLED and done - (first or 0) >= 0.01 * total  # the first blocks load and compile
+            left = f", {(total - done) / rate:.0f} s left" if total and known and rate > 0 and done < total else ""
             whole = f"/{_amount(total)}" if total else ""
             return f"{title}: {_amount(done)}{whole} {unit}, {_amount(rate)} {unit}/s, {seconds:.0f} s{left}"
 

@@ -23,6 +23,7 @@ Clean = Callable[[IngestBlock], IngestBlock]
 Progress = Callable[[float, float], None]
 SAMPLE = 1024  # examples that are tokenised
 READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
+SECOND_STEP = 5.0  # more seconds for a file whose rows cannot be counted by its bytes yet
 NO_EXAMPLES = pl.DataFrame(schema={"example_id": pl.String, "segment": pl.String, "row": pl.Int64})
 
 
@@ -174,20 +175,27 @@ def sample_sources(
         deadline = time.perf_counter() + max(seconds * file.size / total, 0.2)
         most = max(8, math.ceil(4 * SAMPLE * file.size / total))
         seen = bad = at = 0
+        within = (0, 0)  # rows, and the bytes of the file that hold them
         mine: pl.DataFrame | None = None
+        block: IngestBlock | None = None
         for block in read_file(file):
             found = block.occurrences
-            seen, bad, at = seen + len(found) + len(block.rejects), bad + len(block.rejects), block.bytes_read
+            if block.bytes_read > at:  # files are read ahead: the rows so far lie in the bytes before this step, not after it
+                within, at = (seen, at), block.bytes_read
+            seen, bad = seen + len(found) + len(block.rejects), bad + len(block.rejects)
             ids.append(found.select(_keys(pl.col("example_id")))["example_id"])
             drawn = found.select("example_id", "messages", "tools", "template_kwargs").with_columns(
                 draw=pl.Series(generator.random(len(found)))
             )
             mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
             progress(before + at, total)
-            if block.last or time.perf_counter() > deadline:
+            # before the second step into a file, nothing says how many rows its bytes hold
+            if block.last or time.perf_counter() > deadline + (0 if within[1] else SECOND_STEP):
                 at = file.size if block.last else at
                 break
         scale = max(file.size, 1) / max(at, 1)
+        if within[1] and block is not None and not block.last:
+            scale = file.size / within[1] * within[0] / seen
         rows, rejected, read, before = rows + round(seen * scale), rejected + round(bad * scale), read + seen, before + file.size
         if mine is not None and len(mine):
             kept.append((round((seen - bad) * scale), mine))

@@ -374,9 +374,18 @@ class Settings(BaseModel):
         -------
         int
             Between 1 and `n_examples`.
+
+        Raises
+        ------
+        UserError
+            `count` is larger than the pool.
         """
         if self.count is not None:
-            return min(self.count, n_examples)
+            if self.count > n_examples:
+                raise UserError(
+                    f"count {self.count:,} is more than the {n_examples:,} examples of the pool: lower it, or give more sources"
+                )
+            return self.count
         # Python rounds half to even; any rule will do as long as it is applied everywhere
         return min(max(1, round((self.fraction or DEFAULT_FRACTION) * n_examples)), n_examples)
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant", "tool")
 
 
+TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
+
+
 class UserError(ValueError):
     """A mistake that the user can correct. The message states the value, the limit and the remedy; the exit code is 2."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from flows.cli.evaluate import evaluate
-from flows.cli.options import JsonOption, takes_settings
+from flows.cli.options import JsonOption, QuietOption, takes_settings
 from flows.cli.prepare import doctor, estimate, print_plan
 from flows.cli.report import report
 from flows.cli.runs import promote, status
@@ -20,9 +23,11 @@ from flows.cli.store import check, export, forget, gc, open_reader, sql
 from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
 from tagcos_stream.machine import set_environment_defaults
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TERMINATED, UserError
 
-EXIT_CODES = "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted; 143 terminated."
+)
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
 
 if TYPE_CHECKING:
@@ -30,13 +35,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tagcos",
-    help="Choose the few percent of an instruction-tuning pool that are worth training on, and see why.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tagcos {importlib.metadata.version('tagcos-stream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tagcos(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Choose the few percent of an instruction-tuning pool that are worth training on, and see why."""
 
 
 @app.command()
@@ -55,6 +74,7 @@ def run(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask before changed settings make long gradients be computed again.")
     ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
@@ -67,10 +87,10 @@ def run(
 
         print_plan(plan(given), as_json)
         return
-    _run(given, prefect=prefect, out=out, as_json=as_json, yes=yes)
+    _run(given, prefect=prefect, out=out, as_json=as_json, yes=yes, quiet=quiet)
 
 
-app.command()(takes_settings(select, SELECT_FIELDS))
+app.command()(takes_settings(select, SELECT_FIELDS, inherited=True))
 app.command()(diagnose)
 for command in (takes_settings(estimate), doctor, status, promote, sql, report, export, check, gc, forget):
     app.command()(command)
@@ -108,8 +128,9 @@ def demo(
     print(f"\nyour own data:\n  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}")
 
 
-def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, yes: bool = True) -> str:
+def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, yes: bool = True, quiet: bool = False) -> str:
     from flows import pipeline
+    from flows.progress import SilentReporter
     from storage.exports import write as exports
 
     exports.check_target(out)
@@ -119,7 +140,7 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, 
         run_id = run_flow(settings)
     else:
         asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-        run_id = pipeline.run(settings, confirm=_confirm if asks else None).run_id
+        run_id = pipeline.run(settings, SilentReporter() if quiet else None, confirm=_confirm if asks else None).run_id
     tell_run(open_reader(settings.root), run_id, out, as_json)
     return run_id
 
@@ -131,6 +152,7 @@ def _confirm(again: Recompute) -> bool:
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
     set_environment_defaults()
+    signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
     try:
         app()
@@ -138,9 +160,15 @@ def main() -> None:
         print(f"tagcos: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code == 130:  # typer turns Ctrl-C into this
-            print(f"\ntagcos: interrupted; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
+        if stop.code in (130, TERMINATED):  # typer turns Ctrl-C into 130
+            how = "ended by SIGTERM" if stop.code == TERMINATED else "interrupted"
+            print(f"\ntagcos: {how}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
         raise
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """End like Ctrl-C: what is under way is recorded as interrupted, and workers are stopped."""
+    sys.exit(TERMINATED)
 
 
 def how_to_go_on(arguments: list[str]) -> str:

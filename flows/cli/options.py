@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_args, get_origin
 
@@ -17,6 +18,8 @@ from tagcos_stream.types import UserError
 ROOT_VARIABLE = "TAGCOS_ROOT"
 DEFAULT_ROOT = Settings.model_fields["root"].default
 
+OWN = ("name", "wait")  # never those of an earlier run
+DEFAULT = re.compile(r"[.;] [Dd]efault[: ].*$", re.DOTALL)  # how a description states its default
 ALL = [name for name in Settings.model_fields if name != "sources"]  # sources are a command's arguments
 
 
@@ -27,15 +30,20 @@ def _option_type(annotation: Any) -> Any:
     return annotation
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, inherited: bool) -> str:
+    """The description with the default; `inherited`: the value is that of an earlier run unless it is given."""
     text = field.description or ""
+    if inherited:
+        return f"{DEFAULT.sub('', text).removesuffix('.')}; default as in the run."
     if field.default in (None, (), "", False):
         return text
     default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     return f"{text.removesuffix('.')}; default {default}."
 
 
-def settings_parameters(names: Collection[str] = ALL, of: type[BaseModel] = Settings) -> list[inspect.Parameter]:
+def settings_parameters(
+    names: Collection[str] = ALL, of: type[BaseModel] = Settings, inherited: bool = False
+) -> list[inspect.Parameter]:
     """One keyword parameter per setting named, all optional: None leaves file, preset and default in force."""
     parameters = []
     for name, field in of.model_fields.items():
@@ -44,7 +52,7 @@ def settings_parameters(names: Collection[str] = ALL, of: type[BaseModel] = Sett
         kind = _option_type(field.annotation)
         option = typer.Option(
             "--" + name.replace("_", "-"),
-            help=_help(field),
+            help=_help(field, inherited and name not in OWN),
             rich_help_panel=panel_of(of, name),
             show_default=False,
             envvar=ROOT_VARIABLE if name == "root" else None,
@@ -58,12 +66,13 @@ def takes_settings(
     command: Callable[..., Any],
     names: Collection[str] = ALL,
     of: type[BaseModel] = Settings,
+    inherited: bool = False,
 ) -> Callable[..., Any]:
     """Replace a command's `**settings` by one option per setting (of `names`); the command gets those that were given."""
     own = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    extra = settings_parameters(names, of)
+    extra = settings_parameters(names, of, inherited)
 
     def wrapper(**given: Any) -> Any:
         settings = {
@@ -102,6 +111,7 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
 
 RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.", envvar=ROOT_VARIABLE)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no messages, only the result.")]
 RunOption = Annotated[
     str | None,
     typer.Option(

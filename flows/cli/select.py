@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption, RunOption
+from flows.cli.options import DEFAULT_ROOT, JsonOption, QuietOption, RootOption, RunOption
 from flows.cli.output import print_frame, print_json, print_summary, summary
 from flows.cli.prepare import print_plan
 from flows.cli.store import print_exported
@@ -28,11 +28,13 @@ def select(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be computed and what is reused, and why; select nothing.")
     ] = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
     """Select again from a run's stored features, with these settings changed: reads no source, computes no gradient."""
     from flows.pipeline import dry_reselect, reselect
+    from flows.progress import SilentReporter
     from storage.exports import write as exports
     from storage.root import open_root
 
@@ -40,7 +42,7 @@ def select(
     if dry_run:
         print_plan(dry_reselect(root, run, **settings), as_json)
         return
-    run_id = reselect(root, run, **settings).run_id
+    run_id = reselect(root, run, SilentReporter() if quiet else None, **settings).run_id
     tell_run(open_root(root, create=False), run_id, out, as_json)
 
 

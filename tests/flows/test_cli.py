@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows import pipeline
 from flows.cli.options import settings_parameters
+from flows.context import run_stage
+from flows.progress import SilentReporter
 from storage.root import Root
-from tagcos_stream.config import Settings
+from tagcos_stream.config import Settings, load_settings
 from tests.flows.conftest import Call
 from tests.storage import tiny
 
@@ -141,7 +150,11 @@ def test_check__a_flipped_byte_is_named_mended_and_computed_again(
     assert tagcos("check", "--repair", "--root", values["root"])[0] == 0
     assert tagcos("run", *flags(values), "--out", tmp_path / "after.jsonl")[0] == 0
     assert tagcos("check", "--root", values["root"])[0] == 0
-    assert (tmp_path / "before.jsonl").read_bytes() == (tmp_path / "after.jsonl").read_bytes()
+    before, after = (
+        [json.loads(line) | {"run_id": None} for line in (tmp_path / f"{name}.jsonl").read_bytes().splitlines()]
+        for name in ("before", "after")
+    )
+    assert before == after
 
 
 def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settings: Maker) -> None:
@@ -195,3 +208,57 @@ def test_gc_and_forget__ask_before_anything_goes(tagcos: Call, filled: Root) -> 
     assert (code, printed.splitlines()[0]) == (0, "1 examples forgotten: 1 files of examples rewritten, 0 snippets removed")
     reason = tagcos("sql", f"SELECT reason FROM why('{tiny.example_id(3)}')", *where, "--csv")[1]
     assert reason.splitlines()[1].split(":")[0] in ("chosen by tagcos", "left by tagcos")
+
+
+def test_run__refuses_a_count_above_the_pool_and_says_how_sigterm_ended_it(
+    tagcos: Call, small_settings: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = small_settings(count=500, fraction=None)
+    del values["fraction"]
+    code, _, err = tagcos("run", *flags(values))
+    message = "count 500 is more than the 120 examples of the pool: lower it, or give more sources"
+    assert (code, err.splitlines()[-1]) == (2, f"tagcos: {message}")
+    assert "gradients" not in err.splitlines()[-1]
+
+    def end(*given: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # the handler interrupts it
+
+    monkeypatch.setattr(pipeline, "warm_up", end)
+    code, printed, err = tagcos("run", *flags(values | {"count": 5}), "--quiet")
+    assert (code, printed) == (143, "")
+    assert err.startswith("\ntagcos: ended by SIGTERM; what was committed is kept. Go on with the same command:")
+    (newest, _) = json.loads(tagcos("status", "--root", values["root"], "--json")[1])
+    assert (newest["status"], newest["error"]) == ("interrupted", "ended by SIGTERM")
+    assert (newest["progress"]["stage"], newest["progress"]["outcome"]) == ("warm-up", "interrupted")
+
+    # continued, it waits longer than --wait for a notebook that holds the catalog, and loses nothing
+    monkeypatch.undo()
+    hold = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True); time.sleep(4)"
+    held: list[subprocess.Popen[str]] = []
+
+    def while_held(name: str, work: Any, run: Any, *given: Any) -> Any:
+        if name == "publish":
+            command = [sys.executable, "-c", hold, str(Path(values["root"], "catalog.duckdb"))]
+            held.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            assert held[0].stdout is not None
+            assert held[0].stdout.readline() == "open\n"
+        return run_stage(name, work, run, *given)
+
+    settings = load_settings(values | {"count": 5, "wait": 1})
+    done = pipeline.run(settings, SilentReporter(), while_held)
+    held[0].communicate()
+    assert (done.run_id, done.stages["select"]["selected"]) == (newest["run_id"], 5)
+
+
+def test_help__has_panels_whole_sentences_and_what_is_inherited(tagcos: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert tagcos("--version")[1] == f"tagcos {importlib.metadata.version('tagcos-stream')}\n"
+    listed = tagcos("--help")[1]
+    assert "..." not in listed.replace("[ARGS]...", "")
+    run = tagcos("run", "--help")[1]
+    for panel in ("Pool", "Model", "Warm-up", "Gradient features", "Clusters", "Selection", "Machine"):
+        assert f" {panel} ─" in run, panel
+    words = " ".join(tagcos("select", "--help")[1].replace("│", " ").split())
+    assert "Number of clusters; default as in the run." in words
+    assert "default as in the run" not in words[words.index("--name") : words.index("--name") + 300].split("--")[1]

@@ -6,13 +6,15 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows import estimate, pipeline, survey
+from flows import estimate, pipeline, progress, survey
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
+from flows.survey import sample_sources
 from storage.root import open_root
 from tagcos_stream.data.read import resolve_sources
 from tagcos_stream.machine import available_cpus
@@ -85,3 +87,23 @@ def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
         estimate.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
     with pytest.raises(UserError, match=r"within the first 8 tokens: raise --max-length \(now 8\)"):
         estimate.estimate(load_settings(small_settings(max_length=8)), seconds=0)
+
+
+def test_sample_sources__counts_the_rows_of_compressed_files_that_are_read_ahead(tmp_path: Path) -> None:
+    lines = [json.dumps({"messages": conversation("sums", n)}) for n in range(20_000)]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    assert (tmp_path / "a.jsonl.gz").stat().st_size < 1 << 20  # read in one step
+    found = sample_sources(resolve_sources([str(tmp_path / "a.jsonl.gz")]), seconds=0.0)
+    assert found.rows == 20_000
+
+
+def test_progress__tells_the_time_left_once_it_means_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = [0.0], []
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with progress.LineReporter(lines.append, every=0.0).stage("gradients", "examples") as update:
+        for seconds, done in ((1, 1), (9, 50), (20, 5), (30, 100), (60, 200)):
+            now[0] = seconds
+            update(done, 1000)
+    assert ["left" in line for line in lines] == [False, False, False, True, True, True]
+    assert lines[3].endswith("30 s, 273 s left")
