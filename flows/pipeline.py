@@ -195,12 +195,22 @@ def reselect(
 
 
 def dry_reselect(root: str, run_id: str | None = None, reporter: Reporter | None = None, **changes: Any) -> Plan:
-    """What `reselect` would do with these arguments. Writes nothing, but for the migration of an older catalog.
+    """Plan what `reselect` would do with these arguments. Writes nothing, except for the migration of an older catalog.
+
+    Parameters
+    ----------
+    root, run_id, reporter, **changes
+        As for `reselect`.
+
+    Returns
+    -------
+    Plan
+        Per stage, what is reused and what is computed.
 
     Raises
     ------
     UserError
-        As `reselect` would.
+        As `reselect` would raise.
     """
     settings, opened, base = _reselection(root, run_id, reporter or default_reporter(), changes)
     space_id = space_of_variant(opened.catalog, settings, base, base["run_id"])

@@ -123,10 +123,8 @@ def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: p
 
     Parameters
     ----------
-    catalog
-        Of the root.
-    settings
-        Of clusters and machine.
+    catalog, settings
+        Of the root, and of the run.
     space_id
         Feature space of the pool.
     pool

@@ -201,10 +201,8 @@ def first_occurrences(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
     Parameters
     ----------
-    catalog
-        Where the run is recorded.
-    run_id
-        The run.
+    catalog, run_id
+        A complete run.
 
     Returns
     -------

@@ -101,10 +101,8 @@ def set_of_run(catalog: Catalog, run_id: str, target_id: str | None) -> None:
 
     Parameters
     ----------
-    catalog
-        Of a root whose writer the caller is.
-    run_id
-        The run.
+    catalog, run_id
+        A run that is being written.
     target_id
         The set, or None for the pool's own mean.
     """
@@ -231,10 +229,8 @@ def record_repeats(catalog: Catalog, target_id: str, scanned: pl.DataFrame, foun
 
     Parameters
     ----------
-    catalog
-        Of a root whose writer the caller is.
-    target_id
-        The set.
+    catalog, target_id
+        The set, in a root whose writer the caller is.
     scanned
         segment, row of the rows that were compared.
     found

@@ -127,10 +127,8 @@ def assigning_here(rows: RowBlocks, device: str = "cpu") -> Assigning:
 
     Parameters
     ----------
-    rows
-        All rows, of one clustering.
-    device
-        Torch device.
+    rows, device
+        All rows, and the torch device that the assigner uses for them.
 
     Returns
     -------

@@ -20,10 +20,8 @@ def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_row
     ----------
     lengths
         Tokens of each row.
-    token_budget
-        Limit of rows x longest in a batch.
-    max_rows
-        Limit of the rows of a batch.
+    token_budget, max_rows
+        Limits of a batch: of rows x longest, and of its rows.
 
     Returns
     -------

@@ -69,10 +69,8 @@ def round_robin(
         (m,) int64, their parts.
     budget
         Rows to choose, k <= n.
-    memory_limit
-        Bytes.
-    threads
-        Default all cores.
+    memory_limit, threads
+        Bytes, and number of threads; by default all cores.
 
     Returns
     -------

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tagcos_stream.selection.methods import Choice, Group, Limits, Method
-from tagcos_stream.selection.tagcos import WORDS, choose_fresh
+from tagcos_stream.selection.methods import Choice, Group, Limits
+from tagcos_stream.selection.tagcos import TAGCOS, choose_fresh
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
@@ -25,15 +25,4 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
     return replace(choice, indices=owner[choice.indices], margins=margins)
 
 
-SHUFFLED = Method(
-    "shuffled",
-    within="clusters",
-    choose=choose,
-    words=WORDS,
-    reference="TAGCOS, https://arxiv.org/abs/2407.15235",
-    seeded=True,
-    weights=True,
-    features=True,
-    columns=("draw",),
-    settings=("ridge", "tol"),
-)
+SHUFFLED = replace(TAGCOS, name="shuffled", choose=choose, columns=("draw",), settings=("ridge", "tol"))

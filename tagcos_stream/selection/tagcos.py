@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tagcos_stream.selection.keep_earlier import keep_earlier
@@ -68,13 +68,12 @@ TAGCOS = Method(
     features=True,
     settings=("ridge", "tol", "sticky"),
 )
-OMP = Method(
-    "omp",
+OMP = replace(
+    TAGCOS,
+    name="omp",
     within="pool",
     choose=choose_pool,
-    words=WORDS,
     reference="GRAD-MATCH, https://arxiv.org/abs/2103.00123",
-    weights=True,
-    features=True,
+    seeded=False,
     settings=("ridge", "tol"),
 )

@@ -52,6 +52,7 @@ SECTIONS = [
     "lengths",
     "examples",
     "rejects",
+    "exclusions",
     "changes",
     "controls",
     "lineage",
