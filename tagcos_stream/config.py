@@ -29,6 +29,8 @@ else:
 # All settings of the paper (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {},
+    # leaves out rows whose prompt does not help the answer, and repeated answers; a row without a value passes
+    "clean": {"where": "coalesce(ifd, 0) < 1 AND coalesce(repeated, 1) < 3"},
     "published": {
         "max_length": 2048,
         "warmup_examples": 3840,
@@ -208,6 +210,13 @@ class Settings(BaseModel):
     )
     dim: int = setting("feature", 8192, ge=8, description="Feature dimension.")
     feature_seed: int = setting("feature", 0, ge=0, description="Seed of the adapter, the warm-up sample and the projection.")
+    ifd: bool = setting(
+        "run",
+        False,
+        panel="Gradient features",
+        description="Compute instruction-following difficulty (docs/signals.md) of every example, by one more forward pass of "
+        "the answers; done by itself where a condition names `ifd`.",
+    )
     block_rows: int = setting(
         "run",
         256,

@@ -552,3 +552,24 @@ def padding_share(lengths: np.ndarray | Sequence[int], batches: Sequence[np.ndar
     lengths = np.asarray(lengths, np.int64)
     computed = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
     return 1.0 - float(lengths.sum()) / computed if computed else 0.0
+
+
+# --- signals ------------------------------------------------------------------------------------------------------------
+
+
+def naive_answer_loss(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    """Mean cross-entropy of an answer with its end mark, given a text before it."""
+    import torch
+
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([before + tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0]
+    return float(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], ids[0, len(before) :]))
+
+
+def naive_ifd(model: Any, tokenizer: Any, question: str, answer: str) -> float:
+    """Loss of the answer given its prompt, over its loss behind an empty prompt, in the form of PLAIN_TEMPLATE."""
+    opening = f"{tokenizer.bos_token or ''}<|user|>\n{{}}\n<|assistant|>\n"
+    given, alone = (naive_answer_loss(model, tokenizer, opening.format(text), answer) for text in (question, ""))
+    return given / alone

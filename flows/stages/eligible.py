@@ -9,6 +9,7 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.results import Features
+from flows.stages.answers import hash_answers
 from storage import predicate
 from storage.catalog import signals
 from tagcos_stream.config import Settings
@@ -52,6 +53,22 @@ def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
     return {name: predicate.parse(text, signals.COLUMNS, name) for name, text in given.items() if text is not None}
 
 
+def reads_ifd(settings: Settings) -> bool:
+    """Return whether a run needs instruction-following difficulty.
+
+    Parameters
+    ----------
+    settings
+        Those of the run.
+
+    Returns
+    -------
+    bool
+        It was asked for, or a condition names it.
+    """
+    return settings.ifd or any("ifd" in found.columns for found in check_predicates(settings).values())
+
+
 def eligible(run: RunContext, features: Features) -> Eligible:
     """Apply the run's predicates to its pool, and record which rows they exclude.
 
@@ -77,6 +94,12 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     checked = check_predicates(run.settings)
     if all(found.keeps_all for found in checked.values()):
         return Eligible(pool, pool, len(pool))
+    if any("repeated" in found.columns for found in checked.values()):
+        hash_answers(run)  # of a root that was filled before answers were hashed
+    if any("ifd" in found.columns for found in checked.values()):
+        lacking = len(signals.without_answer_loss(run.catalog, run.run_id, features.space_id))
+        if lacking:
+            raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
     judged = signals.judge(run.catalog, run.run_id, [where, checked.get("target_where", where)])
     reasons = pool.select("segment", "row").join(judged, on=["segment", "row"], how="left", maintain_order="left")

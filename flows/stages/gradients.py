@@ -9,6 +9,8 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.results import Features, FeatureSpaces
+from flows.stages.answers import compute_answer_losses, hash_answers
+from flows.stages.eligible import reads_ifd
 from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
 from storage.arrays import segments
@@ -40,6 +42,9 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
     detail = _compute(run, asked.spaces)
+    if reads_ifd(run.settings):
+        detail["ifd"] = compute_answer_losses(run, asked.spaces)
+    hash_answers(run)
     warnings = _losses(run, asked.chosen.space_id)
     if detail["special_tokens"] and run.settings.special_tokens == "keep":
         warnings.append(

@@ -22,6 +22,8 @@ COLUMNS = {
     "target_tokens": "INTEGER",
     "loss": "DOUBLE",
     "norm": "DOUBLE",
+    "ifd": "DOUBLE",
+    "repeated": "BIGINT",
     "cluster": "INTEGER",
     "distance": "FLOAT",
 }
@@ -105,3 +107,86 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
     with catalog.transaction() as connection:
         connection.execute("DELETE FROM exclusions WHERE run_id = ?", [run_id])
         insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))
+
+
+def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """List the examples of a run's pool whose answers are not hashed.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        segment, row, in this order.
+    """
+    return catalog.read(
+        "SELECT segment, row FROM pool_of(?) ANTI JOIN answer_keys USING (segment, row) ORDER BY segment, row", [run_id]
+    )
+
+
+def add_answer_keys(catalog: Catalog, keys: pl.DataFrame) -> None:
+    """Record hashes of answers.
+
+    Parameters
+    ----------
+    catalog
+        Where they are recorded.
+    keys
+        segment, row, key (UInt64; 0 for an answer without a word) of rows that have none.
+    """
+    with catalog.transaction() as connection:
+        insert(connection, "answer_keys", require(keys, ["segment", "row", "key"]))
+
+
+def without_answer_loss(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
+    """List the examples of a run's pool that have a feature but no loss behind an empty prompt.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+    space_id
+        Its feature space.
+
+    Returns
+    -------
+    pl.DataFrame
+        segment, row, in this order.
+    """
+    return catalog.read(
+        """SELECT p.segment, p.row FROM pool_of($run) p
+        JOIN feature_rows r ON r.space_id = $space AND r.segment = p.segment AND r.row = p.row AND r.status = 'ok'
+        LEFT JOIN answer_losses l ON l.space_id = $space AND l.segment = p.segment AND l.row = p.row
+        WHERE l.row IS NULL ORDER BY p.segment, p.row""",
+        {"run": run_id, "space": space_id},
+    )
+
+
+def add_answer_losses(catalog: Catalog, space_ids: Sequence[str], losses: pl.DataFrame) -> None:
+    """Record losses behind an empty prompt.
+
+    Parameters
+    ----------
+    catalog
+        Where they are recorded.
+    space_ids
+        Feature spaces of one adapter.
+    losses
+        segment, row, loss (nats, or null where there is none) of rows that have none in the first of the spaces.
+    """
+    rows = require(losses, ["segment", "row", "loss"])
+    with catalog.transaction() as connection:
+        connection.register("computed", rows.to_arrow())
+        connection.execute(
+            """INSERT INTO answer_losses BY NAME SELECT s.space_id, c.segment, c.row, c.loss
+            FROM (SELECT unnest(?::VARCHAR[]) AS space_id) s CROSS JOIN computed c
+            LEFT JOIN answer_losses l ON l.space_id = s.space_id AND l.segment = c.segment AND l.row = c.row WHERE l.row IS NULL""",
+            [list(space_ids)],
+        )

@@ -1,10 +1,13 @@
 -- What is known of every example of a run's pool, and which of them might not be chosen. The setting `where` is a condition on signals.
 
 CREATE OR REPLACE MACRO signals_of(run) AS TABLE
-    SELECT p.example_id, p.segment, p.row, p.dataset, p.turns, p.chars, r.tokens, r.target_tokens, r.loss, r.norm, a.cluster, a.distance
+    SELECT p.example_id, p.segment, p.row, p.dataset, p.turns, p.chars, r.tokens, r.target_tokens, r.loss, r.norm, r.loss / l.loss AS ifd,
+        CASE WHEN k.key <> 0 THEN count(*) OVER (PARTITION BY k.key) END AS repeated, a.cluster, a.distance
     FROM pool_of(run) p
     LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = p.segment AND r.row = p.row
         AND r.status = 'ok'
+    LEFT JOIN answer_losses l ON l.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND l.segment = p.segment AND l.row = p.row
+    LEFT JOIN answer_keys k ON k.segment = p.segment AND k.row = p.row
     LEFT JOIN assignments a ON a.clustering_id = (SELECT n.clustering_id FROM runs n WHERE n.run_id = run) AND a.segment = p.segment
         AND a.row = p.row;
 

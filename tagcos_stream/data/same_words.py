@@ -23,7 +23,26 @@ def word_keys(messages: pl.Series) -> np.ndarray:
         (N,) uint64, equal for conversations whose turns have the same words in the same order (case, spacing and punctuation do
         not count, nor do system messages and roles); 0 for those without a word.
     """
-    texts = ["\n".join(said(turn) for turn in turns if turn["role"] != "system") for turns in messages]
+    return _keys(["\n".join(said(turn) for turn in turns if turn["role"] != "system") for turns in messages])
+
+
+def answer_keys(messages: pl.Series) -> np.ndarray:
+    """Hash the words of the answers of conversations.
+
+    Parameters
+    ----------
+    messages
+        N conversations as they are stored.
+
+    Returns
+    -------
+    np.ndarray
+        (N,) uint64, equal where the assistant's turns have the same words in the same order; 0 for answers without a word.
+    """
+    return _keys(["\n".join(said(turn) for turn in turns if turn["role"] == "assistant") for turns in messages])
+
+
+def _keys(texts: list[str]) -> np.ndarray:
     words = find_words(texts)
     counts = np.diff(words.starts)
     keys = np.zeros(len(texts), np.uint64)

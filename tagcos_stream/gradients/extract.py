@@ -21,7 +21,7 @@ from tagcos_stream.gradients.adapter import adapter_parameters, require_fit
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.hooks import AdapterCapture
-from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, head_losses
+from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, forward_losses, head_losses
 from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
 from tagcos_stream.gradients.projection.projections import Projection
 from tagcos_stream.gradients.variants import VARIANTS, Moments, transform
@@ -113,6 +113,33 @@ class GradientExtractor:
             finite &= torch.isfinite(length[:, 0]) & (length[:, 0] > 0)
             unit[variant] = rows.div_(length)
         return GradientBatch(unit, loss, norm.to(self.dtype), finite)
+
+    @torch.no_grad()
+    def losses(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Compute the losses of a batch under the checkpoint in use, by a forward pass.
+
+        Parameters
+        ----------
+        batch
+            B examples.
+
+        Returns
+        -------
+        torch.Tensor
+            (B,) mean cross-entropy over the target tokens, nats.
+        """
+        if self._checkpoint is None:
+            raise ValueError("no checkpoint in use: call use(checkpoint) first")
+        ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
+        weights = weights.to(self.dtype)
+        if self._decoder is None:
+            logits = self.model(input_ids=ids, use_cache=False).logits[rows, positions]
+            each = cross_entropy(logits, labels).to(self.dtype) * weights
+        else:
+            decoder, head = self._decoder
+            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]
+            each = forward_losses(head, hidden, labels, weights)
+        return torch.zeros(len(batch), dtype=self.dtype, device=self.device).index_add_(0, rows, each)
 
     def _backward(self, batch: Sequence[Encoded]) -> torch.Tensor:
         """Run forward and backward of the sum over examples of their mean losses; returns the losses (B,).

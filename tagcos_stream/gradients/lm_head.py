@@ -54,6 +54,26 @@ def head_losses(
     return losses, gradient
 
 
+def forward_losses(head: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Compute the losses of `head_losses` alone, without a gradient.
+
+    Parameters
+    ----------
+    head, hidden, labels, weights
+        As for `head_losses`.
+
+    Returns
+    -------
+    torch.Tensor
+        (N,) weights * cross-entropy.
+    """
+    losses = torch.empty_like(weights)
+    for begin in range(0, len(labels), HEAD_TOKENS):
+        part = slice(begin, begin + HEAD_TOKENS)
+        losses[part] = cross_entropy(head(hidden[part]), labels[part]).to(weights.dtype) * weights[part]
+    return losses
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """(N,) from logits (N, V), in float32 at least.
 

@@ -19,6 +19,7 @@ from flows.progress import SilentReporter
 from flows.report.build import make_report
 from storage import check
 from storage.catalog import diagnostics, runs, selections
+from storage.examples import example_reader
 from storage.exports import write as exports
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, load_settings
@@ -50,7 +51,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
         "root": str(folder / "root"),
         "model": str(model),
     }
-    pipeline.run(load_settings(SMALL | values), SilentReporter())
+    pipeline.run(load_settings(SMALL | values | {"ifd": True}), SilentReporter())
     for topic in TOPICS:
         (folder / f"{topic}.jsonl").unlink()
     shutil.rmtree(model)
@@ -372,3 +373,28 @@ def test_where__is_checked_before_any_work_and_against_the_budget(root: Root) ->
         reselect(root, method="random", where="cluster >= 0")
     with pytest.raises(UserError, match=r"cannot be computed: .*Could not convert"):
         reselect(root, where="dataset::INTEGER > 3")
+
+
+def test_signals__of_answers_are_computed_once_and_choose(root: Root) -> None:
+    base = runs.complete_run(root.catalog)
+    detail = runs.run_status(root.catalog, base["run_id"]).stages.filter(pl.col("stage") == "gradients")["detail"][0]
+    assert json.loads(detail)["ifd"] == 120
+    found = root.catalog.read("FROM signals_of(?)", [base["run_id"]])
+    assert found["ifd"].null_count() == 0
+    assert found["ifd"].is_between(0.5, 2).all()
+    texts = {
+        row["example_id"]: [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        for frame in example_reader(root).iterate(found.select("segment", "row", "example_id"))
+        for row in frame.iter_rows(named=True)
+    }
+    repeated = [sum(texts[one] == texts[other] for other in texts) for one in found["example_id"]]
+    assert found["repeated"].to_list() == repeated
+    assert max(repeated) > 2
+    outcome = reselect(root, method="omp", where="ifd < 1.05 AND repeated < 3", fraction=0.05)
+    kept = set(found.filter(pl.col("ifd") < 1.05, pl.col("repeated") < 3)["example_id"])
+    assert set(selections.selection(root.catalog, outcome.run_id)["example_id"]) <= kept
+    assert sum(outcome.stages["select"]["excluded"].values()) == 120 - len(kept)
+    with root.catalog.transaction() as connection:
+        connection.execute("DELETE FROM answer_losses WHERE row < 5")
+    with pytest.raises(UserError, match=r"ifd was not computed for 5 of 120 examples: `tagcos run --ifd`"):
+        reselect(root, where="ifd < 1.05", method="random")
