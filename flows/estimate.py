@@ -21,6 +21,7 @@ import polars as pl
 from flows.models import AdaptedModel, encode_row, gradient_token_budget, max_length, none_encoded
 from flows.plan import Step, make_plan, variants
 from flows.progress import Reporter, SilentReporter
+from flows.stages.eligible import reads_ifd
 from flows.survey import sample_sources, survey_of
 from storage.arrays.segments import ids_spec
 from storage.database import Catalog
@@ -102,6 +103,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
             probe = Probe(settings, loaded, encoded)
             warm_up = probe.warm_up()
             rate, spent = probe.gradients(seconds, progress)
+            alone = probe.answers(seconds / 10) if reads_ifd(settings) else None
         adapter = sum(p.numel() for name, p in loaded.model.named_parameters() if ".lora_" in name)
     share = 1 - rejected / len(pool.sample)
     aside = round(found.heldout * scale)
@@ -116,12 +118,16 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     clusters = min(settings.clusters or default_clusters(usable), usable)
     checkpoints = 1 if settings.adapter else settings.checkpoints
     rate_of_products = matrix_rate()
+    answer = sum(e.n_target for e in encoded) / len(encoded)
     choices = chosen * _share(plan.step("select"))
     stages = {
         "ingest": reading * pool.rows / max(pool.rows_read, 1),
         "load model": loading * (2 if warms_up and settings.workers > 1 else 1),
         "warm-up": 0.0 if not warms_up or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
+        "answers without prompts": 0.0
+        if alone is None
+        else fresh * answer * checkpoints / alone / _devices(settings, loaded.device),
         "cluster": 2 * usable * clusters * settings.dim * _passes(plan.step("cluster")) / rate_of_products,
         "select": 2 * usable * settings.dim * (choices / clusters) * PRODUCTS_A_CHOICE / rate_of_products,
     }
@@ -172,6 +178,7 @@ class Probe:
         self.encoded = encoded
         self.token_budget = gradient_token_budget(settings, loaded, len(variants(settings)), settings.checkpoints)
         self.checkpoint: Any = None
+        self._extractor: Any = None
 
     def warm_up(self) -> float:
         """Seconds a token of a training step: the second of two, whose moments the gradient passes use. An adapter of the user's
@@ -208,7 +215,7 @@ class Probe:
         from tagcos_stream.gradients.projection.projections import make_projection
 
         settings = self.settings
-        extractor = GradientExtractor(
+        self._extractor = extractor = GradientExtractor(
             self.loaded.model,
             variants=variants(settings),
             projection=make_projection(settings.projection, dim=settings.dim, seed=settings.feature_seed),
@@ -229,6 +236,31 @@ class Probe:
             progress(tokens)
         spent = time.perf_counter() - begun
         return tokens / spent, spent
+
+    def answers(self, seconds: float) -> float:
+        """Measure tokens a second of forward passes over examples, after `gradients`.
+
+        Parameters
+        ----------
+        seconds
+            How long; at least one pass is made.
+
+        Returns
+        -------
+        float
+            Tokens a second and checkpoint.
+        """
+        from tagcos_stream.gradients.batching import plan_batches
+        from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
+
+        tokens, begun = 0, time.perf_counter()
+        for batch in plan_batches([len(e) for e in self.encoded], self.token_budget, MAX_BATCH_ROWS):
+            examples = [self.encoded[i] for i in batch]
+            self._extractor.losses(examples).cpu()  # waits for a device to be done
+            tokens += sum(map(len, examples))
+            if time.perf_counter() - begun >= seconds:
+                break
+        return tokens / (time.perf_counter() - begun)
 
     @staticmethod
     def _pass(extractor: Any, batch: list[Encoded]) -> None:

@@ -132,6 +132,11 @@ def _commit(catalog: Catalog, ids: Sequence[str], texts: Sequence[str], parts: S
     with catalog.transaction() as connection:
         listed = pl.DataFrame({"example_id": list(ids)}, {"example_id": pl.String}).with_columns(forgotten_at=pl.lit(utc_now()))
         insert(connection, "forgotten", listed, replace=True)
+        connection.execute(
+            """UPDATE answer_keys SET key = 0 WHERE (segment, row) IN (
+                SELECT (e.segment, e.row) FROM examples e WHERE e.example_id IN (SELECT unnest(?::VARCHAR[])))""",
+            [list(ids)],
+        )
         for segment, part, path, size, digest in parts:
             connection.execute(
                 "UPDATE parts SET path = ?, bytes = ?, digest = ? WHERE segment = ? AND part = ?",

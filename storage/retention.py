@@ -16,9 +16,9 @@ from storage.tables import utc_now
 # tables with a row or more for a run, by run_id
 OF_A_RUN = (
     "stages", "stage_attempts", "run_files", "run_groups", "selections", "candidates", "refreshes", "diagnostics", "promotions",
-    "target_nearest", "selection_targets", "runs",
+    "target_nearest", "selection_targets", "exclusions", "runs",
 )  # fmt: skip
-OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "feature_spaces")
+OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "answer_losses", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")
 
 # Kept whatever is asked: what another name refers to; what an evaluation was made of; the run that decided what is held out.

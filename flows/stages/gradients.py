@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
     """
     detail = _compute(run, asked.spaces)
     if reads_ifd(run.settings):
+        started = time.perf_counter()
         detail["ifd"] = compute_answer_losses(run, asked.spaces)
+        detail["ifd_seconds"] = round(time.perf_counter() - started, 3)
     hash_answers(run)
     warnings = _losses(run, asked.chosen.space_id)
     if detail["special_tokens"] and run.settings.special_tokens == "keep":
