@@ -187,6 +187,7 @@ def add_answer_losses(catalog: Catalog, space_ids: Sequence[str], losses: pl.Dat
         connection.execute(
             """INSERT INTO answer_losses BY NAME SELECT s.space_id, c.segment, c.row, c.loss
             FROM (SELECT unnest(?::VARCHAR[]) AS space_id) s CROSS JOIN computed c
-            LEFT JOIN answer_losses l ON l.space_id = s.space_id AND l.segment = c.segment AND l.row = c.row WHERE l.row IS NULL""",
+            LEFT JOIN answer_losses l ON l.space_id = s.space_id AND l.segment = c.segment AND l.row = c.row
+            WHERE l.row IS NULL""",
             [list(space_ids)],
         )

@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.ifd SOURCES... --model MODEL [--rows 20]
 
-Of every source that many exchanges of one question and one answer are taken, each under 1,500 characters. Three in ten are made bad:
-answers exchanged within the source, a canned reply, or words in random order. Prints seconds of both passes and, for each signal, the
-area under the ROC curve (0.5 is chance) by kind of bad row.
+Of every source that many exchanges of one question and one answer are taken, each under 1,500 characters. Three in ten are made
+bad: answers exchanged within the source, a canned reply, or words in random order. Prints seconds of both passes and, for each
+signal, the area under the ROC curve (0.5 is chance) by kind of bad row.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def main() -> None:
         stage = catalog.read("SELECT seconds, detail FROM stages WHERE stage = 'gradients'").row(0, named=True)
         extra = json.loads(stage["detail"])["ifd_seconds"]
         found = catalog.read("FROM signals_of(?)", [outcome.run_id])
-    print(
-        f"{len(found)} rows; gradients {stage['seconds'] - extra:.1f} s, ifd {extra:.1f} s: {extra / (stage['seconds'] - extra):.1%}"
-    )
+    rest = stage["seconds"] - extra
+    print(f"{len(found)} rows; gradients {rest:.1f} s, ifd {extra:.1f} s: {extra / rest:.1%}")
     kinds = np.array([name.split("/")[1] for name in found["dataset"]])
     for signal in ("ifd", "loss", "repeated"):
         values_of = found[signal].to_numpy().astype(float)
@@ -96,9 +95,8 @@ def main() -> None:
         print(f"{signal}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in told.items()))
     ratio = found["ifd"].to_numpy()
     for limit in (0.9, 1.0):
-        print(
-            f"ifd < {limit}: {np.mean(ratio[kinds == 'good'] < limit):.1%} of good, {np.mean(ratio[kinds != 'good'] < limit):.1%} of bad"
-        )
+        good, bad = (np.mean(ratio[chosen] < limit) for chosen in (kinds == "good", kinds != "good"))
+        print(f"ifd < {limit}: {good:.1%} of good, {bad:.1%} of bad")
 
 
 if __name__ == "__main__":
