@@ -29,8 +29,6 @@ else:
 # All settings of the paper (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {},
-    # leaves out rows whose prompt does not help the answer, and repeated answers; a row without a value passes
-    "clean": {"where": "coalesce(ifd, 0) < 1 AND coalesce(repeated, 1) < 3"},
     "published": {
         "max_length": 2048,
         "warmup_examples": 3840,
@@ -50,6 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clusters": 100,
         "fraction": 0.05,
     },
+    # leaves out rows whose prompt does not help the answer, and repeated answers; a row without a value passes
+    "clean": {"where": "coalesce(ifd, 0) < 1 AND coalesce(repeated, 1) < 3"},
 }
 
 
