@@ -200,12 +200,12 @@ def dry_reselect(root: str, run_id: str | None = None, reporter: Reporter | None
     Parameters
     ----------
     root, run_id, reporter, **changes
-        As for `reselect`.
+        As for `reselect`, whose other argument has no effect on a plan.
 
     Returns
     -------
     Plan
-        Per stage, what is reused and what is computed.
+        Per stage, what would be reused and what computed.
 
     Raises
     ------

@@ -27,10 +27,8 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
 
     Parameters
     ----------
-    run
-        Context of the run.
-    asked
-        Spaces of its settings.
+    run, asked
+        Context of the run, and the spaces of its settings.
 
     Returns
     -------

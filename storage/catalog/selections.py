@@ -173,10 +173,8 @@ def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
     Parameters
     ----------
-    catalog
-        Where the run is recorded.
-    run_id
-        The run.
+    catalog, run_id
+        The run, which must be complete.
 
     Returns
     -------
@@ -202,7 +200,7 @@ def first_occurrences(catalog: Catalog, run_id: str) -> pl.DataFrame:
     Parameters
     ----------
     catalog, run_id
-        A complete run.
+        The run; its sources need not exist any more, since the catalog knows their rows.
 
     Returns
     -------
