@@ -28,6 +28,8 @@ class Changes:
         Rows of the macro `file_changes`, those that lost most examples first; empty without an earlier run.
     new, returned, retired
         Numbers of examples, each counted once.
+    rejected
+        Rows of the sources that are no examples.
     """
 
     base: str | None
@@ -36,11 +38,7 @@ class Changes:
     new: int
     returned: int
     retired: int
-
-    @property
-    def rejected(self) -> int:
-        """Rows of the sources that are no examples."""
-        return sum(row["rejected"] for row in self.sources)
+    rejected: int
 
     @property
     def summary(self) -> str:
@@ -64,7 +62,7 @@ class Changes:
         return found[:MOST_SOURCES] + more
 
 
-def gather(catalog: Catalog, run_id: str, base: str | None) -> Changes:
+def gather(catalog: Catalog, run_id: str, base: str | None, *, every_source: bool = True) -> Changes:
     """Read the changes between two runs from the catalog.
 
     Parameters
@@ -75,10 +73,13 @@ def gather(catalog: Catalog, run_id: str, base: str | None) -> Changes:
         A run whose sources are read.
     base
         The earlier run; None where there is none.
+    every_source
+        Count the examples of every source even if no file differs, which takes seconds for a million examples.
     """
-    counts = {"new": 0, "returned": 0, "retired": 0} if base is None else changes.totals(catalog, run_id, base)
     files = [] if base is None else changes.by_file(catalog, run_id, base).to_dicts()
-    return Changes(base, changes.by_source(catalog, run_id, base).to_dicts(), files, **counts)
+    counts = changes.totals(catalog, run_id, base) if files else {"new": 0, "returned": 0, "retired": 0}
+    sources = changes.by_source(catalog, run_id, base).to_dicts() if files or every_source else []
+    return Changes(base, sources, files, **counts, rejected=changes.rejected(catalog, run_id))
 
 
 def recorded(catalog: Catalog, run_id: str) -> Changes:
@@ -86,7 +87,7 @@ def recorded(catalog: Catalog, run_id: str) -> Changes:
     return gather(catalog, run_id, changes.compared_with(catalog, run_id))
 
 
-def sentence(catalog: Catalog, run_id: str, found: Changes | None = None) -> str:
+def sentence(catalog: Catalog, run_id: str) -> str:
     """Describe what a run selected and what changed in its sources, in one sentence.
 
     Parameters
@@ -95,18 +96,20 @@ def sentence(catalog: Catalog, run_id: str, found: Changes | None = None) -> str
         Where the run is recorded.
     run_id
         A run with a selection.
-    found
-        Its changes; by default read from the catalog.
 
     Returns
     -------
     str
         Such as `16 of 160 selected; +3 new, -40 retired (chat.jsonl gone), churn 12%`.
     """
-    came_to = changes.outcome(catalog, run_id)
-    churn = "" if came_to["churn"] is None else f", churn {came_to['churn']:.0%}"
-    summary = (found or recorded(catalog, run_id)).summary
-    return f"{came_to['selected']:,} of {came_to['usable']:,} selected; {summary}{churn}"
+    found = changes.outcome(catalog, run_id)
+    churn = "" if found["churn"] is None else f", churn {found['churn']:.0%}"
+    if found["reselects"] is not None:
+        summary = f"pool of {found['reselects']}"
+    else:
+        base = changes.compared_with(catalog, run_id)
+        summary = found["changes"] or gather(catalog, run_id, base, every_source=False).summary
+    return f"{found['selected']:,} of {found['usable']:,} selected; {summary}{churn}"
 
 
 def happened(file: Mapping[str, Any]) -> str:

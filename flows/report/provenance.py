@@ -63,7 +63,8 @@ def exclusions(facts: Facts) -> Section:
 def source_changes(facts: Facts) -> Changes:
     """Changes of the sources since the run that they are compared with."""
     counts = {"new": 0, "returned": 0, "retired": 0} | facts.example_changes
-    return Changes(facts.since, facts.source_changes.to_dicts(), facts.file_changes.to_dicts(), **counts)
+    rejected = int(facts.source_changes["rejected"].sum())
+    return Changes(facts.since, facts.source_changes.to_dicts(), facts.file_changes.to_dicts(), **counts, rejected=rejected)
 
 
 def changes(facts: Facts) -> Section:

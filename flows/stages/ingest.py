@@ -73,7 +73,7 @@ def ingest(run: RunContext) -> Pool:
     near = _leave_out_near_duplicates(run, target)
     reads = reading(settings)
     since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
-    changed = changes.gather(run.catalog, run.run_id, since)
+    changed = changes.gather(run.catalog, run.run_id, since, every_source=False)
     for line in changed.lines():
         run.reporter.say(line)
     check_sources(run.catalog, run.run_id, changed, settings.max_retired)
@@ -96,6 +96,7 @@ def ingest(run: RunContext) -> Pool:
         "returned": changed.returned,
         "retired": changed.retired,
         "since": since,
+        "changes": changed.summary,
         "reads": reads,
     }
     return Pool(len(files), status.examples, detail)

@@ -94,6 +94,16 @@ def totals(catalog: Catalog, run_id: str, base: str | None) -> dict[str, int]:
     return {"new": 0, "returned": 0, "retired": 0} | dict(found.iter_rows())
 
 
+def rejected(catalog: Catalog, run_id: str) -> int:
+    """Count the rows of a run's files that are no examples."""
+    found = catalog.read(
+        """SELECT count(*) AS n FROM rejects
+        WHERE stage = 'ingest' AND file_id IN (SELECT file_id FROM run_files WHERE run_id = ?)""",
+        [run_id],
+    )
+    return int(found["n"][0])
+
+
 def cut_off(catalog: Catalog, run_id: str, base: str) -> pl.DataFrame:
     """List files of a run, new or changed since `base`, that end early or whose last row could not be parsed.
 
@@ -113,9 +123,13 @@ def cut_off(catalog: Catalog, run_id: str, base: str) -> pl.DataFrame:
 
 
 def outcome(catalog: Catalog, run_id: str) -> dict[str, Any]:
-    """Return what a run selected from how many examples, and its churn (None where it has no earlier selection)."""
+    """Return what a run selected from how many examples, its churn (None where it has no earlier selection), the run that it
+    selects from again, and the summary of its sources if ingest compared them with an earlier run."""
     found = catalog.read(
-        """SELECT coalesce(sum(size), 0)::BIGINT AS usable, coalesce(sum(selected), 0)::BIGINT AS selected,
+        """SELECT (SELECT reselects FROM runs WHERE run_id = $run) AS reselects,
+            (SELECT detail->>'changes' FROM stages
+                WHERE run_id = $run AND stage = 'ingest' AND detail->>'since' IS NOT NULL) AS changes,
+             coalesce(sum(size), 0)::BIGINT AS usable, coalesce(sum(selected), 0)::BIGINT AS selected,
             (SELECT churn FROM churn WHERE run_id = $run) AS churn FROM run_groups WHERE run_id = $run""",
         {"run": run_id},
     )
