@@ -12,9 +12,11 @@ import polars as pl
 import pytest
 
 from flows import pipeline
+from flows.context import open_settings_root, start_or_resume
 from flows.plan import Plan
 from flows.progress import SilentReporter
 from flows.report.build import make_report
+from flows.stages.ingest import ingest
 from storage import check
 from storage.arrays import segments
 from storage.catalog import pool, runs, selections, spaces, targets
@@ -183,3 +185,21 @@ def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Ro
     assert f"of the target nearest to an example of {near[0]} (cosine" in page
     none = pipeline.reselect(root.url, None, SilentReporter(), target=("none",)).run_id
     assert "target set" not in make_report(root, none)
+
+
+def test_target__near_duplicates_of_its_examples_are_left_out(tmp_path: Path) -> None:
+    def told(n: int, last: str) -> list[dict[str, str]]:
+        words = " ".join(f"word{n * 31 % 97}x{k}" for k in range(40))
+        return [{"role": "user", "content": f"Tell {n}."}, {"role": "assistant", "content": f"{words} {last}"}]
+
+    write(tmp_path / "pool.jsonl", [told(n, "end") for n in range(6)])
+    write(tmp_path / "wanted.jsonl", [told(4, "finish")])
+    values = {"sources": (str(tmp_path / "pool.jsonl"),), "root": str(tmp_path / "root"), "near_duplicates": 0.7}
+    settings = load_settings(values | {"target": (str(tmp_path / "wanted.jsonl"),)})
+    root = open_settings_root(settings, SilentReporter())
+    with root.writer():
+        run = start_or_resume(settings, root, SilentReporter())
+        found = ingest(run)
+    assert (found.examples, found.detail["near_duplicates"], found.detail["target_repeats"]) == (5, 1, 0)
+    like = root.catalog.read("SELECT like_id FROM near_duplicates_of(?)", [run.run_id]).item()
+    assert like == root.catalog.read("SELECT example_id FROM target_examples").item()

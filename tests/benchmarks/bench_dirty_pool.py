@@ -1,0 +1,123 @@
+"""What methods choose from a pool with bad rows, with and without clean examples as target.
+
+    python -m tests.benchmarks.bench_dirty_pool FOLDER WORK --model MODEL [--each 88] [--clean 11] [--bad 0.3]
+
+FOLDER holds one Parquet file per dataset with a `messages` column. WORK gets the pool (a share of the rows of every dataset
+made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, and a root; what is there already is used.
+Prints, for each method and gradient variant, the share of bad rows among the chosen, first for the pool's mean, then for the
+clean examples of all datasets as target; and with the clean examples of one dataset as target (mean over the datasets) the
+share of bad rows and the share of rows of that dataset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from flows import pipeline
+from flows.progress import SilentReporter
+from storage.root import open_root
+from tagcos_stream.config import load_settings
+from tests.benchmarks.pools import spoil
+
+VARIANTS = ("adam-delta", "adam", "sgd")
+METHODS = ("random", "perplexity", "kcenter", "herding", "omp")
+TARGETED = ("herding", "omp", "less", "rds")
+CLUSTERS = 6  # of the runs of tagcos
+
+
+def single_exchanges(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
+    """Rows of one prompt and one answer of at most so many characters together, drawn at random."""
+    rows: dict[str, dict[str, Any]] = {}
+    for messages in pl.read_parquet(path)["messages"].to_list():
+        answered = [m["role"] for m in messages] == ["user", "assistant"] and len(messages[1]["content"].split()) > 2
+        if answered and sum(len(m["content"]) for m in messages) <= characters:
+            rows.setdefault(messages[0]["content"], {"messages": messages})
+    found = list(rows.values())
+    random.Random(f"0 {path.stem}").shuffle(found)
+    return found[:count]
+
+
+def make(chosen: argparse.Namespace) -> list[str]:
+    """Write pool/ and clean/ below WORK, a file for each dataset; ids are DATASET/KIND/NUMBER. Returns the datasets."""
+    names = []
+    for path in sorted(chosen.folder.glob("*.parquet")):
+        name = path.stem
+        names.append(name)
+        rows = single_exchanges(path, chosen.each + chosen.clean, chosen.characters)
+        pool = spoil(rows[: -chosen.clean], name, chosen.bad, 0)
+        for kind, part in (("pool", pool), ("clean", rows[-chosen.clean :])):
+            out = chosen.work / kind / f"{name}.jsonl"
+            if out.exists():
+                continue
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lines = [
+                {"id": f"{name}/{row.get('made_bad') or 'clean'}/{n}", "dataset": name, "messages": row["messages"]}
+                for n, row in enumerate(part)
+            ]
+            out.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return names
+
+
+def shares(root: str, run_id: str, dataset: str | None) -> tuple[float, float]:
+    """Share of bad rows among the chosen, and of rows of a dataset."""
+    found = open_root(root, create=False).catalog.read(
+        """SELECT any_value(split_part(o.source_id, '/', 2)) <> 'clean' AS bad, any_value(o.dataset) AS dataset
+        FROM selections s JOIN occurrences o USING (example_id) WHERE s.run_id = ? GROUP BY s.example_id""",
+        [run_id],
+    )
+    return float(found["bad"].mean() or 0), float((found["dataset"] == dataset).mean() or 0)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--each", type=int, default=88, help="rows of each dataset in the pool")
+    parser.add_argument("--clean", type=int, default=11, help="clean examples of each dataset")
+    parser.add_argument("--bad", type=float, default=0.3, help="share of bad rows")
+    parser.add_argument("--characters", type=int, default=700, help="of a row at most")
+    parser.add_argument("--fraction", type=float, default=0.1)
+    parser.add_argument("--warmup-examples", type=int, default=64)
+    chosen = parser.parse_args()
+    datasets = make(chosen)
+    root, clean = str(chosen.work / "root"), chosen.work / "clean"
+    base: dict[str, Any] = {
+        "sources": (str(chosen.work / "pool"),), "root": root, "model": chosen.model, "max_length": 256,
+        "warmup_examples": chosen.warmup_examples, "gradient": VARIANTS[0], "also_gradients": VARIANTS[1:],
+        "fraction": chosen.fraction, "method": "random",
+    }  # fmt: skip
+
+    def run(target: Path | None) -> str:
+        return pipeline.run(load_settings(base | ({"target": (str(target),)} if target else {})), SilentReporter()).run_id
+
+    def again(of: str, dataset: str | None = None, **changes: Any) -> tuple[float, float]:
+        return shares(root, pipeline.reselect(root, of, SilentReporter(), **changes).run_id, dataset)
+
+    whole = run(clean)
+    print("variant | method | bad: pool's mean | bad: clean target")
+    for variant in VARIANTS:
+        for method in dict.fromkeys((*METHODS, *TARGETED, "tagcos")):
+            changes: dict[str, Any] = {"gradient": variant, "method": method}
+            changes |= {"clusters": CLUSTERS} if method == "tagcos" else {}
+            plain = "" if method in ("less", "rds") else f"{again(whole, target=('none',), **changes)[0]:.3f}"
+            aimed = f"{again(whole, **changes)[0]:.3f}" if method in (*TARGETED, "tagcos") else ""
+            print(f"{variant} | {method} | {plain} | {aimed}", flush=True)
+    print("variant | method | bad: target of one dataset | of that dataset")
+    runs = {name: run(clean / f"{name}.jsonl") for name in datasets}
+    for variant in VARIANTS:
+        for method in (*TARGETED, "tagcos"):
+            changes = {"gradient": variant, "method": method} | ({"clusters": CLUSTERS} if method == "tagcos" else {})
+            found = [again(runs[name], name, **changes) for name in datasets]
+            bad, right = (sum(pair[n] for pair in found) / len(found) for n in (0, 1))
+            print(f"{variant} | {method} | {bad:.3f} | {right:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
