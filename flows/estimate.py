@@ -112,7 +112,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     missing = min(round(plan.step("gradients").compute * scale), kept + len(found.target.new))
     warms_up, fresh = plan.step("warm-up").compute > 0, missing * share
     mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
-    chosen, kinds = settings.budget(max(usable, 1)), len(variants(settings))
+    chosen, kinds = settings.budget(max(usable, 1), mean), len(variants(settings))
     from tagcos_stream.clustering.kmeans import default_clusters
 
     clusters = min(settings.clusters or default_clusters(usable), usable)

@@ -235,7 +235,7 @@ def _reselection(
 
 
 def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings with some of them changed. A fraction replaces a count, and a count a fraction.
+    """Return a run's settings with some of them changed. Fraction, count and tokens replace each other.
 
     Parameters
     ----------
@@ -252,8 +252,8 @@ def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -
         Settings by name, without the run's own name.
     """
     values = {**json.loads(base["config"]), "root": root, "name": None}
-    if {"fraction", "count"} & set(changes):
-        values |= {"fraction": None, "count": None}
+    if {"fraction", "count", "tokens"} & set(changes):
+        values |= {"fraction": None, "count": None, "tokens": None}
     values |= changes
     return {name: value for name, value in values.items() if value is not None}
 

@@ -25,6 +25,8 @@ from tagcos_stream.identity import choice_id, clustering_id, clustering_recipe, 
 from tagcos_stream.selection.groups import divide, share_budget
 from tagcos_stream.selection.methods import METHODS
 
+USUAL_TOKENS = 300.0  # of an example, where none was encoded yet
+
 
 @dataclass(frozen=True)
 class Step:
@@ -328,11 +330,17 @@ def _cluster(
     return Step("cluster", fresh, total, "rows", known, kept)
 
 
+def _mean_tokens(settings: Settings, rows: pl.DataFrame) -> float:
+    """Tokens of an example, as a budget in tokens counts them, of rows with a feature; where there are none, a few hundred."""
+    counted = rows["tokens" if settings.tokens_all else "target_tokens"]
+    return float(counted.mean() or USUAL_TOKENS)  # type: ignore[arg-type]
+
+
 def _select(
     settings: Settings, catalog: Catalog | None, space_id: str | None, rows: pl.DataFrame, cluster: Step, missing: int
 ) -> Step:
     """Groups whose inputs an earlier run had are copied; which those are is known once every row has its feature and cluster."""
-    total = settings.budget(len(rows) + missing)
+    total = settings.budget(len(rows) + missing, None if settings.tokens is None else _mean_tokens(settings, rows))
     if catalog is None or space_id is None or missing or cluster.compute:
         return Step("select", total, total, "choices", None, "groups that do not change are copied" if catalog else "first run")
     method = METHODS[settings.method]
@@ -340,6 +348,8 @@ def _select(
         return Step("select", total, total, "choices", None, "what the target asks of each group is known once its features are")
     if any(text is not None for text in (settings.where, settings.target_where)):
         return Step("select", total, total, "choices", None, "which rows may be chosen is known once the run has its clusters")
+    if settings.tokens is not None or settings.share:
+        return Step("select", total, total, "choices", None, "shares and tokens are divided as the choice goes on")
     if settings.sticky is not None and "sticky" in method.settings:
         return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")
     place = cluster.reuse

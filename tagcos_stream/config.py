@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
 from tagcos_stream.selection.methods import METHODS
+from tagcos_stream.selection.shares import parse_shares, parse_tokens, share_text
 from tagcos_stream.types import UserError
 
 GIB = 1024**3
@@ -269,6 +270,27 @@ class Settings(BaseModel):
         panel="Selection",
         description="Condition on `signals` for the examples whose mean feature is matched. Default: as `where`.",
     )
+    tokens: str | None = setting(
+        "budget",
+        None,
+        description="Target tokens to select, in place of a fraction or a count: a number such as 500000, 500k or 5M. The "
+        "selection has at most as many, and less than one example fewer.",
+    )
+    tokens_all: bool = setting(
+        "budget", False, description="Count all tokens of an example, not only target tokens, in `tokens`."
+    )
+    gain_per: Literal["row", "token"] = setting(
+        "choice",
+        "token",
+        description="With `tokens`: whether the pursuit chooses by gain per row or by gain per token.",
+    )
+    share: tuple[str, ...] = setting(
+        "run",  # a choice is named by the rows and the budget that follow from it
+        (),
+        panel="Selection",
+        description="Bounds of a dataset as DATASET=MINIMUM:MAXIMUM or DATASET=MINIMUM:MAXIMUM:WEIGHT: shares of the budget "
+        "(0.25 or 25%), or whole numbers of examples or tokens (docs/budgets.md).",
+    )
     ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit stops.")
     target: tuple[str, ...] = setting(
@@ -355,12 +377,32 @@ class Settings(BaseModel):
                 raise ValueError(f"{item!r} is not NAME=RANK with a rank of at least 1, such as down_proj=16")
         return value
 
+    @field_validator("share", mode="before")
+    @classmethod
+    def _tables_of_datasets(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # tables of a settings file
+            return tuple(share_text(dataset, table) for dataset, table in value.items())
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("share")
+    @classmethod
+    def _bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_shares(value)
+        return value
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _number_of_tokens(cls, value: Any) -> Any:
+        return None if value is None else str(parse_tokens(str(value)))
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.target and self.target_where is not None:
             raise ValueError("target_where says whose mean is matched, and a target replaces that mean: give one of them")
-        if self.fraction is not None and self.count is not None:
-            raise ValueError("give fraction or count, not both")
+        if sum(value is not None for value in (self.fraction, self.count, self.tokens)) > 1:
+            raise ValueError("give one of fraction, count and tokens")
+        if self.tokens is not None and self.sticky is not None:
+            raise ValueError("sticky keeps a number of examples, and tokens sets no number: give fraction or count, or no sticky")
         if self.min_cluster_rows * 2 > self.max_cluster_rows:
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
@@ -371,13 +413,15 @@ class Settings(BaseModel):
             raise ValueError("gpus_per_worker is what a Ray worker asks for: set run_on to ray")
         return self
 
-    def budget(self, n_examples: int) -> int:
-        """Return the exact number of examples to select.
+    def budget(self, n_examples: int, mean_tokens: float | None = None) -> int:
+        """Return the exact number of examples to select; of a budget in tokens, about how many examples it pays for.
 
         Parameters
         ----------
         n_examples
             Size of the pool.
+        mean_tokens
+            Of an example, as `tokens` counts them; only needed for a budget in tokens.
 
         Returns
         -------
@@ -389,6 +433,8 @@ class Settings(BaseModel):
         UserError
             `count` is larger than the pool.
         """
+        if self.tokens is not None:
+            return max(1, min(round(int(self.tokens) / (mean_tokens or 1.0)), n_examples))
         if self.count is not None:
             if self.count > n_examples:
                 raise UserError(
@@ -492,8 +538,8 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
     if preset not in PRESETS:
         raise UserError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
     merged = {**PRESETS[preset], **from_file, **values}
-    if "count" in merged and "fraction" not in values | from_file:
-        merged.pop("fraction", None)  # an explicit count replaces the preset's fraction
+    if {"count", "tokens"} & set(merged) and "fraction" not in values | from_file:
+        merged.pop("fraction", None)  # an explicit count or number of tokens replaces the preset's fraction
     try:
         return Settings(**merged)
     except ValidationError as error:

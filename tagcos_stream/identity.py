@@ -182,6 +182,7 @@ def choice_id(
     reference: Sequence[str] | None = None,
     target: Sequence[Any] | None = None,
     counted: pl.DataFrame | None = None,
+    first_rows: int | None = None,
 ) -> str:
     """32 hex digits: equal inputs, equal choice within a group.
 
@@ -192,7 +193,7 @@ def choice_id(
     rows
         The group's members: segment, row, in their order.
     budget
-        Number of rows to choose.
+        Number of rows to choose, or of tokens to spend.
     earlier
         Ids that an earlier run chose, where these are to be kept (`sticky`).
     reference
@@ -201,10 +202,12 @@ def choice_id(
         The target set that the choice follows, with what else decides its share in the group; None for the group's own mean.
     counted
         segment and row of those whose mean is matched, where these are others than the members.
+    first_rows
+        Rows that the method is asked for at first, where the budget is in tokens.
     """
     values = settings.model_dump(mode="json")
-    # `sticky` counts only with what it keeps
-    read = {name: values[name] for name in METHODS[settings.method].settings if name != "sticky"}
+    # `sticky` counts only with what it keeps, `gain_per` only with a budget in tokens
+    read = {name: values[name] for name in METHODS[settings.method].settings if name not in ("sticky", "gain_per")}
     kept = None if earlier is None else [settings.sticky, list(earlier)]
     named: list[Any] = [CHOICE, place, group, _rows_digest(rows), budget, settings.method, settings.seed, read, kept]
     if reference is not None:
@@ -213,6 +216,9 @@ def choice_id(
         named.append({"target": list(target)})
     if counted is not None:
         named.append({"counted": _rows_digest(counted)})
+    if first_rows is not None:
+        gain = values["gain_per"] if "gain_per" in METHODS[settings.method].settings else None
+        named.append(["tokens", settings.tokens_all, first_rows, gain])
     return digest(named, 32)
 
 

@@ -167,6 +167,30 @@ def naive_fill(sizes: Sequence[int], total: int, weights: Sequence[float]) -> li
     return budget
 
 
+def naive_shares(choose: Any, there: dict[str, int], bounds: dict[str, tuple[int, int]], total: int) -> dict[str, int]:
+    """Amounts of datasets within bounds. choose(free datasets, budget) -> amount of each, as if there were no bounds."""
+    fixed: dict[str, int] = {}
+    while True:
+        free = {name: amount for name, amount in there.items() if name not in fixed}
+        chosen = choose(free, total - sum(fixed.values()))
+        excess = {name: chosen[name] - bounds[name][1] for name in free if chosen[name] > bounds[name][1]}
+        lack = {name: bounds[name][0] - chosen[name] for name in free if chosen[name] < bounds[name][0]}
+        if not excess and not lack:
+            return fixed | chosen
+        worse = sum(excess.values()) >= sum(lack.values())
+        fixed |= {name: bounds[name][1] for name in excess} if worse else {name: bounds[name][0] for name in lack}
+
+
+def naive_prefix(costs: Sequence[int], order: Sequence[int], budget: int) -> list[int]:
+    """Rows in order as long as they can be paid for; the first that cannot ends it."""
+    chosen: list[int] = []
+    for row in order:
+        if sum(costs[i] for i in [*chosen, row]) > budget:
+            break
+        chosen.append(row)
+    return chosen
+
+
 # --- controls -----------------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ def test_load_settings__flags_win_over_file_over_preset(tmp_path: Path) -> None:
     [
         ({"dim": 2}, "dim: .*greater than or equal to 8.*2"),
         ({"dimension": 8192}, "dimension: Extra inputs"),
-        ({"fraction": 0.1, "count": 3}, "not both"),
+        ({"fraction": 0.1, "count": 3}, "give one of fraction, count and tokens"),
         ({"gradient": "adamw"}, "gradient: .*'adamw'"),
         ({"min_cluster_rows": 90, "max_cluster_rows": 100}, "at least twice"),
     ],

@@ -40,7 +40,8 @@ OTHER: dict[str, Any] = {
     "clusters": 7, "min_cluster_rows": 9, "max_cluster_rows": 10_000, "refit": "never",
     "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true",
     "ridge": 0.5, "tol": 1e-3, "sticky": 0.1,
-    "match_lengths": "run-1", "seed": 1, "target": ("clean.jsonl",),
+    "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "token",
+    "share": ("code=0.1:0.3",), "seed": 1, "target": ("clean.jsonl",),
     "memory_limit": 2.0, "run_on": "processes", "workers": 3, "gpus_per_worker": 0.5, "threads": 2, "wait": 5.0,
     "name": "nightly",
 }  # fmt: skip
@@ -68,16 +69,20 @@ def identities(values: dict[str, Any], *, in_clusters: bool) -> dict[str, str]:
         "run": identity.config_hash(settings),
         "space": space,
         "clustering": clustering,
-        "choice": identity.choice_id(settings, place, 1, ROWS, settings.budget(1000), ["b"]),
+        "choice": identity.choice_id(
+            settings, place, 1, ROWS, settings.budget(10**9), ["b"], first_rows=None if settings.tokens is None else 7
+        ),
     }
 
 
 @pytest.mark.parametrize("method", ["tagcos", "omp", "length-matched"])
 def test_identity__every_setting_changes_what_it_declares(method: str) -> None:
     assert set(OTHER) == set(Settings.model_fields)
-    base = BASE | {"method": method}
-    before = identities(base, in_clusters=method == "tagcos")
     for name, value in OTHER.items():
+        base = BASE | {"method": method}
+        if name in ("tokens", "tokens_all", "gain_per"):
+            base = {k: v for k, v in base.items() if k not in ("fraction", "sticky")} | {"tokens": "300k"}
+        before = identities(base, in_clusters=method == "tagcos")
         changed = base | {name: value} | ({"fraction": None} if name == "count" else {})
         after = identities({k: v for k, v in changed.items() if v is not None}, in_clusters=method == "tagcos")
         found = {key for key in before if before[key] != after[key]}
@@ -174,6 +179,7 @@ EVALUATION_OTHER: dict[str, Any] = {
     "root": "elsewhere", "run": "run-1", "method": ("random",), "fraction": (0.1,), "seeds": 1, "gradient": ("sgd",),
     "vary": ("ridge=0.1",), "weights": True, "regime": ("steps",), "against": "tagcos",
     "model": "other", "revision": "v2", "trust_remote_code": True, "dtype": "float32", "quantize": "8bit", "max_length": 64,
+    "equal": "tokens",
     "epochs": 2.0, "steps": 5, "batch_size": 4, "learning_rate": 1e-3, "schedule": "linear", "rise": 0.1, "lora_rank": 4,
     "lora_alpha": 8, "lora_dropout": 0.1, "lora_targets": ("q_proj",),
     "heldout_rows": 3, "heldout_files": ("x.jsonl",), "tasks": "folder", "task": ("mmlu",), "task_items": 4,

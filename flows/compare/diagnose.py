@@ -142,7 +142,7 @@ class _Bench:
 
     def measure(self, unit: Unit) -> None:
         own = self.settings.model_copy(
-            update={"method": unit.method, "fraction": unit.fraction, "count": None, "seed": unit.seed}
+            update={"method": unit.method, "fraction": unit.fraction, "count": None, "tokens": None, "seed": unit.seed}
         )
         start = time.perf_counter()
         chosen, shares = self._choose(own)

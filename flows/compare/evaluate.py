@@ -115,6 +115,8 @@ class _Bench:
         largest = max(run_settings(base, asked, fraction=fraction).budget(len(self.pool)) for fraction in asked.fraction)
         self.steps = asked.steps or self._passes(largest)
         config = {name: value for name, value in asked.model_dump(mode="json").items() if name in TRAINING_FIELDS}
+        if asked.equal == "examples":  # what all evaluations were before
+            del config["equal"]
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
         config |= {"tasks": self.measures.digests}
         self.evaluation_id = evaluation_id(base["run_id"], loaded.fingerprint, config, rows.digest)

@@ -42,7 +42,7 @@ class Unit:
 def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Reporter) -> Iterator[Unit]:
     """Everything asked for, seed by seed, so that what can be compared is there early. `base`: row of the run of the pool."""
     pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"])
-    mean = float(pool["tokens"].to_numpy().mean())
+    mean, target_tokens = float(pool["tokens"].to_numpy().mean()), int(pool["target_tokens"].sum())
     yield Unit(UnitKey(BASE, "", "", 0.0, 0, "none", False), None, 0, 0.0)
     for seed in range(asked.seeds):
         for regime in asked.regime:
@@ -53,7 +53,10 @@ def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Re
                 weights = (False, True) if asked.weights and METHODS[method].weights else (False,)
                 ways = product(asked.fraction, _variants(method, asked, base), varied(method, asked.vary))
                 for fraction, gradient, setting in ways:
-                    run_id = _selection(asked, base, root, reporter, method, gradient, setting, fraction, seed)
+                    budget: dict[str, Any] = {"fraction": fraction}
+                    if asked.equal == "tokens":
+                        budget = {"tokens": str(max(1, round(fraction * target_tokens))), "tokens_all": False}
+                    run_id = _selection(asked, base, root, reporter, method, gradient, setting, budget, seed)
                     chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
                     for weighted in weights:
                         key = UnitKey(method, gradient, "" if setting == OWN else setting, fraction, seed, regime, weighted)
@@ -80,11 +83,11 @@ def _selection(
     method: str,
     gradient: str,
     setting: str,
-    fraction: float,
+    budget: dict[str, Any],
     seed: int,
 ) -> str:
     """The complete run that selected so from the pool of `base`. A method that no seed touches selects by the run's own."""
-    changes: dict[str, Any] = {"method": method, "fraction": fraction, **changed(setting)}
+    changes: dict[str, Any] = {"method": method, **budget, **changed(setting)}
     if METHODS[method].seeded:
         changes["seed"] = seed
     if gradient:

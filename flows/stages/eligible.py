@@ -90,7 +90,8 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         Fewer rows may be chosen than are to be, or none counts for the mean.
     """
     pool = features.pool
-    budget = run.settings.budget(len(pool))  # a fraction is of all rows with a feature, whether they may be chosen or not
+    # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
+    budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
     checked = check_predicates(run.settings)
     if all(found.keeps_all for found in checked.values()):
         return Eligible(pool, pool, len(pool))

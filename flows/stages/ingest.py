@@ -54,7 +54,15 @@ def ingest(run: RunContext) -> Pool:
     for note in dict.fromkeys(note for file in files for note in file.spec.notes):
         run.reporter.say(note)
     listed = [
-        {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": spec}
+        {
+            "source": f.source,
+            "url": f.url,
+            "digest": f.digest,
+            "size": f.size,
+            "format": f.format,
+            "spec": spec,
+            "weight": float(f.spec.weight),
+        }
         for f, spec in zip(files, sources.specs, strict=True)
     ]
     known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from flows.progress import Stage
 from flows.reference import reference_rows
 from flows.results import Clustering, Features, Selection
+from flows.stages.budgets import Budget, divided, plan_budget, settle
 from flows.stages.eligible import eligible
-from flows.stages.group_mean import group_mean, view_of_counted
+from flows.stages.group_mean import Matched, group_mean, view_of_counted
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from flows.stages.target_match import measure_target
@@ -21,17 +24,56 @@ from flows.workers.executor import partitioned, sharing
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage.catalog import clusterings, refreshes, selections
 from tagcos_stream.identity import choice_id
-from tagcos_stream.selection.groups import Groups, divide, example_columns, share_budget
+from tagcos_stream.selection.division import Division
+from tagcos_stream.selection.groups import divide, example_columns
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.stands import affordable
-from tagcos_stream.selection.targets import allocate_by_target
+
+
+@dataclass(frozen=True)
+class SelectInputs:
+    """What the choices of a run depend on, however its budget is divided.  N examples that may be chosen."""
+
+    space_id: str
+    pool: pl.DataFrame  # N rows
+    view: PoolClustering | None  # of methods within clusters
+    budget: Budget
+    matched: Matched  # means of the groups that the method makes
+    earlier: np.ndarray | None  # (N,) bool: rows that the run before chose, where they are to be kept
+    reference: np.ndarray | None  # (N,) bool: rows of the selection that the method compares with
+    target: Target | None
+    asked: GroupTargets | None  # what the target asks of the groups that the method makes
+
+    def mean(self, division: Division, group: int) -> np.ndarray | None:
+        """Return what the choice from a group matches.
+
+        Parameters
+        ----------
+        division
+            The budget's division.
+        group
+            Number of a group of it.
+
+        Returns
+        -------
+        np.ndarray or None
+            (D,); None for the mean of the group's rows where that is not known.
+        """
+        made = group % len(self.budget.groups.sizes)
+        if self.asked is not None:
+            return self.asked.vectors[made]
+        if self.matched.means is None or (self.matched.counted[made] is None and not self.budget.is_whole(division, group)):
+            return None
+        mean: np.ndarray = self.matched.means[made]
+        return mean
 
 
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
     """Choose each group's share of the budget by the run's method.
 
     Each finished group is committed, so a kill loses one at most. A group whose inputs equal those of an earlier run takes over
-    that run's choice.
+    that run's choice. Where the budget has to be divided otherwise after a round of choice (flows/stages/budgets.py), the groups
+    whose part changes are chosen from again.
 
     Parameters
     ----------
@@ -48,7 +90,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     Raises
     ------
     UserError
-        The method does not fit in memory_limit, or cannot choose from this pool.
+        The method does not fit in memory_limit, cannot choose from this pool, or bounds of datasets cannot be met.
     """
     settings, method = run.settings, METHODS[run.settings.method]
     space_id, rows = features.space_id, eligible(run, features)
@@ -57,66 +99,27 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)
     target = open_target(run, space_id)
     asked = None if target is None or not method.reads_features else target_of_groups(target, groups, view)
-    if asked is None or view is None:
-        budgets = share_budget(groups, settings.budget(rows.of))
-    else:
-        budgets = allocate_by_target(groups.sizes, settings.budget(rows.of), asked.weights)
+    if asked is not None and view is not None:
+        groups = replace(groups, target=asked.weights)
+    budget = plan_budget(run, pool, groups, rows.of)
     counting = view_of_counted(run, rows, view)
     matched = group_mean(run, space_id, rows, view, counting, len(groups.sizes))
-    if warning := method.warning(len(pool), int(budgets.sum()), settings.dim):
+    if warning := method.warning(len(pool), settings.budget(rows.of, budget.mean_cost), settings.dim):
         run.reporter.say(warning)
-    large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(budgets[g]), settings.dim)]
-    if large:
-        run.reporter.say(
-            f"which example stands for which is not computed in {len(large)} of {len(groups.sizes)} groups: the largest has "
-            f"{groups.sizes.max()} rows, more than a few minutes' work; methods within clusters have smaller groups"
-        )
     earlier, reference = _earlier(run, space_id, pool), reference_rows(run.catalog, settings, pool, run.reselects)
-    place = space_id if view is None else view.reader.clustering_id
-    shares = None if asked is None else _shares(asked, budgets)
-    followed = {} if target is None or shares is None else {g: [target.target_id, float(share)] for g, share in enumerate(shares)}
-    inputs = {
-        g: choice_id(
-            settings,
-            place,
-            g,
-            pool[members],
-            int(budgets[g]),
-            _ids(pool, members, earlier),
-            _ids(pool, members, reference),
-            followed.get(g),
-            matched.counted[g],
-        )
-        for g, members in ((g, groups.members(g)) for g in np.flatnonzero(groups.sizes).tolist())
-    }
-    copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
-    done = selections.groups_done(run.catalog, run.run_id)
-    inertia = None if view is None else view.totals.inertia()
+    inputs = SelectInputs(space_id, pool, view, budget, matched, earlier, reference, target, asked)
+    copied: set[int] = set()
     with run.reporter.stage("select", "chosen") as progress:
-        ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
-        progress(ready, int(budgets.sum()))
-        tasks = _tasks(
-            run, pool, view, groups, budgets, [g for g in inputs if g not in done], earlier, reference, matched.means, asked
-        )
-        spec = _spec(run, space_id, view, len(tasks), target)
-        within = lambda chosen: progress(resumed + chosen)  # noqa: E731
-        for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
-            g, members = found.group, pool[groups.members(found.group)]
-            spread = None if inertia is None else float(inertia[g])
-            share = None if shares is None else float(shares[g])
-            _commit(
-                run,
-                found,
-                members,
-                int(budgets[g]),
-                inertia=spread,
-                inputs=inputs[g],
-                sticky=earlier is not None,
-                target_share=share,
-            )
-            ready += int(budgets[g])
-            progress(ready)
-    counts: dict[str, Any] = {"selected": int(budgets.sum()), "pool": rows.of, "clusters": len(inputs), "copied": len(copied)}
+        while True:
+            division = divided(run, budget)
+            copied |= _choose(run, inputs, division, progress)
+            if not settle(run, budget, division, pool):
+                break
+    chosen = selections.spent(run.catalog, run.run_id)
+    counts: dict[str, Any] = {"selected": int(chosen["selected"].sum()), "pool": rows.of, "clusters": len(chosen)}
+    counts["copied"] = len(copied)
+    if budget.costs is not None:
+        counts["tokens"] = int(chosen["tokens"].sum())
     if rows.excluded:
         counts |= {"eligible": len(pool), "excluded": dict(rows.excluded)}
     measured = measure(run, space_id, rows, view, counting)
@@ -125,14 +128,66 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     return Selection(counts["selected"], counts | measured)
 
 
-def _shares(asked: GroupTargets, budgets: np.ndarray) -> np.ndarray:
+def _choose(run: RunContext, given: SelectInputs, division: Division, progress: Stage) -> set[int]:
+    """Choose from all groups whose choice is not there yet. Returns the groups whose choice an earlier run had."""
+    settings, groups, budgets = run.settings, division.groups, division.budgets
+    pool, view, target, budget = given.pool, given.view, given.target, given.budget
+    most = budgets if division.first_rows is None else division.first_rows
+    large = [g for g, n in enumerate(groups.sizes.tolist()) if not affordable(n, int(most[g]), settings.dim)]
+    if large:
+        run.reporter.say(
+            f"which example stands for which is not computed in {len(large)} of {len(groups.sizes)} groups: the largest has "
+            f"{groups.sizes.max()} rows, more than a few minutes' work; methods within clusters have smaller groups"
+        )
+    place = given.space_id if view is None else view.reader.clustering_id
+    shares = None if given.asked is None else _shares(given.asked, division)
+    inputs = {}
+    for g in np.flatnonzero(groups.sizes).tolist():
+        members, first = groups.members(g), None if division.first_rows is None else int(division.first_rows[g])
+        followed = None if target is None or shares is None else [target.target_id, float(shares[g])]
+        marked = _ids(pool, members, given.earlier), _ids(pool, members, given.reference)
+        counted = given.matched.counted[g % len(given.matched.counted)]
+        inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first)
+    if budget.is_settled_in_rounds:
+        selections.drop_changed(run.catalog, run.run_id, inputs)
+    copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
+    done = selections.groups_done(run.catalog, run.run_id)
+    inertia = None if view is None else view.totals.inertia()
+    ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
+    progress(ready, int(budgets.sum()))
+    tasks = _tasks(run, given, division, [g for g in inputs if g not in done])
+    spec = _spec(run, given.space_id, view, len(tasks), target)
+    within = None if budget.costs is not None else lambda chosen: progress(resumed + chosen)
+    for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
+        g, rows = found.group, pool[groups.members(found.group)]
+        _commit(
+            run,
+            found,
+            rows,
+            int(budgets[g]),
+            inertia=float(inertia[g]) if inertia is not None and budget.is_whole(division, g) else None,
+            inputs=inputs[g],
+            sticky=given.earlier is not None,
+            target_share=None if shares is None else float(shares[g]),
+        )
+        ready += int(budgets[g])
+        progress(ready)
+    return copied
+
+
+def _shares(asked: GroupTargets, division: Division) -> np.ndarray:
     """Return (G,) the share of the target in each group.
 
     A group that has none of it, but a budget since the others gave all their rows, counts by its budget, so that its examples
     have a weight.
     """
-    shares = asked.weights / asked.weights.sum()
-    beyond = (asked.weights == 0) & (budgets > 0)
+    budgets = division.budgets
+    weights = np.tile(asked.weights, len(budgets) // len(asked.weights))
+    if len(weights) > len(asked.weights):  # what the target has in a cluster is divided among the cluster's parts
+        parts = budgets.reshape(-1, len(asked.weights))
+        weights = weights * (parts / np.maximum(parts.sum(axis=0), 1)).ravel()
+    shares = weights / weights.sum()
+    beyond = (weights == 0) & (budgets > 0)
     shares[beyond] = budgets[beyond] / budgets.sum()
     normalised: np.ndarray = shares / shares.sum()
     return normalised
@@ -167,37 +222,26 @@ def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: 
     )
 
 
-def _tasks(
-    run: RunContext,
-    pool: pl.DataFrame,
-    view: PoolClustering | None,
-    groups: Groups,
-    budgets: np.ndarray,
-    left: Sequence[int],
-    earlier: np.ndarray | None,
-    reference: np.ndarray | None,
-    means: np.ndarray | None,
-    asked: GroupTargets | None,
-) -> list[GroupTask]:
+def _tasks(run: RunContext, given: SelectInputs, division: Division, left: Sequence[int]) -> list[GroupTask]:
     """The groups that are left, with what the method reads of each."""
-    method = METHODS[run.settings.method]
+    method, pool, view, earlier = METHODS[run.settings.method], given.pool, given.view, given.earlier
     distances = view.reader.distances[view.positions] if view is not None and "distance" in method.columns else None
-    columns = example_columns(method, pool, run.settings.seed, distances, reference)
-    if asked is not None and method.features:
-        means = asked.vectors
+    columns = example_columns(method, pool, run.settings.seed, distances, given.reference)
     tasks = []
     for g in left:
-        mine = groups.members(g)
+        mine = division.groups.members(g)
         where: dict[str, Any] = (
             {"locations": pool[mine].select("segment", "row")} if view is None else {"positions": view.positions[mine]}
         )
         tasks.append(
             GroupTask(
                 g,
-                int(budgets[g]),
+                int(division.budgets[g]),
                 {name: values[mine] for name, values in columns.items()},
-                mean=None if means is None else means[g],
+                mean=given.mean(division, g) if method.features else None,
                 earlier=None if earlier is None else np.flatnonzero(earlier[mine]),
+                costs=None if division.costs is None else division.costs[mine],
+                first_rows=None if division.first_rows is None else int(division.first_rows[g]),
                 **where,
             )
         )

@@ -20,6 +20,7 @@ from storage.files.base import Files
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits
 from tagcos_stream.selection.stands import Stands, affordable, stands_for
 from tagcos_stream.selection.targets import TargetRows
+from tagcos_stream.selection.tokens import choose_within
 from tagcos_stream.types import RowBlocks
 
 
@@ -48,6 +49,8 @@ class GroupTask:
     locations: pl.DataFrame | None = None  # or in the space: segment, row
     mean: np.ndarray | None = None  # (D,) of the features, where it is known; or of the target in the group
     earlier: np.ndarray | None = None  # int64: those that the selection before has, where they are to be kept
+    costs: np.ndarray | None = None  # (n,) int64 tokens, where the budget is in tokens
+    first_rows: int | None = None  # rows to ask for at first, where the budget is in tokens
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ def choose_groups(
             if progress is not None:
                 progress(before + chosen)
 
-        group = Group(task.columns, features if method.features else None, task.mean, spec.wanted, task.earlier)
-        choice = method.choose(group, task.budget, spec.settings, Limits(spec.memory_limit, resources.threads, within))
+        rows = features if method.features else None
+        group = Group(task.columns, rows, task.mean, spec.wanted, task.earlier, task.costs, task.first_rows)
+        limits = Limits(spec.memory_limit, resources.threads, within)
+        choice = choose_within(method, group, task.budget, spec.settings, limits)
         before += task.budget
         chosen = time.perf_counter()
         stands = None

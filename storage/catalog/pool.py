@@ -33,7 +33,8 @@ class IngestCounts:
 
 
 def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bool = True) -> pl.DataFrame:
-    """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules).
+    """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules)
+    and weight.
 
     of_pool: False for files of a target set, whose examples are not in the pool on their account.
 
@@ -42,19 +43,24 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bo
     """
     if "spec" not in files.columns:
         files = files.with_columns(spec=pl.lit(""))
+    weights = files["weight"] if "weight" in files.columns else pl.repeat(1.0, len(files), dtype=pl.Float64, eager=True)
     given = require(files, ["source", "url", "digest", "size", "format", "spec"])
     ids = [file_id(row["url"], row["digest"], row["spec"]) for row in given.iter_rows(named=True)]
-    given = given.insert_column(0, pl.Series("file_id", ids, pl.String)).unique("file_id", keep="first", maintain_order=True)
+    given = given.insert_column(0, pl.Series("file_id", ids, pl.String)).with_columns(weight=weights)
+    given = given.unique("file_id", keep="first", maintain_order=True)
     with catalog.transaction() as connection:
         connection.register("given", given.to_arrow())
         connection.execute(
-            """INSERT INTO files BY NAME SELECT g.*, 0 AS rows_done, false AS complete, ? AS first_run, ?::TIMESTAMP AS added_at
+            """INSERT INTO files BY NAME
+            SELECT g.* EXCLUDE (weight), 0 AS rows_done, false AS complete, ? AS first_run, ?::TIMESTAMP AS added_at
             FROM given g ANTI JOIN files USING (file_id)""",
             [run_id, utc_now()],
         )
         if of_pool:  # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
             connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
-            connection.execute("INSERT OR IGNORE INTO run_files SELECT ?, file_id FROM given", [run_id])
+            connection.execute(
+                "INSERT OR REPLACE INTO run_files BY NAME SELECT ? AS run_id, file_id, weight FROM given", [run_id]
+            )
         progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
     return given.join(progress, on="file_id", how="left", maintain_order="left")
 
@@ -233,7 +239,11 @@ def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
     """Give a run the pool and the feature space of another: its file versions, without what it left out as near-duplicates."""
     named = {"run": run_id, "base": base}
     with catalog.transaction() as connection:
-        connection.execute("INSERT OR IGNORE INTO run_files SELECT $run, file_id FROM run_files WHERE run_id = $base", named)
+        connection.execute(
+            """INSERT OR IGNORE INTO run_files BY NAME SELECT $run AS run_id, file_id, weight FROM run_files
+            WHERE run_id = $base""",
+            named,
+        )
         connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
         connection.execute(
             """INSERT INTO rejects BY NAME SELECT * REPLACE ($run AS run_id) FROM rejects
@@ -243,6 +253,22 @@ def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
         connection.execute(
             "UPDATE runs SET space_id = (SELECT b.space_id FROM runs b WHERE b.run_id = $base) WHERE run_id = $run", named
         )
+
+
+def dataset_weights(catalog: Catalog, run_id: str) -> dict[str, float]:
+    """Weights of the datasets of a run's pool, from those of its sources; empty if all sources weigh the same.
+
+    A dataset that several sources have weighs what its rows weigh on average.
+    """
+    if catalog.read("SELECT count(DISTINCT coalesce(weight, 1)) AS n FROM run_files WHERE run_id = ?", [run_id]).item() < 2:
+        return {}
+    found = catalog.read(
+        """SELECT coalesce(e.dataset, '') AS dataset, avg(coalesce(f.weight, 1)) AS weight
+        FROM run_files f JOIN occurrences o USING (file_id) JOIN examples e USING (example_id)
+        WHERE f.run_id = ? GROUP BY e.dataset""",
+        [run_id],
+    )
+    return dict(found.iter_rows())
 
 
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:

@@ -89,6 +89,90 @@ def commit_group(
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
 
 
+def drop_changed(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> None:
+    """Delete the choices of a run that an earlier division of its budget led to, in one transaction.
+
+    Parameters
+    ----------
+    catalog
+        Where the choices are recorded.
+    run_id
+        The run.
+    inputs
+        Hash of everything that the choice depends on, by group, as the budget is divided now; choices with others are deleted.
+    """
+    kept = pl.DataFrame({"group_id": list(inputs), "inputs": list(inputs.values())}, {"group_id": pl.Int32, "inputs": pl.String})
+    with catalog.transaction() as connection:
+        connection.register("kept", kept.to_arrow())
+        changed = connection.execute(
+            "SELECT group_id FROM run_groups ANTI JOIN kept USING (group_id, inputs) WHERE run_id = ?", [run_id]
+        ).fetchall()
+        for table in ("selections", "candidates", "run_groups"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE run_id = ? AND group_id IN (SELECT unnest(?::INTEGER[]))",
+                [run_id, [row[0] for row in changed]],
+            )
+
+
+def budget_steps(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return what a run's selection settled on so far.
+
+    Parameters
+    ----------
+    catalog
+        Where it is recorded.
+    run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        step, dataset or group_id, and amount, in order of step.
+    """
+    query = "SELECT step, dataset, group_id, amount FROM budget_steps WHERE run_id = ? ORDER BY step, dataset, group_id"
+    return catalog.read(query, [run_id])
+
+
+def add_budget_steps(catalog: Catalog, run_id: str, step: int, found: pl.DataFrame) -> None:
+    """Record what a selection settled on after a round of choice.
+
+    Parameters
+    ----------
+    catalog
+        Where to record.
+    run_id
+        The run.
+    step
+        Number of the round, from 1.
+    found
+        dataset (String or null), group_id (Int32 or null) and amount (Int64).
+    """
+    with catalog.transaction() as connection:
+        insert(connection, "budget_steps", found.with_columns(run_id=pl.lit(run_id), step=pl.lit(step, pl.Int32)))
+
+
+def spent(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return what the groups of a run chose.
+
+    Parameters
+    ----------
+    catalog
+        Where the choices are recorded.
+    run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        group_id, budget, selected, tokens and next_tokens, in order of group: the last two are null unless the budget is in
+        tokens, and next_tokens also where every row was chosen.
+    """
+    query = """SELECT group_id, budget, selected,
+        (stats->>'tokens')::BIGINT AS tokens, (stats->>'next_tokens')::BIGINT AS next_tokens
+        FROM run_groups WHERE run_id = ? ORDER BY group_id"""
+    return catalog.read(query, [run_id])
+
+
 def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> set[int]:
     """Copy the choices of groups whose inputs are those of an earlier run, in one transaction.
 
@@ -115,6 +199,9 @@ def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> 
             """CREATE TEMP TABLE unchanged AS
             SELECT DISTINCT ON (k.group_id) k.* FROM run_groups k JOIN asked USING (group_id, inputs)
             WHERE k.run_id <> $run AND k.group_id NOT IN (SELECT d.group_id FROM run_groups d WHERE d.run_id = $run)
+                AND k.run_id NOT IN (  -- that may yet divide its budget otherwise, and drop the choice
+                    SELECT r.run_id FROM runs r WHERE r.status <> 'complete'
+                        AND (r.config->>'tokens' IS NOT NULL OR json_array_length(r.config->'share') > 0))
             ORDER BY k.group_id, k.copied_from IS NOT NULL, k.run_id""",
             {"run": run_id},
         )

@@ -81,6 +81,13 @@ class Evaluation(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = setting("subject", None, description=_of_run("dtype"))
     quantize: Literal["8bit", "4bit"] | None = setting("subject", None, description=_of_run("quantize"))
     max_length: int | None = setting("training", None, ge=8, description="Tokens an example is cut to; default the run's.")
+    equal: Literal["examples", "tokens"] = setting(
+        "training",
+        "examples",
+        panel="What is compared",
+        description="Give every method as many examples, or as many target tokens: a fraction is then one of the pool's target "
+        "tokens, and in regime epochs all train on as many.",
+    )
     epochs: float = setting("training", 4.0, gt=0, description="Passes over a selection (regime epochs).")
     steps: int | None = setting(
         "subject",

@@ -29,3 +29,34 @@ class Dimensions:
             (rows, selected dimensions), C-contiguous.
         """
         return np.ascontiguousarray(self._rows.read(block)[:, self._which])
+
+
+class Scaled:
+    """Rows of others times a factor each.
+
+    Parameters
+    ----------
+    rows
+        (N, D) rows.
+    scale
+        (N,) factors.
+    """
+
+    def __init__(self, rows: RowBlocks, scale: np.ndarray) -> None:
+        self._rows, self._scale = rows, scale.astype(np.float32)
+        self.n_rows, self.starts, self.dim = rows.n_rows, rows.starts, rows.dim
+
+    def read(self, block: int) -> np.ndarray:
+        """Read a block.
+
+        Parameters
+        ----------
+        block
+            Its number.
+
+        Returns
+        -------
+        np.ndarray
+            (r, D) float32.
+        """
+        return self._rows.read(block).astype(np.float32) * self._scale[self.starts[block] : self.starts[block + 1], None]

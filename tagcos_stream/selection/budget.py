@@ -39,8 +39,8 @@ def allocate(sizes: np.ndarray, total: int) -> np.ndarray:
         raise ValueError(f"budget {total} must lie between 0 and the {rows} rows there are")
     if total == 0:
         return np.zeros_like(sizes)
-    # integers throughout (below 2**63 for up to a billion rows): with floating-point quotas rounding errors would break ties
-    exact = sizes * total  # in units of 1 / rows
+    # integers throughout: with floating-point quotas rounding errors would break ties
+    exact = sizes * total if rows * total < 2**63 else sizes.astype(object) * total  # in units of 1 / rows
     budget = exact // rows
     remainder = exact % rows
     budget[np.argsort(-remainder, kind="stable")[: total - int(budget.sum())]] += 1
@@ -49,7 +49,7 @@ def allocate(sizes: np.ndarray, total: int) -> np.ndarray:
             above = np.where(budget > 1, budget * rows - exact, -rows)
             budget[np.argmax(above)] -= 1
             budget[k] += 1
-    return budget
+    return budget.astype(np.int64, copy=False)
 
 
 def fill(sizes: np.ndarray, total: int, weights: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tagcos_stream.random_bits import draws
 from tagcos_stream.selection.budget import allocate, fill
+from tagcos_stream.selection.targets import allocate_by_target
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,11 +27,31 @@ class Groups:
     order: np.ndarray  # (N,) int64: positions in the pool, group by group, in the pool's order within each
     edges: np.ndarray  # (G + 1,) int64: group g is order[edges[g] : edges[g + 1]]
     weights: np.ndarray | None = None  # (G,) the budget is shared by them; None: by size
+    target: np.ndarray | None = None  # (G,) or by these, the weights of a target set in the groups
+    most: np.ndarray | None = None  # (G,) int64, with weights: largest and smallest budget of each group
+    least: np.ndarray | None = None
 
     @property
     def sizes(self) -> np.ndarray:
         """(G,) int64."""
         return np.diff(self.edges)
+
+    def amounts(self, costs: np.ndarray | None = None) -> np.ndarray:
+        """Return what each group can give.
+
+        Parameters
+        ----------
+        costs
+            (N,) int64, tokens of every example of the pool; None counts examples.
+
+        Returns
+        -------
+        np.ndarray
+            (G,) int64.
+        """
+        if costs is None:
+            return self.sizes
+        return np.diff(np.concatenate([[0], np.cumsum(costs[self.order])])[self.edges])
 
     def members(self, group: int) -> np.ndarray:
         """Return the examples of a group.
@@ -48,7 +69,7 @@ class Groups:
         return self.order[self.edges[group] : self.edges[group + 1]]
 
 
-def share_budget(groups: Groups, total: int) -> np.ndarray:
+def share_budget(groups: Groups, total: int, costs: np.ndarray | None = None) -> np.ndarray:
     """Divide a budget among groups.
 
     Parameters
@@ -56,16 +77,21 @@ def share_budget(groups: Groups, total: int) -> np.ndarray:
     groups
         G groups.
     total
-        Examples to choose, at most as many as the groups have.
+        Examples to choose, or tokens to spend, at most as many as the groups have.
+    costs
+        (N,) int64, tokens of every example; only where the budget is in tokens.
 
     Returns
     -------
     np.ndarray
-        (G,) int64, examples to choose from each group: in proportion to the weights where groups have these, else to the sizes.
+        (G,) int64, budget of each group: in proportion to its part of the target or its weight where groups have these, else to
+        its size.
     """
+    if groups.target is not None:
+        return allocate_by_target(groups.amounts(costs), total, groups.target)
     if groups.weights is None:
-        return allocate(groups.sizes, total)
-    return fill(groups.sizes, total, groups.weights)
+        return allocate(groups.amounts(costs), total)
+    return fill(groups.amounts(costs) if groups.most is None else groups.most, total, groups.weights, groups.least)
 
 
 def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None, n_clusters: int = 0) -> Groups:

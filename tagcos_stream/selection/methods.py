@@ -39,6 +39,8 @@ class Group:
     mean: np.ndarray | None = None  # (D,) of the features, where it is known; with a target set, of the target in the group
     wanted: TargetRows | None = None  # the target set; only for methods that need one
     earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
+    costs: np.ndarray | None = None  # (n,) int64, tokens of each row, where the budget is in tokens
+    first_rows: int | None = None  # rows to ask for at first where the budget is in tokens
 
     @property
     def rows(self) -> np.ndarray | RowBlocks:
@@ -100,7 +102,7 @@ class Choose(Protocol):
         group
             The group of n examples: the columns and features that the method declares.
         budget
-            Rows to choose, at most n.
+            Rows to choose, at most n; tokens to spend where the group has costs, which only methods with weights are given.
         settings
             Exactly the settings declared in `Method.settings`; reading another one is a KeyError.
         limits

@@ -19,10 +19,11 @@ from tagcos_stream.selection.tagcos import TAGCOS, choose_fresh
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
     """Choose features by the pursuit, and for feature j the row with the j-th largest draw."""
     owner = np.argsort(-group.columns["draw"], kind="stable")  # row of each feature
-    choice = choose_fresh(group, budget, settings, limits)
+    costs = None if group.costs is None else group.costs[owner]
+    choice = choose_fresh(replace(group, costs=costs), budget, settings, limits)
     margins = np.empty_like(choice.margins)
     margins[owner] = choice.margins
     return replace(choice, indices=owner[choice.indices], margins=margins)
 
 
-SHUFFLED = replace(TAGCOS, name="shuffled", choose=choose, columns=("draw",), settings=("ridge", "tol"))
+SHUFFLED = replace(TAGCOS, name="shuffled", choose=choose, columns=("draw",), settings=("ridge", "tol", "gain_per"))

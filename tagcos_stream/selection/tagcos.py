@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
+from tagcos_stream.rows.blocks import Scaled
 from tagcos_stream.selection.keep_earlier import keep_earlier
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.selection.pursuit.omp import REMEDY, omp_select
+from tagcos_stream.selection.pursuit.omp import REMEDY, Pursuit, omp_select, refit
+from tagcos_stream.selection.tokens import first_rows, prefix, spending
+from tagcos_stream.types import ArrayRows, RowBlocks
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
@@ -31,17 +36,64 @@ def choose_pool(group: Group, budget: int, settings: Mapping[str, Any], limits: 
 
 
 def _pursue(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits, remedy: str) -> Choice:
-    pursuit = omp_select(
-        group.rows,
-        group.target,
-        budget,
-        ridge=settings["ridge"],
-        tol=settings["tol"],
-        memory_limit=limits.memory,
-        threads=limits.threads,
-        progress=limits.progress,
-        remedy=remedy,
+    def pursue(rows: np.ndarray | RowBlocks, count: int) -> Pursuit:
+        return omp_select(
+            rows,
+            group.target,
+            count,
+            ridge=settings["ridge"],
+            tol=settings["tol"],
+            memory_limit=limits.memory,
+            threads=limits.threads,
+            progress=limits.progress,
+            remedy=remedy,
+        )
+
+    if group.costs is not None:
+        return _pursue_tokens(pursue, group, group.costs, budget, settings, limits)
+    return _choice(pursue(group.rows, budget))
+
+
+def _pursue_tokens(
+    pursue: Callable[[np.ndarray | RowBlocks, int], Pursuit],
+    group: Group,
+    costs: np.ndarray,
+    budget: int,
+    settings: Mapping[str, Any],
+    limits: Limits,
+) -> Choice:
+    """Choose the longest prefix of the pursuit's order that the budget pays for; weights are those of its rows alone.
+
+    By gain per token, rows are divided by the root of their tokens: a row of length 1 then lowers the squared residual most for
+    its tokens when it is chosen.
+    """
+    rows, scale = group.rows, np.ones(len(costs))
+    if settings["gain_per"] == "token":
+        scale = np.sqrt(costs.mean() / np.maximum(costs, 1))
+        rows = Scaled(ArrayRows(rows) if isinstance(rows, np.ndarray) else rows, scale)
+
+    def order(count: int) -> tuple[np.ndarray, Pursuit]:
+        found = pursue(rows, count)
+        return found.indices, found
+
+    fits, found = prefix(costs, budget, group.first_rows or first_rows(costs, budget), order)
+    chosen = found.indices[:fits]
+    weights, margins, residual = refit(group.rows, group.target, chosen, ridge=settings["ridge"], threads=limits.threads)
+    choice = _choice(found)
+    return replace(
+        choice,
+        indices=chosen,
+        scores=found.correlations[:fits],
+        margins=(margins * scale).astype(np.float32),
+        weights=weights,
+        rounds=found.rounds[:fits],
+        residuals=found.residuals[:fits],
+        residual=residual,
+        stats=choice.stats | spending(costs, found.indices, fits),
     )
+
+
+def _choice(pursuit: Pursuit) -> Choice:
     return Choice(
         pursuit.indices,
         pursuit.correlations,
@@ -66,7 +118,7 @@ TAGCOS = Method(
     seeded=True,
     weights=True,
     features=True,
-    settings=("ridge", "tol", "sticky"),
+    settings=("ridge", "tol", "sticky", "gain_per"),
 )
 OMP = replace(
     TAGCOS,
@@ -75,5 +127,5 @@ OMP = replace(
     choose=choose_pool,
     reference="GRAD-MATCH, https://arxiv.org/abs/2103.00123",
     seeded=False,
-    settings=("ridge", "tol"),
+    settings=("ridge", "tol", "gain_per"),
 )

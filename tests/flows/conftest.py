@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from flows import pipeline
 from flows.cli import main
+from flows.progress import SilentReporter
 from storage.arrays import segments
 from storage.catalog import runs, spaces
-from storage.root import Root
+from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
 from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
 
@@ -112,3 +116,31 @@ def tagcos(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return code, out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def complete_root(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A root with one complete run of 120 examples in three files, whose sources and model are gone."""
+
+    folder = tmp_path_factory.mktemp("select")
+    for topic in TOPICS:
+        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
+        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = shutil.copytree(model_folder, folder / "model")
+    values = {
+        "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
+        "root": str(folder / "root"),
+        "model": str(model),
+    }
+    pipeline.run(load_settings(SMALL | values | {"ifd": True}), SilentReporter())
+    for topic in TOPICS:
+        (folder / f"{topic}.jsonl").unlink()
+    shutil.rmtree(model)
+    return folder / "root"
+
+
+@pytest.fixture
+def selected_root(complete_root: Path, tmp_path: Path) -> Root:
+    """A copy of it."""
+    shutil.copytree(complete_root, tmp_path / "root")
+    return open_root(str(tmp_path / "root"), create=False)

@@ -27,7 +27,7 @@ from tagcos_stream.selection import groups as division
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
-from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
+from tests.flows.conftest import features_of
 
 UNTARGETED = [name for name in METHODS if not METHODS[name].needs_target]  # the others: test_target.py
 Maker = Callable[..., dict[str, Any]]
@@ -37,31 +37,9 @@ def reselect(root: Root, run: str | None = None, **changes: Any) -> pipeline.Out
     return pipeline.reselect(root.url, run, SilentReporter(), **changes)
 
 
-@pytest.fixture(scope="module")
-def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """A root with one complete run of 120 examples in three files, whose sources and model are gone."""
-
-    folder = tmp_path_factory.mktemp("select")
-    for topic in TOPICS:
-        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
-        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    model = shutil.copytree(model_folder, folder / "model")
-    values = {
-        "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
-        "root": str(folder / "root"),
-        "model": str(model),
-    }
-    pipeline.run(load_settings(SMALL | values | {"ifd": True}), SilentReporter())
-    for topic in TOPICS:
-        (folder / f"{topic}.jsonl").unlink()
-    shutil.rmtree(model)
-    return folder / "root"
-
-
 @pytest.fixture
-def root(pattern: Path, tmp_path: Path) -> Root:
-    shutil.copytree(pattern, tmp_path / "root")
-    return open_root(str(tmp_path / "root"), create=False)
+def root(selected_root: Root) -> Root:
+    return selected_root
 
 
 @pytest.mark.parametrize("method", UNTARGETED)

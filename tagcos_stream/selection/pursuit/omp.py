@@ -135,6 +135,37 @@ def omp_select(
         return _select(rows, hold, target, budget, ridge, tol, progress or (lambda done, total: None))
 
 
+def refit(
+    features: np.ndarray | RowBlocks,
+    target: np.ndarray,
+    indices: np.ndarray,
+    *,
+    ridge: float,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fit the target by given rows, as `omp_select` fits it by those that it chose.
+
+    Parameters
+    ----------
+    features, target, ridge, threads
+        As for `omp_select`, which has checked them.
+    indices
+        (k,) int64, the rows.
+
+    Returns
+    -------
+    weights, margins, residual
+        (k,) float64, (n,) float32 and float, as in `Pursuit`. Takes no more memory than a pursuit of k rows.
+    """
+    with open_rows(features, hold=False, threads=threads) as rows:
+        target = np.asarray(target, np.float64)
+        chosen = rows.take(indices)
+        products = np.empty(len(indices))
+        row_kernels.dots(chosen, target, products)
+        weights = nonnegative_ridge(gram(chosen, rows.product), products, ridge)
+        return weights, *_match(rows, target, indices, weights)
+
+
 def peak_bytes(n: int, dim: int, budget: int, *, hold: bool, blocks: int | None) -> int:
     """Return the peak memory of `omp_select` on top of its features, in bytes.
 
@@ -230,7 +261,7 @@ def _select(
         number += 1
         progress(done, budget)
     weights = nonnegative_ridge(_chosen_gram(store, rows, indices), problem.products[indices], ridge)
-    margins, residual = _match(problem, indices, weights)
+    margins, residual = _match(rows, target, indices, weights)
     unused = store.computed - int((store.slot_of[indices] >= 0).sum())
     stats = Stats(
         number, store.computed, unused, store.batches, counts.taken_back, counts.compared, counts.exact_checks, held=hold
@@ -277,12 +308,12 @@ def _chosen_gram(store: Slots, rows: Rows, indices: np.ndarray) -> np.ndarray:
     return gram(rows.take(indices), rows.product)
 
 
-def _match(problem: Problem, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+def _match(rows: Rows, target: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Every row's correlation with the final residual, and that residual's relative length."""
-    left = problem.target.copy()
+    left, length = target.copy(), float(np.sqrt(target @ target))
     for start in range(0, len(indices), TAKEN):
         part = indices[start : start + TAKEN]
-        row_kernels.subtract(problem.rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
-    margins = np.empty(problem.rows.n, np.float32)
-    problem.rows.correlate(left, margins)
-    return margins, float(np.linalg.norm(left) / problem.length) if problem.length else 0.0
+        row_kernels.subtract(rows.take(part), np.arange(len(part)), weights[start : start + TAKEN], left)
+    margins = np.empty(rows.n, np.float32)
+    rows.correlate(left, margins)
+    return margins, float(np.linalg.norm(left) / length) if length else 0.0
