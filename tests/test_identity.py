@@ -38,7 +38,7 @@ OTHER: dict[str, Any] = {
     "ifd": True,
     "batch_tokens": 512,
     "clusters": 7, "min_cluster_rows": 9, "max_cluster_rows": 10_000, "refit": "never",
-    "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true",
+    "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true", "exclude": "loss > 9",
     "ridge": 0.5, "tol": 1e-3, "sticky": 0.1,
     "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "token",
     "share": ("code=0.1:0.3",), "seed": 1, "target": ("clean.jsonl",),

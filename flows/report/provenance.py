@@ -53,6 +53,8 @@ def exclusions(facts: Facts) -> Section:
         return Section("exclusions", title, missing="Every example with a feature could be chosen.")
     config = json.loads(facts.run["config"])
     lead = f"Where {config.get('where') or 'true'}: {facts.exclusions['examples'].sum():,} examples with a feature were left out."
+    if config.get("exclude") is not None:
+        lead += f" Excluded: {config['exclude']}."
     if config.get("target_where") is not None:
         lead += f" The mean that is matched is of those where {config['target_where']}."
     shown, more = first_rows(facts.exclusions.to_dicts(), 'tagcos sql "FROM exclusions_by_reason"')

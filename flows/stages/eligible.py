@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 
@@ -14,6 +15,8 @@ from storage import predicate
 from storage.catalog import signals
 from tagcos_stream.config import Settings
 from tagcos_stream.types import UserError
+
+LISTS = (".txt", ".ids", ".csv", ".jsonl", ".parquet")  # endings of files that list examples
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,54 @@ def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
     UserError
         A predicate is not one that can be asked of `signals`; see `storage.predicate.parse`.
     """
-    given = {"where": settings.where, "target_where": settings.target_where}
+    listed = settings.exclude is not None and Path(settings.exclude).suffix in LISTS
+    if listed:
+        listed_ids(str(settings.exclude))
+    given = {
+        "where": settings.where,
+        "target_where": settings.target_where,
+        "exclude": None if listed else settings.exclude,
+    }
     return {name: predicate.parse(text, signals.COLUMNS, name) for name, text in given.items() if text is not None}
+
+
+def listed_ids(path: str) -> list[str]:
+    """Read a list of example ids.
+
+    Parameters
+    ----------
+    path
+        A text file with an id a line, or a .csv, .jsonl or .parquet file with the column `example_id`, such as an export.
+
+    Returns
+    -------
+    list of str
+        The ids, in the order of the file.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or has no ids.
+    """
+    kind = Path(path).suffix
+    try:
+        if kind in (".txt", ".ids"):
+            found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            readers: dict[str, Callable[[str], pl.LazyFrame]] = {
+                ".csv": pl.scan_csv,
+                ".jsonl": pl.scan_ndjson,
+                ".parquet": pl.scan_parquet,
+            }
+            found = (
+                readers[kind](path).select(pl.col("example_id").cast(pl.String)).collect()["example_id"].drop_nulls().to_list()
+            )
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"exclude {path}: {first}; give a file with an id a line, or with the column example_id") from error
+    if not found:
+        raise UserError(f"exclude {path}: it has no ids")
+    return found
 
 
 def reads_ifd(settings: Settings) -> bool:
@@ -93,7 +142,7 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
     budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
     checked = check_predicates(run.settings)
-    if all(found.keeps_all for found in checked.values()):
+    if run.settings.exclude is None and all(found.keeps_all for found in checked.values()):
         return Eligible(pool, pool, len(pool))
     if any("repeated" in found.columns for found in checked.values()):
         hash_answers(run)  # of a root that was filled before answers were hashed
@@ -102,8 +151,13 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         if lacking:
             raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
-    judged = signals.judge(run.catalog, run.run_id, [where, checked.get("target_where", where)])
+    judged = signals.judge(run.catalog, run.run_id, [where, checked.get("target_where", where), checked.get("exclude", where)])
     reasons = pool.select("segment", "row").join(judged, on=["segment", "row"], how="left", maintain_order="left")
+    if run.settings.exclude is not None:
+        banned = reasons["2"].is_null() if "exclude" in checked else pool["example_id"].is_in(listed_ids(run.settings.exclude))
+        reason = pl.when(banned).then(pl.lit(f"exclude {run.settings.exclude}"))
+        names = ["0"] if "target_where" in checked else ["0", "1"]  # by default what may not be chosen does not count either
+        reasons = reasons.with_columns(reason.otherwise(pl.col(name)).alias(name) for name in names)
     excluded = reasons.filter(pl.col("0").is_not_null()).select("segment", "row", reason="0")
     signals.record_exclusions(run.catalog, run.run_id, excluded)
     counts = dict(excluded.group_by("reason").len().sort("len", "reason", descending=[True, False]).iter_rows())
@@ -112,7 +166,7 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         failed = "; ".join(f"{n:,} fail {reason}" for reason, n in counts.items())
         raise UserError(
             f"{len(rows):,} of {len(pool):,} examples may be chosen, but {budget:,} are to be: {failed}. "
-            "Relax where, or lower fraction or count"
+            "Relax where or exclude, or lower fraction or count"
         )
     counts_for_mean = reasons["1"].is_null()
     counted = rows if reasons["0"].is_null().equals(counts_for_mean) else pool.filter(counts_for_mean)

@@ -376,3 +376,23 @@ def test_signals__of_answers_are_computed_once_and_choose(root: Root) -> None:
         connection.execute("DELETE FROM answer_losses WHERE row < 5")
     with pytest.raises(UserError, match=r"ifd was not computed for 5 of 120 examples: `tagcos run --ifd`"):
         reselect(root, where="ifd < 1.05", method="random")
+
+
+def test_exclude__by_a_list_or_a_condition(root: Root, tmp_path: Path) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    first = reselect(root, base, method="omp", fraction=0.1)
+    chosen = selections.selection(root.catalog, first.run_id)["example_id"].to_list()
+    listed = tmp_path / "used.txt"
+    listed.write_text("\n".join([*chosen, "0" * 32]) + "\n")
+    second = reselect(root, base, method="omp", fraction=0.1, exclude=str(listed))
+    assert second.stages["select"]["excluded"] == {f"exclude {listed}": 12}
+    pool, rows = features_of(root, base)
+    kept = pool.with_row_index("at").filter(~pl.col("example_id").is_in(chosen))["at"].to_numpy()
+    ref = naive.naive_omp(rows[kept], rows[kept].mean(axis=0), 12)
+    others = selections.selection(root.catalog, second.run_id).sort("rank")["example_id"].to_list()
+    assert others == [pool["example_id"][int(kept[row])] for row, *_ in ref]
+    third = reselect(root, base, method="random", fraction=0.1, exclude="dataset = 'sums' OR turns > 2", where="loss > 0")
+    assert third.stages["select"]["excluded"] == {"exclude dataset = 'sums' OR turns > 2": 80}
+    for exclude, message in (("none.txt", "exclude none.txt: "), ("nothing = 3", "there is no column nothing")):
+        with pytest.raises(UserError, match=message):
+            reselect(root, base, exclude=exclude)
