@@ -83,7 +83,9 @@ def diagnose(
     memory_limit: float | None = None,
     reporter: Reporter | None = None,
 ) -> str:
-    """Measure methods (default all) on the features of a complete run (default the newest); returns that run's id.
+    """Measure methods (default all) on the features of a complete run; returns that run's id.
+
+    The default is the latest run, or the newest one with clusters where that one has none.
 
     Units that are there already are not measured again; a unit that does not fit in memory is left out with a message.
 
@@ -95,6 +97,9 @@ def diagnose(
     opened = open_root(root, create=False, on_wait=reporter.say)
     opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
+    if base["clustering_id"] is None and run_id is None and (clustered := runs.newest_clustered(opened.catalog)) is not None:
+        reporter.say(f"run {base['run_id']} has no clusters to measure by: measured on {clustered}, the newest run that has them")
+        base = runs.complete_run(opened.catalog, clustered)
     if base["clustering_id"] is None:
         raise UserError(
             f"run {base['run_id']} has no clusters to measure by: name another with --run, or make one with "

@@ -148,6 +148,15 @@ def find_run(catalog: Catalog, name: str = LATEST) -> str:
     raise UserError(f"{name} may be any of {shown}: give more of the id")
 
 
+def newest_clustered(catalog: Catalog) -> str | None:
+    """Return the id of the newest complete run with a clustering, None where no run has one."""
+    found = catalog.read(
+        """SELECT run_id FROM runs WHERE status = 'complete' AND clustering_id IS NOT NULL
+        ORDER BY finished_at DESC, run_id DESC LIMIT 1"""
+    )
+    return str(found["run_id"][0]) if len(found) else None
+
+
 def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
     """Return a complete run's row of `runs`.
 

@@ -18,12 +18,21 @@ from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import convert, dataset_of, source_id_of
 
 
+SHORT, KNOWN = 64, 4096  # bytes of a rejected text that is remembered, and how many are
+
+
 def row_by_row(
     raw: Raw, index: np.ndarray, options: RowOptions, dataset: str, rejects: list[Reject], max_turns: int
 ) -> pl.DataFrame:
     """Occurrences of the rows at `index`; what cannot be converted is added to `rejects`."""
     rows, found, datasets, ids = [], [], [], []
+    before: dict[
+        bytes, Reject
+    ] = {}  # short texts that were rejected: a file of nothing but `{}` is read at the speed of a look-up
     for i, row in zip(index.tolist(), records(raw, index), strict=True):
+        if isinstance(row, bytes) and (same := before.get(row)) is not None:
+            rejects.append(same._replace(row=raw.rows[i]))
+            continue
         try:
             record = loads(row) if isinstance(row, bytes) else row
             converted = convert(record, options)
@@ -31,6 +40,8 @@ def row_by_row(
                 raise RowError("too_many_turns", f"{longest:,} messages, limit max_turns {max_turns:,}")
         except RowError as e:
             rejects.append(reject(raw.rows[i], e, row))
+            if isinstance(row, bytes) and len(row) <= SHORT and len(before) < KNOWN:
+                before[row] = rejects[-1]
             continue
         for one in converted:
             rows.append(raw.rows[i])

@@ -263,6 +263,20 @@ def test_diagnose__errors_fall_with_the_budget(root: Root) -> None:
         assert whole < 1e-6, method
 
 
+def test_diagnose__takes_the_newest_run_that_has_clusters(root: Root) -> None:
+    drawn = reselect(root, method="random", fraction=0.1).run_id
+    runs.promote(root.catalog, drawn)
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = said.append  # type: ignore[method-assign]
+    measured = {"methods": ("random",), "fractions": (0.1,), "seeds": (0,), "reporter": reporter}
+    base = diagnose.diagnose(root.url, **measured)
+    assert base != drawn
+    assert said == [f"run {drawn} has no clusters to measure by: measured on {base}, the newest run that has them"]
+    with pytest.raises(UserError, match=f"run {drawn} has no clusters to measure by: name another"):
+        diagnose.diagnose(root.url, drawn, **measured)
+
+
 def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
     said: list[str] = []
     reporter = SilentReporter()
