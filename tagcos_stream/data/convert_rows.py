@@ -17,7 +17,6 @@ from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import convert, dataset_of, source_id_of
 
-
 SHORT, KNOWN = 64, 4096  # bytes of a rejected text that is remembered, and how many are
 
 
