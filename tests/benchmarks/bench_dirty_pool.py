@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_dirty_pool FOLDER WORK --model MODEL [--each 88] [--clean 11] [--bad 0.3]
 
 FOLDER holds one Parquet file per dataset with a `messages` column. WORK gets the pool (a share of the rows of every dataset
-made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, and a root; what is there already is used.
-Prints, for each method and gradient variant, the share of bad rows among the chosen, first for the pool's mean, then for the
-clean examples of all datasets as target; and with the clean examples of one dataset as target (mean over the datasets) the
-share of bad rows and the share of rows of that dataset.
+made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, and a root; what is there already is
+used. Prints, for each method and gradient variant, the share of bad rows among the chosen, first for the pool's mean, then
+for the clean examples of all datasets as target; and for the default variant, with the clean examples of one dataset as
+target (mean over the datasets), the share of bad rows and the share of rows of that dataset.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def shares(root: str, run_id: str, dataset: str | None) -> tuple[float, float]:
         FROM selections s JOIN occurrences o USING (example_id) WHERE s.run_id = ? GROUP BY s.example_id""",
         [run_id],
     )
-    return float(found["bad"].mean() or 0), float((found["dataset"] == dataset).mean() or 0)  # type: ignore[arg-type]
+    return float(found["bad"].mean() or 0), float((found["dataset"] == (dataset or "")).mean() or 0)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -111,12 +111,11 @@ def main() -> None:
             print(f"{variant} | {method} | {plain} | {aimed}", flush=True)
     print("variant | method | bad: target of one dataset | of that dataset")
     runs = {name: run(clean / f"{name}.jsonl") for name in datasets}
-    for variant in VARIANTS:
-        for method in (*TARGETED, "tagcos"):
-            changes = {"gradient": variant, "method": method} | ({"clusters": CLUSTERS} if method == "tagcos" else {})
-            found = [again(runs[name], name, **changes) for name in datasets]
-            bad, right = (sum(pair[n] for pair in found) / len(found) for n in (0, 1))
-            print(f"{variant} | {method} | {bad:.3f} | {right:.3f}", flush=True)
+    for method in (*TARGETED, "tagcos"):
+        changes = {"method": method} | ({"clusters": CLUSTERS} if method == "tagcos" else {})
+        found = [again(runs[name], name, **changes) for name in datasets]
+        bad, right = (sum(pair[n] for pair in found) / len(found) for n in (0, 1))
+        print(f"{VARIANTS[0]} | {method} | {bad:.3f} | {right:.3f}", flush=True)
 
 
 if __name__ == "__main__":
