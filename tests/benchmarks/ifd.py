@@ -1,29 +1,33 @@
 """Cost of instruction-following difficulty, and how well it and the loss tell bad rows from good ones.
 
-python -m tests.benchmarks.ifd SOURCES... --model MODEL [--rows 20]
+python -m tests.benchmarks.ifd SOURCES... --model MODEL [--rows 20] [--threads 1]
 
 Of every source that many exchanges of one question and one answer are taken, each under 1,500 characters. Three in ten are made
-bad: answers exchanged within the source, a canned reply, or words in random order. Prints seconds of both passes and, for each
-signal, the area under the ROC curve (0.5 is chance) by kind of bad row.
+bad: answers exchanged within the source, a canned reply, or words in random order. The adapter is as it is initialised, so that
+the losses are those of the base model. Prints seconds of the gradients and of the pass without prompts, over every tenth row, and
+for each signal the area under the ROC curve (0.5 is chance) by kind of bad row.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import tempfile
-from pathlib import Path
+import time
 
 import numpy as np
 
-from flows import pipeline
-from flows.progress import SilentReporter
-from storage.root import open_root
+from flows.models import load_adapted
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
+from tagcos_stream.gradients.adapter import adapter_parameters
+from tagcos_stream.gradients.answers import answer_losses, without_prompt
+from tagcos_stream.gradients.chat import encode
+from tagcos_stream.gradients.extract import GradientExtractor, block_features
+from tagcos_stream.gradients.projection.projections import make_projection
+from tagcos_stream.types import Checkpoint
 
+LENGTH, TOKENS = 512, 1024  # of an example, of a pass
 CANNED = ("I'm sorry, but I cannot help with that.", "Sure! Let me know if you have any other questions.")
 KINDS = ("exchanged", "canned", "words in random order")
 
@@ -66,36 +70,46 @@ def main() -> None:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(asked.threads)
     rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
-        pool = Path(folder, "pool")
-        pool.mkdir()
-        for number, source in enumerate(asked.sources):
-            rows = spoiled(exchanges(source, asked.rows), rng)
-            lines = [
-                json.dumps({"prompt": question, "completion": answer, "dataset": f"{number}/{kind}"})
-                for question, answer, kind in rows
-            ]
-            Path(pool, f"{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        values = {"sources": (str(pool),), "root": f"{folder}/root", "model": asked.model, "max_length": 512, "ifd": True}
-        outcome = pipeline.run(load_settings(values), SilentReporter())
-        catalog = open_root(f"{folder}/root", create=False).catalog
-        stage = catalog.read("SELECT seconds, detail FROM stages WHERE stage = 'gradients'").row(0, named=True)
-        extra = json.loads(stage["detail"])["ifd_seconds"]
-        found = catalog.read("FROM signals_of(?)", [outcome.run_id])
-    rest = stage["seconds"] - extra
-    print(f"{len(found)} rows; gradients {rest:.1f} s, ifd {extra:.1f} s: {extra / rest:.1%}")
-    kinds = np.array([name.split("/")[1] for name in found["dataset"]])
-    for signal in ("ifd", "loss", "repeated"):
-        values_of = found[signal].to_numpy().astype(float)
-        good = values_of[kinds == "good"]
-        told = {kind: area(values_of[kinds == kind], good) for kind in KINDS}
-        told["all"] = area(values_of[kinds != "good"], good)
-        print(f"{signal}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in told.items()))
-    ratio = found["ifd"].to_numpy()
+    loaded = load_adapted(load_settings({"model": asked.model, "max_length": LENGTH}), "cpu")
+    weights = {name: part.detach().numpy().astype(np.float32) for name, part in adapter_parameters(loaded.model).items()}
+    first, second = ({name: np.full_like(part, value) for name, part in weights.items()} for value in (1e-4, 1e-6))
+    checkpoint = Checkpoint(1, 1e-4, 1.0, 10, weights, first, second)
+    extractor = GradientExtractor(loaded.model, variants=("adam-delta",), projection=make_projection(dim=8192, seed=0))
+    whole, alone, found = [], [], []
+    for source in asked.sources:
+        for question, answer, kind in spoiled(exchanges(source, asked.rows), rng):
+            messages: list = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            given = encode(loaded.tokenizer, messages, max_length=LENGTH)
+            bare = without_prompt(loaded.tokenizer, {"messages": messages}, given, max_length=LENGTH)
+            if bare is not None:
+                whole.append(given)
+                alone.append(bare)
+                found.append(kind)
+    print(f"{len(whole)} rows of {sum(map(len, whole))} tokens, {sum(map(len, alone))} without prompts")
+    extractor.use(checkpoint)
+    extractor.features(whole[:2])  # compiles
+    some = list(range(3, len(whole), 10))
+    started = time.perf_counter()
+    block_features(extractor, [checkpoint], [whole[i] for i in some], token_budget=TOKENS)
+    between = time.perf_counter()
+    answer_losses(extractor, [checkpoint], [alone[i] for i in some], token_budget=TOKENS)
+    gradients, extra = between - started, time.perf_counter() - between
+    print(f"{len(some)} rows: gradients {gradients:.1f} s, without prompts {extra:.1f} s: {extra / gradients:.1%}")
+    loss = answer_losses(extractor, [checkpoint], whole, token_budget=TOKENS)
+    ifd = loss / answer_losses(extractor, [checkpoint], alone, token_budget=TOKENS)
+    kinds = np.array(found)
+    for name, values in (("ifd", ifd), ("loss", loss)):
+        areas = {kind: area(values[kinds == kind], values[kinds == "good"]) for kind in KINDS}
+        areas["all"] = area(values[kinds != "good"], values[kinds == "good"])
+        print(f"{name}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in areas.items()))
     for limit in (0.9, 1.0):
-        good, bad = (np.mean(ratio[chosen] < limit) for chosen in (kinds == "good", kinds != "good"))
+        good, bad = (np.mean(ifd[chosen] < limit) for chosen in (kinds == "good", kinds != "good"))
         print(f"ifd < {limit}: {good:.1%} of good, {bad:.1%} of bad")
 
 
