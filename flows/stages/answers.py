@@ -28,10 +28,10 @@ def hash_answers(run: RunContext) -> int:
     left = signals.without_answer_key(run.catalog, run.run_id)
     if not len(left):
         return 0
-    from tagcos_stream.data.same_words import answer_keys
+    from tagcos_stream.data.same_words import word_keys
 
     for frame in example_reader(run.root).iterate(left):
-        keys = pl.Series(answer_keys(frame["messages"]), dtype=pl.UInt64)
+        keys = pl.Series(word_keys(frame["messages"], answers_only=True), dtype=pl.UInt64)
         signals.add_answer_keys(run.catalog, frame.select("segment", "row", key=keys))
     return len(left)
 

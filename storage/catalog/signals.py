@@ -110,20 +110,7 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
 
 
 def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """List the examples of a run's pool whose answers are not hashed.
-
-    Parameters
-    ----------
-    catalog
-        Where the run is recorded.
-    run_id
-        The run.
-
-    Returns
-    -------
-    pl.DataFrame
-        segment, row, in this order.
-    """
+    """Return segment and row, in this order, of the examples of a run's pool whose answers are not hashed."""
     return catalog.read(
         "SELECT segment, row FROM pool_of(?) ANTI JOIN answer_keys USING (segment, row) ORDER BY segment, row", [run_id]
     )

@@ -9,37 +9,27 @@ from tagcos_stream.data.canonical import said
 from tagcos_stream.data.shingles import BASE, find_words
 
 
-def word_keys(messages: pl.Series) -> np.ndarray:
+def word_keys(messages: pl.Series, *, answers_only: bool = False) -> np.ndarray:
     """Hash the words of conversations.
 
     Parameters
     ----------
     messages
         N conversations as they are stored.
+    answers_only
+        Only the assistant's turns; by default all turns but system messages.
 
     Returns
     -------
     np.ndarray
-        (N,) uint64, equal for conversations whose turns have the same words in the same order (case, spacing and punctuation do
-        not count, nor do system messages and roles); 0 for those without a word.
+        (N,) uint64, equal for conversations whose turns have the same words in the same order (case, spacing, punctuation and
+        roles do not count); 0 for those without a word.
     """
-    return _keys(["\n".join(said(turn) for turn in turns if turn["role"] != "system") for turns in messages])
 
+    def counts(role: str) -> bool:
+        return role == "assistant" if answers_only else role != "system"
 
-def answer_keys(messages: pl.Series) -> np.ndarray:
-    """Hash the words of the answers of conversations.
-
-    Parameters
-    ----------
-    messages
-        N conversations as they are stored.
-
-    Returns
-    -------
-    np.ndarray
-        (N,) uint64, equal where the assistant's turns have the same words in the same order; 0 for answers without a word.
-    """
-    return _keys(["\n".join(said(turn) for turn in turns if turn["role"] == "assistant") for turns in messages])
+    return _keys(["\n".join(said(turn) for turn in turns if counts(turn["role"])) for turns in messages])
 
 
 def _keys(texts: list[str]) -> np.ndarray:

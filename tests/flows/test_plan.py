@@ -61,6 +61,10 @@ def agrees(plan: Plan, outcome: pipeline.Outcome, before: int = 0) -> None:
     assert counts(outcome.plan) | {"ingest": (0, 0)} == counts(plan) | {"ingest": (0, 0)}, "planned again once sources are read"
 
 
+def stages(*counts: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    return dict(zip(("ingest", "warm-up", "gradients", "cluster", "select"), counts, strict=True))
+
+
 def write(path: Path, topic: str, numbers: range) -> None:
     path.write_text("".join(json.dumps({"messages": conversation(topic, n)}) + "\n" for n in numbers), encoding="utf-8")
 
@@ -71,13 +75,7 @@ def test_plan__before_a_first_run_after_it_after_growth_and_after_changed_settin
     values = small_settings(heldout=0.1, refit="never")  # a fit that no longer suits the data shows only when it is measured
     first = planned(values)
     assert not (tmp_path / "root").exists(), "a plan writes nothing"
-    assert counts(first) == {
-        "ingest": (3, 3),
-        "warm-up": (1, 1),
-        "gradients": (108, 108),
-        "cluster": (108, 108),
-        "select": (11, 11),
-    }
+    assert counts(first) == stages((3, 3), (1, 1), (108, 108), (108, 108), (11, 11))
     assert first.step("warm-up").reason == "first run of this root"
     agrees(first, done := run(values))
 
@@ -95,13 +93,7 @@ def test_plan__before_a_first_run_after_it_after_growth_and_after_changed_settin
 
     write(pool_folder / "more.jsonl", "sums", range(100, 130))
     grown = planned(values)
-    assert counts(grown) == {
-        "ingest": (1, 4),
-        "warm-up": (0, 1),
-        "gradients": (27, 135),
-        "cluster": (27, 135),
-        "select": (14, 14),
-    }
+    assert counts(grown) == stages((1, 4), (0, 1), (27, 135), (27, 135), (14, 14))
     agrees(grown, run(values))
 
     fraction = planned(values | {"fraction": 0.2})

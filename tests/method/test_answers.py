@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tagcos_stream.data.canonical import MESSAGES
-from tagcos_stream.data.same_words import answer_keys
+from tagcos_stream.data.same_words import word_keys
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.answers import answer_losses, without_prompt
 from tagcos_stream.gradients.chat import encode
@@ -73,7 +73,7 @@ def test_without_prompt__is_none_where_the_template_takes_no_empty_turn() -> Non
 def test_answer_keys__equal_words_of_answers_are_equal_keys() -> None:
     answers = [("a?", "I cannot, help!"), ("another", "i  cannot help"), ("a?", "I can help"), ("b", "?!")]
     turns = [[{**turn, "name": None, "train": None} for turn in conversation(pair)] for pair in answers]
-    keys = answer_keys(pl.Series(turns, dtype=MESSAGES))
+    keys = word_keys(pl.Series(turns, dtype=MESSAGES), answers_only=True)
     assert keys[0] == keys[1] != keys[2]
     assert keys[3] == 0
 
