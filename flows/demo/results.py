@@ -36,7 +36,7 @@ def print_results(root: Root, run_id: str, location: str, added: int) -> None:
     samples = report_samples.collect(root, run_id, clustering_id=None, base=None)
     print(f"\n{SHOWN} of the selected examples, the first of each of the largest clusters:")
     for row in first_chosen(samples.rows).iter_rows(named=True):
-        print(f"\n  {row['dataset']}, cluster {row['cluster']}, weight {row['weight']:.3g}; {row['reason']}")
+        print(f"\n  {row['dataset']}, cluster {row['group_id']}, weight {row['weight']:.3g}; {row['reason']}")
         for message in samples.messages[row["example_id"]][:2]:
             line = f"{message.role}: {message.content}"
             print(textwrap.shorten(line, WIDTH, placeholder=" ...", initial_indent="    "))
@@ -49,8 +49,8 @@ def print_results(root: Root, run_id: str, location: str, added: int) -> None:
 def first_chosen(rows: pl.DataFrame) -> pl.DataFrame:
     """The example chosen first in each of SHOWN clusters, those with most selected examples first."""
     chosen = rows.filter(pl.col("kind") == "chosen")
-    counted = chosen.with_columns(n=pl.len().over("cluster")).filter(pl.col("place") == 0)
-    return counted.sort("n", "cluster", descending=[True, False]).head(SHOWN)
+    counted = chosen.with_columns(n=pl.len().over("group_id")).filter(pl.col("place") == 0)
+    return counted.sort("n", "group_id", descending=[True, False]).head(SHOWN)
 
 
 def random_error(root: Root, run_id: str) -> float:

@@ -142,7 +142,7 @@ def test_heldout__nothing_like_it_stays_in_the_pool(tmp_path: Path) -> None:
 
 def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_folder: Path) -> None:
     name = root.catalog.read("SELECT evaluation_id FROM evaluations").item()
-    base = runs.newest_of_sources(root.catalog)["run_id"]
+    base = runs.complete_run(root.catalog)["run_id"]
     done = evaluations.units(root.catalog, name)
     per_seed = {("random", False), ("longest", False), ("tagcos", False), ("tagcos", True), ("full", False)}
     assert {(key.method, key.weighted, key.seed, key.regime) for key in done} == {("base", False, 0, "none")} | {
@@ -469,7 +469,7 @@ def test_command__prints_a_table_and_json(
     monkeypatch.setattr("sys.argv", ["tagcos", "status", "--root", root.url])
     with pytest.raises(SystemExit):
         main.main()
-    assert re.search(r"run-\S+ +complete +\S+ \S+ +96 +24 +10", capsys.readouterr().out)
+    assert re.search(r"run-\S+ +main +\S+ +\S+ +complete +96 +10 ", capsys.readouterr().out)
 
 
 @pytest.mark.slow

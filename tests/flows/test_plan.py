@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import pipeline
+from flows.changes import recorded
 from flows.cli.main import app
 from flows.context import DoStage, run_stage
 from flows.plan import Plan
@@ -81,7 +82,9 @@ def test_plan__before_a_first_run_after_it_after_growth_and_after_changed_settin
 
     from flows.prefect_artifacts import summary  # Prefect takes seconds to import
 
-    told = summary(open_root(values["root"], create=False), done)
+    root = open_root(values["root"], create=False)
+    by_dataset = root.catalog.read("FROM by_dataset(?)", [done.run_id]).to_dicts()
+    told = summary(root, done, recorded(root.catalog, done.run_id), by_dataset)
     assert "| stage | planned | reused | why |" in told
     assert "| gradients | 108 of 108 examples |  | a new space has none |" in told
 

@@ -153,7 +153,7 @@ def test_run__template_that_fails_for_all_is_the_message(small_settings: Maker, 
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-def test_export__holds_messages_weight_cluster_and_rank(small_settings: Maker, tmp_path: Path, name: str) -> None:
+def test_export__holds_messages_weight_group_and_rank(small_settings: Maker, tmp_path: Path, name: str) -> None:
     values = small_settings()
     outcome = run(values)
     path = tmp_path / name
@@ -162,9 +162,8 @@ def test_export__holds_messages_weight_cluster_and_rank(small_settings: Maker, t
     assert len(frame) == 12
     assert frame["weight"].mean() == pytest.approx(1)
     chosen = selected(values["root"], outcome.run_id)
-    assert sorted(frame.select("example_id", "cluster", "rank").rows()) == sorted(
-        chosen.select("example_id", "cluster", "rank").rows()
-    )
+    columns = ("example_id", "group_id", "rank")
+    assert sorted(frame.select(columns).rows()) == sorted(chosen.select(columns).rows())
     source = {
         line
         for topic in ("sums", "colours", "cities")

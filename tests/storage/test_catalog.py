@@ -87,7 +87,8 @@ def older(path: Path, sql: Path) -> duckdb.DuckDBPyConnection:
 def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions: int) -> None:
     path = tmp_path / "catalog.duckdb"
     connection = older(path, old_sql(tmp_path / "sql", versions))
-    connection.execute("INSERT INTO files VALUES ('f', 's', 'u', 'd', 1, 'jsonl', '', 5, true, 'r', '2026-01-01')")
+    columns = "file_id, source, url, digest, size, format, spec, rows_done, complete, first_run, added_at"
+    connection.execute(f"INSERT INTO files ({columns}) VALUES ('f', 's', 'u', 'd', 1, 'jsonl', '', 5, true, 'r', '2026-01-01')")
     connection.close()
     catalog = Catalog(path)
     with pytest.raises(UserError, match=f"schema version {versions}, this version reads {SCHEMA_VERSION}"):

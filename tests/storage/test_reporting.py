@@ -40,8 +40,8 @@ def test_edges__of_other_numbers(a: float, b: float) -> None:
 def test_gather__counts_what_the_tables_hold(filled: Root) -> None:
     run_id = runs.find_run(filled.catalog, "latest")
     facts = report_facts.gather(filled.catalog, run_id)
-    assert facts.groups["size"].sum() == facts.clusters["size"].sum() == facts.group_sources["size"].sum() == 275
-    for counts in (facts.sources, facts.clusters, facts.group_sources, facts.groups):
+    assert facts.groups["size"].sum() == facts.clusters["size"].sum() == facts.group_datasets["size"].sum() == 275
+    for counts in (facts.datasets, facts.clusters, facts.group_datasets, facts.groups):
         assert counts["selected"].sum() == 26
     for measure in report_facts.MEASURES:
         bins = facts.histograms.filter(measure=measure)
@@ -49,7 +49,7 @@ def test_gather__counts_what_the_tables_hold(filled: Root) -> None:
     assert facts.found == 286
     assert facts.rejects.select("stage", "reason", "rows").rows() == [("gradients", "non-finite", 11), ("ingest", "no-answer", 3)]
     assert facts.drift == {}
-    assert facts.curve["clusters"].to_list() == [4] * report_facts.STEPS
+    assert facts.curve["n_groups"].to_list() == [4] * report_facts.STEPS
 
 
 def test_gather__of_a_run_that_is_not_complete(filled: Root) -> None:
