@@ -73,10 +73,26 @@ class Estimate:
 
 
 def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | None = None) -> Estimate:
-    """Estimate `tagcos run` with these settings; reads sources and model, writes nothing. `seconds`: how long to measure passes.
+    """Estimate `tagcos run` with these settings. Reads sources and model, writes nothing.
 
-    Raises:
-        UserError: a source or model that cannot be read, no usable example, or a model whose passes do not fit in memory.
+    Parameters
+    ----------
+    settings
+        Those of the run.
+    seconds
+        How long to measure passes of the model.
+    reporter
+        Gets progress; by default nothing is shown.
+
+    Returns
+    -------
+    Estimate
+        What the run would read, compute and store.
+
+    Raises
+    ------
+    UserError
+        A source or model cannot be read, no example is usable, or the model's passes do not fit in memory.
     """
     reporter = reporter or SilentReporter()
     if settings.threads:
@@ -181,8 +197,13 @@ class Probe:
         self._extractor: Any = None
 
     def warm_up(self) -> float:
-        """Seconds a token of a training step: the second of two, whose moments the gradient passes use. An adapter of the user's
-        own is imported instead, in no time."""
+        """Train two steps; the gradient passes use their moments. A given adapter is imported instead, in no time.
+
+        Returns
+        -------
+        float
+            Seconds a token of the second step.
+        """
         from tagcos_stream.gradients import warmup
         from tagcos_stream.gradients.import_checkpoint import import_checkpoint
 
@@ -207,8 +228,20 @@ class Probe:
         return (ends[1] - ends[0]) / (sum(map(len, sample)) / len(sample) * size)
 
     def gradients(self, seconds: float, progress: Any) -> tuple[float, float]:
-        """(tokens a second and checkpoint, seconds measured): passes of blocks planned as the run would, in random order, until
-        the time is over; a first one, which compiles and allocates, is not counted."""
+        """Measure passes of blocks planned as the run would, in random order; a first one, which compiles, is not counted.
+
+        Parameters
+        ----------
+        seconds
+            How long to measure.
+        progress
+            Called with the seconds that have passed.
+
+        Returns
+        -------
+        tuple of float
+            Tokens a second of one checkpoint, and the seconds measured.
+        """
         from tagcos_stream.gradients.batching import plan_batches
         from tagcos_stream.gradients.extract import GradientExtractor
         from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
@@ -308,7 +341,18 @@ def _stored_bytes(sample: pl.DataFrame) -> float:
 
 
 def free_disk(root: str) -> int | None:
-    """Bytes free where a local root is or would be; None in an object store."""
+    """Measure the space that is left for a root.
+
+    Parameters
+    ----------
+    root
+        Its folder, which need not exist, or address.
+
+    Returns
+    -------
+    int or None
+        Free bytes of a local disk; None in an object store.
+    """
     if "://" in root and not root.startswith("file://"):
         return None
     place = Path(root.removeprefix("file://")).expanduser().absolute()

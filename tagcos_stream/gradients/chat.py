@@ -68,11 +68,18 @@ class SpecialTokenInText(NoTargets):
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation.
+    """One conversation of T tokens.
 
-    input_ids (T,) int32; target (T,) bool, where target[t] means that the prediction of token t from those before it counts (so
-    target[0] is never set); truncated when the end was cut off at the maximum length; special_tokens counts the control tokens
-    that stand in texts of the conversation.
+    Parameters
+    ----------
+    input_ids
+        (T,) int32.
+    target
+        (T,) bool: target[t] means that the prediction of token t from those before it counts, so target[0] is never set.
+    truncated
+        Whether the end was cut off at the maximum length.
+    special_tokens
+        Number of control tokens in texts of the conversation.
     """
 
     input_ids: np.ndarray
@@ -85,6 +92,7 @@ class Encoded:
 
     @property
     def n_target(self) -> int:
+        """Number of target tokens."""
         return int(self.target.sum())
 
 
@@ -97,7 +105,7 @@ def encode(
     template_kwargs: Mapping[str, Any] | str | None = None,
     special_tokens: SpecialTokens = "keep",
 ) -> Encoded:
-    """The conversation as (T,) ids and target mask, cut to the first `max_length` tokens.
+    """Encode a conversation as ids and target mask, cut to the first `max_length` tokens.
 
     Trained on: of every assistant turn all that follows the generation prompt (reasoning, content and tool calls, as the
     template prints them) and its end-of-turn mark; or, where a message has `train` ranges, the tokens that touch them (the
@@ -117,6 +125,11 @@ def encode(
     special_tokens : {"keep", "escape", "reject"}
         What to do with control tokens in the texts of the conversation, such as <|im_end|>: encode them as the tokenizer does
         and count them, encode them as plain text, or reject the example.
+
+    Returns
+    -------
+    Encoded
+        With at least one target token.
 
     Raises
     ------
@@ -149,7 +162,18 @@ def encode(
 
 
 def template_fingerprint(tokenizer: Any) -> str:
-    """Hash of the chat template in use and of the special tokens that it may print."""
+    """Hash the chat template in use and the special tokens that it may print.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer.
+
+    Returns
+    -------
+    str
+        32 hex digits.
+    """
     plain, with_tools = _source(tokenizer, None), _source(tokenizer, [{}])
     used = [plain] if plain == with_tools else [plain, with_tools]
     content = json.dumps([*used, sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())])
@@ -162,7 +186,17 @@ def render(
     tools: list | str | None = None,
     template_kwargs: Mapping[str, Any] | str | None = None,
 ) -> tuple[Layout, list[mask.Span]]:
-    """The templated text with the places of its messages, and the [begin, end) characters of it that are trained on.
+    """Render a conversation and find the characters that are trained on.
+
+    Parameters
+    ----------
+    tokenizer, messages, tools, template_kwargs
+        As for `encode`.
+
+    Returns
+    -------
+    tuple
+        The templated text with the places of its messages, and the [begin, end) characters of it that are trained on.
 
     Raises
     ------
@@ -190,7 +224,23 @@ def render(
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], tools: list | str | None = None) -> str:
-    """The templated text of a conversation up to where the assistant's next turn begins."""
+    """Render a conversation up to where the assistant's next turn begins.
+
+    Parameters
+    ----------
+    tokenizer, messages, tools
+        As for `encode`.
+
+    Returns
+    -------
+    str
+        The templated text.
+
+    Raises
+    ------
+    UserError
+        The template cannot print this conversation.
+    """
     template, variables = _prepared(tokenizer, tools, None)
     parts, _ = _reading(template, json.dumps({k: v for k, v in variables.items() if k != "tools"}, sort_keys=True))
     try:
