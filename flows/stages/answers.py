@@ -13,18 +13,7 @@ from storage.examples import example_reader
 
 
 def hash_answers(run: RunContext) -> int:
-    """Hash the answers of the pool's examples that have no hash yet; equal hashes count as repetition.
-
-    Parameters
-    ----------
-    run
-        With its pool.
-
-    Returns
-    -------
-    int
-        Number of examples hashed.
-    """
+    """Hash the answers of the pool's examples that have no hash yet, and return how many; equal hashes count as repetition."""
     left = signals.without_answer_key(run.catalog, run.run_id)
     if not len(left):
         return 0

@@ -117,15 +117,7 @@ def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 
 def add_answer_keys(catalog: Catalog, keys: pl.DataFrame) -> None:
-    """Record hashes of answers.
-
-    Parameters
-    ----------
-    catalog
-        Where they are recorded.
-    keys
-        segment, row, key (UInt64; 0 for an answer without a word) of rows that have none.
-    """
+    """Record the hashes of answers: segment, row, key (uint64, 0 for an answer without a word)."""
     with catalog.transaction() as connection:
         insert(connection, "answer_keys", require(keys, ["segment", "row", "key"]))
 
