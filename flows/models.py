@@ -16,6 +16,7 @@ from tagcos_stream.machine import free_memory
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
+    from storage.catalog.spaces import Space
     from tagcos_stream.gradients.model import LoadedModel
 
 TOO_LONG = "too long"
@@ -112,6 +113,23 @@ def load_adapted(settings: Settings, device: str) -> LoadedModel:
             rank_pattern=settings.rank_pattern(),
             rslora=settings.rslora,
             seed=settings.feature_seed,
+        )
+    return loaded
+
+
+def load_of_space(model: AdaptedModel, settings: Settings, device: str, space: Space) -> LoadedModel:
+    """Load the model of these settings, and refuse one whose content is not that of a feature space's model.
+
+    Raises
+    ------
+    UserError
+        As for `load_adapted`, or the content is another.
+    """
+    loaded = model.load(settings, device)
+    if space.fingerprint["model"] != loaded.fingerprint:
+        raise UserError(
+            f"model {settings.model} has content {loaded.fingerprint}, but feature space {space.space_id} was made with "
+            f"{space.fingerprint['model']}: features of two models never mix; restore it, or give the new one another path"
         )
     return loaded
 

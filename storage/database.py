@@ -20,7 +20,7 @@ import polars as pl
 from storage.files.base import sync_path
 from storage.lock import Waiting
 from storage.schema import SQL, migrate, migrations, newer, schema_version
-from storage.tables import fetch, quoted
+from storage.tables import fetch, quoted, quoted_name
 from tagcos_stream.types import UserError
 
 # The oldest version that can open the file: DuckDB 2.0's own format cannot be opened by the common 1.5 shells.
@@ -294,7 +294,7 @@ def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     """
     connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
     own = connection.execute("SELECT current_database()").fetchall()[0][0]
-    connection.execute(f'COPY FROM DATABASE "{own}" TO copied')
+    connection.execute(f"COPY FROM DATABASE {quoted_name(own)} TO copied")
     connection.execute("DETACH copied")
 
 

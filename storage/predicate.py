@@ -14,16 +14,13 @@ from typing import Any
 
 import duckdb
 
+from storage.database import NO_EXTENSIONS
+from storage.tables import quoted_name
 from tagcos_stream.types import UserError
 
 CLASSES = frozenset(
     {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CASE", "CAST", "TYPE", "FUNCTION"}
 )
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-    "enable_external_access": False,
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def parse(text: str, columns: Mapping[str, str], setting: str = "where") -> Pred
 
     if not text.strip():
         raise refuse("it is empty: leave it out, or say `true` for every row")
-    with duckdb.connect(config=CONFIG) as connection:
+    with duckdb.connect(config={**NO_EXTENSIONS, "enable_external_access": False}) as connection:
         # the parentheses and the line break: neither a comment nor a comma nor a clause can end the expression early
         parsed = json.loads(_one(connection, "SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]))
         if parsed["error"]:
@@ -105,22 +102,6 @@ def parse(text: str, columns: Mapping[str, str], setting: str = "where") -> Pred
         if kind != "BOOLEAN":
             raise refuse(f"it gives {kind}, not true or false: compare it with something")
     return Predicate(text, frozenset(read), conditions)
-
-
-def quoted_name(name: str) -> str:
-    """Quote a name as an SQL identifier.
-
-    Parameters
-    ----------
-    name
-        Any text.
-
-    Returns
-    -------
-    str
-        In double quotes.
-    """
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _one(connection: duckdb.DuckDBPyConnection, query: str, parameters: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from storage.tables import utc_now
 # tables with a row or more for a run, by run_id
 OF_A_RUN = (
     "stages", "stage_attempts", "run_files", "run_groups", "budget_steps", "selections", "candidates", "refreshes",
-    "diagnostics", "promotions",
+    "diagnostics", "promotions", "check_results",
     "target_nearest", "selection_targets", "exclusions", "runs",
 )  # fmt: skip
 OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "answer_losses", "feature_spaces")

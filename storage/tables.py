@@ -37,6 +37,22 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def quoted_name(name: str) -> str:
+    """Quote a name as an SQL identifier.
+
+    Parameters
+    ----------
+    name
+        Any text.
+
+    Returns
+    -------
+    str
+        In double quotes.
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
 def fetch(
     connection: duckdb.DuckDBPyConnection,
     query: str,

@@ -27,7 +27,7 @@ FLOWS = (
     ("flows.prefect_flow", "flows.demo"),
     ("flows.prefect_artifacts", "flows.prefect_parameters"),
     ("flows.report",),
-    ("flows.compare", "flows.estimate", "flows.doctor", "flows.export"),
+    ("flows.compare", "flows.estimate", "flows.probe", "flows.doctor", "flows.export"),
     ("flows.pipeline",),
     ("flows.stages",),
     ("flows.workers",),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, encode_row, gradient_token_budget, max_length
+from flows.models import AdaptedModel, encode_row, gradient_token_budget, load_of_space, max_length
 from flows.workers.work import Progress, WorkerResources
 from storage.catalog.spaces import Space, load_checkpoints
 from storage.examples import ExampleReader
@@ -67,7 +67,7 @@ def answer_loss_blocks(
 
         torch.set_num_threads(resources.threads)
     with AdaptedModel() as model:
-        loaded = model.load(settings, resources.device)
+        loaded = load_of_space(model, settings, resources.device, spec.space)
         longest = max_length(settings, loaded)
         checkpoints = load_checkpoints(spec.files, spec.space)
         projection = make_projection(settings.projection, dim=spec.space.dim, seed=settings.feature_seed)

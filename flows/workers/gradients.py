@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, max_length
+from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, load_of_space, max_length
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays import segments
 from storage.catalog.spaces import Space, load_checkpoints
@@ -25,7 +25,6 @@ from storage.files.base import Files
 from tagcos_stream.config import Settings
 from tagcos_stream.data.rejects import SNIPPET
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.gradients.model import LoadedModel
@@ -83,7 +82,7 @@ def compute(
 
         torch.set_num_threads(resources.threads)
     with spec.model or AdaptedModel() as model:  # closed at the end: the next stages need the memory
-        yield from Engine(spec, model.load(spec.settings, resources.device)).run(tasks, progress)
+        yield from Engine(spec, load_of_space(model, spec.settings, resources.device, spec.spaces[0])).run(tasks, progress)
 
 
 class Engine:
@@ -95,11 +94,6 @@ class Engine:
 
         self.spec = spec
         first = spec.spaces[0]
-        if first.fingerprint["model"] != loaded.fingerprint:
-            raise UserError(
-                f"model {spec.settings.model} has content {loaded.fingerprint}, but feature space {first.space_id} was made with "
-                f"{first.fingerprint['model']}: features of two models never mix; restore it, or give the new one another path"
-            )
         self.tokenizer = loaded.tokenizer
         self.max_length = max_length(spec.settings, loaded)
         self.checkpoints = load_checkpoints(spec.files, first)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tagcos_stream.memory import require_memory
-from tagcos_stream.rows.held import CHUNK, open_rows, shape
+from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
 from tagcos_stream.types import RowBlocks
 
 
@@ -50,6 +51,27 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return (rows * np.divide(1.0, lengths, out=np.zeros(len(rows)), where=lengths > 0)[:, None]).astype(np.float32)
 
 
+def cosine_blocks(rows: Rows, unit: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Compute the cosines of all rows with some queries, block by block.
+
+    Parameters
+    ----------
+    rows
+        N rows.
+    unit
+        (m, D) float32, queries of length 1, as from `unit_rows`.
+
+    Yields
+    ------
+    tuple
+        The rows of a block, and their (r, m) float32 cosines; 0 for a zero row.
+    """
+    for start, block in rows.blocks():
+        lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
+        scale = np.divide(1.0, lengths, out=np.zeros(len(block), np.float32), where=lengths > 0)
+        yield slice(start, start + len(block)), rows.product(block, unit) * scale[:, None]
+
+
 def peak_bytes(dim: int, n: int, m: int, block_rows: int = CHUNK) -> int:
     """Most memory that `nearest` takes beyond its features, bytes."""
     return 8 * m * dim + 3 * 4 * block_rows * (dim + m) + 12 * (n + m) + (16 << 20)
@@ -88,15 +110,11 @@ def nearest(
     best, cosines = np.zeros(len(queries), np.int64), np.full(len(queries), -np.inf, np.float32)
     of_row, row_cosines = np.empty(n, np.int64), np.empty(n, np.float32)
     with open_rows(features, hold=False, threads=threads) as rows:
-        for start, block in rows.blocks():
-            lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
-            scale = np.divide(1.0, lengths, out=np.zeros(len(block), np.float32), where=lengths > 0)
-            found = rows.product(block, unit) * scale[:, None]
-            here = slice(start, start + len(block))
+        for here, found in cosine_blocks(rows, unit):
             of_row[here] = found.argmax(axis=1)
             row_cosines[here] = found.max(axis=1)
             top = found.argmax(axis=0)
             value = found[top, np.arange(len(queries))]
             better = value > cosines
-            best[better], cosines[better] = start + top[better], value[better]
+            best[better], cosines[better] = here.start + top[better], value[better]
     return Nearest(best, np.clip(cosines, -1, 1), of_row, np.clip(row_cosines, -1, 1))

@@ -15,7 +15,7 @@ import numpy as np
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, open_rows, shape
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.selection.nearest import unit_rows
+from tagcos_stream.selection.nearest import cosine_blocks, unit_rows
 from tagcos_stream.types import RowBlocks
 
 FIRST = 64  # rows that are sorted for a target example before its first turn
@@ -92,10 +92,8 @@ def round_robin(
     cosines = np.empty((len(wanted), n), np.float32)
     unit = unit_rows(wanted)
     with open_rows(features, hold=False, threads=threads) as rows:
-        for start, block in rows.blocks():
-            lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
-            scale = np.divide(1.0, lengths, out=np.zeros(len(block), np.float32), where=lengths > 0)
-            cosines[:, start : start + len(block)] = (rows.product(block, unit) * scale[:, None]).T
+        for here, found in cosine_blocks(rows, unit):
+            cosines[:, here] = found.T
     order = turns(parts, budget + 1)
     queues = [_Queue(row) for row in cosines]
     taken = np.zeros(n, bool)

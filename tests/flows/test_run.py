@@ -183,6 +183,8 @@ def test_run__a_changed_model_is_refused(small_settings: Maker, model_folder: Pa
     shutil.copytree(model_folder, own)
     run(small_settings(model=str(own)))
     tiny_model("llama", seed=1).save_pretrained(own)
+    with pytest.raises(UserError, match="features of two models never mix"):  # no feature is missing, but losses of answers are
+        run(small_settings(model=str(own), ifd=True))
     (pool_folder / "more.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="features of two models never mix"):
         run(small_settings(model=str(own)))

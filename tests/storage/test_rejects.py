@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from storage.catalog import pool, runs
+from storage.catalog import changes, pool, runs
 from storage.catalog.pool import KEPT
 from storage.check import check
 from storage.root import Root
@@ -40,7 +40,7 @@ def test_rejects__beyond_a_number_are_counted(root: Root, tmp_path: Path) -> Non
     (rest,) = found.filter("summary").to_dicts()
     first = 1 + KEPT - 10 + 20 + 10  # the row of the first that is not listed
     assert rest == {"reason": "unknown_shape", "row": first, "rows": KEPT + 7, "snippet": None, "summary": True}
-    assert runs.run_status(root.catalog, run_id).rejects == 2 * KEPT + 27
+    assert runs.run_status(root.catalog, run_id).rejects == changes.rejected(root.catalog, run_id) == 2 * KEPT + 27
     by_reason = root.catalog.read("FROM rejects_by_reason_of(?) ORDER BY rows", [run_id])
     assert by_reason.select("reason", "rows").rows() == [("broken_json", 20), ("unknown_shape", 2 * KEPT + 7)]
     assert "beyond the first" not in by_reason["for_example"][1]

@@ -76,6 +76,21 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     assert root.catalog.read("SELECT count(*) FROM promotions").item() == 0
 
 
+KEPT = {  # tables that name a run, space or clustering, and whose rows outlive it
+    "run_id": {"segments", "evaluations", "target_sets", "rejects", "blocks", "feature_spaces", "clusterings"},  # who made it
+    "space_id": {"runs", "clusterings", "rejects"},
+    "clustering_id": {"runs", "refreshes"},
+}
+
+
+def test_retention__every_table_that_names_a_run_is_dropped_from_or_kept_on_purpose(filled: Root) -> None:
+    dropped = {"run_id": retention.OF_A_RUN, "space_id": retention.OF_A_SPACE, "clustering_id": retention.OF_A_CLUSTERING}
+    for column, kept in KEPT.items():
+        query = "SELECT DISTINCT table_name FROM duckdb_columns() JOIN duckdb_tables() USING (table_name) WHERE column_name = ?"
+        named = set(filled.catalog.read(query, [column])["table_name"])
+        assert named == kept | set(dropped[column]), column
+
+
 def test_retention__drops_features_that_no_run_uses_any_more(many: tuple[Root, list[str]]) -> None:
     root, (_, second, _, _) = many
     with root.catalog.transaction() as connection:
