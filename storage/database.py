@@ -183,7 +183,7 @@ class Catalog:
         """
         if not self.path.exists():
             raise UserError(f"there is no catalog at {self.path}: name the right --root, or fill one with `tagcos run`")
-        with self._turn:
+        with self._turn, interruptible():
             connection = self._connect(read_only=True)
             try:
                 self._check_version(connection)
@@ -214,7 +214,7 @@ class Catalog:
         TransientError
             Another process has it open for too long.
         """
-        with self._turn:
+        with self._turn, interruptible():
             connection = self._connect(read_only=False)
             try:
                 close_off(connection, allowed)
@@ -280,6 +280,28 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal during a query end the body as Ctrl-C does. DuckDB raises a RuntimeError in place of what the handler raised.
+
+    Yields
+    ------
+    None
+        For the body, which runs queries.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A signal's handler raised an exception while a query ran.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

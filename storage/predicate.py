@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS
+from storage.database import NO_EXTENSIONS, interruptible
 from storage.tables import quoted_name
 from tagcos_stream.types import UserError
 
@@ -65,7 +65,7 @@ def parse(text: str, columns: Mapping[str, str], setting: str = "where") -> Pred
 
     if not text.strip():
         raise refuse("it is empty: leave it out, or say `true` for every row")
-    with duckdb.connect(config={**NO_EXTENSIONS, "enable_external_access": False}) as connection:
+    with interruptible(), duckdb.connect(config={**NO_EXTENSIONS, "enable_external_access": False}) as connection:
         # the parentheses and the line break: neither a comment nor a comma nor a clause can end the expression early
         parsed = json.loads(_one(connection, "SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]))
         if parsed["error"]:

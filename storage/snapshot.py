@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS, close_off, copy_to
+from storage.database import NO_EXTENSIONS, close_off, copy_to, interruptible
 from storage.files.base import sync_path
 from storage.root import Root
 from storage.schema import SCHEMA_VERSION, views_text
@@ -74,15 +75,13 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     rows: dict[str, int] = {}
     connection = duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS)
     close_off(connection, [str(work)])
-    try:
+    with closing(connection), interruptible():
         for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall():
             file = work / f"{table}.parquet"
             connection.execute(f"COPY {table} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
             rows[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
             root.files.adopt(f"snapshots/{run_id}/{table}.parquet", file)
             script.append(f"CREATE OR REPLACE VIEW {table} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
-    finally:
-        connection.close()
     root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text(tables="VIEW")).encode())
     return rows
 

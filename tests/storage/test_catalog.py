@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +35,9 @@ time.sleep(float(sys.argv[3]))
 """
 
 
+SLOW = "SELECT count(*) FROM range(400000000) t(a) WHERE a % 7 = 3"
+
+
 @contextmanager
 def hold(path: Path, kind: str, seconds: float) -> Iterator[int]:
     """A DuckDB shell in another process, open on the catalog for so long; its process id."""
@@ -43,6 +48,27 @@ def hold(path: Path, kind: str, seconds: float) -> Iterator[int]:
         assert shell.stdout.readline() == "open\n"
         yield shell.pid
         shell.kill()
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["reading", "transaction"])
+def test_signal__during_a_query_is_an_interruption_and_no_error(filled: Root, which: signal.Signals, kind: str) -> None:
+    """A flow is cancelled by SIGTERM: a run must not be recorded as failed because a query happened to be under way."""
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancel(*given: object) -> None:
+        raise Cancelled
+
+    before = signal.signal(which, cancel)
+    threading.Timer(0.3, os.kill, (os.getpid(), which)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), getattr(filled.catalog, kind)() as connection:
+            connection.execute(SLOW)
+    finally:
+        signal.signal(which, before)
+    assert filled.catalog.read("SELECT 1 AS one")["one"][0] == 1, "the catalog is free"
 
 
 def test_schema__every_table_view_and_column_is_commented(filled: Root) -> None:
