@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from flows.models import AdaptedModel, encode_row, max_length, none_encoded
-from flows.plan import Step, make_plan, variants
+from flows.plan import Step, make_plan
 from flows.probe import Probe
 from flows.progress import Reporter, SilentReporter
 from flows.stages.eligible import reads_ifd
@@ -130,7 +130,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     warms_up, fresh = plan.step("warm-up").compute > 0, missing * share
     mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
     answer = sum(e.n_target for e in encoded) / len(encoded)
-    chosen, kinds = settings.budget(max(usable, 1), mean if settings.tokens_all else answer), len(variants(settings))
+    chosen, kinds = settings.budget(max(usable, 1), mean if settings.tokens_all else answer), len(settings.variants)
     from tagcos_stream.clustering.kmeans import default_clusters
 
     clusters = min(settings.clusters or default_clusters(usable), usable)

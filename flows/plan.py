@@ -85,22 +85,6 @@ class Plan:
         return [asdict(step) for step in self.steps]
 
 
-def variants(settings: Settings) -> tuple[str, ...]:
-    """List the gradient variants that a run needs.
-
-    Parameters
-    ----------
-    settings
-        Of the run.
-
-    Returns
-    -------
-    tuple of str
-        The variant that is selected by, then those that are computed with it.
-    """
-    return tuple(dict.fromkeys((settings.gradient, *settings.also_gradients)))
-
-
 def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
     """Find the root's feature spaces for these settings.
 
@@ -240,7 +224,10 @@ def _ingest(found: Survey) -> Step:
 
 
 def _warm_up(settings: Settings, catalog: Catalog | None, known: dict[str, spaces.Space], run_id: str | None) -> Step:
-    wanted = variants(settings)
+    wanted = settings.variants
+    if settings.reads_base_model:
+        known_id = known["hidden"].space_id if known else None
+        return Step("warm-up", 0, 0, "adapters", known_id, "hidden states of the model without adapter")
     if known:
         sibling = known.get(settings.gradient) or next(iter(known.values()))
         lacking = [name for name in wanted if name not in known]
@@ -264,7 +251,7 @@ def _why_no_space(settings: Settings, catalog: Catalog | None, run_id: str | Non
 
 def _gradients(settings: Settings, catalog: Catalog | None, found: Survey, known: dict[str, spaces.Space]) -> tuple[Step, int]:
     """(the step, examples that the space selected by lacks): whole blocks are computed, in every wanted space that lacks them."""
-    wanted = [known.get(name) for name in variants(settings)]
+    wanted = [known.get(name) for name in settings.variants]
     first = known.get(settings.gradient)
     reuse = None if first is None else first.space_id
     target = found.target

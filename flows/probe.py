@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from flows.models import gradient_token_budget
-from flows.plan import variants
 from tagcos_stream.config import Settings
 from tagcos_stream.gradients.chat import Encoded
 
@@ -19,12 +18,14 @@ class Probe:
     def __init__(self, settings: Settings, loaded: Any, encoded: list[Encoded]) -> None:
         self.settings, self.loaded = settings, loaded
         self.encoded = encoded
-        self.token_budget = gradient_token_budget(settings, loaded, len(variants(settings)), settings.checkpoints)
+        self.token_budget = gradient_token_budget(settings, loaded, len(settings.variants), settings.checkpoints)
         self.checkpoint: Any = None
         self._extractor: Any = None
 
     def warm_up(self) -> float:
-        """Train two steps; the gradient passes use their moments. A given adapter is imported instead, in no time.
+        """Train two steps; the gradient passes use their moments.
+
+        A given adapter is imported instead, in no time; hidden states of the model without adapter need none.
 
         Returns
         -------
@@ -32,8 +33,13 @@ class Probe:
             Seconds a token of the second step.
         """
         from tagcos_stream.gradients import warmup
+        from tagcos_stream.gradients.adapter import adapter_parameters
+        from tagcos_stream.gradients.hidden import without_adapter
         from tagcos_stream.gradients.import_checkpoint import import_checkpoint
 
+        if self.settings.reads_base_model:
+            self.checkpoint = without_adapter(adapter_parameters(self.loaded.model))
+            return 0.0
         if self.settings.adapter:
             self.checkpoint = import_checkpoint(self.settings.adapter, self.loaded.model)
             return 0.0
@@ -77,7 +83,7 @@ class Probe:
         settings = self.settings
         self._extractor = extractor = GradientExtractor(
             self.loaded.model,
-            variants=variants(settings),
+            variants=settings.variants,
             projection=make_projection(settings.projection, dim=settings.dim, seed=settings.feature_seed),
         )
         extractor.use(self.checkpoint)

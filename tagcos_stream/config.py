@@ -21,7 +21,7 @@ from tagcos_stream.types import UserError
 
 GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
-Variant = Literal["adam", "adam-corrected", "adam-delta", "preconditioned", "sgd", "sign"]
+Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign"]
 if TYPE_CHECKING:
     MethodName = str
 else:
@@ -198,7 +198,9 @@ class Settings(BaseModel):
 
     # features
     gradient: Variant = setting(
-        "feature", "adam-delta", description="Gradient variant (docs/gradients.md); adam is the published one."
+        "feature",
+        "adam-delta",
+        description="Gradient variant (docs/gradients.md); adam is the published one, hidden reads hidden states.",
     )
     also_gradients: tuple[Variant, ...] = setting(
         "run",
@@ -466,6 +468,16 @@ class Settings(BaseModel):
         """
         wanted = self.warmup_examples or min(max(64, round(0.05 * n_examples)), 3840)
         return min(wanted, n_examples)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The gradient variants that a run needs: the one that is selected by, then those that are computed with it."""
+        return tuple(dict.fromkeys((self.gradient, *self.also_gradients)))
+
+    @property
+    def reads_base_model(self) -> bool:
+        """Whether features are hidden states of the model without adapter, so that there is no warm-up."""
+        return self.variants == ("hidden",) and self.adapter is None
 
     def rank_pattern(self) -> dict[str, int]:
         """Return the ranks of individual layers.

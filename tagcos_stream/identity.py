@@ -5,7 +5,7 @@
 | example | canonical content of its messages, tools and template arguments | `tagcos_stream.data.canonical` |
 | source file | URL, content, reader, container, the source's settings that change rows | `source_version`, `file_id` |
 | run | every setting but those of the machine, with absolute sources; the run it selects from again | `config_hash` |
-| recipe of a space | settings that decide `feature`, `warmup` (unless an adapter is imported) and `weights` | `space_recipe` |
+| recipe of a space | settings that decide `feature`, `warmup` (if there is one) and `weights` | `space_recipe` |
 | space | those settings, with model, template and checkpoints by their content: its fingerprint | `space_id` |
 | checkpoint | adapter weights, Adam moments and their step count | `checkpoint_content` |
 | recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
@@ -105,9 +105,10 @@ def reading(settings: Settings) -> dict[str, Any]:
 
 def space_settings(settings: Settings) -> dict[str, Any]:
     """The settings that fix what a feature means, but for those named by content: the model, and an adapter of the user's own,
-    which brings its rank, targets and training with it."""
+    which brings its rank, targets and training with it. Hidden states of the model without adapter depend on no warm-up."""
     values = settings.model_dump(mode="json")
-    found = {name: values[name] for name in SPACE_FIELDS if not (settings.adapter and name in WARMUP_FIELDS)}
+    trained = not settings.adapter and not settings.reads_base_model
+    found = {name: values[name] for name in SPACE_FIELDS if trained or name not in WARMUP_FIELDS}
     return {name: value for name, value in found.items() if name not in ADDED or value != ADDED[name]}
 
 

@@ -193,7 +193,8 @@ def gradient_features(
     checkpoints
         From `warm_up`; features are averaged over them, weighted by learning rate.
     variant
-        adam-delta, adam (as published), adam-corrected, preconditioned, sgd or sign.
+        adam-delta, adam (as published), adam-corrected, preconditioned, sgd, sign, or hidden (hidden states, no
+        gradient).
     dim
         D.
     projection
@@ -209,7 +210,7 @@ def gradient_features(
         (N, D) float16, rows of unit length (averages over several checkpoints are shorter); NaN in the rows of examples
         without a usable gradient.
     measured : pl.DataFrame
-        N rows: tokens, target_tokens, loss (nats) and norm (of the gradient); null where there is no gradient.
+        N rows: tokens, target_tokens, loss (nats) and norm (of the gradient; NaN with hidden); null where there is no feature.
 
     Raises
     ------

@@ -450,6 +450,19 @@ def naive_splitmix(counter: int) -> int:
     return z ^ (z >> 31)
 
 
+def naive_hidden(model: Any, input_ids: np.ndarray) -> np.ndarray:
+    """RDS+: the mean of the last hidden states (T, H) of one example, the state at position i weighing i."""
+    import torch
+
+    ids = torch.tensor(input_ids, dtype=torch.long)[None]
+    with torch.no_grad():
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[-1][0].numpy()
+    total = np.zeros(states.shape[1])
+    for i, state in enumerate(states, start=1):
+        total += i * state
+    return total / sum(range(1, len(states) + 1))
+
+
 def naive_projection(kind: str, seed: int, name: str, size: int, dim: int, entries: int = 2) -> np.ndarray:
     """The part of R (size, dim) that belongs to one parameter, entry by entry."""
     key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
@@ -482,6 +495,13 @@ def naive_feature(gradients: dict[str, np.ndarray], checkpoint: Any, variant: st
         G = naive_variant(variant, g.astype(np.float64).reshape(-1), m, v, checkpoint.adam_steps)
         total += G @ naive_projection(projection.kind, projection.seed, name, len(G), projection.dim)
     return total / np.linalg.norm(total)
+
+
+def naive_hidden_feature(model: Any, input_ids: np.ndarray, projection: Any) -> np.ndarray:
+    """normalise(R h) of one example."""
+    h = naive_hidden(model, input_ids)
+    projected = h @ naive_projection(projection.kind, projection.seed, "hidden", len(h), projection.dim)
+    return projected / np.linalg.norm(projected)
 
 
 # --- ingest -------------------------------------------------------------------------------------------------------------

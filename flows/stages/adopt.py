@@ -72,9 +72,12 @@ def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any],
         The variant was not computed for the whole pool.
     """
     variant, own = settings.gradient, str(base["space_id"])
-    if variant == json.loads(base["config"])["gradient"]:
+    before = json.loads(base["config"])["gradient"]
+    if variant == before:
         return own
-    space = spaces.find_space(catalog, space_recipe(settings, variant))
+    # computed together with the features of that run, whose warm-up decides what hidden states are
+    together = settings.model_copy(update={"also_gradients": (before, *settings.also_gradients)})
+    space = spaces.find_space(catalog, space_recipe(together, variant))
     computed = 0 if space is None else len(spaces.features_pool(catalog, run_id, space.space_id))
     if space is None or computed < len(spaces.features_pool(catalog, run_id, own)):
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.context import RunContext
 from flows.models import Rejected, encode_row, max_length, none_encoded, token_budget
-from flows.plan import find_spaces, variants
+from flows.plan import find_spaces
 from flows.results import FeatureSpaces, Pool
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
@@ -23,7 +23,8 @@ from tagcos_stream.types import Checkpoint
 def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
     """Find the feature spaces of these settings, or make them by a short LoRA training on a seeded sample of the pool.
 
-    Spaces that differ only in the gradient variant share one adapter.
+    Spaces that differ only in the gradient variant share one adapter. Where only hidden states are asked for, they are those of
+    the model without adapter, and nothing is trained.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
         The model or the adapter cannot be used, or the training does not fit in memory.
     """
     settings = run.settings
-    wanted = variants(settings)
+    wanted = settings.variants
     known = find_spaces(run.catalog, settings)
     detail: dict[str, Any] = {"reused": True}
     if any(variant not in known for variant in wanted):
@@ -70,7 +71,10 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
     settings = run.settings
     run.reporter.say(f"loading model {settings.model}")
     loaded = run.model.load(settings, settings.device)
-    if settings.adapter:
+    made: list[Checkpoint] = []
+    if settings.reads_base_model:
+        detail: dict[str, Any] = {"reused": False, "trained": False}
+    elif settings.adapter:
         from tagcos_stream.gradients.import_checkpoint import import_checkpoint
 
         made = [import_checkpoint(settings.adapter, loaded.model)]
@@ -101,7 +105,7 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
         detail = {"reused": False, "examples": len(sample), "tokens": sum(map(len, sample)), "losses": losses}
     fingerprint = {
         "settings": identity.space_settings(settings),
-        "adapter": adapter_settings(loaded.model),
+        "adapter": adapter_settings(loaded.model) if made else None,
         "model": loaded.fingerprint,
         "model_name": loaded.name,
         "dtype": loaded.dtype,

@@ -59,6 +59,7 @@ def answer_loss_blocks(
     """
     from tagcos_stream.gradients.answers import answer_losses, without_prompt
     from tagcos_stream.gradients.extract import GradientExtractor
+    from tagcos_stream.gradients.hidden import without_adapter
     from tagcos_stream.gradients.projection.projections import make_projection
 
     settings = spec.settings
@@ -69,9 +70,9 @@ def answer_loss_blocks(
     with AdaptedModel() as model:
         loaded = load_of_space(model, settings, resources.device, spec.space)
         longest = max_length(settings, loaded)
-        checkpoints = load_checkpoints(spec.files, spec.space)
         projection = make_projection(settings.projection, dim=spec.space.dim, seed=settings.feature_seed)
         extractor = GradientExtractor(loaded.model, variants=[spec.space.variant], projection=projection)
+        checkpoints = load_checkpoints(spec.files, spec.space) or [without_adapter(extractor.parameters)]
         budget = gradient_token_budget(settings, loaded, 1, len(checkpoints), spec.processes)
         for task in tasks:
             frame = spec.reader.read(task.segment, int(task.rows[0]), int(task.rows[-1]) + 1)

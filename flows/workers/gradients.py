@@ -90,18 +90,20 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, loaded: LoadedModel) -> None:
         from tagcos_stream.gradients.extract import GradientExtractor
+        from tagcos_stream.gradients.hidden import without_adapter
         from tagcos_stream.gradients.projection.projections import make_projection
 
         self.spec = spec
         first = spec.spaces[0]
         self.tokenizer = loaded.tokenizer
         self.max_length = max_length(spec.settings, loaded)
-        self.checkpoints = load_checkpoints(spec.files, first)
         self.extractor = GradientExtractor(
             loaded.model,
             variants=[space.variant for space in spec.spaces],
             projection=make_projection(spec.settings.projection, dim=first.dim, seed=spec.settings.feature_seed),
         )
+        # a space without checkpoints is of the model without adapter
+        self.checkpoints = load_checkpoints(spec.files, first) or [without_adapter(self.extractor.parameters)]
         self.token_budget = gradient_token_budget(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
         self._checked = False
         self._writers: dict[tuple[str, str], segments.SegmentWriter] = {}
@@ -187,7 +189,8 @@ class Engine:
             checksums[space.space_id] = self._writer(task, space.space_id).write_block(task.block, rows)
         last_turn = pl.col("messages").list.last().struct.field("content").str.slice(0, SNIPPET)
         bad = frame.with_columns(reason=pl.Series(reasons), detail=pl.Series(details, dtype=pl.String))
-        measured = {"tokens": tokens, "target_tokens": targets, "loss": loss, "norm": norm, "status": reasons}
+        lengths = pl.Series(norm) if self.extractor.of_gradient else pl.repeat(None, len(norm), dtype=pl.Float64, eager=True)
+        measured = {"tokens": tokens, "target_tokens": targets, "loss": loss, "norm": lengths, "status": reasons}
         return BlockResult(
             task=task,
             rows=frame.select("row").hstack(pl.DataFrame(measured)),

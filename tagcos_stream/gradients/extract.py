@@ -20,6 +20,7 @@ import torch
 from tagcos_stream.gradients.adapter import adapter_parameters, require_fit
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
+from tagcos_stream.gradients.hidden import HIDDEN, pooled
 from tagcos_stream.gradients.hooks import AdapterCapture
 from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, forward_losses, head_losses
 from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
@@ -33,7 +34,7 @@ from tagcos_stream.types import Checkpoint, UserError
 class GradientBatch:
     features: dict[str, torch.Tensor]  # per variant (B, D) float32 (float64 for a float64 model), rows of unit length
     loss: torch.Tensor  # (B,) mean cross-entropy over target tokens
-    grad_norm: torch.Tensor  # (B,) length of the example's whole adapter gradient, before variant and projection
+    grad_norm: torch.Tensor  # (B,) length of the example's whole adapter gradient, unprojected; NaN for `hidden` alone
     finite: torch.Tensor  # (B,) bool: loss, gradient and every feature are finite and the features have a direction
 
 
@@ -41,7 +42,7 @@ class GradientBatch:
 class BlockFeatures:
     features: dict[str, np.ndarray]  # per variant (n, D) float16; NaN where not finite
     loss: np.ndarray  # (n,) float32, averaged over checkpoints by weight
-    norm: np.ndarray  # (n,) float32, likewise
+    norm: np.ndarray  # (n,) float32, likewise; NaN where no variant has a gradient
     finite: np.ndarray  # (n,) bool
     token_budget: int  # the one it ended with: halved on running out of device memory
     halvings: int
@@ -63,6 +64,7 @@ class GradientExtractor:
         self.model = getattr(model, "model", model) if hasattr(model, "tokenizer") else model
         self.model.eval()
         self.variants = tuple(dict.fromkeys(variants))
+        self.of_gradient = tuple(variant for variant in self.variants if variant != HIDDEN)
         self.projection = projection
         self.parameters = adapter_parameters(self.model)
         self.capture = AdapterCapture(self.model)
@@ -73,7 +75,7 @@ class GradientExtractor:
         self.dtype = next(iter(self.parameters.values())).dtype
         self._moments: dict[str, Moments] = {}
         self._checkpoint: Checkpoint | None = None
-        self._decoder = find_decoder(self.model)
+        self._decoder: Any = find_decoder(self.model)
 
     def use(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the
@@ -89,24 +91,21 @@ class GradientExtractor:
         self._checkpoint = checkpoint
 
     def features(self, batch: Sequence[Encoded]) -> GradientBatch:
-        """Features of a batch under the checkpoint in use, from one forward and one backward pass."""
+        """Features of a batch under the checkpoint in use, from one forward pass and, for variants of the gradient, one backward
+        pass."""
         if self._checkpoint is None:
             raise ValueError("no checkpoint in use: call use(checkpoint) first")
         sums = {v: torch.zeros(len(batch), self.projection.dim, dtype=self.dtype, device=self.device) for v in self.variants}
-        squares = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
-        widest = max(parameter.numel() for parameter in self.parameters.values())
-        scratch = torch.empty(0 if self.variants == ("sgd",) else len(batch) * widest, dtype=self.dtype, device=self.device)
-
-        def consume(name: str, gradients: torch.Tensor) -> None:
-            squares.add_(torch.linalg.vector_norm(gradients, dim=1).double().square_())
-            for variant in self.variants:
-                target = scratch[: gradients.numel()].view_as(gradients) if variant != "sgd" else gradients
-                self.projection.add(name, transform(variant, gradients, self._moments[name], target), sums[variant])
-
-        with self.capture.recording(consume), torch.enable_grad():
-            loss = self._backward(batch)
-        norm = squares.sqrt_()
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        if self.of_gradient:
+            loss, norm, states = self._gradients(batch, sums)
+        else:
+            loss, states = self._forward(batch)
+            norm = torch.full_like(loss, torch.nan, dtype=torch.float64)
+        finite = torch.isfinite(loss)
+        if self.of_gradient:
+            finite &= torch.isfinite(norm)
+        if states is not None:
+            self.projection.add(HIDDEN, states, sums[HIDDEN])
         unit = {}
         for variant, rows in sums.items():
             length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -114,7 +113,6 @@ class GradientExtractor:
             unit[variant] = rows.div_(length)
         return GradientBatch(unit, loss, norm.to(self.dtype), finite)
 
-    @torch.no_grad()
     def losses(self, batch: Sequence[Encoded]) -> torch.Tensor:
         """Compute the losses of a batch under the checkpoint in use, by a forward pass.
 
@@ -130,37 +128,75 @@ class GradientExtractor:
         """
         if self._checkpoint is None:
             raise ValueError("no checkpoint in use: call use(checkpoint) first")
+        return self._forward(batch)[0]
+
+    def _gradients(
+        self, batch: Sequence[Encoded], sums: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Add the projected variants of the gradients to `sums` (B, D); returns losses (B,), gradient lengths (B,) float64
+        and, where they are asked for, pooled states (B, H)."""
+        squares = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
+        widest = max(parameter.numel() for parameter in self.parameters.values())
+        scratch = torch.empty(0 if self.of_gradient == ("sgd",) else len(batch) * widest, dtype=self.dtype, device=self.device)
+
+        def consume(name: str, gradients: torch.Tensor) -> None:
+            squares.add_(torch.linalg.vector_norm(gradients, dim=1).double().square_())
+            for variant in self.of_gradient:
+                target = scratch[: gradients.numel()].view_as(gradients) if variant != "sgd" else gradients
+                self.projection.add(name, transform(variant, gradients, self._moments[name], target), sums[variant])
+
+        with self.capture.recording(consume), torch.enable_grad():
+            loss, states = self._backward(batch)
+        return loss, squares.sqrt_(), states
+
+    @torch.no_grad()
+    def _forward(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Losses (B,) and, where they are asked for, pooled states (B, H)."""
         ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
         weights = weights.to(self.dtype)
-        if self._decoder is None:
-            logits = self.model(input_ids=ids, use_cache=False).logits[rows, positions]
-            each = cross_entropy(logits, labels).to(self.dtype) * weights
+        states, logits = self._run(ids)
+        if logits is not None:
+            each = cross_entropy(logits[rows, positions], labels).to(self.dtype) * weights
         else:
-            decoder, head = self._decoder
-            hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]
-            each = forward_losses(head, hidden, labels, weights)
-        return torch.zeros(len(batch), dtype=self.dtype, device=self.device).index_add_(0, rows, each)
+            each = forward_losses(self._decoder[1], states[rows, positions], labels, weights)
+        loss = torch.zeros(len(batch), dtype=self.dtype, device=self.device).index_add_(0, rows, each)
+        return loss, self._pooled(states, batch)
 
-    def _backward(self, batch: Sequence[Encoded]) -> torch.Tensor:
-        """Run forward and backward of the sum over examples of their mean losses; returns the losses (B,).
+    def _backward(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run forward and backward of the sum over examples of their mean losses; returns the losses (B,) and, where they are
+        asked for, pooled states (B, H).
 
         Sum, not mean: a mean would make a gradient depend on the size of its batch.
         """
         ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
         weights = weights.to(self.dtype)
         loss = torch.zeros(len(batch), dtype=self.dtype, device=self.device)
-        if self._decoder is None:
-            logits = self.model(input_ids=ids, use_cache=False).logits[rows, positions]
-            each = cross_entropy(logits, labels).to(self.dtype) * weights
+        states, logits = self._run(ids)
+        kept = self._pooled(states, batch)
+        if logits is not None:
+            each = cross_entropy(logits[rows, positions], labels).to(self.dtype) * weights
             loss.index_add_(0, rows, each.detach())
             each.sum().backward()
-            return loss
-        decoder, head = self._decoder
-        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[rows, positions]  # (targets, H)
-        each, gradient = head_losses(head, hidden, labels, weights)
+            return loss, kept
+        hidden = states[rows, positions]  # (targets, H)
+        each, gradient = head_losses(self._decoder[1], hidden, labels, weights)
         loss.index_add_(0, rows, each)
         hidden.backward(gradient)
-        return loss
+        return loss, kept
+
+    def _run(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
+        """(last hidden states (B, T, H) or None, logits (B, T, V) or None): where the head can be applied to target positions
+        only, the states alone; otherwise the logits, with the states where a variant reads them."""
+        if self._decoder is not None:
+            return self._decoder[0](input_ids=ids, use_cache=False).last_hidden_state, None
+        pools = HIDDEN in self.variants
+        output = self.model(input_ids=ids, use_cache=False, output_hidden_states=pools)
+        return output.hidden_states[-1] if pools else None, output.logits
+
+    def _pooled(self, states: Any, batch: Sequence[Encoded]) -> torch.Tensor | None:
+        if HIDDEN not in self.variants:
+            return None
+        return pooled(states.detach().to(self.dtype), [len(example) for example in batch])
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor, moments_of
+from tagcos_stream.gradients.hidden import HIDDEN
 from tagcos_stream.gradients.variants import transform
 from tagcos_stream.types import Checkpoint
 
@@ -47,7 +48,9 @@ def self_check(extractor: GradientExtractor, checkpoint: Checkpoint, examples: S
     tolerance = TOLERANCE[compute]
     for row, example in enumerate(examples):
         loss, norm, features = autograd_features(extractor, checkpoint, example)
-        pairs = {"loss": (batch.loss[row], loss), "gradient length": (batch.grad_norm[row], norm)}
+        pairs = {"loss": (batch.loss[row], loss)}
+        if extractor.of_gradient:
+            pairs["gradient length"] = (batch.grad_norm[row], norm)
         pairs |= {f"{variant} feature": (batch.features[variant][row], feature) for variant, feature in features.items()}
         for what, (ours, plain) in pairs.items():
             # `sign` and the momentum-free variants amplify rounding where a gradient is all but zero.
@@ -85,7 +88,10 @@ def autograd_features(
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        logits = extractor.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
+        output = extractor.model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_hidden_states=HIDDEN in extractor.variants
+        )
+        logits = output.logits[0, :-1]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         loss = F.cross_entropy(logits[target[1:]], ids[0, 1:][target[1:]])
         gradients = torch.autograd.grad(loss, list(parameters.values()))
@@ -93,12 +99,17 @@ def autograd_features(
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
     dim, like = extractor.projection.dim, gradients[0]
-    sums = {variant: like.new_zeros(1, dim) for variant in extractor.variants}
+    sums = {variant: like.new_zeros(1, dim) for variant in extractor.of_gradient}
     for name, gradient in zip(parameters, gradients, strict=True):
         row = gradient.reshape(1, -1)
         moments = moments_of(checkpoint, name, row)
         for variant, total in sums.items():
             moved = transform(variant, row, moments, torch.empty_like(row))
             extractor.projection.add(name, moved.contiguous(), total)
+    if HIDDEN in extractor.variants:
+        states = output.hidden_states[-1][0].detach().to(like.dtype)  # (T, H)
+        weights = torch.arange(1, len(states) + 1, device=states.device, dtype=like.dtype)
+        sums[HIDDEN] = like.new_zeros(1, dim)
+        extractor.projection.add(HIDDEN, (weights @ states / weights.sum())[None].contiguous(), sums[HIDDEN])
     norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
     return loss.detach(), norm, {variant: (total / total.norm())[0] for variant, total in sums.items()}

@@ -11,6 +11,7 @@ import numpy as np
 from tagcos_stream.random_bits import draws
 from tagcos_stream.selection.budget import allocate, fill
 from tagcos_stream.selection.targets import allocate_by_target
+from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -191,6 +192,11 @@ def example_columns(
     -------
     dict
         (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), distance, reference.
+
+    Raises
+    ------
+    UserError
+        Some examples do not have a column that the method reads.
     """
     made: dict[str, np.ndarray] = {}
     for name in method.columns:
@@ -203,5 +209,10 @@ def example_columns(
             assert reference is not None, f"method {method.name} reads a reference selection"
             made[name] = reference
         else:
+            if lacking := pool[name].null_count():
+                raise UserError(
+                    f"method {method.name} reads {name}, which {lacking:,} of {len(pool):,} examples do not have: gradient "
+                    "hidden alone computes none; add a variant, such as --also-gradients sgd, or use another method"
+                )
             made[name] = pool[name].to_numpy()
     return made

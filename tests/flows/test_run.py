@@ -229,6 +229,32 @@ def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Make
     assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
 
 
+def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, tmp_path: Path) -> None:
+    run(small_settings(also_gradients=("hidden",)))
+    root = str(tmp_path / "root")
+    together = pipeline.reselect(root, reporter=SilentReporter(), gradient="hidden", method="omp")  # no gradient is computed
+    catalog = open_root(root, create=False).catalog
+    found = catalog.read("SELECT variant, fingerprint->'checkpoints' AS made FROM feature_spaces ORDER BY variant")
+    assert found["variant"].to_list() == ["adam-delta", "hidden"]
+    assert found["made"].n_unique() == 1
+
+    alone = run(small_settings(gradient="hidden", method="omp"))
+    assert alone.stages["gradients"]["computed"] == 120
+    assert alone.stages["warm-up"]["trained"] is False
+    assert (
+        catalog.read("SELECT count(*) FROM checkpoints JOIN runs USING (space_id) WHERE run_id = ?", [alone.run_id]).item() == 0
+    )
+    assert together.stages["select"]["selected"] == len(selected(root, alone.run_id)) == 12
+    signals = catalog.read("SELECT count(norm) AS lengths, count(loss) AS losses FROM signals_of(?)", [alone.run_id])
+    assert signals.row(0) == (0, 120)
+    again = run(small_settings(gradient="hidden", lora_rank=2, warmup_examples=9, method="kcenter"))
+    assert again.stages["gradients"]["computed"] == 0
+    assert again.plan is not None
+    assert again.plan.step("warm-up").total == 0
+    with pytest.raises(UserError, match="gradient-norm reads norm, which 120 of 120 examples do not have"):
+        pipeline.reselect(root, reporter=SilentReporter(), method="gradient-norm")
+
+
 def test_run__too_long_examples_are_rejected_when_asked(small_settings: Maker, pool_folder: Path) -> None:
     long = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one two " * 40}]
     (pool_folder / "long.jsonl").write_text(json.dumps({"messages": long}) + "\n", encoding="utf-8")

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import BlockFeatures, GradientExtractor, block_features
+from tagcos_stream.gradients.hidden import pooled, without_adapter
 from tagcos_stream.gradients.projection.projections import make_projection
 from tagcos_stream.gradients.variants import VARIANTS
 from tagcos_stream.gradients.verify import SelfCheckFailed, self_check
 from tagcos_stream.types import UserError
 from tests.models import KINDS, exact_norms, random_checkpoint, random_encoded, tiny_model
-from tests.naive import naive_feature, naive_gradients
+from tests.naive import naive_feature, naive_gradients, naive_hidden_feature
 
 LENGTHS = [5, 21, 9, 2, 40, 13, 33]
 
@@ -73,7 +74,11 @@ def test_gradients__features_loss_and_norm_equal_naive(kind: str) -> None:
         assert float(comp.loss[row]) == pytest.approx(loss, rel=1e-10)
         assert float(comp.grad_norm[row]) == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradients.values())), rel=1e-10)
         for variant in VARIANTS:
-            ref = naive_feature(gradients, checkpoint, variant, ex.projection)
+            ref = (
+                naive_hidden_feature(ex.model, example.input_ids, ex.projection)
+                if variant == "hidden"
+                else naive_feature(gradients, checkpoint, variant, ex.projection)
+            )
             assert relative(comp.features[variant][row].numpy(), ref) < 1e-8, variant
     assert bool(comp.finite.all())
 
@@ -138,6 +143,29 @@ def test_gradients__variants_together_equal_variants_alone() -> None:
     for variant in VARIANTS:
         alone = extractor("qwen2", variants=(variant,)).features(encoded)
         torch.testing.assert_close(alone.features[variant], together.features[variant], rtol=0, atol=0)
+
+
+def test_hidden__alone_takes_no_backward_pass_and_reads_the_base_model_without_a_checkpoint() -> None:
+    encoded = random_encoded(LENGTHS)
+    ex = extractor("llama", dtype=torch.float64, variants=("hidden",))
+    adapted = ex.features(encoded)
+    with ex.capture.recording(lambda name, g: pytest.fail(f"{name} got a gradient")):
+        alone = block_features(ex, [without_adapter(ex.parameters)], encoded, token_budget=60)
+    loss, _ = naive_gradients(ex.model, encoded[1].input_ids, encoded[1].target)
+    with ex.model.disable_adapter():
+        base = naive_hidden_feature(ex.model, encoded[1].input_ids, ex.projection)
+    assert relative(adapted.features["hidden"][1].numpy(), base) > 0.01
+    np.testing.assert_allclose(alone.features["hidden"][1], base, atol=4e-4)
+    assert alone.loss[1] == pytest.approx(loss, rel=1e-6)
+    assert alone.finite.all()
+    assert np.isnan(alone.norm).all()
+    assert bool(torch.isnan(adapted.grad_norm).all())
+    self_check(ex, random_checkpoint(ex.model), encoded[:2])
+
+
+def test_hidden__later_positions_count_more_and_padding_nothing() -> None:
+    states = torch.tensor([[[1.0], [2.0], [9.0]], [[1.0], [2.0], [3.0]]])
+    assert pooled(states, [2, 3])[:, 0].tolist() == pytest.approx([(1 + 2 * 2) / 3, (1 + 2 * 2 + 3 * 3) / 6])
 
 
 def test_gradients__checkpoints_are_averaged_by_weight() -> None:
@@ -226,10 +254,12 @@ def test_gradients__head_that_is_more_than_a_matrix_is_noticed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = attach_adapter(AutoModelForCausalLM.from_config(config).eval(), rank=2, alpha=4, seed=0).double()
-    ex = GradientExtractor(model, variants=("sgd",), projection=make_projection(dim=64, seed=0))
+    ex = GradientExtractor(model, variants=("sgd", "hidden"), projection=make_projection(dim=64, seed=0))
     ex.use(random_checkpoint(model))
     assert ex._decoder is None
     batch = random_encoded([9, 14])
+    ref = naive_hidden_feature(model, batch[0].input_ids, ex.projection)
+    assert relative(ex.features(batch).features["hidden"][0].numpy(), ref) < 1e-4
     found = captured(ex, batch)
     _, gradients = naive_gradients(model, batch[0].input_ids, batch[0].target)
     assert max(relative(found[name][0], ref) for name, ref in gradients.items()) < 1e-4  # its norms are float32
@@ -268,7 +298,7 @@ def test_self_check__passes_on_right_and_fails_on_wrong_gradients(kind: str) -> 
     class MeanLoss(GradientExtractor):
         """The classic mistake: a mean over the batch scales every gradient by its size."""
 
-        def _backward(self, batch: Any) -> torch.Tensor:
+        def _backward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
             hooks, given = self.capture._consumer, self.capture
             assert hooks is not None
             given._consumer = lambda name, g: hooks(name, g / len(batch))
