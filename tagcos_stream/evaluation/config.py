@@ -22,6 +22,9 @@ OWN = "own"  # a selection by the run's own settings
 APART = ("method", "seed", "sticky")
 OF_CLUSTERS = tuple(name for name in decided_by(Settings, "clusters") if name not in APART)
 OF_CHOICE = tuple(name for name in decided_by(Settings, "choice") if name not in APART)
+OF_ANY = ("where",)  # read by every method
+OF_FEATURES = ("target", "target_where")  # read by the methods that read features
+VARIED = (*OF_CLUSTERS, *OF_CHOICE, *OF_ANY, *OF_FEATURES)
 
 
 def _of_run(name: str) -> str:
@@ -54,8 +57,8 @@ class Evaluation(BaseModel):
     vary: tuple[str, ...] = setting(
         "trials",
         (),
-        description=f"Settings to select by, each as NAME=VALUE ({', '.join(OF_CLUSTERS + OF_CHOICE)}) or {OWN!r}, for the "
-        "methods that read them; default the run's own.",
+        description=f"Settings to select by, each as NAME=VALUE ({', '.join(VARIED)}), several joined by `;`, or {OWN!r}, for "
+        "the methods that read them; default the run's own.",
     )
     weights: bool = setting("trials", False, description="Also train with the selection's weights, where the method gives them.")
     regime: tuple[Regime, ...] = setting(
@@ -164,8 +167,7 @@ class Evaluation(BaseModel):
     @field_validator("vary")
     @classmethod
     def _settings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        given = [changed(item) for item in value]
-        return tuple(dict.fromkeys("".join(f"{name}={new}" for name, new in changes.items()) or OWN for changes in given))
+        return tuple(dict.fromkeys("; ".join(f"{name}={text}" for name, text in _named(item).items()) or OWN for item in value))
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
@@ -182,23 +184,44 @@ check_declared(Evaluation)
 TRAINING_FIELDS = decided_by(Evaluation, "training")
 
 
+def _named(setting: str) -> dict[str, str]:
+    """The values of `NAME=VALUE; NAME=VALUE` by name, checked and each in its usual form; none for OWN."""
+    found: dict[str, str] = {}
+    for item in [] if setting == OWN else setting.split(";"):
+        name, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or name not in VARIED or name in found:
+            raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(VARIED)}")
+        try:
+            value = getattr(Settings.model_validate({name: text}), name)
+        except ValidationError as error:
+            raise ValueError(wrong_values(error)) from None
+        found[name] = text if isinstance(value, tuple) else str(value)
+    return found
+
+
 def changed(setting: str) -> dict[str, Any]:
-    """NAME=VALUE as a change of a run's settings, none for OWN. ValueError with what is wrong."""
-    if setting == OWN:
-        return {}
-    name, equals, text = setting.partition("=")
-    if not equals or name not in OF_CLUSTERS + OF_CHOICE:
-        raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(OF_CLUSTERS + OF_CHOICE)}")
-    try:
-        return {name: getattr(Settings.model_validate({name: text}), name)}
-    except ValidationError as error:
-        raise ValueError(wrong_values(error)) from None
+    """A value of `vary` as changes of a run's settings, none for OWN.
+
+    Raises
+    ------
+    ValueError
+        It names no such setting, or a wrong value.
+    """
+    return {name: getattr(Settings.model_validate({name: text}), name) for name, text in _named(setting).items()}
 
 
 def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `vary` that the method reads; OWN alone where it reads none."""
-    read = (OWN, *OF_CLUSTERS * (METHODS[method].within == "clusters"), *METHODS[method].settings)
-    return tuple(setting for setting in vary if setting.partition("=")[0] in read) or (OWN,)
+    """Return the values of `vary` as far as the method reads them, each once; OWN alone where it reads none."""
+    known = METHODS[method]
+    read = (
+        *OF_ANY,
+        *OF_CLUSTERS * (known.within == "clusters"),
+        *OF_FEATURES * (known.reads_features or known.needs_target),
+        *known.settings,
+    )
+    parts = [(item, {name: text for name, text in _named(item).items() if name in read}) for item in vary]
+    kept = ["; ".join(f"{name}={text}" for name, text in named.items()) or OWN for item, named in parts if named or item == OWN]
+    return tuple(dict.fromkeys(kept)) or (OWN,)
 
 
 def load_evaluation(values: dict[str, Any]) -> Evaluation:

@@ -1,12 +1,13 @@
 """What methods choose from a pool with bad rows, with and without clean examples as target.
 
-    python -m tests.benchmarks.bench_dirty_pool FOLDER WORK --model MODEL [--each 88] [--clean 11] [--bad 0.3]
+    python -m tests.benchmarks.bench_dirty_pool FOLDER WORK --model MODEL [--each 88] [--clean 11] [--held 16] [--bad 0.3]
 
 FOLDER holds one Parquet file per dataset with a `messages` column. WORK gets the pool (a share of the rows of every dataset
-made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, and a root; what is there already is
-used. Prints, for each method and gradient variant, the share of bad rows among the chosen, first for the pool's mean, then
-for the clean examples of all datasets as target; and for the default variant, with the clean examples of one dataset as
-target (mean over the datasets), the share of bad rows and the share of rows of that dataset.
+made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, clean rows to measure trained models on
+(heldout/, for `tagcos evaluate`), and a root; what is there already is used. Prints, for each method and gradient variant,
+the share of bad rows among the chosen, first for the pool's mean, then for the clean examples of all datasets as target; and
+for the default variant, with the clean examples of one dataset as target (mean over the datasets), the share of bad rows and
+the share of rows of that dataset.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ def single_exchanges(path: Path, count: int, characters: int) -> list[dict[str, 
 
 
 def make(chosen: argparse.Namespace) -> list[str]:
-    """Write pool/ and clean/ below WORK, a file for each dataset; ids are DATASET/KIND/NUMBER. Returns the datasets."""
+    """Write pool/, clean/ and heldout/ below WORK, a file for each dataset; ids are DATASET/KIND/NUMBER. Returns the datasets."""
     names = []
     for path in sorted(chosen.folder.glob("*.parquet")):
         name = path.stem
+        rows = single_exchanges(path, chosen.each + chosen.clean + chosen.held, chosen.characters)
+        clean, held, pool = rows[: chosen.clean], rows[chosen.clean :][: chosen.held], rows[chosen.clean + chosen.held :]
+        if len(pool) < chosen.each // 2:
+            print(f"{name} is left out: {len(rows)} rows of at most {chosen.characters} characters")
+            continue
         names.append(name)
-        rows = single_exchanges(path, chosen.each + chosen.clean, chosen.characters)
-        pool = spoil(rows[: -chosen.clean], name, chosen.bad, 0)
-        for kind, part in (("pool", pool), ("clean", rows[-chosen.clean :])):
+        for kind, part in (("pool", spoil(pool, name, chosen.bad, 0)), ("clean", clean), ("heldout", held)):
             out = chosen.work / kind / f"{name}.jsonl"
             if out.exists():
                 continue
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--each", type=int, default=88, help="rows of each dataset in the pool")
     parser.add_argument("--clean", type=int, default=11, help="clean examples of each dataset")
+    parser.add_argument("--held", type=int, default=0, help="clean rows of each dataset to measure trained models on")
     parser.add_argument("--bad", type=float, default=0.3, help="share of bad rows")
     parser.add_argument("--characters", type=int, default=700, help="of a row at most")
     parser.add_argument("--fraction", type=float, default=0.1)
@@ -91,7 +96,7 @@ def main() -> None:
     base: dict[str, Any] = {
         "sources": (str(chosen.work / "pool"),), "root": root, "model": chosen.model, "max_length": 256,
         "warmup_examples": chosen.warmup_examples, "gradient": VARIANTS[0], "also_gradients": VARIANTS[1:],
-        "fraction": chosen.fraction, "method": "random",
+        "fraction": chosen.fraction, "method": "random", "ifd": True,
     }  # fmt: skip
 
     def run(target: Path | None) -> str:

@@ -31,7 +31,7 @@ from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.evaluation import finetune as training
-from tagcos_stream.evaluation.config import Evaluation, load_evaluation
+from tagcos_stream.evaluation.config import Evaluation, changed, load_evaluation, varied
 from tagcos_stream.evaluation.losses import losses_of
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.chat import Encoded
@@ -333,9 +333,28 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
     assert losses["tagcos", "clusters=1", False] == losses["omp", "", False]
     assert "tagcos adam-delta clusters=1 weighted" in compact(results)["method"].to_list()
     # what is named, and nothing else
-    only = evaluate.evaluate(asked(root, **changes | {"vary": "tol=0.5"}, learning_rate=4e-3), SilentReporter())
-    named = {(key.method, key.setting) for key in evaluations.units(root.catalog, only)}
-    assert named == {("base", ""), ("random", ""), ("tagcos", "tol=0.5"), ("omp", "tol=0.5")}
+    vary = "tol=0.5; where=dataset <> 'sums'"
+    only = evaluate.evaluate(asked(root, **changes | {"vary": vary}, learning_rate=4e-3), SilentReporter())
+    done = evaluations.units(root.catalog, only)
+    named = {(key.method, key.setting) for key in done}
+    assert named == {("base", ""), ("random", "where=dataset <> 'sums'"), ("tagcos", vary), ("omp", vary)}
+    for row in done.values():
+        if row["selection_run"] is not None:
+            assert set(selections.selection(root.catalog, row["selection_run"])["dataset"]) <= {"colours", "cities"}
+
+
+def test_settings__varied_settings_may_be_joined_and_reach_the_methods_that_read_them() -> None:
+    vary = Evaluation(vary=("own", "target=clean;where=loss<4 AND dataset <> 'a=b'", "target=none ; clusters=02")).vary
+    assert vary == ("own", "target=clean; where=loss<4 AND dataset <> 'a=b'", "target=none; clusters=2")
+    assert varied("random", vary) == ("own", "where=loss<4 AND dataset <> 'a=b'")
+    assert varied("omp", vary) == ("own", vary[1], "target=none")
+    assert varied("tagcos", vary) == vary
+    assert varied("random", ("clusters=3",)) == ("own",)
+    assert [changed(item) for item in vary] == [
+        {},
+        {"target": ("clean",), "where": "loss<4 AND dataset <> 'a=b'"},
+        {"target": (), "clusters": 2},
+    ]
 
 
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
@@ -410,6 +429,8 @@ def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
         ({"regime": "hours"}, r"regime\.0: .*'steps' or 'epochs'.*given: 'hours'"),
         ({"vary": "dim=8"}, "vary: 'dim=8' is neither 'own' nor NAME=VALUE with a name among clusters, .*, tol"),
         ({"vary": "clusters"}, "vary: 'clusters' is neither"),
+        ({"vary": "where=loss < 4; clusters"}, "vary: 'where=loss < 4; clusters' is neither"),
+        ({"vary": "where=loss < 4; where=true"}, "vary: 'where=loss < 4; where=true' is neither"),
         ({"vary": ("clusters=1", "clusters=few")}, "vary: clusters: .*valid integer.*given: 'few'"),
         ({"vary": "ridge=0"}, "vary: ridge: .*greater than 0"),
         ({"learning_rate": -1}, "learning_rate: .*greater than 0"),
