@@ -100,8 +100,9 @@ def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]
     dict
         Space by variant: the wanted ones, and others that share their adapter.
     """
-    found = {name: spaces.find_space(catalog, space_recipe(settings, name)) for name in get_args(Variant)}
-    return {name: space for name, space in found.items() if space is not None}
+    recipes = {name: space_recipe(settings, name) for name in get_args(Variant)}
+    found = spaces.find_spaces(catalog, list(recipes.values()))
+    return {name: found[recipe] for name, recipe in recipes.items() if recipe in found}
 
 
 def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: pl.DataFrame) -> tuple[str, str | None]:

@@ -98,10 +98,10 @@ def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
     int
         Number of the last migration; 0 for an empty file.
     """
-    tables = connection.execute("SELECT count(*) FROM information_schema.tables WHERE table_name = 'migrations'").fetchall()
-    if not tables[0][0]:
+    try:  # asking a view of all tables first would load all of them: a third of the time that a short query takes
+        return int(connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchall()[0][0])
+    except duckdb.CatalogException:
         return 0
-    return int(connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchall()[0][0])
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> None:

@@ -28,18 +28,30 @@ class Space:
 
 def find_space(catalog: Catalog, recipe: str) -> Space | None:
     """The newest space made by this recipe: a grown pool works in it."""
+    return find_spaces(catalog, [recipe]).get(recipe)
+
+
+def find_spaces(catalog: Catalog, recipes: Sequence[str]) -> dict[str, Space]:
+    """The newest space of each recipe that has one, by recipe, in the order given."""
     with catalog.reading() as connection:
-        found = (
-            connection.sql("SELECT * FROM feature_spaces WHERE recipe = ? ORDER BY added_at DESC LIMIT 1", params=[recipe])
-            .pl()
-            .to_dicts()
+        query = """SELECT * FROM feature_spaces WHERE recipe IN (SELECT unnest(?))
+            QUALIFY row_number() OVER (PARTITION BY recipe ORDER BY added_at DESC) = 1"""
+        found = {row["recipe"]: row for row in connection.sql(query, params=[list(recipes)]).pl().to_dicts()}
+        query = """SELECT space_id, step, weight, path, bytes, digest FROM checkpoints WHERE space_id IN (SELECT unnest(?))
+            ORDER BY step"""
+        checkpoints = connection.sql(query, params=[[row["space_id"] for row in found.values()]]).pl()
+    return {
+        recipe: Space(
+            row["space_id"],
+            recipe,
+            row["variant"],
+            row["dim"],
+            json.loads(row["fingerprint"]),
+            checkpoints.filter(pl.col("space_id") == row["space_id"]).drop("space_id"),
         )
-        if not found:
-            return None
-        row = found[0]
-        query = "SELECT step, weight, path, bytes, digest FROM checkpoints WHERE space_id = ? ORDER BY step"
-        checkpoints = connection.sql(query, params=[row["space_id"]]).pl()
-    return Space(row["space_id"], recipe, row["variant"], row["dim"], json.loads(row["fingerprint"]), checkpoints)
+        for recipe in recipes
+        if (row := found.get(recipe)) is not None
+    }
 
 
 def load_checkpoints(files: Files, space: Space) -> list[Checkpoint]:

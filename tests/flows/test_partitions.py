@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
@@ -22,13 +19,13 @@ from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
 from flows.workers.executor import partitioned
 from flows.workers.kmeans import spread
-from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import open_features
 from storage.catalog import clusterings, runs, selections
 from storage.root import open_root
 from tagcos_stream.clustering import assign, exact_pass, kmeans, stream
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
+from tests.flows.partition_work import deadly, echo, outlived, quits, squares
 
 Maker = Callable[..., dict[str, Any]]
 HAVE_RAY = True
@@ -82,52 +79,6 @@ def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(exact_pass, "pass_sums", refuse)
     monkeypatch.setattr(assign, "assign_stretch", refuse)
-
-
-def squares(spec: int, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[tuple[int, int]]:
-    """Some work: task, its square times spec."""
-    for task in tasks:
-        if task < 0:
-            raise UserError(f"task {task} is below 0")
-        yield task, spec * task * task
-
-
-def echo(spec: None, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
-    yield from tasks
-
-
-def deadly(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
-    """Dies at task 3: once, where `spec` names a file that it can make, else each time."""
-    for task in tasks:
-        if task == 3 and (not spec or not os.path.exists(spec)):
-            if spec:
-                Path(spec).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)
-        yield task
-
-
-def quits(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
-    """Ends without an error after the first of its tasks: once, where `spec` names a file that it can make, else each time."""
-    for task in tasks:
-        if spec:
-            yield task
-        if not spec or not os.path.exists(spec):
-            if spec:
-                Path(spec).touch()
-            return
-
-
-def outlived(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
-    """Task 1 kills its first worker; task 0 ends shortly after that."""
-    for task in tasks:
-        if task == 1 and not os.path.exists(spec):
-            Path(spec).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        while task == 0 and not os.path.exists(spec):
-            time.sleep(0.05)
-        time.sleep(0.5)
-        yield task
 
 
 @pytest.mark.parametrize("settings", [{"run_on": "threads"}, {"run_on": "processes"}, {"workers": 3}])
