@@ -23,6 +23,7 @@ def export(
     format: str | None = None,
     leave_out: bool = False,
     tokenizer: str | None = None,
+    trust_remote_code: bool = False,
 ) -> exports.Exported:
     """Write a run's selection for a trainer, as `storage.exports.write.export` does.
 
@@ -40,6 +41,9 @@ def export(
         Leave out what the format cannot hold, instead of refusing.
     tokenizer
         Model whose tokens the format `trl` writes; by default the run's model.
+    trust_remote_code
+        Allow Python code that is distributed with that model to run. The run's record does not decide it: others may have
+        made the root.
 
     Returns
     -------
@@ -53,13 +57,13 @@ def export(
     """
     name = exports.check_target(path, format)
     run = runs.complete_run(root.catalog, run_id)
-    encode = _encoder(run, tokenizer) if name == "trl" else None
+    encode = _encoder(run, tokenizer, trust_remote_code) if name == "trl" else None
     if tokenizer and not encode:
         raise UserError(f"--tokenizer is for format trl; {name} holds text")
     return exports.export(root, run["run_id"], path, format=name, leave_out=leave_out, encode=encode)
 
 
-def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
+def _encoder(run: Mapping[str, Any], tokenizer: str | None, trust_remote_code: bool) -> exports.Encode:
     from flows.models import Rejected, encode_row
     from tagcos_stream.gradients.model import load_max_positions, load_tokenizer
 
@@ -70,7 +74,7 @@ def _encoder(run: Mapping[str, Any], tokenizer: str | None) -> exports.Encode:
     named = settings.model if tokenizer is None else tokenizer
     source: dict[str, Any] = {
         "revision": settings.revision if own else None,
-        "trust_remote_code": settings.trust_remote_code and own,
+        "trust_remote_code": trust_remote_code,
     }
     loaded = load_tokenizer(named, **source)
     longest = settings.max_length

@@ -17,7 +17,7 @@ import polars as pl
 from storage import gc, snapshot
 from storage.database import Catalog
 from storage.examples import PARQUET_GROUP_ROWS, example_reader
-from storage.exports.files import without_examples
+from storage.exports.files import sweep_partials, without_examples
 from storage.root import Root
 from storage.tables import insert, utc_now
 from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
@@ -160,11 +160,12 @@ def _commit(catalog: Catalog, ids: Sequence[str], texts: Sequence[str], parts: S
 
 
 def _own_files(root: Root) -> list[Path]:
-    return (
-        []
-        if root.path is None
-        else [path for path in (root.path / "exports").rglob("*") if path.suffix in (".jsonl", ".parquet")]
-    )
+    if root.path is None:
+        return []
+    for folder in ((exports := root.path / "exports"), *exports.rglob("*/")):
+        sweep_partials(folder)
+    found = exports.rglob("*")
+    return [path for path in found if path.suffix in (".jsonl", ".parquet") and not path.is_symlink()]
 
 
 def _data_files(given: Path) -> list[Path]:

@@ -12,6 +12,11 @@ from storage.root import Root
 
 # Only these are ours to sweep: exports and reports belong to the user.
 FOLDERS = ("examples", "spaces", "clusterings", "work", "snapshots")
+# Here, only what a write left that was cut off.
+LITTERED = ("reports", ".tmp-snapshot", ".tmp-compact")
+
+
+CUT_OFF = "temporary file of a write that did not finish"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ def orphans(root: Root) -> list[Orphan]:
             reason = known.reason(key)
             if reason is not None:
                 found.append(Orphan(key, size, reason))
+    for folder in LITTERED:
+        found += [Orphan(key, size, CUT_OFF) for key, size in root.files.list(folder) if TEMPORARY in key]
     return sorted(found, key=lambda orphan: orphan.key)
 
 
@@ -77,7 +84,7 @@ class _Known:
     def reason(self, key: str) -> str | None:
         """Why the file is an orphan, or None."""
         if TEMPORARY in key:
-            return "temporary file of a write that did not finish"
+            return CUT_OFF
         if key in self.files:
             return None
         folder, *inside = key.split("/")

@@ -30,6 +30,11 @@ from tagcos_stream.types import UserError
 FORMAT = 1
 MARK = "tagcos.json"
 LOCK = "writer.lock"  # in the catalog's folder
+# Names in a local root that lead to no other place. LocalFiles checks what it opens, but not what DuckDB and the lock open.
+OWN = (
+    LOCK, "catalog.duckdb", "catalog.duckdb.wal", "catalog.duckdb.tmp", "catalog-snapshot.duckdb", ".tmp-snapshot",
+    ".tmp-compact", "examples", "exports", "work",
+)  # fmt: skip
 
 
 class NoRoot(UserError):
@@ -175,11 +180,14 @@ def open_root(
     NoRoot
         There is no root and `create` is False.
     UserError
-        The root cannot be created or written, or has another format.
+        The root cannot be created or written, has another format, or a symbolic link in it leads out of it.
     """
     files = open_files(url)
     if catalog is None:
         catalog = files.folder / "catalog.duckdb" if isinstance(files, LocalFiles) else default_catalog(files.url)
+    if isinstance(files, LocalFiles):
+        for name in OWN:
+            files.check_inside(name)
     try:
         text = _read_mark(files)
         if text is None and create:

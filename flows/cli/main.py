@@ -30,6 +30,7 @@ EXIT_CODES = (
 )
 INTERRUPTED = 130  # typer's code of Ctrl-C
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
+CHANGING = ("check", "gc", "forget")  # repeated, these do what is left
 
 if TYPE_CHECKING:
     from flows.recompute import Recompute
@@ -182,6 +183,8 @@ def how_to_go_on(arguments: list[str]) -> str:
     line = shlex.join(["tagcos", *arguments])
     if arguments[:1] and arguments[0] in RESUMED:
         return f"what was committed is kept. Go on with the same command:\n  {line}"
+    if arguments[:1] and arguments[0] in CHANGING:
+        return f"what it did until then is kept. To do the rest:\n  {line}"
     return f"nothing was changed. To do it again:\n  {line}"
 
 

@@ -78,13 +78,24 @@ def export(
         bool, typer.Option("--leave-out", help="Leave out and count what the format cannot hold, instead of refusing.")
     ] = False,
     tokenizer: Annotated[str | None, typer.Option(help="For trl: model whose tokens to write; default the run's.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="For trl: run Python code that comes with the model.")
+    ] = False,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """Write a selection for a trainer: conversations with weight, cluster and rank."""
     from flows import export
 
-    done = export.export(open_reader(root), run_id, out, format=format, leave_out=leave_out, tokenizer=tokenizer)
+    done = export.export(
+        open_reader(root),
+        run_id,
+        out,
+        format=format,
+        leave_out=leave_out,
+        tokenizer=tokenizer,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         print_json(asdict(done))
     else:

@@ -67,7 +67,7 @@ def model_settings(settings: Settings, asked: Evaluation) -> Settings:
         update={
             "model": asked.model or settings.model,
             "revision": settings.revision if own else asked.revision,
-            "trust_remote_code": asked.trust_remote_code or (own and settings.trust_remote_code),
+            "trust_remote_code": asked.trust_remote_code,  # not what a root says, which others may have made
             "dtype": asked.dtype or settings.dtype,
             "quantize": asked.quantize or settings.quantize,
             "max_length": asked.max_length or settings.max_length,

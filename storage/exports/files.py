@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,7 @@ from tagcos_stream.types import UserError
 MARK = "tagcos-export.json"
 DATA = "tagcos.parquet"  # the one data file of folders for trainers
 GROUP_ROWS = 1024
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[0-9a-f]{8})\.(?P<kind>partial|old)", re.DOTALL)
 
 Write = Callable[[list[dict[str, Any]]], None]
 
@@ -27,12 +31,13 @@ Write = Callable[[list[dict[str, Any]]], None]
 @contextmanager
 def beside(path: Path, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` that replaces it at the end; a folder only if an earlier export made it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    mine = f".{path.name}.{os.getpid()}-{_host()}"
+    partial, old = path.with_name(f"{mine}.partial"), path.with_name(f"{mine}.old")
     if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_partials(path.parent, path.name)
         try:
             if folder:
                 partial.mkdir()
@@ -48,9 +53,50 @@ def beside(path: Path, folder: bool = False) -> Iterator[Path]:
             sync_path(path.parent)
         finally:
             for left in (partial, old):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                _remove(left)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+
+
+def sweep_partials(folder: Path, name: str | None = None) -> None:
+    """Remove what killed exports of this machine left in a folder; an earlier export that one had moved aside is put back.
+
+    Parameters
+    ----------
+    folder
+        Where the exports were written.
+    name
+        Only of this file or folder; by default of all.
+    """
+    for left in folder.glob(".*") if folder.is_dir() else ():
+        found = PARTIAL.fullmatch(left.name)
+        if found is None or found["host"] != _host() or name not in (None, found["name"]) or _runs(int(found["pid"])):
+            continue
+        if found["kind"] == "old" and not (place := left.with_name(found["name"])).exists():
+            left.rename(place)
+        else:
+            _remove(left)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"  # short: file names are limited to 255 bytes
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

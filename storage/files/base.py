@@ -113,6 +113,28 @@ def write_error(place: str, error: OSError) -> UserError:
     return UserError(f"cannot write {place}: {error.strerror or error}; {remedy}. Nothing committed is lost.")
 
 
+def check_key(url: str, key: str) -> None:
+    """Refuse a key that is not one below the root. Keys are made of ids and paths in the catalog, which others may have written.
+
+    Parameters
+    ----------
+    url
+        The root, for the message.
+    key
+        Parts separated by '/'; may end in one.
+
+    Raises
+    ------
+    UserError
+        The key is absolute, or has an empty part, '.', '..', or a NUL.
+    """
+    if "\0" in key or any(part in ("", ".", "..") for part in key.removesuffix("/").split("/")):
+        raise UserError(
+            f"the catalog names {key!r}, which is no file of the root {url}: it was changed by hand or made to mislead; "
+            "restore catalog-snapshot.duckdb, or use a root that you trust"
+        )
+
+
 def as_bytes(piece: bytes | np.ndarray) -> memoryview:
     """View bytes or a contiguous array as bytes."""
     return (piece.data if isinstance(piece, np.ndarray) else memoryview(piece)).cast("B")

@@ -1,17 +1,23 @@
-"""Files in a local folder: every write is a temporary file, fsync, rename, and fsync of the folder."""
+"""Files in a local folder: every write is a temporary file, fsync, rename, and fsync of the folder.
+
+A root may come from somebody else: no key, and no symbolic link in the folder, leads to a file outside of it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from storage.files.base import TEMPORARY, Seen, as_bytes, sync_path, write_error
+from storage.files.base import TEMPORARY, Seen, as_bytes, check_key, sync_path, write_error
+from tagcos_stream.types import UserError
 
 # Reading and checking alternate in pieces that stay in the CPU's cache: measured 30 GB/s of crc32c at 1 MiB, 12 at 4 MiB.
 PIECE_BYTES = 1 << 20
@@ -27,6 +33,7 @@ def _begin_writing(descriptor: int) -> None:
 @dataclass(frozen=True)
 class LocalFiles:
     folder: Path
+    _inside: set[str] = field(default_factory=set, compare=False, repr=False)  # folders below it that were checked, by key
 
     @property
     def url(self) -> str:
@@ -35,17 +42,60 @@ class LocalFiles:
     def place(self, key: str) -> str:
         return str(self.folder / key)
 
+    def _path(self, key: str) -> str:
+        """Where a key's file is; UserError if that is outside of the root."""
+        parent, _, name = key.rpartition("/")
+        if name in ("", ".", "..") or "\0" in name:
+            check_key(self.url, key)
+        if parent and parent not in self._inside:
+            check_key(self.url, key)
+            self.check_inside(parent)
+            self._inside.add(parent)
+        return f"{self.folder}/{key}"
+
+    def check_inside(self, key: str) -> None:
+        """Refuse a folder or file below the root that is a symbolic link out of it, or is reached by one.
+
+        Raises
+        ------
+        UserError
+            With the path and where it leads.
+        """
+        path = self.folder / key
+        found = path.resolve()
+        if not found.is_relative_to(self.folder.resolve()):
+            raise UserError(
+                f"{path} leads out of the root, to {found}: nothing is read or written there. "
+                "Replace the symbolic link by the files themselves, or mount that folder here"
+            )
+
+    def _open(self, key: str) -> int:
+        """A descriptor for reading; a symbolic link is followed only within the root."""
+        path = self._path(key)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        self.check_inside(key)
+        return os.open(path, os.O_RDONLY)
+
     def size(self, key: str) -> int | None:
         try:
-            return os.stat(self.folder / key).st_size
+            found = os.lstat(path := self._path(key))
+            if stat.S_ISLNK(found.st_mode):
+                self.check_inside(key)
+                found = os.stat(path)
+            return found.st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, key: str) -> bytes:
-        return (self.folder / key).read_bytes()
+        with open(self._open(key), "rb") as file:
+            return file.read()
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
-        descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)
+        descriptor = self._open(key)
         try:
             done = 0
             while done < out.size:
@@ -64,7 +114,7 @@ class LocalFiles:
         if not hasattr(os, "posix_fadvise"):
             return
         try:
-            descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)
+            descriptor = self._open(key)
         except OSError:
             return
         try:
@@ -74,7 +124,7 @@ class LocalFiles:
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         try:
-            descriptor = os.open(f"{self.folder}/{key}", os.O_RDONLY)  # not a Path: a random row costs 10 microseconds in all
+            descriptor = self._open(key)  # no Path object: a random row costs 10 microseconds in all
         except FileNotFoundError:
             return False
         try:
@@ -83,7 +133,7 @@ class LocalFiles:
             os.close(descriptor)
 
     def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
-        target = self.folder / key
+        target = Path(self._path(key))
         temporary = target.with_name(f"{target.name}{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
         try:
             self._make_folder(target.parent)
@@ -107,7 +157,7 @@ class LocalFiles:
             raise write_error(str(target), error) from error
 
     def sync(self, prefix: str) -> None:
-        top = self.folder / prefix
+        top = Path(self._path(f"{prefix}/any")).parent
         try:
             with ThreadPoolExecutor(4) as threads:  # an fsync waits: together they wait once
                 list(threads.map(sync_path, (path for path in (top, *top.rglob("*")))))
@@ -115,7 +165,7 @@ class LocalFiles:
             raise write_error(str(self.folder), error) from error
 
     def adopt(self, key: str, path: Path) -> None:
-        target = self.folder / key
+        target = Path(self._path(key))
         try:
             self._make_folder(target.parent)
             with open(path, "rb") as file:
@@ -133,16 +183,18 @@ class LocalFiles:
         sync_path(folder.parent)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        for folder, _, names in os.walk(self.folder / prefix):
+        if prefix:
+            self._path(f"{prefix.rstrip('/')}/any")
+        for folder, _, names in os.walk(self.folder / prefix):  # follows no symbolic link to a folder
             for name in names:
                 path = Path(folder, name)
                 try:
-                    yield path.relative_to(self.folder).as_posix(), path.stat().st_size
+                    yield path.relative_to(self.folder).as_posix(), path.lstat().st_size
                 except FileNotFoundError:  # a temporary file that was renamed meanwhile
                     continue
 
     def delete(self, key: str) -> None:
-        path = self.folder / key
+        path = Path(self._path(key))
         path.unlink(missing_ok=True)
         for folder in path.parents:
             if folder == self.folder or not folder.is_dir() or any(folder.iterdir()):

@@ -190,6 +190,8 @@ def _positions(config: Any) -> int:
 
 
 def _not_loaded(ref: str, error: Exception) -> UserError:
+    if "trust_remote_code" in str(error):
+        return UserError(f"model {ref!r} comes with Python code: read it, and add --trust-remote-code if it may run")
     reason = redact(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
     return UserError(
         f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "

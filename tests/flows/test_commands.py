@@ -112,6 +112,7 @@ def test_how_to_go_on__says_the_command() -> None:
     """tests/flows/test_kill.py sends the signal."""
     said = main.how_to_go_on(["run", "my data.jsonl", "--fraction", "0.1"])
     assert said == "what was committed is kept. Go on with the same command:\n  tagcos run 'my data.jsonl' --fraction 0.1"
+    assert main.how_to_go_on(["gc", "--yes"]) == "what it did until then is kept. To do the rest:\n  tagcos gc --yes"
     assert main.how_to_go_on(["sql", "FROM runs"]) == "nothing was changed. To do it again:\n  tagcos sql 'FROM runs'"
 
 

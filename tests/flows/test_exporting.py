@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ from flows.progress import SilentReporter
 from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
 from storage.exports import write as exports
-from storage.exports.files import MARK
+from storage.exports.files import MARK, _host, beside
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file, resolve_sources
@@ -463,6 +464,21 @@ def test_export__a_place_that_cannot_be_written(exported: tuple[Root, str], tmp_
         with pytest.raises(UserError, match=r"cannot write .*choose another --out"):
             exports.export(*exported, tmp_path / "file" / name, format=format)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_export__removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    """An earlier export that a kill had left moved aside is put back before anything else."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    for name, kind in (("out", "partial"), ("out", "old"), ("other", "partial")):
+        (tmp_path / f".{name}.{process.pid}-{_host()}.{kind}").mkdir()
+    (tmp_path / f".out.{process.pid}-{_host()}.old" / MARK).write_text("{}")
+    elsewhere = tmp_path / f".out.{process.pid}-00000000.partial"  # of another machine: perhaps at work
+    elsewhere.mkdir()
+    with pytest.raises(UserError, match="full"), beside(tmp_path / "out", folder=True):
+        raise OSError(28, "the disk is full")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", elsewhere.name, f".other.{process.pid}-{_host()}.partial"}
+    assert (tmp_path / "out" / MARK).is_file()
 
 
 def test_export__format_names_are_those_of_the_command() -> None:

@@ -286,6 +286,8 @@ def test_gc__lists_and_removes_what_nothing_names(filled: Root) -> None:
         "clusterings/other.zarr/zarr.json": "clustering",
         f"work/{run_id}/kmeans.safetensors": "complete",
         "snapshots/unknown/runs.parquet": "unknown run",
+        "reports/run.html.tmp-12-34": "temporary",
+        ".tmp-snapshot/catalog.duckdb": "temporary",
     }
     for key in litter:
         filled.files.write(key, b"12345")
