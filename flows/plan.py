@@ -209,7 +209,7 @@ def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str
     run_id = planning.unfinished_run(catalog, config_hash(settings, base), settings.name)
     rows = planning.with_features(catalog, space_id, pool.pool(catalog, base))
     cluster = _cluster(settings, catalog, space_id, rows, 0, run_id)
-    exact = settings.where is None and settings.exclude is None and not settings.target
+    exact = settings.where is None and settings.exclude is None and settings.include is None and not settings.target
     return Plan(run_id, (cluster, _select(settings, catalog, space_id, rows, cluster, 0)), exact)
 
 
@@ -334,7 +334,7 @@ def _select(
     method = METHODS[settings.method]
     if settings.target and method.reads_features:
         return Step("select", total, total, "choices", None, "what the target asks of each group is known once its features are")
-    if any(text is not None for text in (settings.where, settings.target_where, settings.exclude)):
+    if any(text is not None for text in (settings.where, settings.target_where, settings.exclude, settings.include)):
         return Step("select", total, total, "choices", None, "which rows may be chosen is known once the run has its clusters")
     if settings.tokens is not None or settings.share:
         return Step("select", total, total, "choices", None, "shares and tokens are divided as the choice goes on")

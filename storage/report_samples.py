@@ -129,9 +129,11 @@ CHOSEN_AND_MISSED = """
             WHEN b.representative IS NOT NULL
                 THEN format('nearest chosen example: {} (cosine {:.3f})', left(b.representative, 12), b.cosine)
         END AS stands,
-        score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) AS reason
+        CASE WHEN i.row IS NOT NULL THEN 'pinned' ELSE score_in_words((SELECT method FROM asked), b.kind = 'chosen', b.score) END
+            AS reason
     FROM together b JOIN examples e USING (example_id) LEFT JOIN standing g USING (example_id)
     LEFT JOIN selection_targets t ON t.run_id = $run AND t.example_id = b.example_id
+    LEFT JOIN pins i ON i.run_id = $run AND i.segment = e.segment AND i.row = e.row
     LEFT JOIN feature_rows r ON r.space_id = (SELECT space_id FROM asked) AND r.segment = e.segment AND r.row = e.row
     ORDER BY b.group_id, b.kind, b.place"""
 # of every part those whose nearest chosen example is nearest

@@ -17,7 +17,7 @@ from storage.tables import utc_now
 OF_A_RUN = (
     "stages", "stage_attempts", "run_files", "run_groups", "budget_steps", "selections", "candidates", "refreshes",
     "diagnostics", "promotions", "check_results",
-    "target_nearest", "selection_targets", "exclusions", "runs",
+    "target_nearest", "selection_targets", "exclusions", "pins", "runs",
 )  # fmt: skip
 OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "answer_losses", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")

@@ -300,6 +300,13 @@ class Settings(BaseModel):
         description="Examples that may not be chosen: a .txt file with an id a line, a .csv, .jsonl or .parquet file with the "
         "column example_id, or a condition on `signals`.",
     )
+    include: str | None = setting(
+        "run",
+        None,
+        panel="Selection",
+        description="Examples that must be chosen, and count in the budget: a file of ids as for `exclude`, or a condition on "
+        "`signals`.",
+    )
     ridge: float = setting("choice", 1.0, gt=0, description="Ridge penalty (lambda) of the matching pursuit.")
     tol: float = setting("choice", 1e-4, ge=0, description="Relative residual at which a round of the pursuit stops.")
     target: tuple[str, ...] = setting(

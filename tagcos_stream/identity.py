@@ -184,6 +184,7 @@ def choice_id(
     target: Sequence[Any] | None = None,
     counted: pl.DataFrame | None = None,
     first_rows: int | None = None,
+    pinned: Sequence[str] | None = None,
 ) -> str:
     """32 hex digits: equal inputs, equal choice within a group.
 
@@ -205,6 +206,8 @@ def choice_id(
         segment and row of those whose mean is matched, where these are others than the members.
     first_rows
         Rows that the method is asked for at first, where the budget is in tokens.
+    pinned
+        Ids of the members that must be chosen, where there are any.
     """
     values = settings.model_dump(mode="json")
     # `sticky` counts only with what it keeps, `gain_per` only with a budget in tokens
@@ -220,6 +223,8 @@ def choice_id(
     if first_rows is not None:
         gain = values["gain_per"] if "gain_per" in METHODS[settings.method].settings else None
         named.append(["tokens", settings.tokens_all, first_rows, gain])
+    if pinned:
+        named.append({"pinned": list(pinned)})
     return digest(named, 32)
 
 

@@ -384,6 +384,33 @@ def choose_herding_clusters(c: dict[str, Any], k: int) -> list[int]:
     return choose_herding(c, k)
 
 
+def naive_pins(sizes: list[int], total: int, least: list[int]) -> list[int]:
+    """Budgets of groups: those whose part does not pay for their pins get what these cost; the others divide the rest again."""
+    free = list(range(len(sizes)))
+    budget = list(least)
+    while free:
+        found = allocate([sizes[g] for g in free], total - sum(least[g] for g in range(len(sizes)) if g not in free))
+        short = [g for g, part in zip(free, found, strict=True) if part < least[g]]
+        if not short:
+            for g, part in zip(free, found, strict=True):
+                budget[g] = part
+            break
+        free = [g for g in free if g not in short]
+    return budget
+
+
+def naive_pursuit_beyond(A: np.ndarray, b: np.ndarray, pinned: list[int], k: int, ridge: float) -> list[tuple[int, int]]:
+    """(row, round): pins in round 0, then the pursuit of what their best combination with non-negative weights leaves of b."""
+    from scipy.optimize import nnls
+
+    A, b = np.asarray(A, np.float64), np.asarray(b, np.float64)
+    P, unit = A[pinned], np.sqrt(ridge) * np.eye(len(pinned))
+    weights, _ = nnls(np.vstack([P.T, unit]), np.concatenate([b, np.zeros(len(pinned))]))
+    rest = [i for i in range(len(A)) if i not in pinned]
+    found = naive_omp(A[rest], b - weights @ P, k - len(pinned), ridge)
+    return [(row, 0) for row in pinned] + [(rest[row], round_ + 1) for row, round_, *_ in found]
+
+
 def naive_stands(A: np.ndarray, chosen: list[int]) -> list[tuple[int, float]]:
     """(place in `chosen` of the nearest by cosine, the cosine) of every row; the first of those that are tied."""
     A = A.astype(np.float64)

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "batch_tokens": 512,
     "clusters": 7, "min_cluster_rows": 9, "max_cluster_rows": 10_000, "refit": "never",
     "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true", "exclude": "loss > 9",
+    "include": "loss < 1",
     "ridge": 0.5, "tol": 1e-3, "sticky": 0.1,
     "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "row",
     "share": ("code=0.1:0.3",), "seed": 1, "target": ("clean.jsonl",),

@@ -20,7 +20,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.selection.division import Division, divide_budget, grants, weigh, weighted
 from tagcos_stream.selection.groups import Groups
 from tagcos_stream.selection.methods import METHODS
-from tagcos_stream.selection.shares import Bounds, bounds_of, fix, parse_shares
+from tagcos_stream.selection.shares import Bounds, bounds_of, bounds_with_pins, fix, parse_shares
 from tagcos_stream.types import UserError
 
 
@@ -35,6 +35,7 @@ class Budget:
     costs: np.ndarray | None  # (N,) int64, tokens of every example, where the budget is in tokens
     bounds: Mapping[str, Bounds]  # of every dataset; empty where none was asked for
     own: Mapping[str, int]  # budgets of datasets that follow from their weights, before any choice
+    pinned: np.ndarray | None = None  # (N,) bool, of every example that may be chosen: those that must be
 
     @property
     def is_settled_in_rounds(self) -> bool:
@@ -51,7 +52,7 @@ class Budget:
         return group < len(self.groups.sizes) and division.groups.sizes[group] == self.groups.sizes[group]
 
 
-def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int) -> Budget:
+def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int, pinned: np.ndarray | None) -> Budget:
     """Read what is asked for, and check it against the pool.
 
     Parameters
@@ -64,11 +65,14 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int) ->
         As the method makes them of the pool.
     of
         Examples that a fraction is of.
+    pinned
+        (N,) bool, examples that must be chosen; None where there are none.
 
     Raises
     ------
     UserError
-        Bounds that cannot be met, a dataset that the pool lacks, or a budget that pays for no example; with the numbers.
+        Bounds that cannot be met, a dataset that the pool lacks, or a budget that pays for no example or not for the pinned
+        ones; with the numbers.
     """
     settings, costs = run.settings, token_costs(run.settings, pool)
     datasets = pool["dataset"].fill_null("").to_numpy().astype(str)
@@ -80,6 +84,11 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int) ->
         total, unit = min(int(settings.tokens or 0), int(costs.sum())), "tokens"
         if total < costs.min(initial=total + 1):
             raise UserError(f"tokens {total}: the shortest example of the pool has {costs.min()}; give more tokens")
+    if pinned is not None and (needed := int((amounts * pinned).sum())) > total:
+        raise UserError(
+            f"include pins {pinned.sum():,} examples, which take {needed:,} {unit}, but the budget is {total:,}: pin fewer, or "
+            "raise the budget"
+        )
     shares = parse_shares(settings.share)
     weights = catalog_pool.dataset_weights(run.catalog, run.run_id)
     weights |= {name: share.weight for name, share in shares.items() if share.weight is not None}
@@ -88,14 +97,17 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int) ->
     in_datasets = METHODS[settings.method].within == "datasets"
     weighs = len({weights.get(name, 1.0) for name in there}) > 1
     if not shares and not weighs and not (in_datasets and costs is not None):
-        return Budget(groups, datasets, total, unit, costs, {}, {})
+        return Budget(groups, datasets, total, unit, costs, {}, {}, pinned)
     bounds = bounds_of(shares, total, there, unit)
+    if pinned is not None:
+        taken = np.bincount(codes, amounts * pinned).astype(np.int64).tolist()
+        bounds = bounds_with_pins(bounds, dict(zip(names.tolist(), taken, strict=True)), total, unit)
     own: dict[str, int] = {}
     if in_datasets:
         groups = weigh(groups, list(there), bounds, weights)
     elif weighs:
         own = weighted(total, there, bounds, weights)
-    return Budget(groups, datasets, total, unit, costs, bounds, own)
+    return Budget(groups, datasets, total, unit, costs, bounds, own, pinned)
 
 
 def token_costs(settings: Settings, pool: pl.DataFrame) -> np.ndarray | None:
@@ -115,7 +127,7 @@ def divided(run: RunContext, budget: Budget) -> Division:
                 fixed[row["dataset"]], given = row["amount"], {}
             else:
                 given[row["group_id"]] = row["amount"]
-    made = divide_budget(budget.groups, budget.datasets, budget.total, fixed, budget.costs)
+    made = divide_budget(budget.groups, budget.datasets, budget.total, fixed, budget.costs, budget.pinned)
     budgets = made.budgets.copy()
     budgets[list(given)] = list(given.values())
     return replace(made, budgets=budgets)

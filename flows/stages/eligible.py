@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from flows.context import RunContext
@@ -27,6 +28,7 @@ class Eligible:
     counted: pl.DataFrame  # m rows whose mean is matched
     of: int  # rows of the pool with a feature, whether they may be chosen or not
     excluded: Mapping[str, int] = field(default_factory=dict)  # rows that may not be chosen, by reason
+    pinned: np.ndarray | None = None  # (n,) bool, those of `rows` that must be chosen; None where there are none
 
     @property
     def same(self) -> bool:
@@ -52,24 +54,22 @@ def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
     UserError
         A predicate is not one that can be asked of `signals`; see `storage.predicate.parse`.
     """
-    listed = settings.exclude is not None and Path(settings.exclude).suffix in LISTS
-    if listed:
-        listed_ids(str(settings.exclude))
-    given = {
-        "where": settings.where,
-        "target_where": settings.target_where,
-        "exclude": None if listed else settings.exclude,
-    }
+    given = {name: getattr(settings, name) for name in ("where", "target_where", "exclude", "include")}
+    for name in ("exclude", "include"):
+        if given[name] is not None and Path(given[name]).suffix in LISTS:
+            listed_ids(given.pop(name), name)
     return {name: predicate.parse(text, signals.COLUMNS, name) for name, text in given.items() if text is not None}
 
 
-def listed_ids(path: str) -> list[str]:
+def listed_ids(path: str, setting: str) -> list[str]:
     """Read a list of example ids.
 
     Parameters
     ----------
     path
         A text file with an id a line, or a .csv, .jsonl or .parquet file with the column `example_id`, such as an export.
+    setting
+        That names the file, for messages.
 
     Returns
     -------
@@ -96,9 +96,9 @@ def listed_ids(path: str) -> list[str]:
             )
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"exclude {path}: {first}; give a file with an id a line, or with the column example_id") from error
+        raise UserError(f"{setting} {path}: {first}; give a file with an id a line, or with the column example_id") from error
     if not found:
-        raise UserError(f"exclude {path}: it has no ids")
+        raise UserError(f"{setting} {path}: it has no ids")
     return found
 
 
@@ -142,7 +142,8 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
     budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
     checked = check_predicates(run.settings)
-    if run.settings.exclude is None and all(found.keeps_all for found in checked.values()):
+    include, exclude = run.settings.include, run.settings.exclude
+    if include is None and exclude is None and all(found.keeps_all for found in checked.values()):
         return Eligible(pool, pool, len(pool))
     if any("repeated" in found.columns for found in checked.values()):
         hash_answers(run)  # of a root that was filled before answers were hashed
@@ -151,11 +152,12 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         if lacking:
             raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
-    judged = signals.judge(run.catalog, run.run_id, [where, checked.get("target_where", where), checked.get("exclude", where)])
+    asked = [where, *(checked.get(name, where) for name in ("target_where", "exclude", "include"))]
+    judged = signals.judge(run.catalog, run.run_id, asked)
     reasons = pool.select("segment", "row").join(judged, on=["segment", "row"], how="left", maintain_order="left")
-    if run.settings.exclude is not None:
-        banned = reasons["2"].is_null() if "exclude" in checked else pool["example_id"].is_in(listed_ids(run.settings.exclude))
-        reason = pl.when(banned).then(pl.lit(f"exclude {run.settings.exclude}"))
+    if exclude is not None:
+        banned = reasons["2"].is_null() if "exclude" in checked else pool["example_id"].is_in(listed_ids(exclude, "exclude"))
+        reason = pl.when(banned).then(pl.lit(f"exclude {exclude}"))
         names = ["0"] if "target_where" in checked else ["0", "1"]  # by default what may not be chosen does not count either
         reasons = reasons.with_columns(reason.otherwise(pl.col(name)).alias(name) for name in names)
     excluded = reasons.filter(pl.col("0").is_not_null()).select("segment", "row", reason="0")
@@ -168,8 +170,37 @@ def eligible(run: RunContext, features: Features) -> Eligible:
             f"{len(rows):,} of {len(pool):,} examples may be chosen, but {budget:,} are to be: {failed}. "
             "Relax where or exclude, or lower fraction or count"
         )
+    pinned = None
+    if include is not None:
+        held = reasons["3"].is_null() if "include" in checked else _in_list(pool, include)
+        _require_eligible(include, reasons.filter(held)["0"])
+        signals.record_pins(run.catalog, run.run_id, pool.filter(held).select("segment", "row"))
+        pinned = held.filter(reasons["0"].is_null()).to_numpy() if held.any() else None
     counts_for_mean = reasons["1"].is_null()
     counted = rows if reasons["0"].is_null().equals(counts_for_mean) else pool.filter(counts_for_mean)
     if not len(counted):
         raise UserError(f"target_where {run.settings.target_where!r} holds for none of {len(pool):,} examples: relax it")
-    return Eligible(rows, counted, len(pool), counts)
+    return Eligible(rows, counted, len(pool), counts, pinned)
+
+
+def _in_list(pool: pl.DataFrame, include: str) -> pl.Series:
+    """Which rows of the pool a file pins. UserError if it names others."""
+    ids = pl.Series(listed_ids(include, "include"), dtype=pl.String).unique(maintain_order=True)
+    unknown = ids.filter(~ids.is_in(pool["example_id"].to_list()))
+    if len(unknown):
+        raise UserError(
+            f"include {include}: {len(unknown):,} of {len(ids):,} examples have no feature in this pool, such as {unknown[0]}; "
+            "`tagcos why ID` states the reason of each"
+        )
+    return pool["example_id"].is_in(ids.to_list())
+
+
+def _require_eligible(include: str, reasons: pl.Series) -> None:
+    """Refuse pins that may not be chosen; `reasons`: of every pin, null where it may be."""
+    failed = reasons.drop_nulls()
+    if len(failed):
+        counts = ", ".join(f"{n:,} by {reason}" for reason, n in failed.value_counts(sort=True).iter_rows())
+        raise UserError(
+            f"include {include}: {len(failed):,} of {len(reasons):,} pinned examples may not be chosen ({counts}); pin others, "
+            "or relax where or exclude"
+        )

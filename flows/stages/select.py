@@ -41,6 +41,7 @@ class SelectInputs:
     matched: Matched  # means of the groups that the method makes
     earlier: np.ndarray | None  # (N,) bool: rows that the run before chose, where they are to be kept
     reference: np.ndarray | None  # (N,) bool: rows of the selection that the method compares with
+    pinned: np.ndarray | None  # (N,) bool: rows that must be chosen
     target: Target | None
     asked: GroupTargets | None  # what the target asks of the groups that the method makes
 
@@ -101,13 +102,13 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     asked = None if target is None or not method.reads_features else target_of_groups(target, groups, view)
     if asked is not None and view is not None:
         groups = replace(groups, target=asked.weights)
-    budget = plan_budget(run, pool, groups, rows.of)
+    budget = plan_budget(run, pool, groups, rows.of, rows.pinned)
     counting = view_of_counted(run, rows, view)
     matched = group_mean(run, space_id, rows, view, counting, len(groups.sizes))
     if warning := method.warning(len(pool), settings.budget(rows.of, budget.mean_cost), settings.dim):
         run.reporter.say(warning)
     earlier, reference = _earlier(run, space_id, pool), reference_rows(run.catalog, settings, pool, run.reselects)
-    inputs = SelectInputs(space_id, pool, view, budget, matched, earlier, reference, target, asked)
+    inputs = SelectInputs(space_id, pool, view, budget, matched, earlier, reference, rows.pinned, target, asked)
     copied: set[int] = set()
     with run.reporter.stage("select", "chosen") as progress:
         while True:
@@ -120,6 +121,8 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
     counts["copied"] = len(copied)
     if budget.costs is not None:
         counts["tokens"] = int(chosen["tokens"].sum())
+    if rows.pinned is not None:
+        counts["pinned"] = int(rows.pinned.sum())
     if rows.excluded:
         counts |= {"eligible": len(pool), "excluded": dict(rows.excluded)}
     measured = measure(run, space_id, rows, view, counting)
@@ -147,7 +150,8 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
         followed = None if target is None or shares is None else [target.target_id, float(shares[g])]
         marked = _ids(pool, members, given.earlier), _ids(pool, members, given.reference)
         counted = given.matched.counted[g % len(given.matched.counted)]
-        inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first)
+        pinned = _ids(pool, members, given.pinned)
+        inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first, pinned)
     if budget.is_settled_in_rounds:
         selections.drop_changed(run.catalog, run.run_id, inputs)
     copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
@@ -230,6 +234,7 @@ def _tasks(run: RunContext, given: SelectInputs, division: Division, left: Seque
     tasks = []
     for g in left:
         mine = division.groups.members(g)
+        pinned = np.zeros(0, np.int64) if given.pinned is None else np.flatnonzero(given.pinned[mine])
         where: dict[str, Any] = (
             {"locations": pool[mine].select("segment", "row")} if view is None else {"positions": view.positions[mine]}
         )
@@ -242,6 +247,7 @@ def _tasks(run: RunContext, given: SelectInputs, division: Division, left: Seque
                 earlier=None if earlier is None else np.flatnonzero(earlier[mine]),
                 costs=None if division.costs is None else division.costs[mine],
                 first_rows=None if division.first_rows is None else int(division.first_rows[g]),
+                pinned=pinned if len(pinned) else None,
                 **where,
             )
         )

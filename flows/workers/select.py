@@ -51,6 +51,7 @@ class GroupTask:
     earlier: np.ndarray | None = None  # int64: those that the selection before has, where they are to be kept
     costs: np.ndarray | None = None  # (n,) int64 tokens, where the budget is in tokens
     first_rows: int | None = None  # rows to ask for at first, where the budget is in tokens
+    pinned: np.ndarray | None = None  # (p,) int64: those that must be chosen; None where there are none
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def choose_groups(
                 progress(before + chosen)
 
         rows = features if method.features else None
-        group = Group(task.columns, rows, task.mean, spec.wanted, task.earlier, task.costs, task.first_rows)
+        group = Group(task.columns, rows, task.mean, spec.wanted, task.earlier, task.costs, task.first_rows, task.pinned)
         limits = Limits(spec.memory_limit, resources.threads, within)
         choice = choose_within(method, group, task.budget, spec.settings, limits)
         before += task.budget

@@ -109,6 +109,13 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
         insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))
 
 
+def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
+    """Record the rows that a run has to choose (segment, row), in place of an earlier list."""
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM pins WHERE run_id = ?", [run_id])
+        insert(connection, "pins", require(pinned, ["segment", "row"]).with_columns(run_id=pl.lit(run_id)))
+
+
 def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:
     """Return segment and row, in this order, of the examples of a run's pool whose answers are not hashed."""
     return catalog.read(

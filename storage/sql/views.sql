@@ -120,6 +120,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
         )
     SELECT w.example_id, (SELECT run_id FROM asked) AS run_id, s.example_id IS NOT NULL AS chosen,
         CASE
+            WHEN i.row IS NOT NULL AND s.example_id IS NOT NULL THEN 'pinned'
             WHEN s.example_id IS NOT NULL THEN concat_ws(': ', 'chosen by ' || a.method, score_in_words(a.method, true, s.score))
             WHEN m.example_id IS NOT NULL THEN concat_ws(': ', 'left by ' || a.method, score_in_words(a.method, false, m.margin))
             WHEN w.example_id IN (SELECT example_id FROM forgotten) THEN 'forgotten: its text was erased'
@@ -151,6 +152,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     LEFT JOIN run_groups k ON k.run_id = (SELECT run_id FROM asked) AND k.group_id = coalesce(s.group_id, m.group_id)
     LEFT JOIN feature_rows r ON r.segment = w.segment AND r.row = w.row
         AND r.space_id = (SELECT space_id FROM runs WHERE run_id = (SELECT run_id FROM asked))
+    LEFT JOIN pins i ON i.run_id = (SELECT run_id FROM asked) AND i.segment = w.segment AND i.row = w.row
     LEFT JOIN exclusions x ON x.run_id = (SELECT run_id FROM asked) AND x.segment = w.segment AND x.row = w.row;
 
 -- Reasons, the first that holds: the example came or went; another method chose; its clusters were made anew; its cluster's budget

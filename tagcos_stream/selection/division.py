@@ -60,7 +60,12 @@ def weighted(total: int, there: Mapping[str, int], bounds: Mapping[str, Bounds],
 
 
 def divide_budget(
-    groups: Groups, datasets: np.ndarray, total: int, fixed: Mapping[str, int], costs: np.ndarray | None = None
+    groups: Groups,
+    datasets: np.ndarray,
+    total: int,
+    fixed: Mapping[str, int],
+    costs: np.ndarray | None = None,
+    pinned: np.ndarray | None = None,
 ) -> Division:
     """Divide a budget among groups, where some datasets have a budget of their own.
 
@@ -77,6 +82,8 @@ def divide_budget(
         then those of each dataset in order of name.
     costs
         (N,) int64, tokens of every example, where the budget is in tokens.
+    pinned
+        (N,) bool, examples that must be chosen; None where there are none.
 
     Returns
     -------
@@ -84,7 +91,7 @@ def divide_budget(
         With the groups as they were if no dataset has its own budget.
     """
     if not fixed:
-        budgets = share_budget(groups, total, costs)
+        budgets = share_budget(groups, total, costs, pinned)
         return Division(groups, budgets, costs, _first_rows(groups, budgets, costs))
     names, n_groups = sorted(fixed), len(groups.sizes)
     part = np.searchsorted(names, datasets) % len(names)
@@ -97,7 +104,7 @@ def divide_budget(
     for p, budget in enumerate([total - sum(fixed.values()), *(fixed[name] for name in names)]):
         here = slice(p * n_groups, (p + 1) * n_groups)
         own = Groups(split.order, split.edges[here.start : here.stop + 1], target=groups.target)
-        budgets[here] = share_budget(own, budget, costs)
+        budgets[here] = share_budget(own, budget, costs, pinned)
     return Division(split, budgets, costs, _first_rows(split, budgets, costs), tuple(names))
 
 

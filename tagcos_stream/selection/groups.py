@@ -70,7 +70,7 @@ class Groups:
         return self.order[self.edges[group] : self.edges[group + 1]]
 
 
-def share_budget(groups: Groups, total: int, costs: np.ndarray | None = None) -> np.ndarray:
+def share_budget(groups: Groups, total: int, costs: np.ndarray | None = None, pinned: np.ndarray | None = None) -> np.ndarray:
     """Divide a budget among groups.
 
     Parameters
@@ -81,18 +81,41 @@ def share_budget(groups: Groups, total: int, costs: np.ndarray | None = None) ->
         Examples to choose, or tokens to spend, at most as many as the groups have.
     costs
         (N,) int64, tokens of every example; only where the budget is in tokens.
+    pinned
+        (N,) bool, examples that must be chosen, which the total pays for; None where there are none.
 
     Returns
     -------
     np.ndarray
         (G,) int64, budget of each group: in proportion to its part of the target or its weight where groups have these, else to
-        its size.
+        its size. A group whose part does not pay for its pinned examples gets what they cost, and the others share the rest.
     """
+    if pinned is not None:
+        return _pay_for(groups, total, costs, groups.amounts(pinned * (1 if costs is None else costs)))
     if groups.target is not None:
         return allocate_by_target(groups.amounts(costs), total, groups.target)
     if groups.weights is None:
         return allocate(groups.amounts(costs), total)
     return fill(groups.amounts(costs) if groups.most is None else groups.most, total, groups.weights, groups.least)
+
+
+def _pay_for(groups: Groups, total: int, costs: np.ndarray | None, least: np.ndarray) -> np.ndarray:
+    """Budgets of at least `least` (G,)."""
+    budgets, free = least.copy(), np.arange(len(least))
+    while len(free):
+        weights, target, most, low = (
+            None if part is None else part[free] for part in (groups.weights, groups.target, groups.most, groups.least)
+        )
+        if target is not None and not target.any():
+            target = None  # the groups that the target has are paid for: the others share the rest by their sizes
+        order, edges = np.concatenate([groups.members(int(g)) for g in free]), np.cumsum([0, *groups.sizes[free]])
+        sharing = Groups(order, edges, weights, target, most, low)
+        found = share_budget(sharing, total - int(budgets.sum() - budgets[free].sum()), costs)
+        if (found >= least[free]).all():
+            budgets[free] = found
+            break
+        free = free[found >= least[free]]
+    return budgets
 
 
 def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None, n_clusters: int = 0) -> Groups:

@@ -41,6 +41,7 @@ class Group:
     earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
     costs: np.ndarray | None = None  # (n,) int64, tokens of each row, where the budget is in tokens
     first_rows: int | None = None  # rows to ask for at first where the budget is in tokens
+    pinned: np.ndarray | None = None  # (p,) int64: rows that must be chosen; only methods with weights are given them
 
     @property
     def rows(self) -> np.ndarray | RowBlocks:
@@ -103,6 +104,7 @@ class Choose(Protocol):
             The group of n examples: the columns and features that the method declares.
         budget
             Rows to choose, at most n; tokens to spend where the group has costs, which only methods with weights are given.
+            Pinned rows count.
         settings
             Exactly the settings declared in `Method.settings`; reading another one is a KeyError.
         limits

@@ -189,6 +189,45 @@ def bounds_of(shares: Mapping[str, Share], total: int, there: Mapping[str, int],
     return found
 
 
+def bounds_with_pins(bounds: Mapping[str, Bounds], pinned: Mapping[str, int], total: int, unit: str) -> dict[str, Bounds]:
+    """Raise minima to what pinned examples take.
+
+    Parameters
+    ----------
+    bounds
+        Of every dataset.
+    pinned
+        What its pinned examples take of the budget, by dataset.
+    total
+        The budget.
+    unit
+        Of the amounts, for messages.
+
+    Returns
+    -------
+    dict
+        Bounds of every dataset.
+
+    Raises
+    ------
+    UserError
+        Pinned examples exceed a maximum, or with the minima of other datasets the budget; the message has the numbers.
+    """
+    for dataset, bound in bounds.items():
+        if pinned.get(dataset, 0) > bound.high:
+            raise UserError(
+                f"include pins {pinned[dataset]:,} {unit} of dataset {dataset}, whose maximum is {bound.high:,}: pin fewer, or "
+                "raise its share"
+            )
+    found = {dataset: Bounds(max(bound.low, pinned.get(dataset, 0)), bound.high) for dataset, bound in bounds.items()}
+    if (least := sum(bound.low for bound in found.values())) > total:
+        raise UserError(
+            f"the pinned examples and the minima of the datasets take {least:,} {unit}, more than the budget of {total:,}: pin "
+            "fewer, or lower a minimum"
+        )
+    return found
+
+
 def fix(bounds: Mapping[str, Bounds], chosen: Mapping[str, int], fixed: Iterable[str]) -> dict[str, int]:
     """Say which datasets are to be fixed at a bound, after a choice in which they were free.
 

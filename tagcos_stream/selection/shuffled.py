@@ -20,7 +20,8 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
     """Choose features by the pursuit, and for feature j the row with the j-th largest draw."""
     owner = np.argsort(-group.columns["draw"], kind="stable")  # row of each feature
     costs = None if group.costs is None else group.costs[owner]
-    choice = choose_fresh(replace(group, costs=costs), budget, settings, limits)
+    pinned = None if group.pinned is None else np.argsort(owner)[group.pinned]  # the features that these rows are dealt
+    choice = choose_fresh(replace(group, costs=costs, pinned=pinned), budget, settings, limits)
     margins = np.empty_like(choice.margins)
     margins[owner] = choice.margins
     return replace(choice, indices=owner[choice.indices], margins=margins)

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from tagcos_stream.rows.blocks import Scaled
+from tagcos_stream.rows.held import gram, take
 from tagcos_stream.selection.keep_earlier import keep_earlier
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
+from tagcos_stream.selection.pins import others, spent
 from tagcos_stream.selection.pursuit.omp import REMEDY, Pursuit, omp_select, refit
+from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.selection.tokens import first_rows, prefix, spending
 from tagcos_stream.types import ArrayRows, RowBlocks
 
@@ -21,7 +24,8 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
     choice = choose_fresh(group, budget, settings, limits)
     if group.earlier is None:
         return choice
-    return keep_earlier(choice, group.rows, group.target, group.earlier, margin=settings["sticky"], ridge=settings["ridge"])
+    earlier = group.earlier if group.pinned is None else np.union1d(group.earlier, group.pinned)  # neither gives way
+    return keep_earlier(choice, group.rows, group.target, earlier, margin=settings["sticky"], ridge=settings["ridge"])
 
 
 def choose_fresh(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
@@ -36,6 +40,9 @@ def choose_pool(group: Group, budget: int, settings: Mapping[str, Any], limits: 
 
 
 def _pursue(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits, remedy: str) -> Choice:
+    if group.pinned is not None:
+        return _pursue_beyond(group, group.pinned, budget, settings, limits, remedy)
+
     def pursue(rows: np.ndarray | RowBlocks, count: int) -> Pursuit:
         return omp_select(
             rows,
@@ -54,6 +61,52 @@ def _pursue(group: Group, budget: int, settings: Mapping[str, Any], limits: Limi
     return _choice(pursue(group.rows, budget))
 
 
+def _pursue_beyond(
+    group: Group, pinned: np.ndarray, budget: int, settings: Mapping[str, Any], limits: Limits, remedy: str
+) -> Choice:
+    """Pursue what the pinned rows leave unexplained, by the other rows; then fit the weights of all together.
+
+    Pinned rows are round 0, without a score; residuals are relative to the group's target.
+    """
+    ridge, target = settings["ridge"], np.asarray(group.target, np.float64)
+    blocks = ArrayRows(group.rows) if isinstance(group.rows, np.ndarray) else group.rows
+    rows = take(blocks, pinned).astype(np.float64)
+    left = target - nonnegative_ridge(gram(rows, np.inner), rows @ target, ridge) @ rows
+    length = float(np.linalg.norm(target))
+    share = float(np.linalg.norm(left)) / length if length else 0.0
+    rest, sub = others(group, pinned, left)
+    used, none = spent(group, pinned), np.zeros(0)
+    found = Choice(none.astype(np.int64), none, none, rounds=none.astype(np.int32), residuals=none)
+    if len(rest):
+        found = _pursue(sub, budget - used, settings, limits, remedy)
+    assert found.rounds is not None
+    assert found.residuals is not None
+    indices = np.concatenate([pinned, rest[found.indices]])
+    weights, margins, residual = refit(group.rows, target, indices, ridge=ridge, threads=limits.threads)
+    stats = found.stats
+    if group.costs is not None:
+        margins = (margins * _scale(group.costs, settings)).astype(np.float32)
+        stats = {"next_tokens": None} | stats | {"tokens": used + stats.get("tokens", 0)}
+    return Choice(
+        indices,
+        np.concatenate([np.full(len(pinned), np.nan), found.scores]),
+        margins,
+        weights=weights,
+        rounds=np.concatenate([np.zeros(len(pinned), np.int32), found.rounds + np.int32(1)]),
+        residuals=np.concatenate([np.full(len(pinned), share), found.residuals * share]),
+        residual=residual,
+        stats=stats,
+    )
+
+
+def _scale(costs: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """Factor of every row: the root of the mean tokens over its own where gain is per token, else 1."""
+    if settings["gain_per"] != "token":
+        return np.ones(len(costs))
+    scale: np.ndarray = np.sqrt(costs.mean() / np.maximum(costs, 1))
+    return scale
+
+
 def _pursue_tokens(
     pursue: Callable[[np.ndarray | RowBlocks, int], Pursuit],
     group: Group,
@@ -67,9 +120,8 @@ def _pursue_tokens(
     By gain per token, rows are divided by the root of their tokens: a row of length 1 then lowers the squared residual most for
     its tokens when it is chosen.
     """
-    rows, scale = group.rows, np.ones(len(costs))
+    rows, scale = group.rows, _scale(costs, settings)
     if settings["gain_per"] == "token":
-        scale = np.sqrt(costs.mean() / np.maximum(costs, 1))
         rows = Scaled(ArrayRows(rows) if isinstance(rows, np.ndarray) else rows, scale)
 
     def order(count: int) -> tuple[np.ndarray, Pursuit]:

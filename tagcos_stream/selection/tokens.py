@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method
+from tagcos_stream.selection.pins import others, spent, with_pinned
 
 Found = TypeVar("Found")
 
@@ -63,7 +64,8 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     method
         One that gives weights meets a budget in tokens itself: its weights are those of exactly the rows that it chooses.
     group
-        With `costs` where the budget is in tokens.
+        With `costs` where the budget is in tokens. Pinned rows come first; a method that gives weights accounts for them, any
+        other chooses the rest of the budget from the other rows.
     budget
         Rows, or tokens.
     settings, limits
@@ -74,6 +76,17 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     Choice
         Its stats have `tokens` and `next_tokens` where the budget is in tokens.
     """
+    if group.pinned is not None and not method.weights:
+        mean = group.mean if group.mean is not None or not method.features else group.target
+        rest, sub = others(group, group.pinned, mean)
+        used = spent(group, group.pinned)
+        left = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+        if len(rest):
+            left = choose_within(method, sub, budget - used, settings, limits)
+        stats = left.stats
+        if group.costs is not None:
+            stats = {"next_tokens": None} | stats | {"tokens": used + stats.get("tokens", 0)}
+        return with_pinned(left, group.pinned, rest, stats)
     if group.costs is None or method.weights:
         return method.choose(group, budget, settings, limits)
     costs = group.costs
