@@ -27,6 +27,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if quick and collection_path.name not in (*QUICK, "conftest.py") else None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Distribute files in their order: sorted by number of tests, long files of few tests would come last, to one process."""
+    config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as quick the tests of the method, of ingest and of the store that start neither a process nor a server."""

@@ -200,13 +200,29 @@ def test_transaction__waits_for_a_shell_with_a_message_and_goes_on(root: Root, k
     said: list[str] = []
     opened = runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
     catalog = Catalog(root.catalog_path, wait_seconds=30, on_wait=said.append)
-    with hold(root.catalog_path, kind, 1.5) as pid:
-        started = time.monotonic()
-        runs.stage_done(catalog, opened.run_id, "ingest", seconds=1.0, peak_bytes=None, detail={})
-        assert time.monotonic() - started > 1.0
-    assert len(said) == 1
-    assert f"is held by process {pid}" in said[0]
-    assert runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).stages == {"ingest": {}}
+    for stage in ("ingest", "select"):  # the second time in the DuckDB instance that the catalog keeps
+        said.clear()
+        with hold(root.catalog_path, kind, 1.0) as pid:  # which can open the file: the catalog has closed it
+            started = time.monotonic()
+            runs.stage_done(catalog, opened.run_id, stage, seconds=1.0, peak_bytes=None, detail={})
+            assert time.monotonic() - started > 0.6
+        assert len(said) == 1
+        assert f"is held by process {pid}" in said[0]
+    assert set(runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).stages) == {"ingest", "select"}
+
+
+@pytest.mark.process
+def test_transaction__an_error_rolls_back_and_closes_the_file(root: Root) -> None:
+    opened = runs.open_run(root.catalog, config={}, config_hash="h", versions={}, seeds={})
+    with pytest.raises(duckdb.ConversionException), root.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET status = 'failed'; UPDATE runs SET started_at = 'never'")
+    with hold(root.catalog_path, "write", 0):
+        pass
+    assert runs.run_status(root.catalog, opened.run_id).run["status"] == "running"
+    with pytest.raises(duckdb.PermissionException):
+        root.catalog.read("SELECT * FROM read_text('/etc/hostname')")
+    with pytest.raises(duckdb.PermissionException):
+        root.catalog.read("ATTACH '/tmp/other.duckdb' AS other")
 
 
 @pytest.mark.process
