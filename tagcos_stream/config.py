@@ -218,7 +218,7 @@ class Settings(BaseModel):
         False,
         panel="Gradient features",
         description="Compute instruction-following difficulty (docs/signals.md) of every example, by one more forward pass of "
-        "the answers; done by itself where a condition names `ifd`.",
+        "the answers; done by itself where a condition or the method reads it.",
     )
     block_rows: int = setting(
         "run",

@@ -325,6 +325,15 @@ def choose_hardest(c: dict[str, Any], k: int) -> list[int]:
     return naive_best(c["loss"], c["draw"], k)
 
 
+def choose_ifd(c: dict[str, Any], k: int) -> list[int]:
+    """The highest below 1; then the lowest from 1 on; then those without a value."""
+    order = sorted(range(len(c["ifd"])), key=lambda i: -c["draw"][i])
+    known = [i for i in order if not np.isnan(c["ifd"][i])]
+    below = sorted((i for i in known if c["ifd"][i] < 1), key=lambda i: -c["ifd"][i])
+    above = sorted((i for i in known if c["ifd"][i] >= 1), key=lambda i: c["ifd"][i])
+    return (below + above + [i for i in order if i not in known])[:k]
+
+
 def choose_gradient_norm(c: dict[str, Any], k: int) -> list[int]:
     return naive_best(c["norm"], c["draw"], k)
 

@@ -83,7 +83,7 @@ def diagnose(
     memory_limit: float | None = None,
     reporter: Reporter | None = None,
 ) -> str:
-    """Measure methods (default all) on the features of a complete run; returns that run's id.
+    """Measure methods (default: all that the run has the signals for) on the features of a complete run; returns that run's id.
 
     The default is the latest run, or the newest one with clusters where that one has none.
 
@@ -93,7 +93,7 @@ def diagnose(
         UserError: no such run, a run without a clustering, an unknown method or a wrong fraction.
     """
     reporter = reporter or default_reporter()
-    units = plan(methods or [name for name in METHODS if not METHODS[name].needs_target], fractions, seeds)
+    plan(methods, fractions, seeds)  # refuses what cannot be asked for, before a root is opened
     opened = open_root(root, create=False, on_wait=reporter.say)
     opened.catalog.upgrade()
     base = runs.complete_run(opened.catalog, run_id)
@@ -109,6 +109,7 @@ def diagnose(
     settings = load_settings(changed_settings(base, root, changes))
     with opened.writer():
         bench = _Bench(opened, base, settings, reporter)
+        units = plan(methods or bench.methods(), fractions, seeds)
         done = diagnostics.units_done(opened.catalog, base["run_id"])
         left = [unit for unit in units if (unit.method, unit.fraction, unit.seed) not in done]
         with reporter.stage("diagnose", "selections") as progress:
@@ -144,6 +145,11 @@ class _Bench:
         mean = self.sizes @ means / len(self.pool)
         self.held_mean, self.seen_mean = mean[self.held], mean[~self.held]
         self._clusters: tuple[int, Clusters] | None = None
+
+    def methods(self) -> list[str]:
+        """Methods that can be measured on what the run has: without a target set, and with the signals that they read."""
+        lacking = {name for name in ("norm", "ifd") if self.pool[name].null_count() == len(self.pool)}
+        return [name for name, method in METHODS.items() if not method.needs_target and not lacking & set(method.columns)]
 
     def measure(self, unit: Unit) -> None:
         own = self.settings.model_copy(

@@ -15,6 +15,7 @@ from flows.stages.answers import hash_answers
 from storage import predicate
 from storage.catalog import signals
 from tagcos_stream.config import Settings
+from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
 LISTS = (".txt", ".ids", ".csv", ".jsonl", ".parquet")  # endings of files that list examples
@@ -113,9 +114,13 @@ def reads_ifd(settings: Settings) -> bool:
     Returns
     -------
     bool
-        It was asked for, or a condition names it.
+        It was asked for, or the method or a condition reads it.
     """
-    return settings.ifd or any("ifd" in found.columns for found in check_predicates(settings).values())
+    return (
+        settings.ifd
+        or "ifd" in METHODS[settings.method].columns
+        or any("ifd" in found.columns for found in check_predicates(settings).values())
+    )
 
 
 def eligible(run: RunContext, features: Features) -> Eligible:
@@ -142,15 +147,15 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
     budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
     checked = check_predicates(run.settings)
+    if "ifd" in METHODS[run.settings.method].columns or any("ifd" in found.columns for found in checked.values()):
+        lacking = len(signals.without_answer_loss(run.catalog, run.run_id, features.space_id))
+        if lacking:
+            raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
     include, exclude = run.settings.include, run.settings.exclude
     if include is None and exclude is None and all(found.keeps_all for found in checked.values()):
         return Eligible(pool, pool, len(pool))
     if any("repeated" in found.columns for found in checked.values()):
         hash_answers(run)  # of a root that was filled before answers were hashed
-    if any("ifd" in found.columns for found in checked.values()):
-        lacking = len(signals.without_answer_loss(run.catalog, run.run_id, features.space_id))
-        if lacking:
-            raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
     asked = [where, *(checked.get(name, where) for name in ("target_where", "exclude", "include"))]
     judged = signals.judge(run.catalog, run.run_id, asked)

@@ -222,10 +222,11 @@ def feature_status(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame
 
 def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
     """The run's examples that have a feature: example_id, segment, row, dataset, turns, chars, tokens, target_tokens, loss, norm,
-    in order of segment and row. Only rows of complete blocks: an orphan is never read."""
+    ifd (null where it was not computed), in order of segment and row. Only rows of complete blocks: an orphan is never read."""
     return catalog.read(
-        """SELECT p.*, r.tokens, r.target_tokens, r.loss, r.norm FROM pool_of($run) p
+        """SELECT p.*, r.tokens, r.target_tokens, r.loss, r.norm, r.loss / l.loss AS ifd FROM pool_of($run) p
         JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
+        LEFT JOIN answer_losses l ON l.space_id = r.space_id AND l.segment = r.segment AND l.row = r.row
         WHERE r.space_id = $space AND r.status = 'ok' ORDER BY p.segment, p.row""",
         {"run": run_id, "space": space_id},
     )

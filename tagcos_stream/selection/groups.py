@@ -203,7 +203,7 @@ def example_columns(
     method
         Its `columns` decide.
     pool
-        N examples with example_id, target_tokens, loss and norm.
+        N examples with example_id, target_tokens, loss, norm and ifd.
     seed
         Seed of the draws.
     distances
@@ -214,7 +214,8 @@ def example_columns(
     Returns
     -------
     dict
-        (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), distance, reference.
+        (N,) by name: draw (float64 in [0, 1)), target_tokens, loss, norm (length of the gradient), ifd (NaN where there is
+        none), distance, reference.
 
     Raises
     ------
@@ -231,6 +232,10 @@ def example_columns(
         elif name == "reference":
             assert reference is not None, f"method {method.name} reads a reference selection"
             made[name] = reference
+        elif name == "ifd":
+            if pool["ifd"].null_count() == len(pool):
+                raise UserError(f"method {method.name} reads ifd, which was not computed: `tagcos run --ifd` computes it")
+            made[name] = pool["ifd"].to_numpy()  # NaN of single examples, whose answers cannot be taken alone
         else:
             if lacking := pool[name].null_count():
                 raise UserError(

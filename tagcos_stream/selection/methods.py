@@ -24,6 +24,7 @@ COLUMNS = (
     "target_tokens",
     "loss",
     "norm",
+    "ifd",
     "distance",
     "reference",
 )  # properties of an example that are known without reading its feature
@@ -263,6 +264,7 @@ METHODS = Registry(
         "hardest": "tagcos_stream.selection.hardest:HARDEST",
         "gradient-norm": "tagcos_stream.selection.gradient_norm:GRADIENT_NORM",
         "perplexity": "tagcos_stream.selection.perplexity:PERPLEXITY",
+        "ifd": "tagcos_stream.selection.ifd:IFD",
         "kcenter": "tagcos_stream.selection.kcenter:KCENTER",
         "centroid": "tagcos_stream.selection.centroid:CENTROID",
         "herding": "tagcos_stream.selection.herding:HERDING",

@@ -93,7 +93,7 @@ def test_select__methods_choose_what_their_definitions_choose(root: Root) -> Non
     pool, rows = features_of(root, base)
     names = pool["example_id"].to_list()
     known: dict[str, Any] = {"draw": [naive.naive_draw(name, 0) for name in names], "features": rows, "target": rows.mean(axis=0)}
-    known |= {column: pool[column].to_list() for column in ("target_tokens", "loss", "norm")}
+    known |= {column: pool[column].to_list() for column in ("target_tokens", "loss", "norm", "ifd")}
     known["reference"] = pool["example_id"].is_in(list(selections.chosen_by(root.catalog, base))).to_list()
 
     def chosen(method: str) -> list[str]:
@@ -390,6 +390,8 @@ def test_signals__of_answers_are_computed_once_and_choose(root: Root) -> None:
         connection.execute("DELETE FROM answer_losses WHERE row < 5")
     with pytest.raises(UserError, match=r"ifd was not computed for 5 of 120 examples: `tagcos run --ifd`"):
         reselect(root, where="ifd < 1.05", method="random")
+    with pytest.raises(UserError, match=r"ifd was not computed for 5 of 120 examples: `tagcos run --ifd`"):
+        reselect(root, method="ifd")
 
 
 def test_exclude__by_a_list_or_a_condition(root: Root, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_methods__choose_what_their_definitions_choose(name: str) -> None:
             "target_tokens": r.integers(1, 9, n),  # many are equal
             "loss": r.integers(0, 9, n) / 4,
             "norm": r.integers(1, 9, n) / 8,
+            "ifd": np.where(r.random(n) < 0.1, np.nan, r.integers(2, 12, n) / 8),
             "distance": (r.integers(0, 9, n) / 4).astype(np.float32),
             "reference": r.permutation(n) < max(1, n // 3),
         }

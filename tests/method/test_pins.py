@@ -30,6 +30,7 @@ def draw_group(seed: int, **changes: object) -> Group:
         "target_tokens": r.integers(1, 90, N),
         "loss": r.random(N),
         "norm": r.random(N),
+        "ifd": 2 * r.random(N),
         "distance": r.random(N),
         "reference": r.random(N) < 0.5,
     }
