@@ -1,7 +1,8 @@
 """`tagcos diagnose`: every method on the same features, selecting by seven eighths of the dimensions, measured on the rest.
 
 One unit is a method, a fraction and a seed; it is committed when done, so a kill costs one. The clusterings that units select
-from are fitted on the dimensions they may see, one per seed. Coverage and errors by cluster are of the run's own clustering.
+from are fitted on the dimensions they may see, one per seed. Units choose from the rows that the run might choose from (where,
+exclude), and are measured against the mean of these. Coverage and errors by cluster are of the run's own clustering.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flows.reference import reference_rows
 from flows.stages.cluster import keys
 from flows.stages.match import coverage, measured_rows
 from storage.arrays import segments
-from storage.catalog import clusterings, diagnostics, runs, spaces
+from storage.catalog import clusterings, diagnostics, runs, signals, spaces
 from storage.root import Root, open_root
 from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings, load_settings
@@ -130,7 +131,16 @@ class _Bench:
         self.root, self.settings, self.reporter = root, settings, reporter
         self.run_id, space = str(base["run_id"]), str(base["space_id"])
         self.limit = memory_bytes(settings)
-        self.pool = spaces.features_pool(root.catalog, self.run_id, space)
+        pool = spaces.features_pool(root.catalog, self.run_id, space)
+        self.of = len(pool)  # what a fraction is of, as in the run
+        # a method is measured on what the run might choose from, and by how well it stands for that
+        self.pool = pool.join(
+            signals.exclusions(root.catalog, self.run_id), on=["segment", "row"], how="anti", maintain_order="left"
+        )
+        if len(self.pool) < self.of:
+            reporter.say(f"measured on the {len(self.pool):,} of {self.of:,} examples that {self.run_id} might choose from")
+        if settings.target_where is not None:
+            reporter.say("target_where is left aside: selections are compared with the mean of the examples that may be chosen")
         self.rows = segments.open_features(root.files, space, self.pool)
         self.held = reserved_dimensions(self.rows.dim)
         self.seen = Dimensions(self.rows, ~self.held)
@@ -181,7 +191,9 @@ class _Bench:
 
     def _choose(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the chosen (k,) and their shares in the pool's mean."""
-        method, budget = METHODS[settings.method], settings.budget(len(self.pool))
+        method, budget = METHODS[settings.method], settings.budget(self.of)
+        if budget > len(self.pool):
+            raise UserError(f"{budget:,} examples are to be chosen, and {len(self.pool):,} may be")
         made = self._clustering(settings) if method.within == "clusters" else None
         groups = divide(method, self.pool) if made is None else divide(method, self.pool, made.labels, len(made.means))
         if warning := method.warning(len(self.pool), budget, self.seen.dim):

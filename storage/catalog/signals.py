@@ -109,6 +109,11 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
         insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))
 
 
+def exclusions(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return segment and row of the rows that a run might not choose from."""
+    return catalog.read("SELECT segment, row FROM exclusions WHERE run_id = ?", [run_id])
+
+
 def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
     """Record the rows that a run has to choose (segment, row), in place of an earlier list."""
     with catalog.transaction() as connection:

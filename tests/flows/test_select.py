@@ -277,6 +277,30 @@ def test_diagnose__takes_the_newest_run_that_has_clusters(root: Root) -> None:
         diagnose.diagnose(root.url, drawn, **measured)
 
 
+def test_diagnose__chooses_from_what_the_run_might_choose_from(root: Root) -> None:
+    run_id = reselect(root, where="dataset <> 'sums' AND loss > 0", fraction=0.1).run_id
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = said.append  # type: ignore[method-assign]
+    methods = ("tagcos", "random")
+    diagnose.diagnose(root.url, run_id, methods=methods, fractions=(0.1, 0.7), seeds=(0,), reporter=reporter)
+    assert said[0] == f"measured on the 80 of 120 examples that {run_id} might choose from"
+    assert [text for text in said if "84 examples are to be chosen, and 80 may be" in text] == said[1:]
+    frame = diagnose.table(root.url, run_id)
+    assert sorted(frame["method"]) == ["random", "tagcos"]
+    assert set(frame["selected"]) == {12}
+    # by hand: the best draws of the other rows, against the mean of these
+    from tagcos_stream.selection.match import reserved_dimensions
+
+    pool, rows = features_of(root, run_id)
+    left = np.flatnonzero((pool["dataset"] != "sums").to_numpy())
+    draws = [naive.naive_draw(pool["example_id"][int(i)], 0) for i in left]
+    chosen = np.array(naive.naive_best(draws, draws, 12))
+    held = rows[left][:, reserved_dimensions(256)]
+    plain, _ = naive.naive_match_errors(held, np.zeros(80), chosen, np.full(12, 1 / 12))
+    assert frame.filter(pl.col("method") == "random")["error_plain"].item() == pytest.approx(plain, abs=1e-6)
+
+
 def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
     said: list[str] = []
     reporter = SilentReporter()
