@@ -94,6 +94,9 @@ class Prefect:
             "NO_PROXY": "127.0.0.1,localhost",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            # by default 10 s: the time from a request to its start or cancellation
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         }
         return kept | proxies | {name.lower(): url for name, url in proxies.items()} | {"no_proxy": own["NO_PROXY"]} | own
 
