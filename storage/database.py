@@ -10,14 +10,14 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from storage.files.base import sync_path
+from storage.files.base import sync_path, write_error
 from storage.lock import Waiting
 from storage.schema import SQL, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted, quoted_name
@@ -219,8 +219,10 @@ class Catalog:
             Another process has it open for too long.
         """
         alone = bool(allowed) or not self._prepared
-        with self._turn, interruptible(), self._open(read_only=False, alone=alone) as connection:
-            try:
+        with self._turn, interruptible(), naming_full_disk(self.path):
+            if not self.path.exists():
+                self._create()
+            with self._open(read_only=False, alone=alone) as connection:
                 close_off(connection, allowed)
                 if not self._prepared:
                     migrate(connection, self._store_id, self.path, self._sql_folder)
@@ -228,12 +230,6 @@ class Catalog:
                 connection.execute("BEGIN")
                 yield connection
                 connection.execute("COMMIT")
-            except duckdb.Error as error:
-                if "No space left" in str(error) or "Disk quota" in str(error):
-                    raise UserError(
-                        f"cannot write {self.path}: the disk or quota is full; free space and start the same command again"
-                    ) from error
-                raise
 
     @contextmanager
     def _open(self, *, read_only: bool, alone: bool) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -288,13 +284,38 @@ class Catalog:
             except duckdb.Error as error:
                 raise self._unusable(str(error)) from error
 
+    def _create(self) -> None:
+        """Make an empty catalog whole: DuckDB leaves a file that it cannot open again where the disk is full."""
+        made = self.path.with_name(".tmp-catalog") / str(os.getpid())
+        try:
+            made.parent.mkdir(exist_ok=True)
+            made.unlink(missing_ok=True)
+            duckdb.connect(str(made), config=CONFIG).close()
+            sync_path(made)
+            try:
+                os.link(made, self.path)
+            except FileExistsError:  # another process was first
+                pass
+            except OSError:  # a file system without hard links
+                if not self.path.exists():
+                    os.rename(made, self.path)
+            sync_path(self.path.parent)
+        except duckdb.Error as error:
+            raise self._unusable(str(error)) from error
+        except OSError as error:
+            raise write_error(str(self.path), error) from error
+        finally:
+            made.unlink(missing_ok=True)
+            with suppress(OSError):  # another process uses it
+                made.parent.rmdir()
+
     def _unusable(self, text: str) -> UserError:
         if "Read-only file system" in text or "Permission denied" in text:
             return UserError(
                 f"cannot write {self.path}: it is on a read-only file system or not permitted; choose another --root"
             )
-        if "No space left" in text:
-            return UserError(f"cannot write {self.path}: the disk or quota is full; free space and start the same command again")
+        if _is_full(text):
+            return _full(self.path)
         first_line = text.strip().splitlines()[0]
         return UserError(
             f"{self.path} cannot be opened as a catalog: {first_line}; "
@@ -332,6 +353,41 @@ def interruptible() -> Iterator[None]:
         if str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         raise
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Replace DuckDB's error of a full disk by one that says what to do.
+
+    Parameters
+    ----------
+    path
+        What the body writes, for the message.
+
+    Yields
+    ------
+    None
+        For the body.
+
+    Raises
+    ------
+    UserError
+        The disk or quota is full.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        if _is_full(str(error)):
+            raise _full(path) from error
+        raise
+
+
+def _is_full(text: str) -> bool:
+    return "No space left" in text or "Disk quota" in text
+
+
+def _full(path: Path) -> UserError:
+    return UserError(f"cannot write {path}: the disk or quota is full; free space and start the same command again")
 
 
 def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

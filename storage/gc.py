@@ -13,7 +13,7 @@ from storage.root import Root
 # Only these are ours to sweep: exports and reports belong to the user.
 FOLDERS = ("examples", "spaces", "clusterings", "work", "snapshots")
 # Here, only what a write left that was cut off.
-LITTERED = ("reports", ".tmp-snapshot", ".tmp-compact")
+LITTERED = ("reports", ".tmp-catalog", ".tmp-snapshot", ".tmp-compact")
 
 
 CUT_OFF = "temporary file of a write that did not finish"

@@ -87,7 +87,7 @@ def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Call
     TransientError
         Another writer, which the message names, still holds the lock after `wait_seconds`.
     UserError
-        The lock file cannot be opened.
+        The lock file cannot be opened or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,11 @@ def writer_lock(path: Path, root_url: str, *, wait_seconds: float, on_wait: Call
                     f"{root_url} is being written by {holder(path)}", "Let it finish, stop it, or choose another --root."
                 )
         mine = {"pid": os.getpid(), "host": platform.node(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+        except OSError as error:  # a full disk
+            raise write_error(str(path), error) from error
         yield
     finally:
         os.close(descriptor)

@@ -98,6 +98,8 @@ def drop(root: Root, dropped: Dropped) -> None:
 
     Examples stay, as do the rejects of files. An evaluation keeps its results without the runs that made its selections.
     """
+    for key in dropped.reports:  # before the catalog forgets whose they are
+        root.files.delete(key)
     with root.catalog.transaction() as connection:
         _hand_on_candidates(connection, dropped.runs)
         for tables, column, gone in (
@@ -111,8 +113,6 @@ def drop(root: Root, dropped: Dropped) -> None:
         connection.execute(
             "DELETE FROM rejects WHERE stage = 'near-duplicates' AND run_id IN (SELECT unnest(?::VARCHAR[]))", [dropped.runs]
         )
-    for key in dropped.reports:
-        root.files.delete(key)
     sweep(root, orphans(root))
     root.catalog.compact()
     snapshot.republish(root)

@@ -33,7 +33,7 @@ LOCK = "writer.lock"  # in the catalog's folder
 # Names in a local root that lead to no other place. LocalFiles checks what it opens, but not what DuckDB and the lock open.
 OWN = (
     LOCK, "catalog.duckdb", "catalog.duckdb.wal", "catalog.duckdb.tmp", "catalog-snapshot.duckdb", ".tmp-snapshot",
-    ".tmp-compact", "examples", "exports", "work",
+    ".tmp-compact", ".tmp-catalog", "examples", "exports", "work",
 )  # fmt: skip
 
 

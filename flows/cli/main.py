@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import shlex
@@ -20,6 +21,7 @@ from flows.cli.report import report
 from flows.cli.runs import promote, status
 from flows.cli.select import diagnose, select, tell_run
 from flows.cli.store import check, export, forget, gc, open_reader, sql
+from storage.files.base import write_error
 from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
 from tagcos_stream.machine import set_environment_defaults
@@ -163,6 +165,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"tagcos: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"tagcos: {write_error(str(error.filename or 'a temporary file'), error)}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code not in (INTERRUPTED, TERMINATED):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,8 +77,13 @@ def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Setting
         context.Process(target=_worker, args=(work, spec, WorkerResources(device, threads), todo, done), daemon=True)
         for device in devices
     ]
-    for process in processes:
-        process.start()
+    # A terminal sends Ctrl-C to every process. It is for the driver, which stops the workers; they start with it blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield from _collect(processes, done, len(tasks))
     finally:

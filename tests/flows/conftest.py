@@ -21,7 +21,7 @@ from storage.catalog import runs, spaces
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tests.models import tiny_model, tiny_tokenizer
-from tests.storage.conftest import bucket, filled, pattern, s3_server  # noqa: F401
+from tests.storage.conftest import bucket, filled, pattern, s3_server, small_disk  # noqa: F401
 
 Call = Callable[..., tuple[int, str, str]]
 TOPICS = ("sums", "colours", "cities")

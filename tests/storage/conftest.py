@@ -88,3 +88,24 @@ def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
 def make_root(tmp_path: Path) -> Callable[[str], Root]:
     """Several roots in one test."""
     return lambda name: open_root(str(tmp_path / name), wait_seconds=20)
+
+
+def _mount(folder: Path, options: str) -> None:
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip() or done.stdout.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A tmpfs of our own, of a given size; skips where mounting is not allowed."""
+    folder = tmp_path / "disk"
+
+    def make(options: str) -> Path:
+        _mount(folder, options)
+        return folder
+
+    yield make
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)

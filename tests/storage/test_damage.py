@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,27 +130,6 @@ def test_check__finds_contradictions_in_the_catalog(filled: Root, change: str, w
     with filled.catalog.transaction() as connection:
         connection.execute(change)
     assert any(words in finding.problem for finding in check(filled, deep=False))
-
-
-def _mount(folder: Path, options: str) -> None:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip() or done.stdout.strip()}")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A tmpfs of our own, of a given size; skips where mounting is not allowed."""
-    folder = tmp_path / "disk"
-
-    def make(options: str) -> Path:
-        _mount(folder, options)
-        return folder
-
-    yield make
-    if os.path.ismount(folder):
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.process
