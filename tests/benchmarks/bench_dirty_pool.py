@@ -4,10 +4,11 @@
 
 FOLDER holds one Parquet file per dataset with a `messages` column. WORK gets the pool (a share of the rows of every dataset
 made bad, as tests.benchmarks.pools does), the clean examples of the same datasets, clean rows to measure trained models on
-(heldout/, for `tagcos evaluate`), and a root; what is there already is used. Prints, for each method and gradient variant,
-the share of bad rows among the chosen, first for the pool's mean, then for the clean examples of all datasets as target; and
-for the default variant, with the clean examples of one dataset as target (mean over the datasets), the share of bad rows and
-the share of rows of that dataset.
+(heldout/, for `tagcos evaluate`), and a root; what is there already is used. Prints how well signals tell bad rows from good
+ones (area under the ROC curve) and what the preset `clean` lets pass; for each method and gradient variant, the share of bad
+rows among the chosen, first for the pool's mean, then for the clean examples of all datasets as target; and for the default
+variant, with the clean examples of one dataset as target (mean over the datasets), the share of bad rows and the share of
+rows of that dataset.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from flows import pipeline
 from flows.progress import SilentReporter
 from storage.root import open_root
-from tagcos_stream.config import load_settings
-from tests.benchmarks.pools import spoil
+from tagcos_stream.config import PRESETS, load_settings
+from tests.benchmarks.ifd import area
+from tests.benchmarks.pools import WAYS, spoil
 
 VARIANTS = ("adam-delta", "adam", "sgd")
 METHODS = ("random", "perplexity", "kcenter", "herding", "omp")
@@ -78,6 +81,24 @@ def shares(root: str, run_id: str, dataset: str | None) -> tuple[float, float]:
     return float(found["bad"].mean() or 0), float((found["dataset"] == (dataset or "")).mean() or 0)  # type: ignore[arg-type]
 
 
+def print_signals(root: str, run_id: str) -> None:
+    catalog = open_root(root, create=False).catalog
+    judged = """FROM signals_of(?) JOIN (
+        SELECT example_id, any_value(split_part(source_id, '/', 2)) AS kind FROM occurrences GROUP BY ALL) USING (example_id)"""
+    found = catalog.read(f"SELECT kind, ifd, loss, norm, 1.0 * repeated AS repeated {judged}", [run_id])
+    print("signal | all | " + " | ".join(WAYS))
+    for name in ("ifd", "loss", "norm", "repeated"):
+        values = {kind: found.filter(kind=kind)[name].drop_nulls().to_numpy() for kind in ("clean", *WAYS)}
+        bad = [values[way] for way in WAYS]
+        areas = [area(part, values["clean"]) for part in (np.concatenate(bad), *bad)]
+        print(f"{name} | " + " | ".join(f"{value:.3f}" for value in areas))
+    for name, condition in (("all", "true"), ("clean", str(PRESETS["clean"]["where"]))):
+        good, rows = catalog.read(f"SELECT count(*) FILTER (kind = 'clean'), count(*) {judged} WHERE {condition}", [run_id]).row(
+            0
+        )
+        print(f"{name}: {rows} rows, {1 - good / rows:.3f} of them bad; {good} good ones", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -106,6 +127,7 @@ def main() -> None:
         return shares(root, pipeline.reselect(root, of, SilentReporter(), **changes).run_id, dataset)
 
     whole = run(clean)
+    print_signals(root, whole)
     print("variant | method | bad: pool's mean | bad: clean target")
     for variant in VARIANTS:
         for method in dict.fromkeys((*METHODS, *TARGETED, "tagcos")):
