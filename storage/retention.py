@@ -9,9 +9,11 @@ from datetime import timedelta
 import duckdb
 
 from storage import snapshot
+from storage.database import Catalog
 from storage.gc import orphans, sweep
 from storage.root import Root
 from storage.tables import utc_now
+from tagcos_stream.types import UserError
 
 # tables with a row or more for a run, by run_id
 OF_A_RUN = (
@@ -116,6 +118,18 @@ def drop(root: Root, dropped: Dropped) -> None:
     sweep(root, orphans(root))
     root.catalog.compact()
     snapshot.republish(root)
+
+
+def unfinished(root: Root) -> bool:
+    """Whether the published copy still has runs that the catalog has not: a drop was interrupted before it published again."""
+    copy = snapshot.snapshot_path(root)
+    if not copy.exists():
+        return False
+    try:
+        published = Catalog(copy).read("SELECT run_id FROM runs")["run_id"]
+    except UserError:  # of another version
+        return False
+    return not published.is_in(root.catalog.read("SELECT run_id FROM runs")["run_id"].to_list()).all()
 
 
 def _hand_on_candidates(connection: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> None:

@@ -165,7 +165,7 @@ def gc(
         found = orphans(opened)
         dropped = retention.to_drop(opened, days=older_than, names=name or (), unnamed=unnamed) if asked else None
         removed = sweep(opened, found) if yes else 0
-        if yes and dropped is not None and dropped.runs:
+        if yes and dropped is not None and (dropped.runs or retention.unfinished(opened)):
             retention.drop(opened, dropped)
             removed += dropped.bytes
     if as_json:

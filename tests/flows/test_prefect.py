@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import groupby
@@ -20,8 +22,10 @@ from storage.root import open_root
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.declare import panel_of
 from tagcos_stream.types import UserError
-from tests.flows.conftest import TOPICS, conversation
+from tests.flows.audited import CHANGES
+from tests.flows.conftest import SMALL, TOPICS, conversation
 from tests.flows.server import CHECKOUT, Prefect, Refused, documented
+from tests.flows.test_audit import allowed
 
 SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, *_ = documented()
 PROMOTE, PUBLISH, ACCEPT = documented()[-3:]
@@ -275,6 +279,26 @@ def test_worker__killed_in_the_middle__the_next_run_finishes_the_work(prefect: P
     assert prefect.await_run(begin(prefect, "tagcos-refresh/on-demand", **values))["state_type"] == "COMPLETED"
     assert statuses(prefect, "killed") == ["complete"]
     assert before <= blocks(prefect, "killed"), "a committed block was computed again"
+
+
+def test_flow__writes_and_calls_nothing_but_its_root_home_and_server(prefect: Prefect) -> None:
+    """By Python's audit hook, as test_audit.py does for commands without a server."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    file = prefect.folder / "audited.json"
+    file.write_text(json.dumps([["run", "pool", "--root", "audited", "--model", str(prefect.model), *flags]]), encoding="utf-8")
+    environment = prefect.environment | {"PYTHONPATH": str(CHECKOUT), "TMPDIR": str(prefect.folder / "tmp")}
+    (prefect.folder / "tmp").mkdir()
+    command = [sys.executable, "-m", "tests.flows.audited", str(file)]
+    done = subprocess.run(command, cwd=prefect.folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "audited" in [tag.partition(":")[2] for tag in prefect.runs()[-1]["tags"]], "it was no flow of this server"
+    events = [json.loads(line) for line in Path(f"{file}.report").read_text(encoding="utf-8").splitlines()]
+    changes = {event[1] for event in events if event[0] in CHANGES or event[0] == "open"}
+    own = tuple(str(prefect.folder / name) for name in ("audited/", "audited", "home", "tmp"))
+    relative = {path for path in changes if not path.startswith(own) and not path.startswith(("audited/", "home/"))}
+    assert sorted(path for path in relative if not allowed(path)) == []
+    called = {event[2] for event in events if event[0] == "socket.connect"}
+    assert [address for address in called if "127.0.0.1" not in address and "::1" not in address] == []
 
 
 def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:

@@ -60,6 +60,7 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     before = root.catalog.read("FROM candidate_rows_of(?) ORDER BY ALL", [last])
     chosen = selections.chosen_by(root.catalog, last)
     size = sum(count for _, count in root.files.list(""))
+    published = snapshot_path(root).read_bytes()
     with root.writer():
         retention.drop(root, dropped)
     assert runs.list_runs(root.catalog)["run_id"].to_list() == [last, first]
@@ -71,6 +72,9 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     assert dropped.bytes > 0
     # the copy for readers knows of it, and what is used by no run is gone
     assert Catalog(snapshot_path(root)).read("SELECT count(*) FROM runs").item() == 2
+    assert not retention.unfinished(root)
+    snapshot_path(root).write_bytes(published)  # as where the drop is killed before it publishes again
+    assert retention.unfinished(root)
     used = root.catalog.read("SELECT clustering_id FROM runs")["clustering_id"]
     assert set(root.catalog.read("SELECT clustering_id FROM clusterings")["clustering_id"]) == set(used)
     assert root.catalog.read("SELECT count(*) FROM promotions").item() == 0
