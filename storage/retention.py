@@ -127,8 +127,8 @@ def unfinished(root: Root) -> bool:
         return False
     try:
         published = Catalog(copy).read("SELECT run_id FROM runs")["run_id"]
-    except UserError:  # of another version
-        return False
+    except UserError:  # of an older version: published before, and to be published again
+        return True
     return not published.is_in(root.catalog.read("SELECT run_id FROM runs")["run_id"].to_list()).all()
 
 
