@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,34 @@ from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import conversation
+from tests.flows.test_cli import flags
 
 Maker = Callable[..., dict[str, Any]]
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select")
+
+
+# a run of seconds is not asked about
+ASKING = "from flows import pipeline; pipeline.ASK_ABOVE = 0.0; from flows.cli.main import main; main()"
+
+
+def in_terminal(arguments: list[str], answer: str) -> tuple[int, str]:
+    """Run a command in a terminal of its own and answer its question. Returns its exit code and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", ASKING, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        shown, answered = b"", False
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # the terminal is closed with its last process
+                break
+            if not answered and shown.endswith(b"[y/N]: "):
+                os.write(ours, f"{answer}\n".encode())
+                answered = True
+    os.close(ours)
+    return process.returncode, shown.decode().replace("\r\n", "\n")
 
 
 def planned(values: dict[str, Any]) -> Plan:
@@ -214,6 +243,9 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
     assert reporter.said[-1] == again.summary
     assert "the gradients of 120 examples are computed again, about" in again.summary
     assert root.catalog.read("SELECT count(*) FROM feature_spaces").item() == 1
+    code, shown = in_terminal(["run", *flags(values | {"max_length": 48})], "n")
+    assert (code, shown.splitlines()[-1].split(",")[0]) == (2, "tagcos: stopped before the gradients")
+    assert "Compute the gradients of 120 examples again? [y/N]: n" in shown
     monkeypatch.setattr(pipeline, "ASK_ABOVE", 600.0)
     done = pipeline.run(changed, reporter, confirm=refuse)  # the same run goes on
     assert len(asked) == 1
