@@ -125,7 +125,7 @@ CHOSEN_AND_MISSED = """
     SELECT b.*, e.dataset, r.tokens, r.target_tokens, r.loss, e.segment, e.row, g.rows AS stands_for, g.examples AS stands_near,
         CASE
             WHEN g.rows IS NOT NULL THEN stands_in_words(g.rows, g.datasets)
-                || coalesce(format('; of the target nearest to an example of {} (cosine {:.3f})', t.part, t.cosine), '')
+                || coalesce(format('; nearest target example: one of {} (cosine {:.3f})', t.part, t.cosine), '')
             WHEN b.representative IS NOT NULL
                 THEN format('nearest chosen example: {} (cosine {:.3f})', left(b.representative, 12), b.cosine)
         END AS stands,

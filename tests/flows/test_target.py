@@ -182,7 +182,7 @@ def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Ro
     assert "Parts of the target" in page
     assert f"{coverage['pool_cosine'][0]:.3g}" in page
     near = root.catalog.read("SELECT part, cosine FROM selection_targets LIMIT 1").row(0)
-    assert f"of the target nearest to an example of {near[0]} (cosine" in page
+    assert f"nearest target example: one of {near[0]} (cosine" in page
     none = pipeline.reselect(root.url, None, SilentReporter(), target=("none",)).run_id
     assert "target set" not in make_report(root, none)
 
