@@ -288,6 +288,6 @@ def _writing(
             runs.stop_run(root.catalog, run.run_id, "failed", str(error))
             raise
         except BaseException as error:  # Ctrl-C, SIGTERM, or a flow that is cancelled
-            how = "ended by SIGTERM" if isinstance(error, SystemExit) and error.code == TERMINATED else "interrupted"
+            how = "ended by SIGTERM" if isinstance(error, SystemExit) and error.code == TERMINATED else "interrupted by the user"
             runs.stop_run(root.catalog, run.run_id, "interrupted", how)
             raise

@@ -18,6 +18,7 @@ import duckdb
 import polars as pl
 
 from storage.files.base import sync_path, write_error
+from storage.interrupts import interruptible
 from storage.lock import Waiting
 from storage.schema import SQL, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted, quoted_name
@@ -331,28 +332,6 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let a signal during a query end the body as Ctrl-C does. DuckDB raises a RuntimeError in place of what the handler raised.
-
-    Yields
-    ------
-    None
-        For the body, which runs queries.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        A signal's handler raised an exception while a query ran.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error) == "Query interrupted":
-            raise KeyboardInterrupt from error
-        raise
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS, close_off, copy_to, interruptible, naming_full_disk
+from storage.database import NO_EXTENSIONS, close_off, copy_to, naming_full_disk
 from storage.files.base import sync_path
+from storage.interrupts import interruptible
 from storage.root import Root
 from storage.schema import SCHEMA_VERSION, views_text
 from storage.tables import quoted, utc_now

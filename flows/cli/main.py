@@ -30,14 +30,11 @@ from tagcos_stream.types import TERMINATED, UserError
 EXIT_CODES = (
     "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted; 143 terminated."
 )
-INTERRUPTED = 130  # typer's code of Ctrl-C
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
 CHANGING = ("check", "gc", "forget")  # repeated, these do what is left
 
 if TYPE_CHECKING:
     from flows.recompute import Recompute
-
-_received: set[int] = set()  # signals; within a query, DuckDB makes SIGTERM look like Ctrl-C
 
 app = typer.Typer(
     name="tagcos",
@@ -158,7 +155,6 @@ def _confirm(again: Recompute) -> bool:
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, an interruption says how to go on."""
     set_environment_defaults()
-    _received.clear()
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
     try:
@@ -172,17 +168,14 @@ def main() -> None:
         print(f"tagcos: {write_error(str(error.filename or 'a temporary file'), error)}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code not in (INTERRUPTED, TERMINATED):
-            raise
-        code = TERMINATED if signal.SIGTERM in _received else stop.code
-        how = "ended by SIGTERM" if code == TERMINATED else "interrupted"
-        print(f"\ntagcos: {how}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(code)
+        if stop.code in (130, TERMINATED):  # typer turns Ctrl-C into 130
+            how = "ended by SIGTERM" if stop.code == TERMINATED else "interrupted"
+            print(f"\ntagcos: {how}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
+        raise
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """End like Ctrl-C: what is under way is recorded as interrupted, and workers are stopped."""
-    _received.add(number)
     sys.exit(TERMINATED)
 
 

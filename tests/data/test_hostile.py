@@ -127,7 +127,7 @@ def test_rows__cost_time_in_proportion_to_their_bytes(tmp_path: Path) -> None:
     few, many = _big(5_000), _big(20_000)
     seconds(list(few.values()))  # what the first reading compiles and imports
     for name, one, four in zip(few, seconds(list(few.values())), seconds(list(many.values())), strict=True):
-        assert four < 10 * max(one, 0.05), f"{name}: {one:.3f} s, four times as large {four:.3f} s"
+        assert four < 10 * max(one, 0.1), f"{name}: {one:.3f} s, four times as large {four:.3f} s"
 
 
 def test_lists_in_an_object__cost_no_copy_of_the_file_each(tmp_path: Path) -> None:
