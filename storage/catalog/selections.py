@@ -138,9 +138,7 @@ def add_budget_steps(catalog: Catalog, run_id: str, step: int, found: pl.DataFra
 
     Parameters
     ----------
-    catalog
-        Where to record.
-    run_id
+    catalog, run_id
         The run.
     step
         Number of the round, from 1.
@@ -156,9 +154,7 @@ def spent(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
     Parameters
     ----------
-    catalog
-        Where the choices are recorded.
-    run_id
+    catalog, run_id
         The run.
 
     Returns

@@ -139,9 +139,7 @@ def without_answer_loss(catalog: Catalog, run_id: str, space_id: str) -> pl.Data
 
     Parameters
     ----------
-    catalog
-        Where the run is recorded.
-    run_id
+    catalog, run_id
         The run.
     space_id
         Its feature space.

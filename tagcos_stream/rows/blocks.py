@@ -7,32 +7,43 @@ import numpy as np
 from tagcos_stream.types import RowBlocks
 
 
-class Dimensions:
-    """RowBlocks over some of the dimensions of others; `which` (D,) bool."""
+class _View:
+    """RowBlocks made of other rows."""
+
+    n_rows: int
+    dim: int
+    starts: np.ndarray
+
+    def read(self, block: int) -> np.ndarray:
+        """Read one block, as `RowBlocks.read` says."""
+        return np.ascontiguousarray(self._made(block))
+
+    def _made(self, block: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Dimensions(_View):
+    """Some of the dimensions of other rows.
+
+    Parameters
+    ----------
+    rows
+        (N, D) rows.
+    which
+        (D,) bool.
+    """
 
     def __init__(self, rows: RowBlocks, which: np.ndarray) -> None:
         self._rows = rows
         self._which = np.flatnonzero(which)
         self.n_rows, self.starts, self.dim = rows.n_rows, rows.starts, len(self._which)
 
-    def read(self, block: int) -> np.ndarray:
-        """Read one block, and of its rows the selected dimensions only.
-
-        Parameters
-        ----------
-        block
-            Its number.
-
-        Returns
-        -------
-        np.ndarray
-            (rows, selected dimensions), C-contiguous.
-        """
-        return np.ascontiguousarray(self._rows.read(block)[:, self._which])
+    def _made(self, block: int) -> np.ndarray:
+        return self._rows.read(block)[:, self._which]
 
 
-class Scaled:
-    """Rows of others times a factor each.
+class Scaled(_View):
+    """Other rows times a factor each, in float32.
 
     Parameters
     ----------
@@ -46,24 +57,13 @@ class Scaled:
         self._rows, self._scale = rows, scale.astype(np.float32)
         self.n_rows, self.starts, self.dim = rows.n_rows, rows.starts, rows.dim
 
-    def read(self, block: int) -> np.ndarray:
-        """Read a block.
-
-        Parameters
-        ----------
-        block
-            Its number.
-
-        Returns
-        -------
-        np.ndarray
-            (r, D) float32.
-        """
-        return self._rows.read(block).astype(np.float32) * self._scale[self.starts[block] : self.starts[block + 1], None]
+    def _made(self, block: int) -> np.ndarray:
+        scaled: np.ndarray = self._rows.read(block).astype(np.float32)
+        return scaled * self._scale[self.starts[block] : self.starts[block + 1], None]
 
 
-class Subset:
-    """Some rows of others, in blocks of theirs; a block without such a row is left out.
+class Subset(_View):
+    """Some of other rows, in blocks of theirs; a block without such a row is left out.
 
     Parameters
     ----------
@@ -80,19 +80,8 @@ class Subset:
         self.starts = np.append(edges[self._blocks], len(which)).astype(np.int64)
         self.n_rows, self.dim = len(which), rows.dim
 
-    def read(self, block: int) -> np.ndarray:
-        """Read a block.
-
-        Parameters
-        ----------
-        block
-            Its number.
-
-        Returns
-        -------
-        np.ndarray
-            (r, D) of the others' dtype, C-contiguous.
-        """
+    def _made(self, block: int) -> np.ndarray:
         whole = int(self._blocks[block])
         within = self._which[self.starts[block] : self.starts[block + 1]] - self._rows.starts[whole]
-        return np.ascontiguousarray(self._rows.read(whole)[within])
+        rows: np.ndarray = self._rows.read(whole)[within]
+        return rows
