@@ -17,23 +17,14 @@ from typing import Any
 import duckdb
 import polars as pl
 
+from storage.connections import CONFIG, close_off, copy_to, full_disk, naming_full_disk
 from storage.files.base import sync_path, write_error
 from storage.interrupts import interruptible
 from storage.lock import Waiting
 from storage.schema import SQL, migrate, migrations, newer, schema_version
-from storage.tables import fetch, quoted, quoted_name
+from storage.tables import fetch, quoted
 from tagcos_stream.types import UserError
 
-# The oldest version that can open the file: DuckDB 2.0's own format cannot be opened by the common 1.5 shells.
-STORAGE_VERSION = "v1.5.0"
-# One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
-MEMORY_LIMIT = "1GiB"
-# Extensions are neither downloaded nor loaded unless a query asks for it.
-NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-}
-CONFIG = {**NO_EXTENSIONS, "storage_compatibility_version": STORAGE_VERSION, "memory_limit": MEMORY_LIMIT}
 SAFE_STATEMENTS = ("SELECT", "EXPLAIN")
 
 # DuckDB refuses one process two connections of different kinds to a file, so threads take turns.
@@ -315,8 +306,8 @@ class Catalog:
             return UserError(
                 f"cannot write {self.path}: it is on a read-only file system or not permitted; choose another --root"
             )
-        if _is_full(text):
-            return _full(self.path)
+        if full := full_disk(self.path, text):
+            return full
         first_line = text.strip().splitlines()[0]
         return UserError(
             f"{self.path} cannot be opened as a catalog: {first_line}; "
@@ -332,69 +323,3 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
-
-
-@contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Replace DuckDB's error of a full disk by one that says what to do.
-
-    Parameters
-    ----------
-    path
-        What the body writes, for the message.
-
-    Yields
-    ------
-    None
-        For the body.
-
-    Raises
-    ------
-    UserError
-        The disk or quota is full.
-    """
-    try:
-        yield
-    except duckdb.Error as error:
-        if _is_full(str(error)):
-            raise _full(path) from error
-        raise
-
-
-def _is_full(text: str) -> bool:
-    return "No space left" in text or "Disk quota" in text
-
-
-def _full(path: Path) -> UserError:
-    return UserError(f"cannot write {path}: the disk or quota is full; free space and start the same command again")
-
-
-def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Copy the database of a connection to a new file.
-
-    Parameters
-    ----------
-    connection
-        Outside of a transaction, and allowed to open the file.
-    path
-        The file.
-    """
-    connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
-    own = connection.execute("SELECT current_database()").fetchall()[0][0]
-    connection.execute(f"COPY FROM DATABASE {quoted_name(own)} TO copied")
-    connection.execute("DETACH copied")
-
-
-def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:
-    """Forbid a connection to open other files; this cannot be undone.
-
-    Parameters
-    ----------
-    connection
-        The connection.
-    allowed
-        Folders in which it may still open files.
-    """
-    if allowed:
-        connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, allowed))}]")
-    connection.execute("SET enable_external_access = false")

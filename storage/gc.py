@@ -14,8 +14,6 @@ from storage.root import Root
 FOLDERS = ("examples", "spaces", "clusterings", "work", "snapshots")
 # Here, only what a write left that was cut off.
 LITTERED = ("reports", ".tmp-catalog", ".tmp-snapshot", ".tmp-compact")
-
-
 CUT_OFF = "temporary file of a write that did not finish"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS
+from storage.connections import NO_EXTENSIONS
 from storage.interrupts import interruptible
 from storage.tables import quoted_name
 from tagcos_stream.types import UserError

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.database import NO_EXTENSIONS, close_off, copy_to, naming_full_disk
+from storage.connections import NO_EXTENSIONS, close_off, copy_to, naming_full_disk
 from storage.files.base import sync_path
 from storage.interrupts import interruptible
 from storage.root import Root

@@ -158,7 +158,7 @@ class _Bench:
 
     def methods(self) -> list[str]:
         """Methods that can be measured on what the run has: without a target set, and with the signals that they read."""
-        lacking = {name for name in ("norm", "ifd") if self.pool[name].null_count() == len(self.pool)}
+        lacking = {column.name for column in self.pool.iter_columns() if column.null_count() == len(column)}
         return [name for name, method in METHODS.items() if not method.needs_target and not lacking & set(method.columns)]
 
     def measure(self, unit: Unit) -> None:

@@ -116,11 +116,11 @@ def reads_ifd(settings: Settings) -> bool:
     bool
         It was asked for, or the method or a condition reads it.
     """
-    return (
-        settings.ifd
-        or "ifd" in METHODS[settings.method].columns
-        or any("ifd" in found.columns for found in check_predicates(settings).values())
-    )
+    return settings.ifd or _chooses_by_ifd(settings, check_predicates(settings))
+
+
+def _chooses_by_ifd(settings: Settings, checked: Mapping[str, predicate.Predicate]) -> bool:
+    return "ifd" in METHODS[settings.method].columns or any("ifd" in found.columns for found in checked.values())
 
 
 def eligible(run: RunContext, features: Features) -> Eligible:
@@ -147,7 +147,7 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
     budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
     checked = check_predicates(run.settings)
-    if "ifd" in METHODS[run.settings.method].columns or any("ifd" in found.columns for found in checked.values()):
+    if _chooses_by_ifd(run.settings, checked):
         lacking = len(signals.without_answer_loss(run.catalog, run.run_id, features.space_id))
         if lacking:
             raise UserError(f"ifd was not computed for {lacking:,} of {len(pool):,} examples: `tagcos run --ifd` computes it")
@@ -157,18 +157,21 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     if any("repeated" in found.columns for found in checked.values()):
         hash_answers(run)  # of a root that was filled before answers were hashed
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
-    asked = [where, *(checked.get(name, where) for name in ("target_where", "exclude", "include"))]
-    judged = signals.judge(run.catalog, run.run_id, asked)
+    judged = signals.judge(
+        run.catalog, run.run_id, {name: checked.get(name, where) for name in ("where", "target_where", "exclude", "include")}
+    )
     reasons = pool.select("segment", "row").join(judged, on=["segment", "row"], how="left", maintain_order="left")
     if exclude is not None:
-        banned = reasons["2"].is_null() if "exclude" in checked else pool["example_id"].is_in(listed_ids(exclude, "exclude"))
+        is_condition = "exclude" in checked
+        banned = reasons["exclude"].is_null() if is_condition else pool["example_id"].is_in(listed_ids(exclude, "exclude"))
         reason = pl.when(banned).then(pl.lit(f"exclude {exclude}"))
-        names = ["0"] if "target_where" in checked else ["0", "1"]  # by default what may not be chosen does not count either
+        # by default what may not be chosen does not count either
+        names = ["where"] if "target_where" in checked else ["where", "target_where"]
         reasons = reasons.with_columns(reason.otherwise(pl.col(name)).alias(name) for name in names)
-    excluded = reasons.filter(pl.col("0").is_not_null()).select("segment", "row", reason="0")
+    excluded = reasons.filter(pl.col("where").is_not_null()).select("segment", "row", reason="where")
     signals.record_exclusions(run.catalog, run.run_id, excluded)
     counts = dict(excluded.group_by("reason").len().sort("len", "reason", descending=[True, False]).iter_rows())
-    rows = pool.filter(reasons["0"].is_null()) if len(excluded) else pool
+    rows = pool.filter(reasons["where"].is_null()) if len(excluded) else pool
     if len(rows) < budget:
         failed = "; ".join(f"{n:,} fail {reason}" for reason, n in counts.items())
         raise UserError(
@@ -177,12 +180,12 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         )
     pinned = None
     if include is not None:
-        held = reasons["3"].is_null() if "include" in checked else _in_list(pool, include)
-        _require_eligible(include, reasons.filter(held)["0"])
+        held = reasons["include"].is_null() if "include" in checked else _in_list(pool, include)
+        _require_eligible(include, reasons.filter(held)["where"])
         signals.record_pins(run.catalog, run.run_id, pool.filter(held).select("segment", "row"))
-        pinned = held.filter(reasons["0"].is_null()).to_numpy() if held.any() else None
-    counts_for_mean = reasons["1"].is_null()
-    counted = rows if reasons["0"].is_null().equals(counts_for_mean) else pool.filter(counts_for_mean)
+        pinned = held.filter(reasons["where"].is_null()).to_numpy() if held.any() else None
+    counts_for_mean = reasons["target_where"].is_null()
+    counted = rows if reasons["where"].is_null().equals(counts_for_mean) else pool.filter(counts_for_mean)
     if not len(counted):
         raise UserError(f"target_where {run.settings.target_where!r} holds for none of {len(pool):,} examples: relax it")
     return Eligible(rows, counted, len(pool), counts, pinned)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import polars as pl
 
 from storage.database import Catalog
 from storage.predicate import Predicate
-from storage.tables import insert, quoted, require
+from storage.tables import insert, quoted, quoted_name, require
 from tagcos_stream.types import UserError
 
 # columns of the macro signals_of that a predicate may name, with their DuckDB types
@@ -29,7 +29,7 @@ COLUMNS = {
 }
 
 
-def judge(catalog: Catalog, run_id: str, predicates: Sequence[Predicate]) -> pl.DataFrame:
+def judge(catalog: Catalog, run_id: str, predicates: Mapping[str, Predicate]) -> pl.DataFrame:
     """Evaluate predicates on the signals of a run's pool.
 
     Parameters
@@ -39,12 +39,12 @@ def judge(catalog: Catalog, run_id: str, predicates: Sequence[Predicate]) -> pl.
     run_id
         The run.
     predicates
-        m checked predicates.
+        Checked predicates by name.
 
     Returns
     -------
     pl.DataFrame
-        segment, row, and for each predicate a column "0", "1", ...: null where it holds, else the first condition that does not
+        segment, row, and for each predicate a column of its name: null where it holds, else the first condition that does not
         hold. A condition on a missing value does not hold.
 
     Raises
@@ -59,13 +59,13 @@ def judge(catalog: Catalog, run_id: str, predicates: Sequence[Predicate]) -> pl.
             f"WHEN NOT ({condition}) THEN {quoted(shown(condition))}"
             for condition in predicate.conditions
         )
-        + f' END AS "{number}"'
-        for number, predicate in enumerate(predicates)
+        + f" END AS {quoted_name(name)}"
+        for name, predicate in predicates.items()
     ]
     try:
         return catalog.read(f"SELECT segment, row, {', '.join(failed)} FROM signals_of(?)", [run_id])
     except duckdb.Error as error:
-        texts = " or ".join(repr(predicate.text) for predicate in predicates)
+        texts = " or ".join(repr(predicate.text) for predicate in predicates.values())
         raise UserError(f"{texts} cannot be computed: {str(error).strip().splitlines()[0]}") from error
 
 

@@ -47,11 +47,16 @@ class LocalFiles:
         parent, _, name = key.rpartition("/")
         if name in ("", ".", "..") or "\0" in name:
             check_key(self.url, key)
-        if parent and parent not in self._inside:
-            check_key(self.url, key)
-            self.check_inside(parent)
-            self._inside.add(parent)
+        if parent:
+            self._check_folder(parent)
         return f"{self.folder}/{key}"
+
+    def _check_folder(self, folder: str) -> None:
+        """Refuse a folder outside of the root; each is looked at once."""
+        if folder not in self._inside:
+            check_key(self.url, f"{folder}/")
+            self.check_inside(folder)
+            self._inside.add(folder)
 
     def check_inside(self, key: str) -> None:
         """Refuse a folder or file below the root that is a symbolic link out of it, or is reached by one.
@@ -157,7 +162,8 @@ class LocalFiles:
             raise write_error(str(target), error) from error
 
     def sync(self, prefix: str) -> None:
-        top = Path(self._path(f"{prefix}/any")).parent
+        self._check_folder(prefix)
+        top = self.folder / prefix
         try:
             with ThreadPoolExecutor(4) as threads:  # an fsync waits: together they wait once
                 list(threads.map(sync_path, (path for path in (top, *top.rglob("*")))))
@@ -184,7 +190,7 @@ class LocalFiles:
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         if prefix:
-            self._path(f"{prefix.rstrip('/')}/any")
+            self._check_folder(prefix.removesuffix("/"))
         for folder, _, names in os.walk(self.folder / prefix):  # follows no symbolic link to a folder
             for name in names:
                 path = Path(folder, name)

@@ -167,7 +167,7 @@ class Evaluation(BaseModel):
     @field_validator("vary")
     @classmethod
     def _settings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys("; ".join(f"{name}={text}" for name, text in _named(item).items()) or OWN for item in value))
+        return tuple(dict.fromkeys(_written(changed(item)) for item in value))
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
@@ -184,34 +184,57 @@ check_declared(Evaluation)
 TRAINING_FIELDS = decided_by(Evaluation, "training")
 
 
-def _named(setting: str) -> dict[str, str]:
-    """The values of `NAME=VALUE; NAME=VALUE` by name, checked and each in its usual form; none for OWN."""
-    found: dict[str, str] = {}
+def changed(setting: str) -> dict[str, Any]:
+    """Read a value of `vary`: `NAME=VALUE`, several joined by `;`, or OWN.
+
+    Parameters
+    ----------
+    setting
+        As given by the user.
+
+    Returns
+    -------
+    dict
+        Checked values of a run's settings, by name; empty for OWN.
+
+    Raises
+    ------
+    ValueError
+        It names no setting that can be varied, one twice, or a wrong value.
+    """
+    found: dict[str, Any] = {}
     for item in [] if setting == OWN else setting.split(";"):
         name, equals, text = (part.strip() for part in item.partition("="))
         if not equals or name not in VARIED or name in found:
             raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(VARIED)}")
         try:
-            value = getattr(Settings.model_validate({name: text}), name)
+            found[name] = getattr(Settings.model_validate({name: text}), name)
         except ValidationError as error:
             raise ValueError(wrong_values(error)) from None
-        found[name] = text if isinstance(value, tuple) else str(value)
     return found
 
 
-def changed(setting: str) -> dict[str, Any]:
-    """A value of `vary` as changes of a run's settings, none for OWN.
-
-    Raises
-    ------
-    ValueError
-        It names no such setting, or a wrong value.
-    """
-    return {name: getattr(Settings.model_validate({name: text}), name) for name, text in _named(setting).items()}
+def _written(changes: dict[str, Any]) -> str:
+    """Changes as a value of `vary`, equal ones alike."""
+    texts = {name: ("".join(value) or "none") if isinstance(value, tuple) else value for name, value in changes.items()}
+    return "; ".join(f"{name}={text}" for name, text in texts.items()) or OWN
 
 
 def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the values of `vary` as far as the method reads them, each once; OWN alone where it reads none."""
+    """Reduce the values of `vary` to the settings that a method reads.
+
+    Parameters
+    ----------
+    method
+        Name of the method.
+    vary
+        Values of `Evaluation.vary`.
+
+    Returns
+    -------
+    tuple of str
+        Each once, without those that change nothing for the method; OWN alone where none is left.
+    """
     known = METHODS[method]
     read = (
         *OF_ANY,
@@ -219,9 +242,8 @@ def varied(method: str, vary: tuple[str, ...]) -> tuple[str, ...]:
         *OF_FEATURES * (known.reads_features or known.needs_target),
         *known.settings,
     )
-    parts = [(item, {name: text for name, text in _named(item).items() if name in read}) for item in vary]
-    kept = ["; ".join(f"{name}={text}" for name, text in named.items()) or OWN for item, named in parts if named or item == OWN]
-    return tuple(dict.fromkeys(kept)) or (OWN,)
+    kept = [_written({name: value for name, value in changed(item).items() if name in read}) for item in vary]
+    return tuple(dict.fromkeys(new for new, item in zip(kept, vary, strict=True) if new != OWN or item == OWN)) or (OWN,)
 
 
 def load_evaluation(values: dict[str, Any]) -> Evaluation:

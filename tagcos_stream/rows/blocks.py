@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from tagcos_stream.types import RowBlocks
 
 
-class _View:
+class _View(ABC):
     """RowBlocks made of other rows."""
 
     n_rows: int
@@ -18,8 +20,9 @@ class _View:
         """Read one block, as `RowBlocks.read` says."""
         return np.ascontiguousarray(self._made(block))
 
+    @abstractmethod
     def _made(self, block: int) -> np.ndarray:
-        raise NotImplementedError
+        """The rows of a block, in any layout."""
 
 
 class Dimensions(_View):

@@ -52,17 +52,24 @@ def spent(group: Group, pinned: np.ndarray) -> int:
     return len(pinned) if group.costs is None else int(group.costs[pinned].sum())
 
 
-def with_pinned(choice: Choice, pinned: np.ndarray, rest: np.ndarray, stats: Mapping[str, Any]) -> Choice:
+def stats_with_pinned(stats: Mapping[str, Any], group: Group, pinned: np.ndarray) -> dict[str, Any]:
+    """Add the tokens of pinned rows to the stats of a choice from the others, where the budget is in tokens."""
+    if group.costs is None:
+        return dict(stats)
+    return {"next_tokens": None} | dict(stats) | {"tokens": spent(group, pinned) + stats.get("tokens", 0)}
+
+
+def with_pinned(choice: Choice, group: Group, pinned: np.ndarray, rest: np.ndarray) -> Choice:
     """Put pinned rows before those that a method without weights chose from the others.
 
     Parameters
     ----------
     choice
         From `others`.
+    group
+        With the pinned rows.
     pinned, rest
         (p,) and (n - p,) int64 rows of the group.
-    stats
-        Of the choice, with the cost of the pinned rows.
 
     Returns
     -------
@@ -76,7 +83,7 @@ def with_pinned(choice: Choice, pinned: np.ndarray, rest: np.ndarray, stats: Map
         indices=np.concatenate([pinned, rest[choice.indices]]),
         scores=np.concatenate([np.full(len(pinned), np.nan), choice.scores]),
         margins=margins,
-        stats=dict(stats),
+        stats=stats_with_pinned(choice.stats, group, pinned),
     )
 
 

@@ -12,7 +12,7 @@ from tagcos_stream.rows.blocks import Scaled
 from tagcos_stream.rows.held import gram, take
 from tagcos_stream.selection.keep_earlier import keep_earlier
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.selection.pins import others, spent
+from tagcos_stream.selection.pins import others, spent, stats_with_pinned
 from tagcos_stream.selection.pursuit.omp import REMEDY, Pursuit, omp_select, refit
 from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.selection.tokens import first_rows, prefix, spending
@@ -75,18 +75,16 @@ def _pursue_beyond(
     length = float(np.linalg.norm(target))
     share = float(np.linalg.norm(left)) / length if length else 0.0
     rest, sub = others(group, pinned, left)
-    used, none = spent(group, pinned), np.zeros(0)
+    none = np.zeros(0)
     found = Choice(none.astype(np.int64), none, none, rounds=none.astype(np.int32), residuals=none)
     if len(rest):
-        found = _pursue(sub, budget - used, settings, limits, remedy)
+        found = _pursue(sub, budget - spent(group, pinned), settings, limits, remedy)
     assert found.rounds is not None
     assert found.residuals is not None
     indices = np.concatenate([pinned, rest[found.indices]])
     weights, margins, residual = refit(group.rows, target, indices, ridge=ridge, threads=limits.threads)
-    stats = found.stats
     if group.costs is not None:
         margins = (margins * _scale(group.costs, settings)).astype(np.float32)
-        stats = {"next_tokens": None} | stats | {"tokens": used + stats.get("tokens", 0)}
     return Choice(
         indices,
         np.concatenate([np.full(len(pinned), np.nan), found.scores]),
@@ -95,7 +93,7 @@ def _pursue_beyond(
         rounds=np.concatenate([np.zeros(len(pinned), np.int32), found.rounds + np.int32(1)]),
         residuals=np.concatenate([np.full(len(pinned), share), found.residuals * share]),
         residual=residual,
-        stats=stats,
+        stats=stats_with_pinned(found.stats, group, pinned),
     )
 
 

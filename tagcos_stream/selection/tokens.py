@@ -79,14 +79,10 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     if group.pinned is not None and not method.weights:
         mean = group.mean if group.mean is not None or not method.features else group.target
         rest, sub = others(group, group.pinned, mean)
-        used = spent(group, group.pinned)
         left = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
         if len(rest):
-            left = choose_within(method, sub, budget - used, settings, limits)
-        stats = left.stats
-        if group.costs is not None:
-            stats = {"next_tokens": None} | stats | {"tokens": used + stats.get("tokens", 0)}
-        return with_pinned(left, group.pinned, rest, stats)
+            left = choose_within(method, sub, budget - spent(group, group.pinned), settings, limits)
+        return with_pinned(left, group, group.pinned, rest)
     if group.costs is None or method.weights:
         return method.choose(group, budget, settings, limits)
     costs = group.costs

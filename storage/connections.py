@@ -1,0 +1,104 @@
+"""What DuckDB connections of ours may do, and what an error of a full disk says."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from storage.files.base import write_error
+from storage.tables import quoted, quoted_name
+from tagcos_stream.types import UserError
+
+# The oldest version that can open the file: DuckDB 2.0's own format cannot be opened by the common 1.5 shells.
+STORAGE_VERSION = "v1.5.0"
+# One catalog of 10 million examples needs less (docs/measurements/storage.md); what does not fit spills to a file next to it.
+MEMORY_LIMIT = "1GiB"
+# Extensions are neither downloaded nor loaded unless a query asks for it.
+NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+CONFIG = {**NO_EXTENSIONS, "storage_compatibility_version": STORAGE_VERSION, "memory_limit": MEMORY_LIMIT}
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Replace DuckDB's error of a full disk by one that says what to do.
+
+    Parameters
+    ----------
+    path
+        What the body writes, for the message.
+
+    Yields
+    ------
+    None
+        For the body.
+
+    Raises
+    ------
+    UserError
+        The disk or quota is full.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        if full := full_disk(path, str(error)):
+            raise full from error
+        raise
+
+
+def full_disk(path: Path, error: str) -> UserError | None:
+    """Make the error of a full disk, as other files of the root have it.
+
+    Parameters
+    ----------
+    path
+        What could not be written.
+    error
+        DuckDB's message.
+
+    Returns
+    -------
+    UserError or None
+        None if the message is about something else.
+    """
+    if "No space left" in error or "Disk quota" in error:
+        return write_error(str(path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    return None
+
+
+def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Copy the database of a connection to a new file.
+
+    Parameters
+    ----------
+    connection
+        Outside of a transaction, and allowed to open the file.
+    path
+        The file.
+    """
+    connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
+    own = connection.execute("SELECT current_database()").fetchall()[0][0]
+    connection.execute(f"COPY FROM DATABASE {quoted_name(own)} TO copied")
+    connection.execute("DETACH copied")
+
+
+def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:
+    """Forbid a connection to open other files; this cannot be undone.
+
+    Parameters
+    ----------
+    connection
+        The connection.
+    allowed
+        Folders in which it may still open files.
+    """
+    if allowed:
+        connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, allowed))}]")
+    connection.execute("SET enable_external_access = false")
