@@ -14,37 +14,22 @@ rows of that dataset.
 from __future__ import annotations
 
 import argparse
-import json
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from flows import pipeline
 from flows.progress import SilentReporter
 from storage.root import open_root
 from tagcos_stream.config import PRESETS, load_settings
 from tests.benchmarks.ifd import area
-from tests.benchmarks.pools import WAYS, spoil
+from tests.benchmarks.pools import WAYS, single_exchanges, spoil, write_rows
 
 VARIANTS = ("adam-delta", "adam", "sgd")
 METHODS = ("random", "perplexity", "kcenter", "herding", "omp")
 TARGETED = ("herding", "omp", "less", "rds")
 CLUSTERS = 6  # of the runs of tagcos
-
-
-def single_exchanges(path: Path, count: int, characters: int) -> list[dict[str, Any]]:
-    """Rows of one prompt and one answer of at most so many characters together, drawn at random."""
-    rows: dict[str, dict[str, Any]] = {}
-    for messages in pl.read_parquet(path)["messages"].to_list():
-        answered = [m["role"] for m in messages] == ["user", "assistant"] and len(messages[1]["content"].split()) > 2
-        if answered and sum(len(m["content"]) for m in messages) <= characters:
-            rows.setdefault(messages[0]["content"], {"messages": messages})
-    found = list(rows.values())
-    random.Random(f"0 {path.stem}").shuffle(found)
-    return found[:count]
 
 
 def make(chosen: argparse.Namespace) -> list[str]:
@@ -59,15 +44,7 @@ def make(chosen: argparse.Namespace) -> list[str]:
             continue
         names.append(name)
         for kind, part in (("pool", spoil(pool, name, chosen.bad, 0)), ("clean", clean), ("heldout", held)):
-            out = chosen.work / kind / f"{name}.jsonl"
-            if out.exists():
-                continue
-            out.parent.mkdir(parents=True, exist_ok=True)
-            lines = [
-                {"id": f"{name}/{row.get('made_bad') or 'clean'}/{n}", "dataset": name, "messages": row["messages"]}
-                for n, row in enumerate(part)
-            ]
-            out.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+            write_rows(chosen.work / kind / f"{name}.jsonl", name, part)
     return names
 
 

@@ -9,7 +9,9 @@ dataset, so that the same command makes the same pool.
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,46 @@ def spoil(rows: list[Row], name: str, share: float, seed: int) -> list[Row]:
         messages = [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]
         made.append({**row, "messages": messages, "made_bad": way})
     return made
+
+
+def single_exchanges(path: Path, count: int, characters: int) -> list[Row]:
+    """Read rows of one prompt and one answer from a Parquet file.
+
+    Parameters
+    ----------
+    path
+        With a `messages` column; its name seeds the draw.
+    count
+        Rows to draw at random, no two with the same prompt.
+    characters
+        Of prompt and answer together, at most.
+
+    Returns
+    -------
+    list of dict
+        With `messages`; fewer than `count` if the file has no more.
+    """
+    rows: dict[str, Row] = {}
+    for messages in pl.read_parquet(path)["messages"].to_list():
+        answered = [m["role"] for m in messages] == ["user", "assistant"] and len(messages[1]["content"].split()) > 2
+        if answered and sum(len(m["content"]) for m in messages) <= characters:
+            rows.setdefault(messages[0]["content"], {"messages": messages})
+    found = list(rows.values())
+    random.Random(f"0 {path.stem}").shuffle(found)
+    return found[:count]
+
+
+def write_rows(path: Path, dataset: str, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines with ids DATASET/KIND/NUMBER, where KIND is clean or the way in which the row was made bad. A file
+    that exists is left as it is."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"id": f"{dataset}/{row.get('made_bad') or 'clean'}/{n}", "dataset": dataset, "messages": row["messages"]}
+        for n, row in enumerate(rows)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
 
 
 def main() -> None:
