@@ -26,10 +26,11 @@ from flows.stages.select import select
 from flows.stages.target import need_target
 from flows.stages.warmup import warm_up
 from flows.survey import survey
-from storage.catalog import runs
+from storage.catalog import runs, signals
 from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
+from tagcos_stream.data.sources import score_names
 from tagcos_stream.types import TERMINATED, TransientError, UserError
 
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
@@ -147,7 +148,7 @@ def _has_features(settings: Settings) -> bool:
 
 def _check(settings: Settings) -> None:
     """Refuse settings that cannot work, before any work."""
-    check_predicates(settings)
+    check_predicates(settings, score_names(settings.sources))
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
     need_reference(settings, None)
@@ -230,7 +231,7 @@ def _reselection(
     base = runs.complete_run(opened.catalog, run_id)
     settings = load_settings(changed_settings(base, root, changes))
     need_target(settings)
-    check_predicates(settings)
+    check_predicates(settings, signals.score_names(opened.catalog, base["run_id"]))
     return settings, opened, base
 
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROLES = ("system", "user", "assistant", "tool")
+# columns of the view `signals` that conditions may name; a score of the user's own has another name
+SIGNALS = frozenset(
+    "example_id dataset turns chars tokens target_tokens loss norm ifd repeated cluster distance".split()  # noqa: SIM905
+)
 
 
 TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15
@@ -60,7 +64,7 @@ class IngestBlock:
 
     occurrences: row (UInt64, 0-based in the file), example_id (String, 32 hex digits), dataset (String), source_id (String or
     null), messages (List(Struct) of Message's keys), tools (String, JSON, or null), template_kwargs (String, a JSON object of
-    arguments for the chat template, or null).
+    arguments for the chat template, or null), scores (List(Struct) of name and value: numbers of the user's own, or null).
     rejects: row, reason (a fixed short phrase), detail, snippet (Strings).
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from flows.stages.answers import hash_answers
 from storage import predicate
 from storage.catalog import signals
 from tagcos_stream.config import Settings
+from tagcos_stream.data.sources import score_names
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -37,13 +38,15 @@ class Eligible:
         return self.counted is self.rows
 
 
-def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
-    """Check the predicates of the settings; needs neither root nor sources.
+def check_predicates(settings: Settings, scores: Sequence[str]) -> dict[str, predicate.Predicate]:
+    """Check the predicates of the settings; needs neither root nor rows.
 
     Parameters
     ----------
     settings
         Those of a run.
+    scores
+        Columns that its sources name as scores.
 
     Returns
     -------
@@ -59,7 +62,8 @@ def check_predicates(settings: Settings) -> dict[str, predicate.Predicate]:
     for name in ("exclude", "include"):
         if given[name] is not None and Path(given[name]).suffix in LISTS:
             listed_ids(given.pop(name), name)
-    return {name: predicate.parse(text, signals.COLUMNS, name) for name, text in given.items() if text is not None}
+    columns = signals.columns(scores)
+    return {name: predicate.parse(text, columns, name) for name, text in given.items() if text is not None}
 
 
 def listed_ids(path: str, setting: str) -> list[str]:
@@ -116,7 +120,7 @@ def reads_ifd(settings: Settings) -> bool:
     bool
         It was asked for, or the method or a condition reads it.
     """
-    return settings.ifd or _chooses_by_ifd(settings, check_predicates(settings))
+    return settings.ifd or _chooses_by_ifd(settings, check_predicates(settings, score_names(settings.sources)))
 
 
 def _chooses_by_ifd(settings: Settings, checked: Mapping[str, predicate.Predicate]) -> bool:
@@ -146,7 +150,7 @@ def eligible(run: RunContext, features: Features) -> Eligible:
     pool = features.pool
     # a fraction is of all rows with a feature, whether they may be chosen or not; tokens set no number of rows
     budget = 1 if run.settings.tokens is not None else run.settings.budget(len(pool))
-    checked = check_predicates(run.settings)
+    checked = check_predicates(run.settings, signals.score_names(run.catalog, run.run_id))
     if _chooses_by_ifd(run.settings, checked):
         lacking = len(signals.without_answer_loss(run.catalog, run.run_id, features.space_id))
         if lacking:

@@ -16,7 +16,7 @@ from flows.stages.target import leave_out_repeats, read_target
 from flows.survey import source_files
 from storage import gc
 from storage.catalog import changes as catalog_changes
-from storage.catalog import heldout, pool, runs, targets
+from storage.catalog import heldout, pool, runs, signals, targets
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
@@ -62,10 +62,12 @@ def ingest(run: RunContext) -> Pool:
             "format": f.format,
             "spec": spec,
             "weight": float(f.spec.weight),
+            "scores": list(f.spec.options.scores),
         }
         for f, spec in zip(files, sources.specs, strict=True)
     ]
-    known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed))
+    schema = {"scores": pl.List(pl.String)}
+    known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed, schema_overrides=schema))
     total, before, rows, rejected = sum(file.size for file in files), 0, 0, 0
     with run.reporter.stage("ingest", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
@@ -94,6 +96,8 @@ def ingest(run: RunContext) -> Pool:
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
     if status.rejects:
         run.reporter.say(f"{status.rejects} rejects{_reasons(run)}")
+    for name in signals.scores_without_value(run.catalog, run.run_id):
+        run.reporter.say(f"no row has a value of {name}, which the sources name as a score")
     detail = {
         "files": len(files),
         "examples": status.examples,

@@ -160,10 +160,19 @@ def _name(names: tuple[str, ...]) -> str:
 
 def _read(run: RunContext, files: list[SourceFile], name: str) -> TargetSet:
     listed = [
-        {"source": f.source, "url": f.url, "digest": f.digest, "size": f.size, "format": f.format, "spec": f.version}
+        {
+            "source": f.source,
+            "url": f.url,
+            "digest": f.digest,
+            "size": f.size,
+            "format": f.format,
+            "spec": f.version,
+            "scores": list(f.spec.options.scores),
+        }
         for f in files
     ]
-    known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed), of_pool=False)
+    frame = pl.DataFrame(listed, schema_overrides={"scores": pl.List(pl.String)})
+    known = pool.add_files(run.catalog, run.run_id, frame, of_pool=False)
     rows = rejected = 0
     with run.reporter.stage("read target", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):

@@ -34,7 +34,7 @@ class IngestCounts:
 
 def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bool = True) -> pl.DataFrame:
     """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules)
-    and weight.
+    weight and scores (columns of the user's own that are read with its rows).
 
     of_pool: False for files of a target set, whose examples are not in the pool on their account.
 
@@ -47,19 +47,20 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bo
     given = require(files, ["source", "url", "digest", "size", "format", "spec"])
     ids = [file_id(row["url"], row["digest"], row["spec"]) for row in given.iter_rows(named=True)]
     given = given.insert_column(0, pl.Series("file_id", ids, pl.String)).with_columns(weight=weights)
-    given = given.unique("file_id", keep="first", maintain_order=True)
+    scores = files["scores"] if "scores" in files.columns else pl.repeat(None, len(files), dtype=pl.List(pl.String), eager=True)
+    given = given.with_columns(scores=scores).unique("file_id", keep="first", maintain_order=True).with_row_index("place")
     with catalog.transaction() as connection:
         connection.register("given", given.to_arrow())
         connection.execute(
             """INSERT INTO files BY NAME
-            SELECT g.* EXCLUDE (weight), 0 AS rows_done, false AS complete, ? AS first_run, ?::TIMESTAMP AS added_at
+            SELECT g.* EXCLUDE (weight, place), 0 AS rows_done, false AS complete, ? AS first_run, ?::TIMESTAMP AS added_at
             FROM given g ANTI JOIN files USING (file_id)""",
             [run_id, utc_now()],
         )
         if of_pool:  # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
             connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
             connection.execute(
-                "INSERT OR REPLACE INTO run_files BY NAME SELECT ? AS run_id, file_id, weight FROM given", [run_id]
+                "INSERT OR REPLACE INTO run_files BY NAME SELECT ? AS run_id, file_id, weight, place FROM given", [run_id]
             )
         progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
     return given.join(progress, on="file_id", how="left", maintain_order="left")
@@ -162,7 +163,9 @@ def commit_ingest(
     with root.catalog.transaction() as connection:
         for part, body in zip(parts, bodies, strict=True):
             part.insert(connection, run_id, body)
-        insert(connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", file_id=pl.lit(file_id)))
+        insert(
+            connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", "scores", file_id=pl.lit(file_id))
+        )
         if len(block.rejects):
             _insert_rejects(connection, run_id, file_id, require(block.rejects, ["row", "reason", "detail", "snippet"]))
         connection.execute(
@@ -240,7 +243,7 @@ def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
     named = {"run": run_id, "base": base}
     with catalog.transaction() as connection:
         connection.execute(
-            """INSERT OR IGNORE INTO run_files BY NAME SELECT $run AS run_id, file_id, weight FROM run_files
+            """INSERT OR IGNORE INTO run_files BY NAME SELECT $run AS run_id, file_id, weight, place FROM run_files
             WHERE run_id = $base""",
             named,
         )

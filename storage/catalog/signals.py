@@ -29,6 +29,28 @@ COLUMNS = {
 }
 
 
+def score_names(catalog: Catalog, run_id: str) -> list[str]:
+    """Return the numeric columns that the sources of a run name as scores, in lower case, sorted."""
+    return catalog.read(
+        """SELECT DISTINCT lower(unnest(f.scores)) AS name FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = ?
+        ORDER BY name""",
+        [run_id],
+    )["name"].to_list()
+
+
+def scores_without_value(catalog: Catalog, run_id: str) -> list[str]:
+    """Return those of `score_names` that no row of the run's sources has a value of."""
+    if not (names := score_names(catalog, run_id)):
+        return []
+    found = catalog.read("SELECT DISTINCT unnest(map_keys(scores)) AS name FROM scores_of(?)", [run_id])["name"].to_list()
+    return [name for name in names if name not in found]
+
+
+def columns(scores: Sequence[str]) -> dict[str, str]:
+    """Return the columns that a predicate may name, with their DuckDB types: COLUMNS and these scores."""
+    return COLUMNS | dict.fromkeys(scores, "DOUBLE")
+
+
 def judge(catalog: Catalog, run_id: str, predicates: Mapping[str, Predicate]) -> pl.DataFrame:
     """Evaluate predicates on the signals of a run's pool.
 
@@ -62,8 +84,10 @@ def judge(catalog: Catalog, run_id: str, predicates: Mapping[str, Predicate]) ->
         + f" END AS {quoted_name(name)}"
         for name, predicate in predicates.items()
     ]
+    own = {name for predicate in predicates.values() for name in predicate.columns - set(COLUMNS)}
+    named = "".join(f", scores[{quoted(name.lower())}] AS {quoted_name(name)}" for name in sorted(own))
     try:
-        return catalog.read(f"SELECT segment, row, {', '.join(failed)} FROM signals_of(?)", [run_id])
+        return catalog.read(f"SELECT segment, row, {', '.join(failed)} FROM (SELECT *{named} FROM signals_of(?))", [run_id])
     except duckdb.Error as error:
         texts = " or ".join(repr(predicate.text) for predicate in predicates.values())
         raise UserError(f"{texts} cannot be computed: {str(error).strip().splitlines()[0]}") from error

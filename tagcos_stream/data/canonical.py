@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from tagcos_stream.data.scores import SCORES, Score
 from tagcos_stream.types import ROLES, Message
 
 TRAIN = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
@@ -42,6 +43,7 @@ OCCURRENCES = pl.Schema(
         "messages": MESSAGES,
         "tools": pl.String(),
         "template_kwargs": pl.String(),
+        "scores": SCORES,
     }
 )
 EXAMPLE_COLUMNS = ("example_id", "dataset", "messages", "tools", "template_kwargs")  # what is stored of an occurrence
@@ -133,13 +135,15 @@ def occurrences_frame(
     template_kwargs: Sequence[str | None],
     datasets: Sequence[str],
     source_ids: Sequence[str | None],
+    scores: Sequence[list[Score] | None] | None = None,
 ) -> pl.DataFrame:
-    """The occurrences of OCCURRENCES' schema from converted rows, ids computed one by one."""
+    """The occurrences of OCCURRENCES' schema from converted rows, ids computed one by one; `scores` None if no row has any."""
     nested = pl.from_arrow(pa.array(messages, type=_ARROW_MESSAGES))
     assert isinstance(nested, pl.Series)
     ids = [example_id(*parts) for parts in zip(messages, tools, template_kwargs, strict=True)]
     columns = {"row": rows, "example_id": ids, "dataset": datasets, "source_id": source_ids, "messages": nested}
-    return pl.DataFrame(columns | {"tools": tools, "template_kwargs": template_kwargs}, schema=OCCURRENCES)
+    columns |= {"tools": tools, "template_kwargs": template_kwargs, "scores": [None] * len(ids) if scores is None else scores}
+    return pl.DataFrame(columns, schema=OCCURRENCES)
 
 
 def stored_examples(frame: pl.DataFrame) -> pl.DataFrame:

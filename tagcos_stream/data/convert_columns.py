@@ -7,6 +7,7 @@ the fast way skips work whose result is known and decides nothing of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -17,6 +18,7 @@ import pyarrow.json
 from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
 from tagcos_stream.data.pairs import EXTRAS
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.scores import score_columns
 from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, ID_FIELDS, ROW_FIELDS
 from tagcos_stream.data.turns import MEDIA_KEYS, NEXT_ROLES, ROLE_WORDS, TURN_KEYS
 from tagcos_stream.types import ROLES
@@ -25,6 +27,8 @@ PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input
 PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
+KNOWN_FIELDS = ROW_FIELDS | _FREE | set(CHAT_FIELDS)
+NOT_A_NUMBER = "a score that may be no number"  # stands for a field that no shape allows: read_scores decides
 _NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
@@ -34,11 +38,11 @@ for _before, _after in NEXT_ROLES.items():
 
 
 def can_convert(options: RowOptions) -> bool:
-    """Whether these options are the plain ones that this module knows; others are read row by row."""
-    return options == RowOptions()
+    """Whether these options are the plain ones that this module knows, but for scores; others are read row by row."""
+    return replace(options, scores=()) == RowOptions() and KNOWN_FIELDS.isdisjoint(options.scores)
 
 
-def parse_block(block: bytes) -> pl.DataFrame | None:
+def parse_block(block: bytes, scores: Sequence[str] = ()) -> pl.DataFrame | None:
     """One row a line, or None where any line is not plainly a JSON object whose known fields have their usual types.
 
     pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair
@@ -52,20 +56,20 @@ def parse_block(block: bytes) -> pl.DataFrame | None:
         block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
     ):
         return None
-    frame = _parse(block, block[: block.find(b"\n")] if n > 1 else block, False)
+    frame = _parse(block, block[: block.find(b"\n")] if n > 1 else block, False, scores)
     return frame if frame is not None and frame.height == n else None
 
 
-def parse_texts(texts: Sequence[bytes]) -> pl.DataFrame | None:
+def parse_texts(texts: Sequence[bytes], scores: Sequence[str] = ()) -> pl.DataFrame | None:
     """As `parse_block`, from texts that may hold line breaks."""
     if not all(t[:1] == b"{" and t[-1:] == b"}" for t in texts):
         return None
     block = b"\n".join(texts)
-    frame = _parse(block, texts[0], block.count(b"\n") >= len(texts))
+    frame = _parse(block, texts[0], block.count(b"\n") >= len(texts), scores)
     return frame if frame is not None and frame.height == len(texts) else None
 
 
-def _parse(block: bytes, first: bytes, breaks: bool) -> pl.DataFrame | None:
+def _parse(block: bytes, first: bytes, breaks: bool, scores: Sequence[str]) -> pl.DataFrame | None:
     # documents on several lines cannot be cut into parts that are parsed at once
     read = pa.json.ReadOptions(use_threads=not breaks, block_size=len(block) + 1 if breaks else max(1 << 20, len(block) // 4 + 1))
     try:
@@ -75,7 +79,7 @@ def _parse(block: bytes, first: bytes, breaks: bool) -> pl.DataFrame | None:
         return None
     # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field
     # refuses
-    for schema, others in ((_schema(record, _keys(record)), "error"), (_schema(record), "ignore")):
+    for schema, others in ((_schema(record, scores, _keys(record)), "error"), (_schema(record, scores), "ignore")):
         try:
             options = pa.json.ParseOptions(schema, newlines_in_values=breaks, unexpected_field_behavior=others)
             frame = pl.from_arrow(pa.json.read_json(pa.BufferReader(block), read, options))
@@ -94,14 +98,14 @@ def _keys(record: object) -> set[str]:
     return set(record).union(*(t for t in turns if isinstance(t, dict)))
 
 
-def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
+def _schema(record: object, scores: Sequence[str], keys: set[str] | None = None) -> pa.Schema:
     """Every field that means something to a converter, or those of them that are in `keys`; a field that only names the row may
     be an integer.
     """
     turn = pa.struct(
         [(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys]
     )
-    fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(ROW_FIELDS | _FREE | set(CHAT_FIELDS))}
+    fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(KNOWN_FIELDS)}
     fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
     fields |= {name: pa.list_(pa.string()) for name in MEDIA_KEYS if name.endswith("s")}
     label = type(record.get("label")) if isinstance(record, dict) else bool
@@ -109,19 +113,24 @@ def _schema(record: object, keys: set[str] | None = None) -> pa.Schema:
     for name in ID_FIELDS:
         if isinstance(record, dict) and type(record.get(name)) is int:
             fields[name] = pa.int64()
+    fields |= dict.fromkeys(scores, pa.float64())
     return pa.schema([(name, kind) for name, kind in fields.items() if keys is None or name in keys])
 
 
-def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str, max_turns: int) -> tuple[pl.DataFrame, np.ndarray]:
+def convert_frame(
+    frame: pl.DataFrame, rows: np.ndarray, dataset: str, max_turns: int, scores: Sequence[str] = ()
+) -> tuple[pl.DataFrame, np.ndarray]:
     """Occurrences of the clean rows, in order, and which rows those are.
 
     frame: any columns, N rows; rows (N,) their numbers in the file; dataset: the name where a row has none of its own; max_turns:
-    of a clean row.
+    of a clean row; scores: columns to keep (tagcos_stream/data/scores.py).
     Returns a frame of canonical.OCCURRENCES and a mask (N,) bool.
     """
     done = np.zeros(frame.height, bool)
     parts = []
     present = {name: _present(frame[name]) for name in frame.columns if name in ROW_FIELDS | set(CHAT_FIELDS)}
+    scored, numeric = score_columns(frame, scores)
+    present[NOT_A_NUMBER] = ~numeric
     for picked, flat in _shapes(frame, present, max_turns):
         clean, codes, contents, starts = flat
         if not len(clean):
@@ -139,6 +148,7 @@ def convert_frame(frame: pl.DataFrame, rows: np.ndarray, dataset: str, max_turns
                     "messages": plain_messages(codes, contents, starts),
                     "tools": pl.Series([None] * len(index), dtype=pl.String),
                     "template_kwargs": pl.Series([None] * len(index), dtype=pl.String),
+                    "scores": scored[index],
                 },
                 schema=OCCURRENCES,
             )

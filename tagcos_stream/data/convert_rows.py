@@ -15,6 +15,7 @@ from tagcos_stream.data.canonical import REJECTS, occurrences_frame
 from tagcos_stream.data.containers.base import Raw, Reject, snippet
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.scores import Score, read_scores
 from tagcos_stream.data.shapes import convert, dataset_of, source_id_of
 
 SHORT, KNOWN = 64, 4096  # bytes of a rejected text that is remembered, and how many are
@@ -25,6 +26,7 @@ def row_by_row(
 ) -> pl.DataFrame:
     """Occurrences of the rows at `index`; what cannot be converted is added to `rejects`."""
     rows, found, datasets, ids = [], [], [], []
+    scores: list[list[Score] | None] = []
     before: dict[
         bytes, Reject
     ] = {}  # short texts that were rejected: a file of nothing but `{}` is read at the speed of a look-up
@@ -35,6 +37,7 @@ def row_by_row(
         try:
             record = loads(row) if isinstance(row, bytes) else row
             converted = convert(record, options)
+            scored = read_scores(record, options.scores)
             if (longest := max((len(one.messages) for one in converted), default=0)) > max_turns:
                 raise RowError("too_many_turns", f"{longest:,} messages, limit max_turns {max_turns:,}")
         except RowError as e:
@@ -47,8 +50,9 @@ def row_by_row(
             found.append(one)
             datasets.append(_plain(dataset_of(record, options.columns, dataset)))
             ids.append(_plain(source_id_of(record, options.columns)))
+            scores.append(scored)
     columns = ([c.messages for c in found], [c.tools for c in found], [c.template_kwargs for c in found])
-    return occurrences_frame(rows, *columns, datasets, ids)
+    return occurrences_frame(rows, *columns, datasets, ids, scores)
 
 
 def records(raw: Raw, index: np.ndarray) -> Iterator[bytes | dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -57,13 +57,13 @@ Parsed = tuple[Raw, list[tuple[int, int, pl.DataFrame]]]
 
 
 def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator[Parsed]:
-    fast = can_convert(file.spec.options)
+    fast, scores = can_convert(file.spec.options), file.spec.options.scores
     for raw in blocks:
         if (
             fast
             and raw.block is not None
             and len(raw.block) <= limits.max_row_bytes
-            and (frame := parse_block(raw.block)) is not None
+            and (frame := parse_block(raw.block, scores)) is not None
         ):
             raw.rows = list(range(raw.first, raw.first + frame.height))
             yield raw, [(0, frame.height, frame)]
@@ -74,17 +74,17 @@ def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator
         elif raw.frame is not None:
             yield raw, [(0, raw.frame.height, raw.frame)]
         else:
-            yield raw, _stretches(raw.texts or [])
+            yield raw, _stretches(raw.texts or [], scores)
 
 
-def _stretches(texts: list[bytes]) -> list[tuple[int, int, pl.DataFrame]]:
+def _stretches(texts: list[bytes], scores: Sequence[str]) -> list[tuple[int, int, pl.DataFrame]]:
     """Stretches of the block that can be parsed at once: one bad row costs its stretch the fast way, not the block."""
-    if texts and (frame := parse_texts(texts)) is not None:
+    if texts and (frame := parse_texts(texts, scores)) is not None:
         return [(0, len(texts), frame)]
     found = []
     for first in range(0, len(texts), STRETCH):
         part = texts[first : first + STRETCH]
-        if (frame := parse_texts(part)) is not None:
+        if (frame := parse_texts(part, scores)) is not None:
             found.append((first, first + len(part), frame))
         elif first == 3 * STRETCH and not found:
             break  # not a bad row here and there: rows of this file are of another kind
@@ -123,7 +123,7 @@ def _block(parsed: Parsed, file: SourceFile, limits: Limits, last: bool) -> Inge
     done = np.zeros(len(rows), bool)
     parts = [pl.DataFrame(schema=OCCURRENCES)]
     for first, end, frame in stretches:
-        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset, limits.max_turns)
+        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset, limits.max_turns, file.spec.options.scores)
         parts.append(part)
     if not done.all():
         parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects, limits.max_turns))

@@ -19,7 +19,7 @@ class RowOptions:
     only what is mapped is read. roles: the file's role word -> one of ROLES. train_roles: roles whose turns are trained on where
     the row does not say. drop_system: leave system turns out. check_order: reject rows whose turns do not alternate. max_chars:
     reject longer conversations (characters), None for any length. preference: "chosen" takes the chosen answer of preference
-    pairs, None rejects them.
+    pairs, None rejects them. scores: numeric columns that become signals of the examples (tagcos_stream/data/scores.py).
     """
 
     shape: str | None = None
@@ -30,6 +30,7 @@ class RowOptions:
     check_order: bool = True
     max_chars: int | None = None
     preference: str | None = None
+    scores: tuple[str, ...] = ()
 
     @property
     def turns(self) -> TurnOptions:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tagcos_stream.data.row_options import RowOptions
-from tagcos_stream.types import ROLES, UserError
+from tagcos_stream.types import ROLES, SIGNALS, UserError
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "columns": (dict,),
     "roles": (dict,),
     "train_roles": (list,),
+    "scores": (list,),
     "drop_system": (bool,),
     "check_order": (bool,),
 }  # of the other fields: text
@@ -86,9 +87,21 @@ def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] =
     for name, values in (("train_roles", row.get("train_roles", ())), ("roles", row.get("roles", {}).values())):
         if wrong := [str(v) for v in values if v not in ROLES]:
             raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")
-    options: dict[str, Any] = {k: tuple(v) if k == "train_roles" else v for k, v in row.items() if k in OPTION_FIELDS}
+    _check_scores(row.get("scores", []), f"{path}: {what}")
+    options: dict[str, Any] = {k: tuple(v) if k in ("train_roles", "scores") else v for k, v in row.items() if k in OPTION_FIELDS}
     own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": beside(path, row["path"])}
     return SourceSpec(**own, options=RowOptions(**options), notes=tuple(notes))
+
+
+def _check_scores(names: list[Any], what: str) -> None:
+    """Refuse names of scores that could not be told from each other or from other signals, in any case of letters."""
+    if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+        raise UserError(f"{what}: scores has {wrong[0]!r}, must be names of columns")
+    lower = [name.lower() for name in names]
+    if taken := [name for name in names if name.lower() in SIGNALS | {"segment", "row", "scores"}]:
+        raise UserError(f"{what}: scores has {taken[0]}, which is a signal of every example: rename the column")
+    if twice := [name for name, key in zip(names, lower, strict=True) if lower.count(key) > 1]:
+        raise UserError(f"{what}: scores has {' and '.join(twice)}: name each column once")
 
 
 def beside(path: Path, name: str) -> str:

@@ -53,7 +53,7 @@ class SourceFile:
             key=spec.key,
             limit=spec.limit,
             dataset=self.dataset,
-            options=asdict(spec.options),
+            options={name: value for name, value in asdict(spec.options).items() if name != "scores" or value},
         )
 
 
@@ -99,6 +99,28 @@ def _with(entry: SourceSpec, given: SourceSpec) -> SourceSpec:
         **{name: value for name, value in own.items() if value != getattr(default, name)},
         options=replace(entry.options, **changed),
     )
+
+
+def score_names(specs: Sequence[str | SourceSpec]) -> list[str]:
+    """Return the columns that sources name as scores, each once, reading lists of sources but no rows.
+
+    Parameters
+    ----------
+    specs
+        As for `resolve_sources`.
+
+    Returns
+    -------
+    list of str
+        In lower case, in the order of the sources.
+
+    Raises
+    ------
+    UserError
+        A list of sources cannot be read, or has a mistake.
+    """
+    names = [name.lower() for given in specs for spec in _specs(given) for name in spec.options.scores]
+    return list(dict.fromkeys(names))
 
 
 def set_name(names: Sequence[str]) -> str | None:

@@ -126,6 +126,9 @@ train_roles = ["assistant", "user"]
         ("[[source]]\npath = 'a'\nlimit = 0", "limit is 0, must be above 0"),
         ("[[source]]\npath = 'a'\ntrain_roles = ['pirate']", "train_roles has pirate; roles are"),
         ("[[source]]\npath = 'a'\nroles = {x = 'pirate'}", "roles has pirate"),
+        ("[[source]]\npath = 'a'\nscores = ['loss']", "scores has loss, which is a signal of every example"),
+        ("[[source]]\npath = 'a'\nscores = ['a', 'A']", "scores has a and A: name each column once"),
+        ("[[source]]\npath = 'a'\nscores = [1]", "scores has 1, must be names of columns"),
     ],
 )
 def test_toml__mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:

@@ -22,7 +22,7 @@ from storage.catalog import clusterings, diagnostics, methods, pool, runs, selec
 from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream import identity
-from tagcos_stream.data.canonical import MESSAGES
+from tagcos_stream.data.canonical import MESSAGES, OCCURRENCES
 from tagcos_stream.selection.methods import described
 from tagcos_stream.selection.stands import stands_for
 from tagcos_stream.types import Checkpoint, IngestBlock
@@ -54,6 +54,7 @@ def ingest_block(first: int, numbers: list[int], *, last: bool, rejected: int = 
             "messages": pl.Series(conversations, dtype=MESSAGES),
             "tools": pl.Series([None] * len(numbers), dtype=pl.String),
             "template_kwargs": pl.Series([None] * len(numbers), dtype=pl.String),
+            "scores": pl.Series([None] * len(numbers), dtype=OCCURRENCES["scores"]),
         }
     )
     bad = range(first + len(numbers), first + len(numbers) + rejected)

@@ -104,8 +104,8 @@ def short(error: Exception) -> str:
 
 
 def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
-    """Names of the columns that are read: a table's embeddings and scores stay on disk. UserError where there are not enough, or
-    more than the limit.
+    """Names of the columns that are read: a table's embeddings, and scores that the source does not name, stay on disk.
+    UserError where there are not enough, or more than the limit.
     """
     if len(schema) > limits.max_columns:
         raise UserError(f"{file.url}: has {len(schema):,} columns, limit max_columns {limits.max_columns:,}")
@@ -115,7 +115,8 @@ def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
         raise UserError(f"{file.url}: a column's name is not UTF-8: {e}") from None
     check_columns(every, file)
     options = file.spec.options
-    read = {*ROW_FIELDS, *CHAT_FIELDS, *ID_FIELDS, *FLAT_FIELDS, "message_tree_id", "deleted", *options.columns.values()}
+    read = {*ROW_FIELDS, *CHAT_FIELDS, *ID_FIELDS, *FLAT_FIELDS, "message_tree_id", "deleted"}
+    read |= {*options.columns.values(), *options.scores}
     names = [n for n in every if n in read or options.shape == "any"]
     for name in names:
         try:

@@ -13,6 +13,7 @@ from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records, reject, rejects_frame
 from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.scores import Score, read_scores
 from tagcos_stream.data.shapes import finished
 from tagcos_stream.types import IngestBlock, Message
 
@@ -39,6 +40,7 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
     """
     options = file.spec.options
     rejects: list[Reject] = []
+    given: dict[int, dict[str, Any]] = {}  # values of scores by row
     read = 0
 
     def messages_of_file() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -56,25 +58,30 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
                 except RowError as e:
                     rejects.append(reject(row, e, value))
                 else:
+                    if options.scores:
+                        given[row] = {name: record.get(name) for name in options.scores}
                     yield row, record
             read = raw.bytes_read
 
     rows: list[int] = []
     messages: list[list[Message]] = []
+    scores: list[list[Score] | None] = []
 
     def block(end: int, last: bool) -> IngestBlock:
         n = len(rows)
         ours = [r for r in rejects if start_row <= r.row < end or (last and r.row >= start_row)]
-        frame = occurrences_frame(rows, messages, [None] * n, [None] * n, [file.dataset] * n, [None] * n)
+        frame = occurrences_frame(rows, messages, [None] * n, [None] * n, [file.dataset] * n, [None] * n, scores)
         end = max([end, *(r.row + 1 for r in ours)]) if last else end
         rejects[:] = [r for r in rejects if r.row >= end]
+        for row in [row for row in given if row < end]:
+            del given[row]
         return IngestBlock(frame, rejects_frame(ours), end, read, last)
 
     begin = end = start_row
     for tree_end, found in flat_trees(messages_of_file()):
         if tree_end - begin > block_rows and end > begin:
             yield block(end, False)
-            rows, messages, begin, start_row = [], [], end, end
+            rows, messages, scores, begin, start_row = [], [], [], end, end
         end = max(tree_end, start_row)
         for row, thread in found:
             if row < start_row:
@@ -82,7 +89,9 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
             try:
                 if isinstance(thread, RowError):
                     raise thread
-                messages.append(finished(thread, options))
+                thread, scored = finished(thread, options), read_scores(given.get(row, {}), options.scores)
+                messages.append(thread)
+                scores.append(scored)
                 rows.append(row)
             except RowError as e:
                 rejects.append(reject(row, e, "" if isinstance(thread, RowError) else thread[-1]["content"]))
