@@ -52,6 +52,11 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
             f"{detail['special_tokens']:,} of {detail['computed']:,} examples have control tokens in their texts, which the "
             "tokenizer reads as such: --special-tokens escape or reject changes that"
         )
+    if detail["unprinted"]:
+        warnings.append(
+            f"{detail['unprinted']:,} of {detail['computed']:,} examples have tool calls or reasoning that the model's chat "
+            "template does not print: the model is not trained on them"
+        )
     return features_of(run, asked.chosen.space_id, detail | {"warnings": warnings})
 
 
@@ -99,7 +104,7 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     settings = run.settings
     total, tasks = _missing_blocks(run, asked)
     left = sum(task.rows for task in tasks)
-    summary = {"rows": total, "truncated": 0, "special_tokens": 0, "halvings": 0}
+    summary = {"rows": total, "truncated": 0, "special_tokens": 0, "unprinted": 0, "halvings": 0}
     if not tasks:
         run.model.close()
         return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
@@ -123,6 +128,7 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
             seconds, model_seconds = seconds + block.seconds, model_seconds + block.model_seconds
             summary["truncated"] += block.truncated
             summary["special_tokens"] += block.special_tokens
+            summary["unprinted"] += block.unprinted
             summary["halvings"] += block.halvings
     summary |= spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     return summary | {"batch_tokens": block.token_budget, "model_share": round(model_seconds / seconds, 4)}

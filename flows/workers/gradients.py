@@ -54,6 +54,7 @@ class BlockResult:
     model_seconds: float  # of these within forward and backward passes
     truncated: int
     special_tokens: int  # examples with control tokens in their texts
+    unprinted: int  # examples with tool calls or reasoning that the template does not print
     token_budget: int  # halved after running out of device memory
     halvings: int
 
@@ -200,6 +201,7 @@ class Engine:
             model_seconds=0.0 if outcome is None else outcome.model_seconds,
             truncated=sum(isinstance(e, Encoded) and e.truncated for e in encoded),
             special_tokens=sum(isinstance(e, Encoded) and e.special_tokens > 0 for e in encoded),
+            unprinted=sum(isinstance(e, Encoded) and e.unprinted for e in encoded),
             token_budget=self.token_budget if outcome is None else outcome.token_budget,
             halvings=0 if outcome is None else outcome.halvings,
         )

@@ -66,6 +66,12 @@ class SpecialTokenInText(NoTargets):
     reason = "special token in text"
 
 
+class CallsUnprinted(NoTargets):
+    """All that there is to train on are tool calls, which the chat template does not print."""
+
+    reason = "tool calls not printed by chat template"
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One conversation of T tokens.
@@ -80,12 +86,15 @@ class Encoded:
         Whether the end was cut off at the maximum length.
     special_tokens
         Number of control tokens in texts of the conversation.
+    unprinted
+        Whether the template leaves out tool calls of turns that are trained on, or the reasoning of the last answer.
     """
 
     input_ids: np.ndarray
     target: np.ndarray
     truncated: bool
     special_tokens: int = 0
+    unprinted: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -148,6 +157,8 @@ def encode(
         messages, tools = special.escaped(tokenizer, messages, tools)
     layout, spans = render(tokenizer, messages, tools, template_kwargs)
     if not spans:
+        if any(message.get("tool_calls") for message in messages):
+            raise CallsUnprinted("no assistant turn to train on: the chat template prints none of its tool calls")
         raise NoTargets("no assistant turn to train on")
     input_ids, offsets = special.tokenise(tokenizer, layout.text, escaped=escaping)
     truncated = len(input_ids) > max_length
@@ -158,7 +169,7 @@ def encode(
     target[:1] = False
     if not target.any():
         raise NoTargets(f"no target token within the first {max_length} tokens" if truncated else "no target token")
-    return Encoded(input_ids, target, truncated, len(inside))
+    return Encoded(input_ids, target, truncated, len(inside), layout.unprinted)
 
 
 def template_fingerprint(tokenizer: Any) -> str:

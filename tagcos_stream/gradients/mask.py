@@ -11,6 +11,7 @@ the turn) and less any text of other messages, up to the last special token.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Layout:
     printed: list[tuple[int, int, int]] = field(default_factory=list)  # begin, end, number of the chunk
     visited: set[int] = field(default_factory=set)
     last_mark: int = 0  # where the last loop over messages ended
+    unprinted: bool = False  # whether the template leaves out calls, or the reasoning of the last answer
 
 
 def locate(
@@ -83,7 +85,7 @@ def locate(
 
 
 def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], end_mark: re.Pattern[str]) -> list[Span]:
-    """The characters that are trained on.
+    """The characters that are trained on. Notes in the layout if the template leaves out what would be.
 
     Parameters
     ----------
@@ -107,6 +109,10 @@ def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], e
         if ranges is None:
             if message["role"] == "assistant":
                 turn = _turn(layout, i, openers, end_mark)
+                if _lacks_calls(layout, message, turn):
+                    layout.unprinted = True
+                    if not (message["content"].strip() or message.get("reasoning")):
+                        continue  # an end-of-turn mark alone would teach to answer nothing
                 found += turn
                 if not turn and i not in layout.visited and (message.get("tool_calls") or not layout.chunks):
                     raise MaskUnproved("turns cannot be told apart in what it prints")
@@ -118,7 +124,19 @@ def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], e
                 mapped = _mapped(layout, i, message["content"], span["begin"], span["end"])
                 if mapped is not None:
                     found.append((mapped[0], max(stop, mapped[1]) if span["end"] >= length else mapped[1]))
+    last = next((message for message in reversed(messages) if message["role"] == "assistant"), None)
+    if last is not None and (last.get("reasoning") or "").strip() not in layout.text:
+        layout.unprinted = True
     return [(begin, end) for begin, end in found if begin < end]
+
+
+def _lacks_calls(layout: Layout, message: Message, turn: Sequence[Span]) -> bool:
+    """Whether the template leaves a tool call out of the message's turn."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return False
+    printed = "".join(layout.text[begin:end] for begin, end in turn)
+    return any(call["function"]["name"] not in printed for call in json.loads(calls))
 
 
 def openers(template: ChatTemplate, shown: Any, variables: Mapping[str, Any]) -> list[str]:

@@ -71,7 +71,7 @@ def test_axolotl__trains_the_tokens_that_we_do(
         if kind[row["example_id"]] != "part before the end":
             assert theirs == mine, kind[row["example_id"]]
         compared.add(kind[row["example_id"]])
-    assert len(compared) == 10
+    assert len(compared) == 13
 
 
 def test_llama_factory__takes_every_row(peers: None, exported: tuple[Root, str], tmp_path: Path) -> None:  # noqa: F811

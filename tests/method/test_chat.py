@@ -10,6 +10,7 @@ import pytest
 
 from tagcos_stream.gradients.chat import (
     PLAIN_TEMPLATE,
+    CallsUnprinted,
     NoTargets,
     SpecialTokenInText,
     TemplateBreaks,
@@ -268,6 +269,26 @@ def test_encode__mask_that_cannot_be_proved_is_a_reject() -> None:
     tokenizer = tiny_tokenizer("{{ messages | map(attribute='content') | map('upper') | join(' ') }}")
     with pytest.raises(Unproved, match=r"chat template of this tokenizer .* turns cannot be told apart"):
         encode(tokenizer, CONVERSATION, max_length=99)
+
+
+def test_encode__calls_and_reasoning_that_the_template_leaves_out() -> None:
+    tokenizer = tiny_tokenizer()
+    calls = json.dumps([{"type": "function", "function": {"name": "weather", "arguments": {}}}])
+    ask, call = {"role": "user", "content": "weather?"}, {"role": "assistant", "content": "", "tool_calls": calls}
+    result, last = {"role": "tool", "content": "22"}, {"role": "assistant", "content": "Warm."}
+    assert target_runs(tokenizer, [ask, call, result, last]) == ["Warm.<|im_end|>"]
+    assert target_runs(tokenizer, [ask, {**call, "content": "Look."}, result, last]) == ["Look.<|im_end|>", "Warm.<|im_end|>"]
+    with pytest.raises(CallsUnprinted, match="prints none of its tool calls"):
+        encode(tokenizer, [ask, call], max_length=999)
+    thought = {**last, "reasoning": "hm"}
+    printing = tiny_tokenizer(
+        CHATML.replace("m['content']", "(m.get('reasoning') or '') + m['content'] + (m.get('tool_calls') or '') | string")
+    )
+    for messages in ([ask, call, result, last], [ask, {**call, "content": "Look."}, result, last], [ask, thought]):
+        assert encode(tokenizer, messages, max_length=999).unprinted
+        assert not encode(printing, messages, max_length=999).unprinted
+    for messages in ([ask, last], [ask, {**call, "train": []}, result, last], [ask, thought, ask, last]):
+        assert not encode(tokenizer, messages, max_length=999).unprinted
 
 
 def test_template_fingerprint__follows_the_template() -> None:
