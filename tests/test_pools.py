@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pytest
+from scipy.stats import spearmanr
 
-from tests.benchmarks.pools import CANNED, WAYS, draw, shares, spoil
+from tests.benchmarks.datamodelling import half, score
+from tests.benchmarks.pools import CANNED, WAYS, draw, shares, single_exchanges, spoil, write_rows
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
@@ -54,3 +59,36 @@ def test_spoil__a_share_of_the_answers_in_the_ways_that_are_named() -> None:
                 assert answer(after) in CANNED
             case "shuffled":
                 assert sorted(answer(after).split()) == sorted(answer(before).split())
+
+
+def test_single_exchanges__short_ones_without_repeats(tmp_path: Path) -> None:
+    rows = conversations(40)
+    long = {"messages": [rows[2]["messages"][0], {"role": "assistant", "content": "x " * 99}]}
+    rows += [rows[0], {"messages": rows[1]["messages"] * 2}, long]
+    pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
+    found = single_exchanges(tmp_path / "a.parquet", 100, 80)
+    assert len(found) == 40
+    assert single_exchanges(tmp_path / "a.parquet", 7, 80) == found[:7]
+    write_rows(tmp_path / "out" / "a.jsonl", "a", spoil(found, "a", 0.5, 0))
+    written = pl.read_ndjson(tmp_path / "out" / "a.jsonl")
+    assert written["id"].str.contains("a/clean/").sum() == 20
+    before = (tmp_path / "out" / "a.jsonl").read_bytes()
+    write_rows(tmp_path / "out" / "a.jsonl", "a", [])
+    assert (tmp_path / "out" / "a.jsonl").read_bytes() == before
+
+
+def test_score__one_for_what_predicts_and_none_for_chance() -> None:
+    rng = np.random.default_rng(0)
+    effects = rng.standard_normal((6, 80))  # of 80 examples on 6 queries
+    halves = np.array([half(80, number) for number in range(50)])
+    assert all(len(set(chosen)) == 40 for chosen in halves.tolist())
+    gains = effects[:, halves].sum(axis=2)
+    assert score(3 * gains + 5, gains) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert score(-gains, gains)[0] == pytest.approx(-1)
+    noisy = gains + gains.std() * rng.standard_normal(gains.shape)
+    mean, error = score(noisy, gains)
+    assert mean == pytest.approx(np.mean([spearmanr(a, b).statistic for a, b in zip(noisy, gains, strict=True)]))
+    chance, spread = score(rng.standard_normal(gains.shape), gains)
+    assert abs(chance) < 4 * spread
+    assert 0.3 < mean < 0.9
+    assert 0 < error < 0.2

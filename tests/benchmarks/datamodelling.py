@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from flows import pipeline
 from flows.compare.examples import texts
@@ -98,17 +99,9 @@ def _file(work: Path, number: int) -> Path:
     return work / "losses" / f"{number:04d}.txt"
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, centred and scaled to unit length; values that are equal by chance do not occur."""
-    order = values.argsort(axis=-1).argsort(axis=-1).astype(np.float64)
-    order -= order.mean(axis=-1, keepdims=True)
-    scaled: np.ndarray = order / np.linalg.norm(order, axis=-1, keepdims=True)
-    return scaled
-
-
 def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """(Q,) rank correlations of the rows of two arrays (Q, S)."""
-    return np.einsum("qs,qs->q", ranks(predicted), ranks(measured))
+    return np.array([spearmanr(a, b).statistic for a, b in zip(predicted, measured, strict=True)])
 
 
 def score(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
