@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from flows.models import AdaptedModel
@@ -90,10 +91,12 @@ def start_or_resume(settings: Settings, root: Root, reporter: Reporter, reselect
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        found[name] = importlib.metadata.version(name)
-    return found
+    return {"python": platform.python_version()} | {name: _installed_version(name) for name in VERSIONED}
+
+
+@cache  # each reads and parses a file of the package's
+def _installed_version(name: str) -> str:
+    return importlib.metadata.version(name)
 
 
 def run_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,7 @@ def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
 SCHEMA_VERSION = len(migrations())
 
 
+@cache  # reading the comments takes 30 ms, several times in a run
 def views_text(tables: Literal["TABLE", "VIEW"] = "TABLE") -> str:
     """Return the SQL that creates all views and macros and comments on all tables and columns.
 

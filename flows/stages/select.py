@@ -162,7 +162,7 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
     tasks = _tasks(run, given, division, [g for g in inputs if g not in done])
     spec = _spec(run, given.space_id, view, len(tasks), target)
     within = None if budget.costs is not None else lambda chosen: progress(resumed + chosen)
-    for found in partitioned(choose_groups, spec, tasks, settings, progress=within):
+    for found in partitioned(choose_groups, spec, tasks, settings, progress=within, needs_model=False):
         g, rows = found.group, pool[groups.members(found.group)]
         _commit(
             run,

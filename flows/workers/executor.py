@@ -43,27 +43,36 @@ def devices_of(device: str, workers: int) -> list[str]:
 
 
 def partitioned(
-    work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, *, ahead: int = 1, progress: Progress | None = None
+    work: Work,
+    spec: Any,
+    tasks: Sequence[Any],
+    settings: Settings,
+    *,
+    ahead: int = 1,
+    progress: Progress | None = None,
+    needs_model: bool = True,
 ) -> Iterator[Any]:
     """Do all tasks; on threads in order, else in the order in which they finish.
 
     Args:
         ahead: tasks that `work` takes before it gives the first one's result.
         progress: gets the work done within tasks, on threads.
+        needs_model: whether `work` runs the model, on the device of the settings; otherwise processes get no device, and torch is
+            not imported to count them.
     """
     place = place_of(settings)
     if place == "threads":
         yield from work(spec, WorkerResources(settings.device, settings.threads), iter(tasks), progress)
     elif place == "processes":
-        yield from _in_processes(work, spec, tasks, settings)
+        yield from _in_processes(work, spec, tasks, settings, settings.device if needs_model else "cpu")
     else:
         from flows.workers.ray_executor import on_ray
 
         yield from on_ray(work, spec, tasks, settings, ahead)
 
 
-def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings) -> Iterator[Any]:
-    devices = devices_of(settings.device, min(settings.workers, len(tasks)))
+def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, device: str) -> Iterator[Any]:
+    devices = devices_of(device, min(settings.workers, len(tasks)))
     threads = settings.threads or max(1, available_cpus() // max(1, len(devices)))
     set_environment_defaults()  # the processes inherit them
     # spawned, not forked: a forked process cannot use CUDA, nor trust the locks of its parent's threads

@@ -86,14 +86,14 @@ def spread(
 
 def _passes(spec: Any, settings: Settings, centroids: np.ndarray, cut: Sequence[Stretch]) -> Iterator[StretchSums]:
     if cut:
-        yield from in_order(partitioned(sum_stretches, spec(centroids), list(enumerate(cut)), settings))
+        yield from in_order(partitioned(sum_stretches, spec(centroids), list(enumerate(cut)), settings, needs_model=False))
 
 
 def _assigning(
     spec: Any, settings: Settings, centroids: np.ndarray, tasks: Sequence[tuple[Stretch, np.ndarray]]
 ) -> Iterator[tuple[int, Assigned]]:
     numbered = [(number, *task) for number, task in enumerate(tasks)]
-    yield from partitioned(assign_stretches, spec(centroids), numbered, settings)
+    yield from partitioned(assign_stretches, spec(centroids), numbered, settings, needs_model=False)
 
 
 def in_order(found: Iterator[tuple[int, StretchSums]]) -> Iterator[StretchSums]:
