@@ -24,6 +24,7 @@ from tests.models import tiny_model, tiny_tokenizer
 from tests.storage.conftest import bucket, filled, pattern, s3_server, small_disk  # noqa: F401
 
 Call = Callable[..., tuple[int, str, str]]
+First = Callable[[dict[str, Any]], pipeline.Outcome]
 TOPICS = ("sums", "colours", "cities")
 # of a run that takes a second or two
 SMALL: dict[str, Any] = {
@@ -64,10 +65,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pool_folder(tmp_path: Path) -> Path:
-    """Three files of 40 conversations, one topic each."""
-    folder = tmp_path / "pool"
-    folder.mkdir()
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of 40 conversations, one topic each; at the same place in every test, for `first_run`."""
+    own = tmp_path_factory.getbasetemp() / "sources"
+    shutil.rmtree(own, ignore_errors=True)
+    folder = own / "pool"
+    folder.mkdir(parents=True)
     for topic in TOPICS:
         lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
         (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -98,6 +101,31 @@ def small_settings(model_folder: Path, pool_folder: Path, tmp_path: Path) -> Cal
         )
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def first_runs() -> dict[str, tuple[Path, pipeline.Outcome]]:
+    """Roots of `first_run`, by settings and texts."""
+    return {}
+
+
+@pytest.fixture
+def first_run(first_runs: dict[str, tuple[Path, pipeline.Outcome]], tmp_path_factory: pytest.TempPathFactory) -> First:
+    """Run in a root that does not exist yet, with folders as sources; for the same settings and texts, copy what that left."""
+
+    def run(values: dict[str, Any]) -> pipeline.Outcome:
+        settings = load_settings(values)
+        files = sorted(file for folder in settings.sources for file in Path(folder).iterdir())
+        state = [[str(file), file.read_text(encoding="utf-8")] for file in files]
+        key = json.dumps([settings.model_dump(mode="json", exclude={"root"}), state])
+        if key not in first_runs:
+            root = tmp_path_factory.mktemp("first") / "root"
+            first_runs[key] = root, pipeline.run(load_settings(values | {"root": str(root)}), SilentReporter())
+        root, outcome = first_runs[key]
+        shutil.copytree(root, settings.root)
+        return outcome
+
+    return run
 
 
 @pytest.fixture

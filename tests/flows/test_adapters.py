@@ -18,6 +18,7 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.machine import free_memory
 from tagcos_stream.types import UserError
+from tests.flows.conftest import First
 from tests.models import random_encoded, tiny_model, train_checkpoint
 
 Maker = Callable[..., dict[str, Any]]
@@ -99,9 +100,9 @@ def test_run__ranks_of_single_layers_are_part_of_the_space(small_settings: Maker
         load_settings({"lora_ranks": ["v_proj"]})
 
 
-def test_run__records_how_the_gradient_stage_spent_its_time(small_settings: Maker) -> None:
+def test_run__records_how_the_gradient_stage_spent_its_time(small_settings: Maker, first_run: First) -> None:
     values = small_settings()
-    run(values)
+    first_run(values)
     stage = json.loads(read(values, "SELECT detail FROM stages WHERE stage = 'gradients'").item())
     assert 0 < stage["model_share"] <= 1
     assert (stage["batch_tokens"], stage["halvings"]) == (512, 0)

@@ -22,7 +22,7 @@ from flows.context import run_stage
 from flows.progress import SilentReporter
 from storage.root import Root
 from tagcos_stream.config import Settings, load_settings
-from tests.flows.conftest import Call
+from tests.flows.conftest import Call, First
 from tests.storage import tiny
 
 Maker = Callable[..., dict[str, Any]]
@@ -128,10 +128,11 @@ def test_help__lists_every_setting(tagcos: Call, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("place", ["spaces/*/segments/*.zarr/features/c.1.0", "clusterings/*.zarr/part-00000/features/c.0.0"])
 def test_check__a_flipped_byte_is_named_mended_and_computed_again(
-    tagcos: Call, small_settings: Maker, tmp_path: Path, place: str
+    tagcos: Call, small_settings: Maker, first_run: First, tmp_path: Path, place: str
 ) -> None:
     values = small_settings()
-    assert tagcos("run", *flags(values), "--out", tmp_path / "before.jsonl")[0] == 0
+    first_run(values)
+    assert tagcos("export", "--root", values["root"], "--out", tmp_path / "before.jsonl")[0] == 0
     assert tagcos("check", "--root", values["root"])[1].strip() == "everything is as it was written"
     (chunk,) = Path(values["root"]).glob(place)
     damaged = bytearray(chunk.read_bytes())
@@ -157,9 +158,9 @@ def test_check__a_flipped_byte_is_named_mended_and_computed_again(
     assert before == after
 
 
-def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settings: Maker) -> None:
+def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settings: Maker, first_run: First) -> None:
     values = small_settings()
-    assert tagcos("run", *flags(values))[0] == 0
+    first_run(values)
     orphan = Path(values["root"]) / "examples" / "seg-00009" / "part-00000.parquet"
     orphan.parent.mkdir()
     orphan.write_bytes(b"left over")
@@ -170,9 +171,9 @@ def test_gc__lists_and_removes_what_nothing_refers_to(tagcos: Call, small_settin
     assert "0 files" in tagcos("gc", "--root", values["root"])[1]
 
 
-def test_select_and_diagnose__from_stored_features(tagcos: Call, small_settings: Maker, tmp_path: Path) -> None:
+def test_select_and_diagnose__from_stored_features(tagcos: Call, small_settings: Maker, first_run: First, tmp_path: Path) -> None:
     values = small_settings()
-    assert tagcos("run", *flags(values))[0] == 0
+    first_run(values)
     out = tmp_path / "longest.jsonl"
     code, printed, _ = tagcos("select", "--root", values["root"], "--method", "longest", "--count", 7, "--out", out)
     assert code == 0

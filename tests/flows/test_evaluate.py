@@ -38,7 +38,7 @@ from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.model import load_model
 from tagcos_stream.types import UserError
 from tests.benchmarks import experiment
-from tests.flows.conftest import SMALL, TOPICS, conversation
+from tests.flows.conftest import SMALL, TOPICS, First, conversation
 from tests.method.test_tasks import write_tasks
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -443,10 +443,13 @@ def test_settings__wrong_values_are_named(changes: dict[str, Any], message: str)
 
 
 def test_command__nothing_held_out_is_a_mistake_that_one_line_explains(
-    small_settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_settings: Callable[..., dict[str, Any]],
+    first_run: First,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = small_settings()
-    pipeline.run(load_settings(settings), SilentReporter())
+    first_run(settings)
     command = ["tagcos", "evaluate", "--root", settings["root"], "--method", "random", "--seeds", "1", "--threads", "1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as stop:

@@ -17,7 +17,7 @@ from storage.catalog import selections
 from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
-from tests.flows.conftest import Call
+from tests.flows.conftest import Call, First
 
 MESSAGE = r"cannot write .*(disk or quota is full)"
 
@@ -29,7 +29,11 @@ def fill(disk: Path, left: int) -> None:
 
 @pytest.mark.process
 def test_full_disk__in_every_stage_and_command(
-    small_settings: Callable[..., dict[str, Any]], small_disk: Callable[[str], Path], tmp_path: Path, tagcos: Call
+    small_settings: Callable[..., dict[str, Any]],
+    first_run: First,
+    small_disk: Callable[[str], Path],
+    tmp_path: Path,
+    tagcos: Call,
 ) -> None:
     disk = small_disk("size=64m")
     settings, silent = load_settings(small_settings(root=str(disk / "root"))), SilentReporter()
@@ -50,7 +54,7 @@ def test_full_disk__in_every_stage_and_command(
             pipeline.run(settings, silent, do_stage=do_stage)
         (disk / "ballast").unlink()
     run_id = pipeline.run(settings, silent).run_id
-    elsewhere = pipeline.run(load_settings(small_settings()), silent).run_id
+    elsewhere = first_run(small_settings()).run_id
     roots = open_root(str(disk / "root"), create=False), open_root(str(tmp_path / "root"), create=False)
     found, expected = (
         selections.selection(root.catalog, run).drop("run_id") for root, run in zip(roots, (run_id, elsewhere), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
@@ -85,6 +86,14 @@ def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_partitioned__every_task_once(settings: dict[str, Any]) -> None:
     found = sorted(partitioned(squares, 3, list(range(20)), Settings(**settings)))
     assert found == [(task, 3 * task * task) for task in range(20)]
+
+
+def test_partitioned__counts_devices_only_for_work_that_runs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it, which takes seconds, would fail
+    settings = Settings(workers=2)
+    assert sorted(partitioned(squares, 3, [1, 2], settings, needs_model=False)) == [(1, 3), (2, 12)]
+    with pytest.raises(ImportError, match="torch"):
+        list(partitioned(squares, 3, [1, 2], settings))
 
 
 def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:

@@ -25,7 +25,7 @@ from flows.workers import gradients as worker
 from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
-from tests.flows.conftest import conversation
+from tests.flows.conftest import First, conversation
 from tests.flows.test_cli import flags
 
 Maker = Callable[..., dict[str, Any]]
@@ -140,9 +140,11 @@ def test_plan__before_a_first_run_after_it_after_growth_and_after_changed_settin
     agrees(changed, run(values | {"max_length": 64}))
 
 
-def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(small_settings: Maker, pool_folder: Path) -> None:
+def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(
+    small_settings: Maker, first_run: First, pool_folder: Path
+) -> None:
     values = small_settings()
-    run(values)
+    first_run(values)
     variant = planned(values | {"also_gradients": ("sgd",)})
     assert {name: variant.step(name).compute for name in STAGES} == dict(zip(STAGES, (0, 0, 120, 0, 0), strict=True))
     assert variant.step("warm-up").reason == "same adapter; new spaces for sgd"

@@ -24,7 +24,7 @@ from tagcos_stream.clustering import drift
 from tagcos_stream.config import load_settings
 from tests import naive
 from tests.benchmarks import bench_refresh
-from tests.flows.conftest import TOPICS, conversation, features_of
+from tests.flows.conftest import TOPICS, First, conversation, features_of
 from tests.flows.test_kill import REFRESH_BEGINS, kill_often
 
 Maker = Callable[..., dict[str, Any]]
@@ -78,10 +78,12 @@ def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> s
     return name
 
 
-def test_refresh__equals_a_run_from_scratch_whatever_came_before(small_settings: Maker, pool_folder: Path) -> None:
+def test_refresh__equals_a_run_from_scratch_whatever_came_before(
+    small_settings: Maker, first_run: First, pool_folder: Path
+) -> None:
     """Growth, a part that left, growth again, and its return: bit for bit what the same centroids give at once."""
+    first = first_run(small_settings(fraction=0.2))
     values = small_settings(refit="never", fraction=0.2, max_retired=0.5)
-    first = run(values)
     clustering = first.stages["cluster"]["clustering_id"]
     write(pool_folder / "more.jsonl", "sums", range(100, 117))
     run(values)
@@ -152,9 +154,11 @@ def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
     assert chosen(scratch, fresh.run_id).equals(chosen(values, refreshed.run_id))
 
 
-def test_refresh__moved_renamed_reordered_and_duplicated_rows_cost_nothing(small_settings: Maker, pool_folder: Path) -> None:
+def test_refresh__moved_renamed_reordered_and_duplicated_rows_cost_nothing(
+    small_settings: Maker, first_run: First, pool_folder: Path
+) -> None:
     values = small_settings()
-    first = run(values)
+    first = first_run(values)
     before = blocks_of(values)
     sums = (pool_folder / "sums.jsonl").read_text(encoding="utf-8").splitlines()
     (pool_folder / "sums.jsonl").unlink()
@@ -174,9 +178,11 @@ def test_refresh__moved_renamed_reordered_and_duplicated_rows_cost_nothing(small
     assert opened(values).catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id]).is_empty()
 
 
-def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small_settings: Maker, pool_folder: Path) -> None:
+def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(
+    small_settings: Maker, first_run: First, pool_folder: Path
+) -> None:
     values = small_settings(fraction=0.2)
-    first = run(values)
+    first = first_run(values)
     before = blocks_of(values)
     write(pool_folder / "more.jsonl", "sums", range(100, 103))
     second = run(values)
@@ -212,9 +218,9 @@ def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(small
     }  # fmt: skip
 
 
-def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_folder: Path) -> None:
+def test_refresh__examples_retire_and_come_back(small_settings: Maker, first_run: First, pool_folder: Path) -> None:
+    first = first_run(small_settings(fraction=0.3))
     values = small_settings(refit="never", fraction=0.3, max_retired=0.5)
-    first = run(values)
     (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
     second = run(values)
     catalog = opened(values).catalog
@@ -246,9 +252,9 @@ def test_refresh__examples_retire_and_come_back(small_settings: Maker, pool_fold
 
 @pytest.mark.parametrize("method", ["centroid", "herding-clusters", "random", "stratified"])
 def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
-    small_settings: Maker, pool_folder: Path, method: str
+    small_settings: Maker, first_run: First, pool_folder: Path, method: str
 ) -> None:
-    first = run(small_settings(refit="never", fraction=0.3))
+    first = first_run(small_settings(fraction=0.3))
     values = small_settings(refit="never", fraction=0.3, method=method, max_retired=0.5)
     whole = run(values)
     (pool_folder / "cities.jsonl").rename(pool_folder.parent / "away.jsonl")
@@ -306,9 +312,9 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
 
 
 @pytest.mark.parametrize("refit", ["auto", "never", "always"])
-def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, pool_folder: Path, refit: str) -> None:
+def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, first_run: First, pool_folder: Path, refit: str) -> None:
+    first = first_run(small_settings())
     values = small_settings(refit=refit)
-    first = run(values)
     for topic in TOPICS:
         write(pool_folder / f"more-{topic}.jsonl", topic, range(100, 115))
     second = run(values)

@@ -25,6 +25,7 @@ from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients import model
 from tagcos_stream.gradients.model import load_model
 from tagcos_stream.types import UserError
+from tests.flows.conftest import First
 from tests.models import CHATML, tiny_tokenizer
 
 Maker = Callable[..., dict[str, Any]]
@@ -46,8 +47,8 @@ def selected(root: str, run_id: str) -> pl.DataFrame:
     return selections.selection(open_root(root, create=False).catalog, run_id).drop("run_id")
 
 
-def test_run__selects_the_exact_budget_and_records_why(small_settings: Maker, tmp_path: Path) -> None:
-    outcome = run(small_settings())
+def test_run__selects_the_exact_budget_and_records_why(small_settings: Maker, first_run: First, tmp_path: Path) -> None:
+    outcome = first_run(small_settings())
     root = open_root(str(tmp_path / "root"), create=False)
     chosen = selected(root.url, outcome.run_id)
     assert len(chosen) == 12 == round(0.1 * 120)
@@ -69,14 +70,14 @@ def test_run__selects_the_exact_budget_and_records_why(small_settings: Maker, tm
     assert root.catalog.read("FROM why(?)", [chosen["example_id"][0]]).row(0, named=True)["chosen"]
 
 
-def test_run__same_input_and_seed_give_the_same_selection(small_settings: Maker, tmp_path: Path) -> None:
-    first, second = (run(small_settings(root=str(tmp_path / name))).run_id for name in ("a", "b"))
+def test_run__same_input_and_seed_give_the_same_selection(small_settings: Maker, first_run: First, tmp_path: Path) -> None:
+    first, second = (do(small_settings(root=str(tmp_path / name))).run_id for name, do in (("a", first_run), ("b", run)))
     assert selected(str(tmp_path / "a"), first).equals(selected(str(tmp_path / "b"), second))
 
 
-def test_run__again_computes_only_what_is_new(small_settings: Maker, pool_folder: Path) -> None:
+def test_run__again_computes_only_what_is_new(small_settings: Maker, first_run: First, pool_folder: Path) -> None:
     values = small_settings()
-    first = run(values)
+    first = first_run(values)
     assert first.stages["gradients"]["computed"] == 120
     again = run(values)
     assert again.run_id != first.run_id
@@ -100,8 +101,8 @@ def test_run__again_computes_only_what_is_new(small_settings: Maker, pool_folder
     assert third.stages["select"]["pool"] == 123
 
 
-def test_run__another_fraction_needs_no_gradients(small_settings: Maker) -> None:
-    run(small_settings())
+def test_run__another_fraction_needs_no_gradients(small_settings: Maker, first_run: First) -> None:
+    first_run(small_settings())
     outcome = run(small_settings(fraction=0.25))
     assert outcome.stages["gradients"]["computed"] == 0
     assert outcome.stages["cluster"]["reused"]
@@ -153,9 +154,9 @@ def test_run__template_that_fails_for_all_is_the_message(small_settings: Maker, 
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-def test_export__holds_messages_weight_group_and_rank(small_settings: Maker, tmp_path: Path, name: str) -> None:
+def test_export__holds_messages_weight_group_and_rank(small_settings: Maker, first_run: First, tmp_path: Path, name: str) -> None:
     values = small_settings()
-    outcome = run(values)
+    outcome = first_run(values)
     path = tmp_path / name
     assert exports.export(open_root(values["root"], create=False), outcome.run_id, path).rows == 12
     frame = pl.read_ndjson(path) if name.endswith("jsonl") else pl.read_parquet(path)
@@ -229,8 +230,8 @@ def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Make
     assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
 
 
-def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, tmp_path: Path) -> None:
-    run(small_settings(also_gradients=("hidden",)))
+def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, first_run: First, tmp_path: Path) -> None:
+    first_run(small_settings(also_gradients=("hidden",)))
     root = str(tmp_path / "root")
     together = pipeline.reselect(root, reporter=SilentReporter(), gradient="hidden", method="omp")  # no gradient is computed
     catalog = open_root(root, create=False).catalog
@@ -292,10 +293,10 @@ def test_export__read_again_gives_the_same_ids(small_settings: Maker, tmp_path: 
 
 
 def test_run__with_its_root_in_an_object_store_selects_the_same(
-    small_settings: Maker, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: Maker, first_run: First, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))  # where the catalog of such a root lies
-    local, remote = run(small_settings()), run(small_settings(root=bucket))
+    local, remote = first_run(small_settings()), run(small_settings(root=bucket))
     assert selected(str(tmp_path / "root"), local.run_id).equals(selected(bucket, remote.run_id))
     assert run(small_settings(root=bucket)).stages["gradients"]["computed"] == 0
     assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl").rows == 12

@@ -15,6 +15,7 @@ from storage.arrays import segments
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tests import naive
+from tests.flows.conftest import First
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -27,9 +28,9 @@ def features_by_id(root: Root, run_id: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["tagcos", "random", "stratified"])
-def test_stands__are_the_nearest_chosen_of_the_group(small_settings: Maker, method: str) -> None:
+def test_stands__are_the_nearest_chosen_of_the_group(small_settings: Maker, first_run: First, method: str) -> None:
     settings = load_settings(small_settings(method=method))
-    run_id = pipeline.run(settings, SilentReporter()).run_id
+    run_id = first_run(small_settings(method=method)).run_id
     root = open_root(settings.root, create=False)
     features = features_by_id(root, run_id)
     near = root.catalog.read("FROM nearest_chosen(?)", [run_id])
@@ -65,9 +66,9 @@ def test_why__says_what_an_example_stands_for_and_what_stands_for_it(filled: Roo
     assert (left["chosen"], left["stands_for"]) == (False, None)
 
 
-def test_stands__of_a_copied_choice_are_those_it_was_copied_from(small_settings: Maker) -> None:
+def test_stands__of_a_copied_choice_are_those_it_was_copied_from(small_settings: Maker, first_run: First) -> None:
     settings = load_settings(small_settings())
-    first = pipeline.run(settings, SilentReporter()).run_id
+    first = first_run(small_settings()).run_id
     second = pipeline.reselect(settings.root, first, SilentReporter())
     assert second.stages["select"]["copied"] > 0
     catalog = open_root(settings.root, create=False).catalog
