@@ -38,7 +38,8 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
         example_id (32 hex digits), dataset, messages (list of `Message`), tools and template_kwargs (JSON or null). Every
         distinct conversation once, in the order of first occurrence.
     rejects : pl.DataFrame
-        url, row (0-based), reason, detail and snippet of every row that is not an example.
+        url, row (0-based), reason, detail and snippet of every row that is not an example. Detail and snippet are null beyond the
+        first 1,000 rows that a block of a file rejects for one reason.
 
     Raises
     ------

@@ -65,7 +65,8 @@ class IngestBlock:
     occurrences: row (UInt64, 0-based in the file), example_id (String, 32 hex digits), dataset (String), source_id (String or
     null), messages (List(Struct) of Message's keys), tools (String, JSON, or null), template_kwargs (String, a JSON object of
     arguments for the chat template, or null), scores (List(Struct) of name and value: numbers of the user's own, or null).
-    rejects: row, reason (a fixed short phrase), detail, snippet (Strings).
+    rejects: row, reason (a fixed short phrase), detail, snippet (Strings). Detail and snippet are null beyond the first 1,000
+    rows that a block rejects for one reason (`data.canonical.KEPT`).
     """
 
     occurrences: pl.DataFrame

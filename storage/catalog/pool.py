@@ -14,11 +14,10 @@ from storage.examples import PARQUET_GROUP_ROWS
 from storage.files.base import Files
 from storage.root import Root
 from storage.tables import insert, insert_row, require, utc_now
-from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
+from tagcos_stream.data.canonical import EXAMPLE_COLUMNS, KEPT
 from tagcos_stream.identity import content_digest, file_id
 from tagcos_stream.types import IngestBlock
 
-KEPT = 1000  # rejects of one reason that are listed of one file; further ones are counted
 LISTED_ALL = frozenset({"contaminated"})  # reasons whose rejects are all listed: that is what was asked for
 
 
@@ -150,7 +149,28 @@ def commit_ingest(
     target: the file is of a target set, whose new examples have segments of their own.
     """
     seen = block.occurrences
-    with root.catalog.reading() as connection:
+    parts = _new_parts(root.catalog, run_id, seen, heldout_share, target) if len(seen) else []
+    new = sum(len(part.rows) for part in parts)
+    bodies = [part.write(root.files) for part in parts]
+    with root.catalog.transaction() as connection:
+        for part, body in zip(parts, bodies, strict=True):
+            part.insert(connection, run_id, body)
+        if len(seen):
+            columns = ("row", "example_id", "dataset", "source_id", "scores")
+            insert(connection, "occurrences", seen.select(columns, file_id=pl.lit(file_id)))
+        if len(block.rejects):
+            _insert_rejects(connection, run_id, file_id, require(block.rejects, ["row", "reason", "detail", "snippet"]))
+        connection.execute(
+            "UPDATE files SET rows_done = ?, entries = entries + ?, complete = ? WHERE file_id = ?",
+            [block.next_row, len(seen) + len(block.rejects), block.last, file_id],
+        )
+        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
+    return IngestCounts(len(seen) + len(block.rejects), new, len(seen) - new, len(block.rejects))
+
+
+def _new_parts(catalog: Catalog, run_id: str, seen: pl.DataFrame, heldout_share: float, target: bool) -> list[_Part]:
+    """Examples of a block that no run has met, for the run's open segments: the pool's and the held-out ones."""
+    with catalog.reading() as connection:
         new_ids = unknown_ids(connection, seen["example_id"])
         new = seen.unique("example_id", keep="first", maintain_order=True).filter(pl.col("example_id").is_in(new_ids.implode()))
         aside = heldout.choose(connection, new, heldout_share)
@@ -159,21 +179,7 @@ def commit_ingest(
             if len(rows):
                 begun = sum(part.is_new for part in parts)
                 parts.append(_Part(rows, *_open_segment(connection, run_id, held, target, begun)))
-    bodies = [part.write(root.files) for part in parts]
-    with root.catalog.transaction() as connection:
-        for part, body in zip(parts, bodies, strict=True):
-            part.insert(connection, run_id, body)
-        insert(
-            connection, "occurrences", seen.select("row", "example_id", "dataset", "source_id", "scores", file_id=pl.lit(file_id))
-        )
-        if len(block.rejects):
-            _insert_rejects(connection, run_id, file_id, require(block.rejects, ["row", "reason", "detail", "snippet"]))
-        connection.execute(
-            "UPDATE files SET rows_done = ?, entries = entries + ?, complete = ? WHERE file_id = ?",
-            [block.next_row, len(seen) + len(block.rejects), block.last, file_id],
-        )
-        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
-    return IngestCounts(len(seen) + len(block.rejects), len(new), len(seen) - len(new), len(block.rejects))
+    return parts
 
 
 def _insert_rejects(connection: duckdb.DuckDBPyConnection, run_id: str, file_id: str, rejects: pl.DataFrame) -> None:

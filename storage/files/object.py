@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.files.base import Seen, as_bytes
+from storage.files.base import Seen, as_bytes, check_key
 from tagcos_stream.credentials import redact
 from tagcos_stream.types import TransientError, UserError
 
@@ -55,19 +55,25 @@ class ObjectFiles:
         except (TypeError, ValueError, self._api.exceptions.BaseError):
             return self.place(key)
 
+    def _checked(self, key: str) -> str:
+        """The key; UserError for one that LocalFiles refuses, too."""
+        check_key(self.url, key)
+        return key
+
     def size(self, key: str) -> int | None:
         try:
-            return int(self._api.head(self._store, key)["size"])
+            return int(self._api.head(self._store, self._checked(key))["size"])
         except FileNotFoundError:
             return None
 
     def read(self, key: str) -> bytes:
-        return bytes(self._api.get(self._store, key).bytes())
+        return bytes(self._api.get(self._store, self._checked(key)).bytes())
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
         # One request, whatever the size: pieces would cost a round trip each. A range past the end is cut, or refused.
         try:
-            got = np.frombuffer(memoryview(self._api.get_range(self._store, key, start=offset, length=out.size)), np.uint8)
+            found = self._api.get_range(self._store, self._checked(key), start=offset, length=out.size)
+            got = np.frombuffer(memoryview(found), np.uint8)
         except FileNotFoundError:
             raise
         except self._api.exceptions.BaseError:
@@ -79,12 +85,12 @@ class ObjectFiles:
         return int(got.size)
 
     def expect(self, key: str) -> None:
-        pass
+        self._checked(key)
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
         try:
             found = self._api.get_ranges(
-                self._store, key, starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
+                self._store, self._checked(key), starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
             )
         except (FileNotFoundError, self._api.exceptions.BaseError):
             return False  # the caller then reads the whole chunk, whose error is specific
@@ -107,7 +113,7 @@ class ObjectFiles:
 
     def _put(self, key: str, body: bytes | Path) -> None:
         try:
-            self._api.put(self._store, key, body)
+            self._api.put(self._store, self._checked(key), body)
         except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
             reason = redact(str(error).strip().splitlines()[0])
             # no answer, or an error of the server's own, after obstore's own retries
@@ -117,12 +123,12 @@ class ObjectFiles:
             ) from error
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        for page in self._api.list(self._store, prefix or None):
+        for page in self._api.list(self._store, self._checked(prefix) if prefix else None):
             for entry in page:
                 yield entry["path"], int(entry["size"])
 
     def delete(self, key: str) -> None:
         try:
-            self._api.delete(self._store, key)
+            self._api.delete(self._store, self._checked(key))
         except FileNotFoundError:
             return

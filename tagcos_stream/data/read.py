@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import orjson
 import polars as pl
 
 from tagcos_stream.data.canonical import OCCURRENCES, example_id
@@ -15,7 +16,8 @@ from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.containers.oasst_trees import has_trees, tree_blocks
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_columns import can_convert, convert_frame, parse_block, parse_texts
-from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
+from tagcos_stream.data.convert_rows import row_by_row
+from tagcos_stream.data.rejects import Rejects
 from tagcos_stream.data.sources import SourceFile, SourceSpec, resolve_sources
 from tagcos_stream.types import IngestBlock
 
@@ -52,8 +54,9 @@ def read_file(
     yield _block(held, file, limits, last=True)
 
 
-# a reader's block and its rows as columns: (first, end, frame) a stretch; what no stretch covers is converted row by row
-Parsed = tuple[Raw, list[tuple[int, int, pl.DataFrame]]]
+# a reader's block and its rows as columns: places in the block and a frame of these rows; further rows are converted one by one
+Parts = list[tuple[np.ndarray, pl.DataFrame]]
+Parsed = tuple[Raw, Parts]
 
 
 def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator[Parsed]:
@@ -66,29 +69,46 @@ def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator
             and (frame := parse_block(raw.block, scores)) is not None
         ):
             raw.rows = list(range(raw.first, raw.first + frame.height))
-            yield raw, [(0, frame.height, frame)]
+            yield raw, [(np.arange(frame.height), frame)]
             continue
         raw.cut(limits)
         if not fast:
             yield raw, []
         elif raw.frame is not None:
-            yield raw, [(0, raw.frame.height, raw.frame)]
+            yield raw, [(np.arange(raw.frame.height), raw.frame)]
         else:
-            yield raw, _stretches(raw.texts or [], scores)
+            yield raw, _columns(raw.texts or [], scores)
 
 
-def _stretches(texts: list[bytes], scores: Sequence[str]) -> list[tuple[int, int, pl.DataFrame]]:
-    """Stretches of the block that can be parsed at once: one bad row costs its stretch the fast way, not the block."""
+def _columns(texts: list[bytes], scores: Sequence[str]) -> Parts:
+    """The rows that can be parsed at once: without those that are no JSON object, or else stretches of these.
+
+    So a bad row costs itself the fast way, or its stretch, not the block.
+    """
     if texts and (frame := parse_texts(texts, scores)) is not None:
-        return [(0, len(texts), frame)]
-    found = []
-    for first in range(0, len(texts), STRETCH):
-        part = texts[first : first + STRETCH]
+        return [(np.arange(len(texts)), frame)]
+    index = np.array([i for i, text in enumerate(texts) if _is_object(text)], np.int64)
+    objects = [texts[i] for i in index.tolist()]
+    if 0 < len(index) < len(texts) and (frame := parse_texts(objects, scores)) is not None:
+        return [(index, frame)]
+    found: Parts = []
+    for first in range(0, len(index), STRETCH):
+        part = objects[first : first + STRETCH]
         if (frame := parse_texts(part, scores)) is not None:
-            found.append((first, first + len(part), frame))
+            found.append((index[first : first + STRETCH], frame))
         elif first == 3 * STRETCH and not found:
             break  # not a bad row here and there: rows of this file are of another kind
     return found
+
+
+def _is_object(text: bytes) -> bool:
+    if text[:1] != b"{" or text[-1:] != b"}":
+        return False
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -110,24 +130,25 @@ def _limited(blocks: Iterator[Raw], stop: int | None, limits: Limits) -> Iterato
             continue
         raw.cut(limits)
         keep = bisect_left(raw.rows, stop)
-        rejects = [r for r in raw.rejects if r.row < stop]
         texts = None if raw.texts is None else raw.texts[:keep]
         frame = None if raw.frame is None else raw.frame[:keep]
-        yield Raw(min(raw.next_row, stop), raw.bytes_read, raw.rows[:keep], texts, frame, rejects)
+        yield Raw(min(raw.next_row, stop), raw.bytes_read, raw.rows[:keep], texts, frame, raw.rejects.within(0, stop))
         return
 
 
 def _block(parsed: Parsed, file: SourceFile, limits: Limits, last: bool) -> IngestBlock:
-    raw, stretches = parsed
-    rows, rejects = np.asarray(raw.rows, np.int64), list(raw.rejects)
+    raw, columns = parsed
+    rows, rejects = np.asarray(raw.rows, np.int64), raw.rejects.frame()
     done = np.zeros(len(rows), bool)
     parts = [pl.DataFrame(schema=OCCURRENCES)]
-    for first, end, frame in stretches:
-        part, done[first:end] = convert_frame(frame, rows[first:end], file.dataset, limits.max_turns, file.spec.options.scores)
+    for index, frame in columns:
+        part, done[index] = convert_frame(frame, rows[index], file.dataset, limits.max_turns, file.spec.options.scores)
         parts.append(part)
     if not done.all():
-        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, rejects, limits.max_turns))
+        found = Rejects()
+        parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, found, limits.max_turns))
+        rejects = pl.concat([rejects, found.frame()]).sort("row", maintain_order=True)
     occurrences = pl.concat(parts)
     if len(parts) > 2:
         occurrences = occurrences.sort("row", maintain_order=True)
-    return IngestBlock(occurrences, rejects_frame(rejects), raw.next_row, raw.bytes_read, last)
+    return IngestBlock(occurrences, rejects, raw.next_row, raw.bytes_read, last)

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tagcos_stream.data.containers.base import Raw, Reject
-from tagcos_stream.data.convert_rows import rejects_frame, row_by_row
+from tagcos_stream.data.canonical import KEPT
+from tagcos_stream.data.containers.base import Raw
+from tagcos_stream.data.convert_rows import row_by_row
 from tagcos_stream.data.reasons import REASONS
+from tagcos_stream.data.rejects import Rejects
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
 from tests.data.test_readers import KINDS, _make
@@ -74,8 +76,14 @@ def _exact(lines: list[bytes]) -> tuple[pl.DataFrame, pl.DataFrame]:
     numbered = [(i, line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r")) for i, line in enumerate(lines)]
     kept = [(i, line) for i, line in numbered if line]
     raw = Raw(len(lines), 0, rows=[i for i, _ in kept], texts=[line for _, line in kept])
-    rejects: list[Reject] = []
-    return row_by_row(raw, np.arange(len(kept)), RowOptions(), "a", rejects, 10_000), rejects_frame(rejects)
+    rejects = Rejects()
+    return row_by_row(raw, np.arange(len(kept)), RowOptions(), "a", rejects, 10_000), rejects.frame()
+
+
+def _as_listed(rejects: pl.DataFrame) -> pl.DataFrame:
+    """The rejects without detail and snippet of those that a catalog counts, which a block may have left out."""
+    listed = pl.int_range(pl.len()).over("reason") < KEPT
+    return rejects.with_columns(pl.when(listed).then(pl.col("detail", "snippet")))
 
 
 def check_lines(path: Path, lines: list[bytes], block_rows: int = 8192) -> None:
@@ -84,7 +92,7 @@ def check_lines(path: Path, lines: list[bytes], block_rows: int = 8192) -> None:
     got = read(path, block_rows=block_rows)
     occurrences, rejects = _exact(lines)
     assert got.occurrences.equals(occurrences)
-    assert got.rejects.equals(rejects)
+    assert _as_listed(got.rejects).equals(_as_listed(rejects))
     rows = {*got.occurrences["row"].to_list(), *got.rejects["row"].to_list()}
     blank = {i for i, line in enumerate(lines) if not line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r")}
     assert rows | blank == set(range(len(lines)))

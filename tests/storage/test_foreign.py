@@ -1,4 +1,4 @@
-"""Keys and links that lead out of a local root are refused, with the path."""
+"""Keys that lead out of a root, and links that lead out of a local one, are refused, with the path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.files.base import Files
 from storage.files.local import LocalFiles
+from storage.files.object import ObjectFiles
 from storage.root import OWN, open_root
 from tagcos_stream.types import UserError
 
@@ -25,7 +27,13 @@ def files(tmp_path: Path) -> LocalFiles:
 @pytest.mark.parametrize(
     "key", ["../away/file", "spaces/../../away/file", "/etc/passwd", "spaces//file", "spaces/./x", "..", "a\0b"]
 )
-def test_local_files__refuse_keys_that_are_not_below_the_root(files: LocalFiles, key: str) -> None:
+@pytest.mark.parametrize("kind", ["local", "object"])
+def test_files__refuse_keys_that_are_not_below_the_root(files: LocalFiles, kind: str, key: str) -> None:
+    checked: Files = files if kind == "local" else ObjectFiles("s3://bucket/root")  # refused before it connects
+    _refused(checked, key)
+
+
+def _refused(files: Files, key: str) -> None:
     for use in (
         files.size,
         files.read,

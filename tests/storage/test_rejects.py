@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from storage.catalog import changes, pool, runs
-from storage.catalog.pool import KEPT
 from storage.check import check
 from storage.root import Root
+from tagcos_stream.data.canonical import KEPT
 from tagcos_stream.data.read import read_file, resolve_sources
 
 

@@ -8,8 +8,9 @@ from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 
-from tagcos_stream.data.containers.base import Limits, Raw, Reject
+from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.containers.columns import framed, short, wanted
+from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote
 from tagcos_stream.types import UserError
 
@@ -43,7 +44,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         except (pa.ArrowException, OSError) as e:
             if row >= start_row:
                 detail = f"arrow: {short(e)}; rows from here on are not read"
-                yield Raw(row + 1, file.size, rejects=[Reject(row, "corrupt_file", detail, "")])
+                yield Raw(row + 1, file.size, rejects=Rejects(Reject(row, "corrupt_file", detail, "")))
                 done = row + 1
             break
         step = max(1, min(block_rows, limits.block_bytes // max(whole.nbytes // max(whole.num_rows, 1), 1)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
 
 from tagcos_stream.data.containers.content import other_content
-from tagcos_stream.data.rejects import SNIPPET
+from tagcos_stream.data.rejects import SNIPPET, Reject, Rejects
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
 BOM = b"\xef\xbb\xbf"
@@ -36,13 +36,6 @@ class Limits:
     block_bytes: int = 8 << 20
 
 
-class Reject(NamedTuple):
-    row: int
-    reason: str
-    detail: str
-    snippet: str
-
-
 @dataclass
 class Raw:
     """Rows of a file before conversion, in one of three forms, and what was rejected while reading.
@@ -56,7 +49,7 @@ class Raw:
     rows: list[int] = field(default_factory=list)
     texts: list[bytes] | None = None
     frame: pl.DataFrame | None = None
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: Rejects = field(default_factory=Rejects)
     block: bytes | None = None
     first: int = 0
 
@@ -67,7 +60,7 @@ class Raw:
         self.texts = []
         for row, line in enumerate(self.block.split(b"\n"), self.first):
             if len(line) > limits.max_row_bytes:
-                self.rejects.append(oversized(row, line, limits))
+                self.rejects.add(oversized(row, line, limits))
             elif text := line.removeprefix(BOM).strip(b" \t\r"):
                 self.rows.append(row)
                 self.texts.append(text)

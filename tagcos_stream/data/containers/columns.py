@@ -10,8 +10,9 @@ import orjson
 import polars as pl
 import pyarrow as pa
 
-from tagcos_stream.data.containers.base import Limits, Raw, Reject
+from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.oasst import FLAT_FIELDS
+from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
 from tagcos_stream.types import UserError
 
@@ -33,7 +34,7 @@ def framed(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
         frame = _checked(part.take(pa.array(good, pa.int64())))
         assert frame is not None
     casts = [pl.col(n).cast(pl.String) for n, t in frame.schema.items() if t in (pl.Categorical, pl.Enum)]
-    rejects = [Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", "") for i in bad]
+    rejects = Rejects(*(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", "") for i in bad))
     return Raw(first + part.num_rows, bytes_read, rows=rows, frame=frame.with_columns(casts), rejects=rejects)
 
 
@@ -67,7 +68,7 @@ def _meant_rows(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
             raw.texts.append(orjson.dumps(values, default=str))
             raw.rows.append(first + i)
         except (UnicodeError, orjson.JSONEncodeError):
-            raw.rejects.append(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", ""))
+            raw.rejects.add(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", ""))
     return raw
 
 

@@ -8,9 +8,10 @@ from typing import IO, TYPE_CHECKING, cast
 
 import polars as pl
 
-from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, snippet
+from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Unpacked, blank_lines, snippet
 from tagcos_stream.data.containers.columns import check_columns
 from tagcos_stream.data.containers.content import bare_returns
+from tagcos_stream.data.rejects import Reject
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         raise UserError(f"{file.url}: has no readable header line ({why})") from None
     check_columns(names := _decoded(header, file, limits), file)
     row, held, blank = 0, 0, 0
-    block, cells = Raw(start_row, 0), []
+    block = Raw(start_row, 0)
+    cells: list[str] = []  # of all records, one after the other: a list for each record would be visited by the garbage collector
     while True:
         problem: tuple[str, str] | None = None
         ended = False
@@ -56,13 +58,16 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         if row >= start_row:
             if problem is None and len(record) != len(names):
                 problem = ("wrong_type", f"{len(record)} cells, the header has {len(names)}")
-            if problem is None and any(not cell.isascii() and not _SURROGATES.isdisjoint(cell) for cell in record):
+            if problem is None and not lines.ascii and any(not c.isascii() and not _SURROGATES.isdisjoint(c) for c in record):
                 problem = ("bad_encoding", "is not UTF-8")
             if problem is not None:
-                block.rejects.append(Reject(row, *problem, snippet(",".join(record))))
+                if block.rejects.full(problem[0]):
+                    block.rejects.add_row(problem[0], row)
+                else:
+                    block.rejects.add(Reject(row, *problem, snippet(",".join(record))))
             else:
                 block.rows.append(row)
-                cells.append(record)
+                cells += record
                 held += sum(map(len, record))
             block.next_row = row + 1
         row += 1
@@ -82,9 +87,9 @@ def _decoded(header: list[str], file: SourceFile, limits: Limits) -> list[str]:
     return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in header]
 
 
-def _filled(block: Raw, names: list[str], cells: list[list[str]], stream: Unpacked) -> Raw:
-    columns = zip(*cells, strict=True) if cells else [[] for _ in names]
-    block.frame = pl.DataFrame({n: list(c) for n, c in zip(names, columns, strict=True)}, schema=dict.fromkeys(names, pl.String))
+def _filled(block: Raw, names: list[str], cells: list[str], stream: Unpacked) -> Raw:
+    columns = {name: cells[i :: len(names)] for i, name in enumerate(names)}
+    block.frame = pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String))
     block.bytes_read = stream.bytes_read
     return block
 
@@ -94,35 +99,41 @@ class _Lines:
 
     def __init__(self, stream: Unpacked, limits: Limits) -> None:
         self._stream, self._limit, self.first_line = stream, limits.max_row_bytes, b""
-        self._carry, self._ready, self._first = b"", cast("Iterator[bytes]", iter(())), True
+        self._carry, self._ready, self._first = b"", cast("Iterator[str]", iter(())), True
+        self.ascii = True  # all lines so far
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
         line = next(self._ready, None)
-        while line is None:
+        return self._first_of_more() if line is None else line
+
+    def _first_of_more(self) -> str:
+        """Read on until a line is whole, and return it."""
+        while True:
             chunk = self._stream.read(1 << 20)
             data = self._carry + chunk
             if self._first:
                 data, self._first = data.removeprefix(b"\xef\xbb\xbf"), False
-            lines = data.splitlines(keepends=True) if b"\n" not in data else data.split(b"\n")
-            if b"\n" in data:
-                self._carry = lines.pop()
-                lines = [text + b"\n" for text in lines]
-            else:
-                self._carry = data
-                lines = []
-            if not chunk:
-                if self._carry:
-                    lines.append(self._carry)
-                    self._carry = b""
-                if not lines:
-                    raise StopIteration
-            elif len(self._carry) > self._limit:
+            whole = data[: data.rfind(b"\n") + 1] if chunk else data
+            self._carry = data[len(whole) :]
+            if not data and not chunk:
+                raise StopIteration
+            if len(self._carry) > self._limit:
                 self._carry = b""
                 raise LimitReached("oversized_row", f"more than max_row_bytes {self._limit:,}")
-            self._ready = iter(lines)
-            line = next(self._ready, None)
-        self.first_line = self.first_line or line
-        return line.decode("utf-8", "surrogateescape")
+            if whole:
+                break
+        self.first_line = self.first_line or whole[: whole.find(b"\n") + 1] or whole
+        self.ascii = self.ascii and whole.isascii()
+        self._ready = iter(_cut(whole.decode("utf-8", "surrogateescape")))
+        return next(self._ready)
+
+
+def _cut(text: str) -> list[str]:
+    """Lines with their ends, which are line feeds alone; `text` is not empty."""
+    lines = text.split("\n")
+    last = lines.pop()
+    lines = [line + "\n" for line in lines]
+    return [*lines, last] if last else lines

@@ -9,9 +9,10 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import orjson
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, oversized, snippet
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked, blank_lines, oversized, snippet
 from tagcos_stream.data.containers.json_scan import ENDED, find_list, new_state, scan_elements
 from tagcos_stream.data.containers.lines import read_lines
+from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.shapes import CHAT_FIELDS
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ def read_json(
         ended = e
     head = head.removeprefix(BOM).lstrip(SPACE)
     if ended is not None and len(head) < CHUNK:
-        yield Raw(
-            1, stream.bytes_read, rejects=[Reject(0, ended.args[0], ended.args[1], snippet(head))] if start_row == 0 else []
-        )
+        rejects = Rejects(Reject(0, ended.args[0], ended.args[1], snippet(head))) if start_row == 0 else Rejects()
+        yield Raw(1, stream.bytes_read, rejects=rejects)
     elif head[:1] == b"[":
         yield from _elements(stream, head[1:], start_row, block_rows, limits, level=1)
     elif _is_lines(head):
@@ -92,6 +92,7 @@ def _elements(
     row, carry, data, skipped, empty = 0, b"", head, False, 0
     block, held = Raw(start_row, 0, texts=[]), 0
     broken: tuple[str, str] | None = None
+    nothing = Reject(0, "broken_json", "nothing between two commas of the list", "")
     while True:
         view, position, begin, why = np.frombuffer(data, np.uint8), 0, 0, 0
         while position < len(data) and why != ENDED:
@@ -109,9 +110,9 @@ def _elements(
                 if row >= start_row:
                     if skipped or len(text) > limits.max_row_bytes:
                         if not skipped:
-                            block.rejects.append(oversized(row, text, limits))
+                            block.rejects.add(oversized(row, text, limits))
                     elif not text:
-                        block.rejects.append(Reject(row, "broken_json", "nothing between two commas of the list", ""))
+                        block.rejects.add(nothing._replace(row=row))
                     else:
                         block.rows.append(row)
                         block.texts.append(text)  # type: ignore[union-attr]
@@ -135,7 +136,7 @@ def _elements(
         carry += data[begin:]
         if skipped or len(carry) > limits.max_row_bytes:
             if not skipped and row >= start_row:
-                block.rejects.append(oversized(row, carry, limits))
+                block.rejects.add(oversized(row, carry, limits))
             skipped, carry = True, b""
         try:
             data = stream.read(CHUNK)
@@ -146,11 +147,11 @@ def _elements(
             broken = broken or ("broken_json", f"the list does not end: row {row} and what follows it cannot be told apart")
             break
     if broken and row >= start_row:
-        block.rejects = [r for r in block.rejects if r.row != row]
-        block.rejects.append(Reject(row, *broken, snippet(carry)))
+        block.rejects = block.rejects.within(0, row)
+        block.rejects.add(Reject(row, *broken, snippet(carry)))
         block.next_row = row + 1
     elif tail is None and row >= start_row and rest.strip(SPACE):
-        block.rejects.append(Reject(row, "broken_json", "more text behind the end of the list", snippet(rest.strip(SPACE))))
+        block.rejects.add(Reject(row, "broken_json", "more text behind the end of the list", snippet(rest.strip(SPACE))))
         block.next_row = row + 1
     if tail is not None:
         tail.append(rest)
@@ -198,9 +199,11 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
             whole = whole + data if len(whole) <= limits.max_row_bytes else whole
     if whole is not None and not rejects and start_row == 0:
         raw = Raw(1, stream.bytes_read, rows=[0], texts=[whole.strip(SPACE)])
-        yield raw if len(whole) <= limits.max_row_bytes else Raw(1, stream.bytes_read, rejects=[oversized(0, whole, limits)])
+        yield (
+            raw if len(whole) <= limits.max_row_bytes else Raw(1, stream.bytes_read, rejects=Rejects(oversized(0, whole, limits)))
+        )
     else:
-        yield Raw(max(next_row, start_row), stream.bytes_read, rejects=[r for r in rejects if r.row >= start_row])
+        yield Raw(max(next_row, start_row), stream.bytes_read, rejects=Rejects(*(r for r in rejects if r.row >= start_row)))
 
 
 def _key_before(text: bytes) -> str:

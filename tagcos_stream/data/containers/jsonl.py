@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked
 from tagcos_stream.data.containers.content import bare_returns
 from tagcos_stream.data.containers.json_list import read_json
 from tagcos_stream.data.containers.lines import read_lines
+from tagcos_stream.data.rejects import Reject, Rejects
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
@@ -25,7 +26,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         if found := bare_returns(head):
             raise LimitReached("wrong_container", f"the file has {found}")
     except LimitReached as e:
-        yield Raw(1, stream.bytes_read, rejects=[Reject(0, e.args[0], e.args[1], "")] if start_row == 0 else [])
+        yield Raw(1, stream.bytes_read, rejects=Rejects(Reject(0, e.args[0], e.args[1], "")) if start_row == 0 else Rejects())
         return
     if _is_json(head):
         yield from read_json(stream, start_row, block_rows, limits, file.spec.key, head)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Reject, Unpacked, blank_lines, oversized, snippet
+from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked, blank_lines, oversized, snippet
+from tagcos_stream.data.rejects import Reject, Rejects
 
 SPACE = b" \t\r\n"
 
@@ -44,7 +45,7 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
             continue
         if count == 0 and not at_end:
             if row >= start_row:
-                last = Raw(row + 1, stream.bytes_read, rejects=[oversized(row, data, limits)])
+                last = Raw(row + 1, stream.bytes_read, rejects=Rejects(oversized(row, data, limits)))
                 yield last
             data, row = _behind_line(stream), row + 1
             continue
@@ -61,7 +62,7 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
         row += n
         blank = _blank_lines_at_end(block)
     if ended is not None and row >= start_row:
-        yield Raw(row + 1, stream.bytes_read, rejects=[Reject(row, ended.args[0], ended.args[1], snippet(data))])
+        yield Raw(row + 1, stream.bytes_read, rejects=Rejects(Reject(row, ended.args[0], ended.args[1], snippet(data))))
     elif last is None or row > last.next_row:
         yield Raw(max(row, start_row), stream.bytes_read)
 

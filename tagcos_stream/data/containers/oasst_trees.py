@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from tagcos_stream.data.canonical import occurrences_frame
-from tagcos_stream.data.containers.base import Limits, Reject
+from tagcos_stream.data.containers.base import Limits
 from tagcos_stream.data.containers.registry import open_blocks
-from tagcos_stream.data.convert_rows import loads, records, reject, rejects_frame
+from tagcos_stream.data.convert_rows import loads, records, reject
 from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat
 from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.rejects import Rejects
 from tagcos_stream.data.scores import Score, read_scores
 from tagcos_stream.data.shapes import finished
 from tagcos_stream.types import IngestBlock, Message
@@ -39,7 +42,7 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
     again.
     """
     options = file.spec.options
-    rejects: list[Reject] = []
+    rejected, of_threads = Rejects(), Rejects()  # rows of the file, and threads of trees whose rows came before
     given: dict[int, dict[str, Any]] = {}  # values of scores by row
     read = 0
 
@@ -47,16 +50,19 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
         nonlocal read
         for raw in open_blocks(file, 0, block_rows, limits):
             raw.cut(limits)
-            rejects.extend(raw.rejects)
+            rejected.update(raw.rejects.within(start_row))
             for row, value in zip(raw.rows, records(raw, np.arange(len(raw.rows))), strict=True):
                 if file.spec.limit is not None and row >= file.spec.limit:
                     return
                 try:
-                    record = loads(value) if isinstance(value, bytes) else value
+                    record = loads(value, brief=rejected.full("broken_json")) if isinstance(value, bytes) else value
                     if not is_flat(record):
                         raise RowError("unknown_shape", f"a message of a tree has {', '.join(FLAT_FIELDS)}")
                 except RowError as e:
-                    rejects.append(reject(row, e, value))
+                    if row >= start_row and rejected.full(e.reason):
+                        rejected.add_row(e.reason, row)
+                    elif row >= start_row:
+                        rejected.add(reject(row, e, value))
                 else:
                     if options.scores:
                         given[row] = {name: record.get(name) for name in options.scores}
@@ -68,14 +74,17 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
     scores: list[list[Score] | None] = []
 
     def block(end: int, last: bool) -> IngestBlock:
+        nonlocal rejected, of_threads
         n = len(rows)
-        ours = [r for r in rejects if start_row <= r.row < end or (last and r.row >= start_row)]
+        stop = math.inf if last else end
+        frames = [part.within(start_row, stop).frame() for part in (rejected, of_threads)]
+        ours = pl.concat(frames).sort("row", maintain_order=True)
         frame = occurrences_frame(rows, messages, [None] * n, [None] * n, [file.dataset] * n, [None] * n, scores)
-        end = max([end, *(r.row + 1 for r in ours)]) if last else end
-        rejects[:] = [r for r in rejects if r.row >= end]
+        end = max(end, int(ours["row"][-1]) + 1) if last and len(ours) else end
+        rejected, of_threads = rejected.within(end), of_threads.within(end)
         for row in [row for row in given if row < end]:
             del given[row]
-        return IngestBlock(frame, rejects_frame(ours), end, read, last)
+        return IngestBlock(frame, ours, end, read, last)
 
     begin = end = start_row
     for tree_end, found in flat_trees(messages_of_file()):
@@ -94,5 +103,5 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
                 scores.append(scored)
                 rows.append(row)
             except RowError as e:
-                rejects.append(reject(row, e, "" if isinstance(thread, RowError) else thread[-1]["content"]))
+                of_threads.add(reject(row, e, "" if isinstance(thread, RowError) else thread[-1]["content"]))
     yield block(end, True)

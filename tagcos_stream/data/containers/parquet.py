@@ -8,8 +8,9 @@ from typing import IO, TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tagcos_stream.data.containers.base import Limits, Raw, Reject
+from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.containers.columns import framed, short, wanted
+from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         except (pa.ArrowException, OSError) as e:
             if end - row > MAX_LOST:
                 detail = f"parquet: {short(e)}; rows from here on are not read"
-                yield Raw(max(row, start_row) + 1, file.size, rejects=[Reject(max(row, start_row), "corrupt_file", detail, "")])
+                yield Raw(
+                    max(row, start_row) + 1, file.size, rejects=Rejects(Reject(max(row, start_row), "corrupt_file", detail, ""))
+                )
                 return
             for first in range(max(row, start_row), end, block_rows):
                 lost = range(first, min(first + block_rows, end))
-                rejects = [Reject(i, "corrupt_file", f"parquet: {short(e)}", "") for i in lost]
+                rejects = Rejects(*(Reject(i, "corrupt_file", f"parquet: {short(e)}", "") for i in lost))
                 yield Raw(lost.stop, int(file.size * lost.stop / total), rejects=rejects)
                 done = lost.stop
     yield Raw(done, file.size)

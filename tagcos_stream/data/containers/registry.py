@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING
 
 from tagcos_stream.data.containers import arrow, csv, json_list, jsonl, parquet
-from tagcos_stream.data.containers.base import Limits, Raw, Reject
+from tagcos_stream.data.containers.base import Limits, Raw
+from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote, open_remote
 from tagcos_stream.types import UserError
 
@@ -31,7 +32,9 @@ def open_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
         raise UserError(f"{file.url}: format {file.format!r} is unknown; there are {', '.join(CONTAINERS)}")
     with open_bytes(file.url) as raw:
         if file.size == 0:
-            yield Raw(1, 0, rejects=[Reject(0, "empty_file", "the file holds nothing", "")] if start_row == 0 else [])
+            yield Raw(
+                1, 0, rejects=Rejects(Reject(0, "empty_file", "the file holds nothing", "")) if start_row == 0 else Rejects()
+            )
         else:
             yield from CONTAINERS[file.format][1](raw, file, start_row, block_rows, limits)
 
