@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,16 @@ class AdaptedModel:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@contextmanager
+def lent(model: AdaptedModel | None) -> Iterator[AdaptedModel]:
+    """Give a worker the model of its run, which stays loaded, or where it has none a model that is closed at the end."""
+    if model is not None:
+        yield model
+        return
+    with AdaptedModel() as own:
+        yield own
 
 
 def check_model(settings: Settings) -> None:

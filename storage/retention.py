@@ -19,7 +19,7 @@ from tagcos_stream.types import UserError
 OF_A_RUN = (
     "stages", "stage_attempts", "run_files", "run_groups", "budget_steps", "selections", "candidates", "refreshes",
     "diagnostics", "promotions", "check_results",
-    "target_nearest", "selection_targets", "exclusions", "pins", "runs",
+    "target_nearest", "selection_targets", "exclusions", "pins", "alignments", "runs",
 )  # fmt: skip
 OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "answer_losses", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant", "tool")
 # columns of the view `signals` that conditions may name; a score of the user's own has another name
-SIGNALS = frozenset(
-    "example_id dataset turns chars tokens target_tokens loss norm ifd repeated cluster distance".split()  # noqa: SIM905
-)
+SIGNALS = frozenset({
+    "example_id", "dataset", "turns", "chars", "tokens", "target_tokens", "loss", "norm", "ifd", "repeated", "cluster",
+    "distance", "pool_alignment", "cluster_alignment", "target_alignment", "alike",
+})  # fmt: skip
 
 
 TERMINATED = 143  # exit code of a process that SIGTERM ended: 128 + 15

@@ -369,7 +369,8 @@ def choose_rds(c: dict[str, Any], k: int) -> list[int]:
 
 
 def naive_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths else 0.0
 
 
 def naive_targets(rows: np.ndarray, parts: list[int], weights: list[float], labels: list[int], n: int) -> Any:
@@ -646,6 +647,17 @@ def naive_answer_loss(model: Any, tokenizer: Any, prompt: str, answer: str) -> f
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0]
     return float(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], ids[0, len(before) :]))
+
+
+def naive_alignments(features: np.ndarray, labels: np.ndarray, of: float) -> tuple[list[float], list[float], list[int]]:
+    """Of every row: cosine with the mean of all, with the mean of its cluster, and rows of its cluster from a cosine `of` on."""
+    pool, cluster, alike = [], [], []
+    for i, (row, label) in enumerate(zip(features, labels, strict=True)):
+        mine = features[labels == label]
+        pool.append(naive_cosine(row, features.mean(axis=0)))
+        cluster.append(naive_cosine(row, mine.mean(axis=0)))
+        alike.append(1 + sum(naive_cosine(row, features[j]) >= of for j in np.flatnonzero(labels == label) if j != i))
+    return pool, cluster, alike
 
 
 def naive_ifd(model: Any, tokenizer: Any, question: str, answer: str) -> float:

@@ -6,7 +6,7 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.workers.answers import AnswerSpec, AnswerTask, answer_loss_blocks
-from flows.workers.executor import partitioned, sharing
+from flows.workers.executor import partitioned, place_of, sharing
 from storage.catalog import signals
 from storage.catalog.spaces import Space
 from storage.examples import example_reader
@@ -46,7 +46,8 @@ def compute_answer_losses(run: RunContext, spaces: tuple[Space, ...]) -> int:
     size = run.settings.block_rows
     blocks = left.with_columns(block=pl.col("row") // size).partition_by("segment", "block", maintain_order=True)
     tasks = [AnswerTask(str(block["segment"][0]), block["row"].to_numpy()) for block in blocks]
-    spec = AnswerSpec(run.root.files, example_reader(run.root), run.settings, spaces[0], sharing(run.settings, len(tasks)))
+    own = run.model if place_of(run.settings) == "threads" else None
+    spec = AnswerSpec(run.root.files, example_reader(run.root), run.settings, spaces[0], sharing(run.settings, len(tasks)), own)
     with run.reporter.stage("answers without prompts", "examples") as progress:
         done = 0
         progress(done, len(left))

@@ -11,6 +11,7 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.results import Features
+from flows.stages.alignment import compute_alignments
 from flows.stages.answers import hash_answers
 from storage import predicate
 from storage.catalog import signals
@@ -127,7 +128,7 @@ def _chooses_by_ifd(settings: Settings, checked: Mapping[str, predicate.Predicat
     return "ifd" in METHODS[settings.method].columns or any("ifd" in found.columns for found in checked.values())
 
 
-def eligible(run: RunContext, features: Features) -> Eligible:
+def eligible(run: RunContext, features: Features, clustering_id: str | None) -> Eligible:
     """Apply the run's predicates to its pool, and record which rows they exclude.
 
     Parameters
@@ -136,6 +137,8 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         With its space, and its clustering where the method has one, set in the catalog.
     features
         The pool with features.
+    clustering_id
+        The clustering; None where the method has none.
 
     Returns
     -------
@@ -160,6 +163,9 @@ def eligible(run: RunContext, features: Features) -> Eligible:
         return Eligible(pool, pool, len(pool))
     if any("repeated" in found.columns for found in checked.values()):
         hash_answers(run)  # of a root that was filled before answers were hashed
+    asked = frozenset(signals.ALIGNMENTS) & {name for found in checked.values() for name in found.columns}
+    if asked:
+        compute_alignments(run, features, clustering_id, asked)
     where = checked.get("where", predicate.parse("true", signals.COLUMNS))
     judged = signals.judge(
         run.catalog, run.run_id, {name: checked.get(name, where) for name in ("where", "target_where", "exclude", "include")}

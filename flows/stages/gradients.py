@@ -40,11 +40,12 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
     UserError
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
-    detail = _compute(run, asked.spaces)
-    if reads_ifd(run.settings):
-        started = time.perf_counter()
-        detail["ifd"] = compute_answer_losses(run, asked.spaces)
-        detail["ifd_seconds"] = round(time.perf_counter() - started, 3)
+    with run.model:  # loaded once for both passes, and closed at the end: the next stages need the memory
+        detail = _compute(run, asked.spaces)
+        if reads_ifd(run.settings):
+            started = time.perf_counter()
+            detail["ifd"] = compute_answer_losses(run, asked.spaces)
+            detail["ifd_seconds"] = round(time.perf_counter() - started, 3)
     hash_answers(run)
     warnings = _losses(run, asked.chosen.space_id)
     if detail["special_tokens"] and run.settings.special_tokens == "keep":
@@ -106,7 +107,6 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     left = sum(task.rows for task in tasks)
     summary = {"rows": total, "truncated": 0, "special_tokens": 0, "unprinted": 0, "halvings": 0}
     if not tasks:
-        run.model.close()
         return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     in_this_process = place_of(settings) == "threads"
     if not in_this_process:

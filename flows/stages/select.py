@@ -94,7 +94,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
         The method does not fit in memory_limit, cannot choose from this pool, or bounds of datasets cannot be met.
     """
     settings, method = run.settings, METHODS[run.settings.method]
-    space_id, rows = features.space_id, eligible(run, features)
+    space_id, rows = features.space_id, eligible(run, features, clusters.clustering_id)
     pool = rows.rows
     view = None if clusters.clustering_id is None else open_pool_clustering(run, clusters.clustering_id, pool)
     groups = divide(method, pool) if view is None else divide(method, pool, view.labels, view.reader.n_clusters)

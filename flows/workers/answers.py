@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, encode_row, gradient_token_budget, load_of_space, max_length
+from flows.models import AdaptedModel, encode_row, gradient_token_budget, lent, load_of_space, max_length
 from flows.workers.work import Progress, WorkerResources
 from storage.catalog.spaces import Space, load_checkpoints
 from storage.examples import ExampleReader
@@ -26,6 +26,7 @@ class AnswerSpec:
     settings: Settings
     space: Space
     processes: int  # that share this machine's memory
+    model: AdaptedModel | None = None  # the run's own, in its process; other processes load theirs
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def answer_loss_blocks(
         import torch
 
         torch.set_num_threads(resources.threads)
-    with AdaptedModel() as model:
+    with lent(spec.model) as model:
         loaded = load_of_space(model, settings, resources.device, spec.space)
         longest = max_length(settings, loaded)
         projection = make_projection(settings.projection, dim=spec.space.dim, seed=settings.feature_seed)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, load_of_space, max_length
+from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, lent, load_of_space, max_length
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays import segments
 from storage.catalog.spaces import Space, load_checkpoints
@@ -82,7 +82,7 @@ def compute(
         import torch
 
         torch.set_num_threads(resources.threads)
-    with spec.model or AdaptedModel() as model:  # closed at the end: the next stages need the memory
+    with lent(spec.model) as model:
         yield from Engine(spec, load_of_space(model, spec.settings, resources.device, spec.spaces[0])).run(tasks, progress)
 
 

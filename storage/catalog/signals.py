@@ -26,7 +26,13 @@ COLUMNS = {
     "repeated": "BIGINT",
     "cluster": "INTEGER",
     "distance": "FLOAT",
+    "pool_alignment": "DOUBLE",
+    "cluster_alignment": "DOUBLE",
+    "target_alignment": "DOUBLE",
+    "alike": "BIGINT",
 }
+# those that are computed from features, for a run whose conditions name one
+ALIGNMENTS = ("pool_alignment", "cluster_alignment", "target_alignment", "alike")
 
 
 def score_names(catalog: Catalog, run_id: str) -> list[str]:
@@ -131,6 +137,24 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
     with catalog.transaction() as connection:
         connection.execute("DELETE FROM exclusions WHERE run_id = ?", [run_id])
         insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))
+
+
+def record_alignments(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
+    """Record the signals of a run's pool that are computed from features, in place of earlier ones.
+
+    Parameters
+    ----------
+    catalog
+        Where the run is recorded.
+    run_id
+        The run.
+    found
+        segment, row, and the columns ALIGNMENTS.
+    """
+    rows = require(found, ["segment", "row", *ALIGNMENTS])
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM alignments WHERE run_id = ?", [run_id])
+        insert(connection, "alignments", rows.with_columns(run_id=pl.lit(run_id)))
 
 
 def exclusions(catalog: Catalog, run_id: str) -> pl.DataFrame:

@@ -12,7 +12,7 @@ CREATE OR REPLACE MACRO scores_of(run) AS TABLE
 CREATE OR REPLACE MACRO signals_of(run) AS TABLE
     SELECT p.example_id, p.segment, p.row, p.dataset, p.turns, p.chars, r.tokens, r.target_tokens, r.loss, r.norm, r.loss / l.loss AS ifd,
         CASE WHEN k.key <> 0 THEN count(*) OVER (PARTITION BY k.key) END AS repeated, a.cluster, a.distance,
-        s.scores
+        g.pool_alignment, g.cluster_alignment, g.target_alignment, g.alike, s.scores
     FROM pool_of(run) p
     LEFT JOIN feature_rows r ON r.space_id = (SELECT n.space_id FROM runs n WHERE n.run_id = run) AND r.segment = p.segment AND r.row = p.row
         AND r.status = 'ok'
@@ -20,6 +20,7 @@ CREATE OR REPLACE MACRO signals_of(run) AS TABLE
     LEFT JOIN answer_keys k ON k.segment = p.segment AND k.row = p.row
     LEFT JOIN assignments a ON a.clustering_id = (SELECT n.clustering_id FROM runs n WHERE n.run_id = run) AND a.segment = p.segment
         AND a.row = p.row
+    LEFT JOIN alignments g ON g.run_id = run AND g.segment = p.segment AND g.row = p.row
     LEFT JOIN scores_of(run) s ON s.example_id = p.example_id;
 
 CREATE OR REPLACE VIEW signals AS FROM signals_of((SELECT run_id FROM latest_run));

@@ -59,7 +59,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
         "root": str(folder / "root"),
         "model": str(model_folder),
         "heldout": 0.2,
-        "also_gradients": ("adam",),
+        "also_gradients": ("hidden",),
     }
     pipeline.run(load_settings(SMALL | values), SilentReporter())
     evaluate.evaluate(asked(open_root(values["root"], create=False), weights=True), SilentReporter())
@@ -286,7 +286,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
             said.append(text)
 
     one = asked(
-        root, model=str(other), method=("random", "tagcos"), gradient=("adam", "adam-delta"), seeds=1, regime="steps",
+        root, model=str(other), method=("random", "tagcos"), gradient=("hidden", "adam-delta"), seeds=1, regime="steps",
         heldout_files=str(own),
     )  # fmt: skip
     name = evaluate.evaluate(one, Listening())
@@ -300,7 +300,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
     assert {(key.method, key.gradient) for key in done} == {
         ("base", ""),
         ("random", ""),
-        ("tagcos", "adam"),
+        ("tagcos", "hidden"),
         ("tagcos", "adam-delta"),
     }
     runs_of = {key.gradient: row["selection_run"] for key, row in done.items() if key.method == "tagcos"}

@@ -13,17 +13,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows import pipeline
+from flows import models, pipeline
+from flows.compare import diagnose
 from flows.context import run_stage
+from flows.models import load_adapted
 from flows.progress import SilentReporter
 from storage.catalog import selections
 from storage.exports import write as exports
 from storage.root import open_root
-from tagcos_stream.config import load_settings
+from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients import model
-from tagcos_stream.gradients.model import load_model
+from tagcos_stream.gradients.model import LoadedModel, load_model
 from tagcos_stream.types import UserError
 from tests.flows.conftest import First
 from tests.models import CHATML, tiny_tokenizer
@@ -230,7 +232,9 @@ def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Make
     assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
 
 
-def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, first_run: First, tmp_path: Path) -> None:
+def test_run__hidden_states_with_gradients_and_alone(
+    small_settings: Maker, first_run: First, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first_run(small_settings(also_gradients=("hidden",)))
     root = str(tmp_path / "root")
     together = pipeline.reselect(root, reporter=SilentReporter(), gradient="hidden", method="omp")  # no gradient is computed
@@ -239,7 +243,15 @@ def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, firs
     assert found["variant"].to_list() == ["adam-delta", "hidden"]
     assert found["made"].n_unique() == 1
 
-    alone = run(small_settings(gradient="hidden", method="omp"))
+    loads: list[str] = []
+
+    def load(settings: Settings, device: str) -> LoadedModel:
+        loads.append(device)
+        return load_adapted(settings, device)
+
+    monkeypatch.setattr(models, "load_adapted", load)
+    alone = run(small_settings(gradient="hidden", method="omp", ifd=True))
+    assert len(loads) == 1, "every stage and the answers without prompts use the same model"
     assert alone.stages["gradients"]["computed"] == 120
     assert alone.stages["warm-up"]["trained"] is False
     assert (
@@ -248,6 +260,11 @@ def test_run__hidden_states_with_gradients_and_alone(small_settings: Maker, firs
     assert together.stages["select"]["selected"] == len(selected(root, alone.run_id)) == 12
     signals = catalog.read("SELECT count(norm) AS lengths, count(loss) AS losses FROM signals_of(?)", [alone.run_id])
     assert signals.row(0) == (0, 120)
+    # methods are compared on hidden states as on gradients
+    within = pipeline.reselect(root, alone.run_id, SilentReporter(), method="tagcos").run_id
+    diagnose.diagnose(root, within, methods=("tagcos", "omp"), fractions=(0.1,), seeds=(0,), reporter=SilentReporter())
+    assert sorted(diagnose.table(root, within)["method"]) == ["omp", "tagcos"]
+    assert (diagnose.table(root, within)["error_plain"] < 1).all()
     again = run(small_settings(gradient="hidden", lora_rank=2, warmup_examples=9, method="kcenter"))
     assert again.stages["gradients"]["computed"] == 0
     assert again.plan is not None

@@ -24,6 +24,7 @@ from storage.exports import write as exports
 from storage.root import Root, open_root
 from tagcos_stream.config import SELECT_FIELDS, load_settings
 from tagcos_stream.selection import groups as division
+from tagcos_stream.selection.alignment import ALIKE
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 from tests import naive
@@ -416,6 +417,29 @@ def test_signals__of_answers_are_computed_once_and_choose(root: Root) -> None:
         reselect(root, where="ifd < 1.05", method="random")
     with pytest.raises(UserError, match=r"ifd was not computed for 5 of 120 examples: `tagcos run --ifd`"):
         reselect(root, method="ifd")
+
+
+def test_signals__of_features_are_computed_for_conditions_that_name_them(root: Root) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    columns = "SELECT example_id, cluster, pool_alignment, cluster_alignment, target_alignment, alike FROM signals_of(?)"
+    assert root.catalog.read(columns, [base])["pool_alignment"].null_count() == 120
+    # a condition that holds for every row computes them and changes nothing
+    outcome = reselect(root, base, where="alike >= 1 AND target_alignment IS NULL")
+    assert outcome.stages["select"]["copied"] == outcome.stages["select"]["clusters"] > 1
+    pool, rows = features_of(root, base)
+    found = pool.select("example_id").join(root.catalog.read(columns, [outcome.run_id]), on="example_id", maintain_order="left")
+    of_pool, of_cluster, alike = naive.naive_alignments(rows, found["cluster"].to_numpy(), ALIKE)
+    assert found["pool_alignment"].to_list() == pytest.approx(of_pool, abs=1e-5)
+    assert found["cluster_alignment"].to_list() == pytest.approx(of_cluster, abs=1e-5)
+    assert found["alike"].to_list() == alike
+    assert found["target_alignment"].null_count() == 120
+    # without clusters the mean of the pool is the same, and there is nothing else
+    median = found["pool_alignment"].median()
+    outcome = reselect(root, base, method="random", fraction=0.1, where=f"pool_alignment > {median!r}")
+    assert outcome.stages["select"]["eligible"] == 60
+    alone = pool.select("example_id").join(root.catalog.read(columns, [outcome.run_id]), on="example_id", maintain_order="left")
+    assert alone["pool_alignment"].to_list() == pytest.approx(of_pool, abs=1e-5)
+    assert alone["alike"].null_count() == alone["cluster_alignment"].null_count() == 120
 
 
 def test_exclude__by_a_list_or_a_condition(root: Root, tmp_path: Path) -> None:

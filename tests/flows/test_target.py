@@ -24,6 +24,7 @@ from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.same_words import word_keys
 from tagcos_stream.types import UserError
+from tests import naive
 from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
 
 
@@ -163,6 +164,19 @@ def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root) -> No
     assert len(pool.pool(root.catalog, none)) == 120  # what repeats the target is back, with its features
     assert root.catalog.read("SELECT sum(size) FROM run_groups WHERE run_id = ?", [none]).item() == 120
     assert root.catalog.read("FROM target_coverage_of(?)", [none]).is_empty()
+    # cosines with the weighted mean of the target
+    aligned = again(method="random", count=8, where="target_alignment > -2")
+    space = runs.run_status(root.catalog, base).run["space_id"]
+    found = targets.of_run(root.catalog, base)
+    assert found is not None
+    mean = np.zeros(256)
+    for (part,), group in targets.with_features(root.catalog, found.target_id, space).group_by("part"):
+        rows = segments.open_features(root.files, space, group.select("segment", "row").sort("segment", "row"))
+        mean += {"sums": 3 / 4, "cities": 1 / 4}[str(part)] * rows.gather(np.arange(len(group))).astype(np.float64).mean(axis=0)
+    pooled, rows = features_of(root, base)
+    signals = root.catalog.read("SELECT example_id, target_alignment FROM signals_of(?)", [aligned])
+    values = pooled.select("example_id").join(signals, on="example_id", maintain_order="left")["target_alignment"]
+    assert values.to_list() == pytest.approx([naive.naive_cosine(row, mean) for row in rows], abs=1e-5)
     for method in ("omp", "less", "rds"):
         run_id = again(method=method, count=8)
         found = selections.selection(root.catalog, run_id)
