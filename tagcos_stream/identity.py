@@ -224,7 +224,7 @@ def choice_id(
         gain = values["gain_per"] if "gain_per" in METHODS[settings.method].settings else None
         named.append(["tokens", settings.tokens_all, first_rows, gain])
     if pinned:
-        named.append({"pinned": list(pinned)})
+        named.append({"pinned": list(pinned), **({"begins": True} if METHODS[settings.method].begins_with_pins else {})})
     return digest(named, 32)
 
 

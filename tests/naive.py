@@ -211,10 +211,10 @@ def naive_middle(losses: list[float]) -> list[float]:
     return [-abs(rank - (n - 1) / 2) / n for rank in ranks]
 
 
-def naive_kcenter(A: np.ndarray, k: int, first: int) -> tuple[list[int], list[float]]:
+def naive_kcenter(A: np.ndarray, k: int, begin: list[int]) -> tuple[list[int], list[float]]:
     """Rows in order of choice and each one's distance to the nearest before it, every distance computed anew."""
     A = A.astype(np.float64)
-    chosen, radii = [first], [float("nan")]
+    chosen, radii = list(begin), [float("nan")] * len(begin)
     while len(chosen) < min(k, len(A)):
         nearest = np.min([np.linalg.norm(A - A[j], axis=1) for j in chosen], axis=0)
         nearest[chosen] = -1.0
@@ -223,10 +223,10 @@ def naive_kcenter(A: np.ndarray, k: int, first: int) -> tuple[list[int], list[fl
     return chosen[:k], radii[:k]
 
 
-def naive_herding(A: np.ndarray, b: np.ndarray, k: int) -> list[int]:
+def naive_herding(A: np.ndarray, b: np.ndarray, k: int, begin: Sequence[int] = ()) -> list[int]:
     """Each step takes the row that brings the mean of the chosen nearest to b; of rows that tie the lowest."""
     A = A.astype(np.float64)
-    chosen: list[int] = []
+    chosen = list(begin)
     while len(chosen) < min(k, len(A)):
         t = len(chosen) + 1
         error = [np.inf if i in chosen else ((A[[*chosen, i]].sum(axis=0) - t * b) ** 2).sum() for i in range(len(A))]
@@ -236,7 +236,8 @@ def naive_herding(A: np.ndarray, b: np.ndarray, k: int) -> list[int]:
 
 
 # One function for each selection method, found by name: choose_<name>(c, k) gives rows of a group in order of choice. c holds the
-# method's columns by name (draw, target_tokens, loss, norm, distance: lists), features (n, D) and target (D,).
+# method's columns by name (draw, target_tokens, loss, norm, distance: lists), features (n, D) and target (D,); for methods that
+# begin with pinned rows, `begin` has these.
 
 
 def choose_tagcos(c: dict[str, Any], k: int) -> list[int]:
@@ -298,8 +299,8 @@ def naive_cosines(A: np.ndarray) -> np.ndarray:
 
 def choose_facility_location(c: dict[str, Any], k: int) -> list[int]:
     """Each step takes the row that adds most to the sum over all rows of the similarity to the nearest chosen one, or of 0."""
-    S, chosen = naive_cosines(c["features"]), []
-    nearest = np.zeros(len(S))
+    S, chosen = naive_cosines(c["features"]), list(c.get("begin", ()))
+    nearest = S[:, chosen].max(axis=1, initial=0)
     while len(chosen) < min(k, len(S)):
         added = [-1.0 if j in chosen else float(np.maximum(S[:, j] - nearest, 0).sum()) for j in range(len(S))]
         chosen.append(next(j for j in range(len(S)) if added[j] >= max(added) - 1e-6 * (1 + max(added))))
@@ -310,7 +311,7 @@ def choose_facility_location(c: dict[str, Any], k: int) -> list[int]:
 def choose_log_det(c: dict[str, Any], k: int) -> list[int]:
     """Begins with the largest draw; each step takes the row with which the determinant of cosines + I is largest."""
     S = naive_cosines(c["features"]) + np.eye(len(c["features"]))
-    chosen = [int(np.argmax(c["draw"]))][:k]
+    chosen = list(c.get("begin") or [int(np.argmax(c["draw"]))])[:k]
     while len(chosen) < min(k, len(S)):
         volumes = [-1.0 if j in chosen else np.linalg.slogdet(S[np.ix_([*chosen, j], [*chosen, j])])[1] for j in range(len(S))]
         chosen.append(int(np.argmax(volumes)))
@@ -343,7 +344,7 @@ def choose_perplexity(c: dict[str, Any], k: int) -> list[int]:
 
 
 def choose_kcenter(c: dict[str, Any], k: int) -> list[int]:
-    return naive_kcenter(c["features"], k, int(np.argmax(c["draw"])))[0]
+    return naive_kcenter(c["features"], k, c.get("begin") or [int(np.argmax(c["draw"]))])[0]
 
 
 def choose_centroid(c: dict[str, Any], k: int) -> list[int]:
@@ -387,7 +388,7 @@ def naive_targets(rows: np.ndarray, parts: list[int], weights: list[float], labe
 
 
 def choose_herding(c: dict[str, Any], k: int) -> list[int]:
-    return naive_herding(c["features"], c["target"], k)
+    return naive_herding(c["features"], c["target"], k, c.get("begin", ()))
 
 
 def choose_herding_clusters(c: dict[str, Any], k: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 One unit is a method, a fraction and a seed; it is committed when done, so a kill costs one. The clusterings that units select
 from are fitted on the dimensions they may see, one per seed. Units choose from the rows that the run might choose from (where,
-exclude), and are measured against the mean of these. Coverage and errors by cluster are of the run's own clustering.
+exclude), always with those that it had to choose (include), and are measured against the mean of these rows. Coverage and errors
+by cluster are of the run's own clustering.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tagcos_stream.selection.match import (
     reserved_dimensions,
 )
 from tagcos_stream.selection.methods import METHODS, Group, Limits
+from tagcos_stream.selection.tokens import choose_within
 from tagcos_stream.types import RowBlocks, UserError
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -139,6 +141,13 @@ class _Bench:
         )
         if len(self.pool) < self.of:
             reporter.say(f"measured on the {len(self.pool):,} of {self.of:,} examples that {self.run_id} might choose from")
+        pins = signals.pins(root.catalog, self.run_id)
+        found = self.pool.select("segment", "row").join(
+            pins.with_columns(pinned=True), on=["segment", "row"], how="left", maintain_order="left"
+        )
+        self.pinned = found["pinned"].fill_null(False).to_numpy() if len(pins) else None  # (N,) bool
+        if self.pinned is not None:
+            reporter.say(f"the {self.pinned.sum():,} examples that {self.run_id} pins are in every selection")
         if settings.target_where is not None:
             reporter.say("target_where is left aside: selections are compared with the mean of the examples that may be chosen")
         self.rows = segments.open_features(root.files, space, self.pool)
@@ -194,6 +203,8 @@ class _Bench:
         method, budget = METHODS[settings.method], settings.budget(self.of)
         if budget > len(self.pool):
             raise UserError(f"{budget:,} examples are to be chosen, and {len(self.pool):,} may be")
+        if self.pinned is not None and self.pinned.sum() > budget:
+            raise UserError(f"{budget:,} examples are to be chosen, and include pins {self.pinned.sum():,}")
         made = self._clustering(settings) if method.within == "clusters" else None
         groups = divide(method, self.pool) if made is None else divide(method, self.pool, made.labels, len(made.means))
         if warning := method.warning(len(self.pool), budget, self.seen.dim):
@@ -203,7 +214,7 @@ class _Bench:
         read = {name: getattr(settings, name) for name in method.settings}
         limits = Limits(self.limit, settings.threads)
         positions, shares = [], []
-        for g, part in enumerate(share_budget(groups, budget).tolist()):
+        for g, part in enumerate(share_budget(groups, budget, pinned=self.pinned).tolist()):
             if not part:
                 continue
             members = groups.members(g)
@@ -211,8 +222,9 @@ class _Bench:
             if method.features:
                 features = self.seen if method.within == "pool" else self._gather_seen(members)
             mean = None if made is None else made.means[g]
-            group = Group({name: values[members] for name, values in columns.items()}, features, mean)
-            choice = method.choose(group, part, read, limits)
+            pinned = np.flatnonzero(self.pinned[members]) if self.pinned is not None and self.pinned[members].any() else None
+            group = Group({name: values[members] for name, values in columns.items()}, features, mean, pinned=pinned)
+            choice = choose_within(method, group, part, read, limits)
             positions.append(members[choice.indices])
             shares.append(
                 np.full(part, 1 / budget) if choice.weights is None else choice.weights * groups.sizes[g] / len(self.pool)

@@ -169,6 +169,11 @@ def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
         insert(connection, "pins", require(pinned, ["segment", "row"]).with_columns(run_id=pl.lit(run_id)))
 
 
+def pins(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return segment and row of the rows that a run had to choose."""
+    return catalog.read("SELECT segment, row FROM pins WHERE run_id = ?", [run_id])
+
+
 def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:
     """Return segment and row, in this order, of the examples of a run's pool whose answers are not hashed."""
     return catalog.read(

@@ -8,7 +8,7 @@ the plain greedy algorithm. Every row is compared with every other, n² D multip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,13 @@ def facility_location(
     features: np.ndarray | RowBlocks,
     budget: int,
     *,
+    begin: Sequence[int] = (),
     memory_limit: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
     """Choose `budget` rows, each the one that adds most to the sum of similarities; of rows that add the same the lowest.
+    `begin`: rows to choose first, which have no score.
 
     Scores are what a row added when it was chosen, margins what every row would add in the end. Rows of length 0 are similar to
     none.
@@ -59,10 +61,10 @@ def facility_location(
     what = f"facility location among {n} rows of {dim} dimensions"
     require_memory(what, peak_bytes(dim, n, block_rows), memory_limit, "raise memory_limit, or lower max_cluster_rows")
     with open_rows(features, hold=holds(n, dim), threads=threads) as rows:
-        return _choose(rows, budget, progress)
+        return _choose(rows, budget, begin, progress)
 
 
-def _choose(rows: Rows, budget: int, progress: Callable[[int, int], None] | None) -> Choice:
+def _choose(rows: Rows, budget: int, begin: Sequence[int], progress: Callable[[int, int], None] | None) -> Choice:
     similar = _Similarities(rows)
     covered = np.zeros(rows.n, np.float32)  # of every row, its largest similarity to a chosen one
     bound = np.empty(rows.n)  # on what a row adds, -inf once chosen
@@ -71,6 +73,11 @@ def _choose(rows: Rows, budget: int, progress: Callable[[int, int], None] | None
     evaluated_at = np.zeros(rows.n, np.int64)  # number of chosen rows that the bound takes into account
     indices, scores, evaluations = np.empty(budget, np.int64), np.empty(budget), 0
     for t in range(budget):
+        if t < len(begin):
+            row = int(begin[t])
+            np.maximum(covered, similar.of(row, bound), out=covered)
+            indices[t], scores[t], bound[row] = row, np.nan, -np.inf
+            continue
         while True:
             top = bound.max()
             tied = np.flatnonzero(bound >= top - TIE * (1 + top))
@@ -153,7 +160,10 @@ class _Similarities:
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
     """Choose from the rows of a cluster."""
-    return facility_location(group.rows, budget, memory_limit=limits.memory, threads=limits.threads, progress=limits.progress)
+    begin = () if group.pinned is None else group.pinned.tolist()
+    return facility_location(
+        group.rows, budget, begin=begin, memory_limit=limits.memory, threads=limits.threads, progress=limits.progress
+    )
 
 
 FACILITY_LOCATION = Method(
@@ -164,4 +174,5 @@ FACILITY_LOCATION = Method(
     reference="Submodularity in data subset selection and active learning, https://proceedings.mlr.press/v37/wei15.html",
     seeded=True,
     features=True,
+    begins_with_pins=True,
 )

@@ -9,7 +9,7 @@ together, in one pass over the rows, and computed anew when a row without one co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def herding(
     target: np.ndarray,
     budget: int,
     *,
+    begin: Sequence[int] = (),
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
@@ -43,6 +44,8 @@ def herding(
         (D,).
     budget
         Rows to choose.
+    begin
+        Rows to choose first, whatever their score; they have none.
     memory_limit
         Bytes; None for no limit.
     progress
@@ -65,10 +68,12 @@ def herding(
     what = f"herding among {n} rows of {dim} dimensions"
     require_memory(what, needed, memory_limit, "raise memory_limit, or choose herding-clusters")
     with open_rows(features, hold=holds(n, dim)) as rows:
-        return _herd(rows, np.asarray(target, np.float64), budget, progress)
+        return _herd(rows, np.asarray(target, np.float64), budget, begin, progress)
 
 
-def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, int], None] | None) -> Choice:
+def _herd(
+    rows: Rows, target: np.ndarray, budget: int, begin: Sequence[int], progress: Callable[[int, int], None] | None
+) -> Choice:
     scanned = rows.scan(target, seed=0)[0]
     products, tie = scanned[:, 0], TIE * float(scanned[:, 1].max(initial=0.0))
     value = products - scanned[:, 1] / 2  # <a_j, t b - s> - |a_j|^2 / 2 of every row
@@ -77,10 +82,10 @@ def _herd(rows: Rows, target: np.ndarray, budget: int, progress: Callable[[int, 
     indices, scores = np.empty(budget, np.int64), np.empty(budget)
     for t in range(budget):
         left = np.where(left_rows, value, -np.inf)
-        row = int(np.argmax(left >= left.max() - tie))
+        row = int(begin[t]) if t < len(begin) else int(np.argmax(left >= left.max() - tie))
         if columns.slot[row] < 0:
             columns.refill(left, row)
-        indices[t], scores[t] = row, value[row]
+        indices[t], scores[t] = row, value[row] if t >= len(begin) else np.nan
         left_rows[row] = False
         value += products
         value -= columns.of(row)
@@ -102,7 +107,8 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
     Choice
         As `herding` returns it.
     """
-    return herding(group.rows, group.target, budget, memory_limit=limits.memory, progress=limits.progress)
+    begin = () if group.pinned is None else group.pinned.tolist()
+    return herding(group.rows, group.target, budget, begin=begin, memory_limit=limits.memory, progress=limits.progress)
 
 
 WORDS = Words("herding score {:.4g}")
@@ -114,8 +120,16 @@ HERDING = Method(
     words=WORDS,
     reference=REFERENCE,
     features=True,
+    begins_with_pins=True,
     multiplications=lambda rows, budget, dim: float(rows) * budget * dim,
 )
 HERDING_CLUSTERS = Method(
-    "herding-clusters", within="clusters", choose=choose, words=WORDS, reference=REFERENCE, seeded=True, features=True
+    "herding-clusters",
+    within="clusters",
+    choose=choose,
+    words=WORDS,
+    reference=REFERENCE,
+    seeded=True,
+    features=True,
+    begins_with_pins=True,
 )

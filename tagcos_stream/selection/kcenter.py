@@ -13,7 +13,7 @@ what was left: N k D multiplications, more than an hour for a million rows, 50,0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,14 +38,14 @@ def kcenter(
     features: np.ndarray | RowBlocks,
     budget: int,
     *,
-    first: int,
+    begin: Sequence[int],
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
-    """Choose `budget` rows, beginning with row `first`, each furthest (Euclidean) from those before it.
+    """Choose `budget` rows, beginning with rows `begin`, each further one furthest (Euclidean) from those before it.
 
-    Scores are the distance to the nearest chosen one at the moment of choice (NaN for the first), margins the same of every row
-    in the end (0 for those chosen).
+    Scores are the distance to the nearest chosen one at the moment of choice (NaN for the first ones), margins the same of every
+    row in the end (0 for those chosen).
 
     Raises:
         UserError: more memory needed than `memory_limit` bytes.
@@ -61,13 +61,14 @@ def kcenter(
         "raise memory_limit, select fewer, or choose another method",
     )
     with ThreadPoolExecutor(1) as pool:  # nothing here is cut up for threads but BLAS's products, which have their own
-        return _kcenter(Rows(features, pool, hold=False, threads=1), budget, first, progress)
+        return _kcenter(Rows(features, pool, hold=False, threads=1), budget, begin, progress)
 
 
-def _kcenter(rows: Rows, budget: int, first: int, progress: Callable[[int, int], None] | None) -> Choice:
+def _kcenter(rows: Rows, budget: int, begin: Sequence[int], progress: Callable[[int, int], None] | None) -> Choice:
     search = _Search(rows, budget)
+    for row in begin[:budget]:
+        search.choose(int(row), np.nan)
     if budget:
-        search.choose(first, np.nan)
         search.measure_all(np.float64)
     while search.chosen < budget:
         search.refill()
@@ -142,9 +143,9 @@ class _Search:
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
-    """Begin with the row of the largest draw."""
-    first = int(np.argmax(group.columns["draw"]))
-    return kcenter(group.rows, budget, first=first, memory_limit=limits.memory, progress=limits.progress)
+    """Begin with the pinned rows, or with the row of the largest draw."""
+    begin = [int(np.argmax(group.columns["draw"]))] if group.pinned is None else group.pinned.tolist()
+    return kcenter(group.rows, budget, begin=begin, memory_limit=limits.memory, progress=limits.progress)
 
 
 KCENTER = Method(
@@ -155,6 +156,7 @@ KCENTER = Method(
     reference="Active learning for convolutional neural networks: a core-set approach, https://arxiv.org/abs/1708.00489",
     seeded=True,
     features=True,
+    begins_with_pins=True,
     columns=("draw",),
     multiplications=lambda rows, budget, dim: float(rows) * budget * dim,
 )

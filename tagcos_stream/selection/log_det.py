@@ -8,7 +8,7 @@ choice: n k D multiplications for the cosines with the chosen and n k² / 2 for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,16 @@ def log_det(
     budget: int,
     draw: np.ndarray,
     *,
+    begin: Sequence[int] = (),
     memory_limit: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
     """Choose `budget` rows, each the one that adds most to the logarithm of the determinant.
 
-    All rows add the same at first, but for those of length 0: the one with the largest draw (n,) is chosen. Scores are what a
-    row added when it was chosen, margins what every row would add in the end.
+    All rows add the same at first, but for those of length 0: the one with the largest draw (n,) is chosen. `begin`: rows to
+    choose first instead, which have no score. Scores are what a row added when it was chosen, margins what every row would add
+    in the end.
 
     Raises:
         UserError: more memory needed than `memory_limit` bytes, or a row that is not finite.
@@ -53,10 +55,12 @@ def log_det(
     what = f"log-determinant of {budget} among {n} rows of {dim} dimensions"
     require_memory(what, needed, memory_limit, "raise memory_limit, select fewer, or lower max_cluster_rows")
     with open_rows(features, hold=holds(n, dim), threads=threads) as rows:
-        return _choose(rows, budget, draw, progress)
+        return _choose(rows, budget, draw, begin, progress)
 
 
-def _choose(rows: Rows, budget: int, draw: np.ndarray, progress: Callable[[int, int], None] | None) -> Choice:
+def _choose(
+    rows: Rows, budget: int, draw: np.ndarray, begin: Sequence[int], progress: Callable[[int, int], None] | None
+) -> Choice:
     lengths = np.sqrt(rows.scan(np.zeros(rows.dim), seed=0)[0][:, 1])
     inverse = np.divide(1.0, lengths, out=np.zeros(rows.n), where=lengths > 0).astype(np.float32)
     columns = GramColumns(rows)
@@ -66,10 +70,15 @@ def _choose(rows: Rows, budget: int, draw: np.ndarray, progress: Callable[[int, 
     indices, scores = np.empty(budget, np.int64), np.empty(budget)
     for t in range(budget):
         value = np.where(left, added, -np.inf)
-        row = int(np.argmax(value >= value.max() - TIE)) if t else int(np.argmax(np.where(added == added.max(), draw, -1.0)))
+        if t < len(begin):
+            row = int(begin[t])
+        elif t == 0:
+            row = int(np.argmax(np.where(added == added.max(), draw, -1.0)))
+        else:
+            row = int(np.argmax(value >= value.max() - TIE))
         if columns.slot[row] < 0:
             columns.refill(value, row)
-        indices[t], scores[t], left[row] = row, np.log(added[row]), False
+        indices[t], scores[t], left[row] = row, np.log(added[row]) if t >= len(begin) else np.nan, False
         new = columns.of(row) * (inverse[row] * inverse) - factor[:t, row] @ factor[:t]
         factor[t] = new / np.sqrt(added[row])
         added -= factor[t].astype(np.float64) ** 2
@@ -82,7 +91,10 @@ def _choose(rows: Rows, budget: int, draw: np.ndarray, progress: Callable[[int, 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
     """Choose from the rows of a cluster."""
     draw = group.columns["draw"]
-    return log_det(group.rows, budget, draw, memory_limit=limits.memory, threads=limits.threads, progress=limits.progress)
+    begin = () if group.pinned is None else group.pinned.tolist()
+    return log_det(
+        group.rows, budget, draw, begin=begin, memory_limit=limits.memory, threads=limits.threads, progress=limits.progress
+    )
 
 
 LOG_DET = Method(
@@ -93,5 +105,6 @@ LOG_DET = Method(
     reference="Fast greedy MAP inference for determinantal point process, https://arxiv.org/abs/1709.05135",
     seeded=True,
     features=True,
+    begins_with_pins=True,
     columns=("draw",),
 )

@@ -42,7 +42,7 @@ class Group:
     earlier: np.ndarray | None = None  # (m,) int64: rows that the selection before has; None where none are to be kept
     costs: np.ndarray | None = None  # (n,) int64, tokens of each row, where the budget is in tokens
     first_rows: int | None = None  # rows to ask for at first where the budget is in tokens
-    pinned: np.ndarray | None = None  # (p,) int64: rows that must be chosen; only methods with weights are given them
+    pinned: np.ndarray | None = None  # (p,) int64: rows that must be chosen; only for methods that account for them
 
     @property
     def rows(self) -> np.ndarray | RowBlocks:
@@ -163,6 +163,9 @@ class Method:
         earlier choices (`Group.earlier`).
     needs_target
         Whether it chooses by the examples of a target set (`Group.wanted`), and so is refused without one.
+    begins_with_pins
+        Whether it chooses the pinned rows (`Group.pinned`) first and the others by what these leave; methods with weights always
+        do. Any other is given only the rows that are not pinned.
     multiplications
         (rows, budget, D) -> number of multiplications; None unless the cost grows with rows times budget.
 
@@ -184,6 +187,7 @@ class Method:
     columns: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     needs_target: bool = False
+    begins_with_pins: bool = False
     multiplications: Callable[[int, int, int], float] | None = None
 
     def __post_init__(self) -> None:
@@ -196,6 +200,11 @@ class Method:
         for words in (self.words.chosen, self.words.left):
             if words.format(1.5) == words:
                 raise ValueError(f"method {self.name}: words {words!r} have no field for the score, such as {{:.4g}}")
+
+    @property
+    def accounts_for_pins(self) -> bool:
+        """Whether it is given pinned rows."""
+        return self.weights or self.begins_with_pins
 
     @property
     def reads_features(self) -> bool:

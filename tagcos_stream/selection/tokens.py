@@ -64,8 +64,8 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     method
         One that gives weights meets a budget in tokens itself: its weights are those of exactly the rows that it chooses.
     group
-        With `costs` where the budget is in tokens. Pinned rows come first; a method that gives weights accounts for them, any
-        other chooses the rest of the budget from the other rows.
+        With `costs` where the budget is in tokens. Pinned rows come first; a method that does not account for them chooses the
+        rest of the budget from the other rows.
     budget
         Rows, or tokens.
     settings, limits
@@ -76,7 +76,7 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     Choice
         Its stats have `tokens` and `next_tokens` where the budget is in tokens.
     """
-    if group.pinned is not None and not method.weights:
+    if group.pinned is not None and not method.accounts_for_pins:
         mean = group.mean if group.mean is not None or not method.features else group.target
         rest, sub = others(group, group.pinned, mean)
         left = Choice(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from flows import pipeline
+from flows.compare import diagnose
 from flows.progress import SilentReporter
 from storage import check
 from storage.catalog import runs, selections
 from storage.root import Root
+from tagcos_stream.selection.match import reserved_dimensions
 from tagcos_stream.types import UserError
+from tests import naive
+from tests.flows.conftest import features_of
 
 
 @pytest.fixture
@@ -49,6 +54,33 @@ def test_include__pins_are_chosen_first_and_count(root: Root, tmp_path: Path) ->
     free = reselect(root, method="tagcos", count=15)
     assert free.stages["select"]["copied"] == free.stages["select"]["clusters"]
     assert check.check(root) == []
+
+
+def test_diagnose__has_the_pins_of_the_run_in_every_selection(root: Root, tmp_path: Path) -> None:
+    base = runs.complete_run(root.catalog, "main")["run_id"]
+    pool, rows = features_of(root, base)
+    pins = pool["example_id"].gather_every(20).to_list()
+    listed = tmp_path / "gold.txt"
+    listed.write_text("\n".join(pins) + "\n")
+    run_id = reselect(root, method="tagcos", count=15, include=str(listed)).run_id
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = said.append  # type: ignore[method-assign]
+    methods = ("random", "omp", "tagcos", "kcenter")
+    diagnose.diagnose(root.url, run_id, methods=methods, fractions=(0.125, 0.01), seeds=(0,), reporter=reporter)
+    assert said[0] == f"the 6 examples that {run_id} pins are in every selection"
+    assert [text for text in said if "1 examples are to be chosen, and include pins 6" in text] == said[1:]
+    frame = diagnose.table(root.url, run_id)
+    assert sorted(frame["method"]) == sorted(methods)
+    assert set(frame["selected"]) == {15}
+    # by hand: the pins and the best draws of the other rows, against the mean of all
+    at = [pool["example_id"].to_list().index(name) for name in pins]
+    rest = [i for i in range(120) if i not in at]
+    draws = [naive.naive_draw(pool["example_id"][i], 0) for i in rest]
+    chosen = np.array(at + [rest[i] for i in naive.naive_best(draws, draws, 9)])
+    held = rows[:, reserved_dimensions(256)]
+    plain, _ = naive.naive_match_errors(held, np.zeros(120), chosen, np.full(15, 1 / 15))
+    assert frame.filter(pl.col("method") == "random")["error_plain"].item() == pytest.approx(plain, abs=1e-6)
 
 
 def test_include__within_tokens_and_shares(root: Root) -> None:

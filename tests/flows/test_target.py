@@ -189,6 +189,31 @@ def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root) -> No
     assert check.check(root) == []
 
 
+@pytest.mark.parametrize("method", ["tagcos", "random", "less"])
+def test_target__with_where_shares_and_tokens_keeps_what_each_promises(root: Root, method: str) -> None:
+    run_id = runs.find_run(root.catalog)
+    pooled = root.catalog.read("FROM signals_of(?)", [run_id])
+    bound = int(pooled["target_tokens"].quantile(0.9))
+    kept = pooled.filter(pl.col("target_tokens") <= bound)
+    budget = int(kept["target_tokens"].sum() * 0.25)
+    asked = {"method": method, "tokens": str(budget), "share": ("sums=:30%", "cities=25%:"), "where": f"target_tokens <= {bound}"}
+
+    def again(**changes: Any) -> pl.DataFrame:
+        outcome = pipeline.reselect(root.url, run_id, SilentReporter(), **asked | changes)
+        assert targets.of_run(root.catalog, outcome.run_id) is not None
+        return selections.selection(root.catalog, outcome.run_id).drop("run_id")
+
+    chosen = again()
+    spent = dict(chosen.group_by("dataset").agg(pl.col("target_tokens").sum()).iter_rows())
+    assert budget - bound < sum(spent.values()) <= budget
+    assert spent.get("sums", 0) <= 0.3 * budget
+    assert spent["cities"] > 0.25 * budget - bound
+    assert set(chosen["example_id"]) <= set(kept["example_id"])
+    # a condition that is joined and holds for every row changes nothing; neither do bounds that do not bind
+    assert again(where=f"target_tokens <= {bound} AND target_tokens > 0").equals(chosen)
+    assert again(share=(*asked["share"], "colours=0:100%")).equals(chosen)
+
+
 def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Root) -> None:
     page = make_report(root, runs.find_run(root.catalog))
     coverage = root.catalog.read("FROM target_coverage")

@@ -195,8 +195,8 @@ def test_kcenter__chooses_what_the_definition_chooses(monkeypatch: pytest.Monkey
     for seed in range(start, start + 20):
         rows, budget = case(seed)
         first = seed % len(rows)
-        choice = kcenter(ArrayRows(rows, 13), budget, first=first)
-        indices, radii = naive.naive_kcenter(rows, budget, first)
+        choice = kcenter(ArrayRows(rows, 13), budget, begin=[first])
+        indices, radii = naive.naive_kcenter(rows, budget, [first])
         assert len(set(choice.indices.tolist())) == min(budget, len(rows))
         # copies tie, and so do half-precision numbers on a line: there the radii must agree, elsewhere the rows, too
         np.testing.assert_allclose(choice.scores, radii, atol=1e-5, err_msg=f"seed {seed}")
@@ -210,7 +210,7 @@ def test_kcenter__chooses_what_the_definition_chooses(monkeypatch: pytest.Monkey
 def test_kcenter__radii_fall_and_cover() -> None:
     """Gonzalez: every row is within the last radius of a centre, and centres are at least that far apart."""
     rows = np.random.default_rng(5).standard_normal((700, 32)).astype(np.float32)
-    choice = kcenter(rows, 60, first=3)
+    choice = kcenter(rows, 60, begin=[3])
     radii = choice.scores[1:]
     assert (np.diff(radii) <= 1e-5).all()
     assert choice.margins.max() <= radii[-1] + 1e-5
@@ -222,7 +222,7 @@ def test_kcenter__radii_fall_and_cover() -> None:
 def test_kcenter__reads_again_only_what_comes_to_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kcenter_module, "CANDIDATES", 64)
     rows = np.random.default_rng(6).standard_normal((2000, 16)).astype(np.float32)
-    choice = kcenter(ArrayRows(rows, 100), 100, first=0)
+    choice = kcenter(ArrayRows(rows, 100), 100, begin=[0])
     assert choice.stats["refills"] * 64 < 2000 * 100 / 5  # rows read; the plain algorithm reads all of them for every choice
     assert choice.stats["measured"] - 2000 * 100 < 0.6 * 2000 * 100  # distances before the last pass
 
@@ -230,7 +230,7 @@ def test_kcenter__reads_again_only_what_comes_to_the_top(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("budget", [0, 1, 2])
 def test_kcenter__small_budgets(budget: int) -> None:
     rows = np.array([[0.0], [1.0], [5.0]], np.float32)
-    assert kcenter(rows, budget, first=1).indices.tolist() == [1, 2][:budget]
+    assert kcenter(rows, budget, begin=[1]).indices.tolist() == [1, 2][:budget]
 
 
 # --- herding
@@ -276,7 +276,7 @@ def test_herding__all_rows_give_the_mean() -> None:
 def test_controls__that_do_not_fit_say_what_to_change() -> None:
     rows = ArrayRows(np.zeros((50, 8), np.float16))
     with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, select fewer"):
-        kcenter(rows, 5, first=0, memory_limit=1000)
+        kcenter(rows, 5, begin=[0], memory_limit=1000)
     with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, or choose herding-clusters"):
         herding(rows, np.zeros(8), 5, memory_limit=1000)
     with pytest.raises(UserError, match=r"needs .* GiB, limit .* GiB: raise memory_limit, or lower max_cluster_rows"):

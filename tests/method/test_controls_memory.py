@@ -15,7 +15,7 @@ def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 def run(method, rows, budget):
     if method == "kcenter":
-        return kcenter.kcenter(rows, budget, first=0)
+        return kcenter.kcenter(rows, budget, begin=[0])
     if method == "facility-location":
         return facility_location.facility_location(rows, budget)
     if method == "log-det":

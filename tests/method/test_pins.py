@@ -63,12 +63,29 @@ def test_pins__every_method_chooses_them_and_fills_the_budget(name: str) -> None
     assert only.indices.tolist() == [3, 17, 58]
     everything = choose(name, draw_group(0, pinned=np.arange(N)), N)
     assert everything.indices.tolist() == list(range(N))
-    if not METHODS[name].weights:
+    if not METHODS[name].accounts_for_pins:
         rest = np.setdiff1d(np.arange(N), pinned)
         whole = draw_group(0)
         assert isinstance(whole.features, ArrayRows)
         alone = replace(whole, columns={c: v[rest] for c, v in whole.columns.items()}, features=Subset(whole.features, rest))
         assert choice.indices[3:].tolist() == rest[choose(name, alone, 9).indices].tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].begins_with_pins])
+@pytest.mark.parametrize("pinned", [[3], [58, 3, 17, 40]])
+def test_pins__methods_that_begin_with_them_equal_naive(name: str, pinned: list[int]) -> None:
+    group = draw_group(3, pinned=np.array(pinned))
+    assert isinstance(group.features, ArrayRows)
+    rows = np.concatenate([group.features.read(b) for b in range(len(group.features.starts) - 1)])
+    known = {"features": rows, "target": group.mean, "draw": group.columns["draw"].tolist(), "begin": pinned}
+    found = choose(name, group, 14)
+    assert found.indices.tolist() == getattr(naive, "choose_" + name.replace("-", "_"))(known, 14)
+    free = choose(name, draw_group(3), 14)
+    assert found.indices.tolist() != free.indices.tolist()
+    # rows that it would begin with anyway change nothing
+    same = choose(name, draw_group(3, pinned=free.indices[:5]), 14)
+    assert same.indices.tolist() == free.indices.tolist()
+    np.testing.assert_allclose(same.margins, free.margins, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
