@@ -55,7 +55,7 @@ def test_scores__choose_and_follow_the_sources(tmp_path: Path, model_folder: Pat
     assert first.stages["select"]["eligible"] == len(good) == 7
     reselected = pipeline.reselect(values["root"], None, SilentReporter(), where="toxic < 0.25", count=3)
     assert chosen(root, reselected.run_id) == set(IDS[:3])
-    with pytest.raises(UserError, match=r"there is no column qualty; choose from .*, distance, quality, toxic"):
+    with pytest.raises(UserError, match=r"there is no column qualty; choose from .*, alike, quality, toxic"):
         pipeline.reselect(values["root"], None, SilentReporter(), where="qualty > 3")
     # the same text with other scores is the same example: nothing is computed, and the choice follows
     write(tmp_path / "z.jsonl", [(n, {"Quality": 7 * (n > 15)}) for n in range(24)])
@@ -71,7 +71,7 @@ def test_scores__that_no_row_has_are_reported_and_names_are_checked(tmp_path: Pa
     write(tmp_path / "a.jsonl", [(n, {"quality": n}) for n in range(8)])
     (tmp_path / "list.toml").write_text("[[source]]\npath='a.jsonl'\nscores=['qualty']\n")
     values = SMALL | {"sources": (str(tmp_path / "list.toml"),), "root": str(tmp_path / "root"), "model": str(model_folder)}
-    with pytest.raises(UserError, match=r"there is no column quality; choose from .*, distance, qualty"):
+    with pytest.raises(UserError, match=r"there is no column quality; choose from .*, alike, qualty"):
         pipeline.run(load_settings(values | {"where": "quality > 3"}), SilentReporter())
     said: list[str] = []
     reporter = SilentReporter()
