@@ -44,10 +44,8 @@ def check_predicates(settings: Settings, scores: Sequence[str]) -> dict[str, pre
 
     Parameters
     ----------
-    settings
-        Those of a run.
-    scores
-        Columns that its sources name as scores.
+    settings, scores
+        Those of a run, and the columns that its sources name as scores.
 
     Returns
     -------

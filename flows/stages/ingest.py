@@ -20,6 +20,7 @@ from storage.catalog import heldout, pool, runs, signals, targets
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
+from tagcos_stream.data.sources import listing
 from tagcos_stream.identity import reading
 from tagcos_stream.types import UserError
 
@@ -53,21 +54,7 @@ def ingest(run: RunContext) -> Pool:
     files = sources.files
     for note in dict.fromkeys(note for file in files for note in file.spec.notes):
         run.reporter.say(note)
-    listed = [
-        {
-            "source": f.source,
-            "url": f.url,
-            "digest": f.digest,
-            "size": f.size,
-            "format": f.format,
-            "spec": spec,
-            "weight": float(f.spec.weight),
-            "scores": list(f.spec.options.scores),
-        }
-        for f, spec in zip(files, sources.specs, strict=True)
-    ]
-    schema = {"scores": pl.List(pl.String)}
-    known = pool.add_files(run.catalog, run.run_id, pl.DataFrame(listed, schema_overrides=schema))
+    known = pool.add_files(run.catalog, run.run_id, listing(files, sources.specs))
     total, before, rows, rejected = sum(file.size for file in files), 0, 0, 0
     with run.reporter.stage("ingest", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):

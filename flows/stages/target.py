@@ -16,7 +16,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.data.same_words import word_keys
-from tagcos_stream.data.sources import SourceFile, resolve_sources, set_name, stem
+from tagcos_stream.data.sources import SourceFile, listing, resolve_sources, set_name, stem
 from tagcos_stream.identity import digest
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
@@ -159,20 +159,8 @@ def _name(names: tuple[str, ...]) -> str:
 
 
 def _read(run: RunContext, files: list[SourceFile], name: str) -> TargetSet:
-    listed = [
-        {
-            "source": f.source,
-            "url": f.url,
-            "digest": f.digest,
-            "size": f.size,
-            "format": f.format,
-            "spec": f.version,
-            "scores": list(f.spec.options.scores),
-        }
-        for f in files
-    ]
-    frame = pl.DataFrame(listed, schema_overrides={"scores": pl.List(pl.String)})
-    known = pool.add_files(run.catalog, run.run_id, frame, of_pool=False)
+    listed = listing(files, [file.version for file in files])
+    known = pool.add_files(run.catalog, run.run_id, listed, of_pool=False)
     rows = rejected = 0
     with run.reporter.stage("read target", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):

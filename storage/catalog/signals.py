@@ -133,28 +133,12 @@ def record_exclusions(catalog: Catalog, run_id: str, excluded: pl.DataFrame) -> 
     excluded
         segment, row, reason.
     """
-    rows = require(excluded, ["segment", "row", "reason"])
-    with catalog.transaction() as connection:
-        connection.execute("DELETE FROM exclusions WHERE run_id = ?", [run_id])
-        insert(connection, "exclusions", rows.with_columns(run_id=pl.lit(run_id)))
+    _replace(catalog, run_id, "exclusions", require(excluded, ["segment", "row", "reason"]))
 
 
 def record_alignments(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
-    """Record the signals of a run's pool that are computed from features, in place of earlier ones.
-
-    Parameters
-    ----------
-    catalog
-        Where the run is recorded.
-    run_id
-        The run.
-    found
-        segment, row, and the columns ALIGNMENTS.
-    """
-    rows = require(found, ["segment", "row", *ALIGNMENTS])
-    with catalog.transaction() as connection:
-        connection.execute("DELETE FROM alignments WHERE run_id = ?", [run_id])
-        insert(connection, "alignments", rows.with_columns(run_id=pl.lit(run_id)))
+    """Record the signals that are computed from features (segment, row, and the columns ALIGNMENTS), in place of earlier ones."""
+    _replace(catalog, run_id, "alignments", require(found, ["segment", "row", *ALIGNMENTS]))
 
 
 def exclusions(catalog: Catalog, run_id: str) -> pl.DataFrame:
@@ -164,9 +148,14 @@ def exclusions(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
     """Record the rows that a run has to choose (segment, row), in place of an earlier list."""
+    _replace(catalog, run_id, "pins", require(pinned, ["segment", "row"]))
+
+
+def _replace(catalog: Catalog, run_id: str, table: str, rows: pl.DataFrame) -> None:
+    """Record rows of a run in one of this module's tables, in place of those that it had."""
     with catalog.transaction() as connection:
-        connection.execute("DELETE FROM pins WHERE run_id = ?", [run_id])
-        insert(connection, "pins", require(pinned, ["segment", "row"]).with_columns(run_id=pl.lit(run_id)))
+        connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+        insert(connection, table, rows.with_columns(run_id=pl.lit(run_id)))
 
 
 def pins(catalog: Catalog, run_id: str) -> pl.DataFrame:

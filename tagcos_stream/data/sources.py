@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import xxhash
 
 from tagcos_stream.data.containers.registry import CONTAINERS
@@ -55,6 +57,27 @@ class SourceFile:
             dataset=self.dataset,
             options={name: value for name, value in asdict(spec.options).items() if name != "scores" or value},
         )
+
+
+def listing(files: Sequence[SourceFile], specs: Sequence[str]) -> pl.DataFrame:
+    """Files as the catalog records them.
+
+    Parameters
+    ----------
+    files
+        F of them.
+    specs
+        (F,) texts that name the rules by which each is read.
+
+    Returns
+    -------
+    pl.DataFrame
+        source, url, digest, size, format, spec, weight and scores, a row a file.
+    """
+    columns = {name: [getattr(file, name) for file in files] for name in ("source", "url", "digest", "size", "format")}
+    weights, scores = [float(file.spec.weight) for file in files], [list(file.spec.options.scores) for file in files]
+    types: dict[str, Any] = {"size": pl.Int64, "weight": pl.Float64, "scores": pl.List(pl.String)}
+    return pl.DataFrame(columns | {"spec": list(specs), "weight": weights, "scores": scores}, schema_overrides=types)
 
 
 def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:

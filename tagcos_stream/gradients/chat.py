@@ -67,7 +67,10 @@ class SpecialTokenInText(NoTargets):
 
 
 class CallsUnprinted(NoTargets):
-    """All that there is to train on are tool calls, which the chat template does not print."""
+    """All that there is to train on are tool calls, which the chat template does not print.
+
+    Training on the end of such a turn alone would teach the model to answer nothing.
+    """
 
     reason = "tool calls not printed by chat template"
 

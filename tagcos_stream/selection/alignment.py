@@ -52,10 +52,8 @@ def alike(features: np.ndarray | RowBlocks, *, memory_limit: int | None = None, 
     ----------
     features
         (n, D) rows, in memory or read block by block.
-    memory_limit
-        Bytes.
-    threads
-        Default all cores.
+    memory_limit, threads
+        Bytes; and how many threads, default all cores.
 
     Returns
     -------

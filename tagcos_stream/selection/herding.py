@@ -10,6 +10,7 @@ together, in one pass over the rows, and computed anew when a row without one co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,13 +124,4 @@ HERDING = Method(
     begins_with_pins=True,
     multiplications=lambda rows, budget, dim: float(rows) * budget * dim,
 )
-HERDING_CLUSTERS = Method(
-    "herding-clusters",
-    within="clusters",
-    choose=choose,
-    words=WORDS,
-    reference=REFERENCE,
-    seeded=True,
-    features=True,
-    begins_with_pins=True,
-)
+HERDING_CLUSTERS = replace(HERDING, name="herding-clusters", within="clusters", seeded=True, multiplications=None)

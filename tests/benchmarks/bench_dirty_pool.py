@@ -24,7 +24,7 @@ from flows.progress import SilentReporter
 from storage.root import open_root
 from tagcos_stream.config import PRESETS, load_settings
 from tests.benchmarks.ifd import area
-from tests.benchmarks.pools import WAYS, single_exchanges, spoil, write_rows
+from tests.benchmarks.pools import WAYS, arguments, single_exchanges, spoil, write_rows
 
 VARIANTS = ("adam-delta", "adam", "sgd")
 METHODS = ("random", "perplexity", "kcenter", "herding", "omp")
@@ -77,15 +77,11 @@ def print_signals(root: str, run_id: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--model", required=True)
+    parser = arguments(__doc__, 700)
     parser.add_argument("--each", type=int, default=88, help="rows of each dataset in the pool")
     parser.add_argument("--clean", type=int, default=11, help="clean examples of each dataset")
     parser.add_argument("--held", type=int, default=0, help="clean rows of each dataset to measure trained models on")
     parser.add_argument("--bad", type=float, default=0.3, help="share of bad rows")
-    parser.add_argument("--characters", type=int, default=700, help="of a row at most")
     parser.add_argument("--fraction", type=float, default=0.1)
     parser.add_argument("--warmup-examples", type=int, default=64)
     chosen = parser.parse_args()

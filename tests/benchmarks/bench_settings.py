@@ -12,9 +12,7 @@ feature seed, which shows what chance alone changes; the last a random selection
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.selection.match import fitted_weights, relative_error, reserved_dimensions
 from tagcos_stream.selection.pursuit.omp import omp_select
-from tests.benchmarks.pools import single_exchanges, write_rows
+from tests.benchmarks.pools import arguments, single_exchanges, write_rows
 
 VARIANTS = ("adam", "adam-corrected", "preconditioned", "sgd", "sign")
 JUDGE = {"feature_seed": 1}
@@ -115,14 +113,10 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--each", type=int, default=33, help="rows of each dataset")
-    parser.add_argument("--characters", type=int, default=700, help="of a row at most")
-    parser.add_argument("--layers", type=int, default=30, help="of the model")
+    parser = arguments(__doc__, 700)
     parser.add_argument("--fraction", type=float, default=0.2)
+    parser.add_argument("--each", type=int, default=33, help="rows of each dataset")
+    parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--threads", type=int)
     chosen = parser.parse_args()
     for path in sorted(chosen.folder.glob("*.parquet")):

@@ -13,7 +13,6 @@ over queries ± its standard error (jackknife over halves). *All queries* is the
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from storage.arrays import segments
 from storage.catalog import runs, spaces, targets
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
-from tests.benchmarks.pools import single_exchanges, write_rows
+from tests.benchmarks.pools import arguments, single_exchanges, write_rows
 
 VARIANTS = ("adam-delta", "adam", "adam-corrected", "preconditioned", "sgd", "sign", "hidden")
 
@@ -114,14 +113,10 @@ def score(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--model", required=True)
+    parser = arguments(__doc__, 240)
     parser.add_argument("--examples", type=int, default=300)
     parser.add_argument("--queries", type=int, default=36)
     parser.add_argument("--halves", type=int, default=64)
-    parser.add_argument("--characters", type=int, default=240, help="of a row at most")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int)

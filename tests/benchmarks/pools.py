@@ -138,6 +138,16 @@ def write_rows(path: Path, dataset: str, rows: Iterable[Row]) -> None:
     path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
 
 
+def arguments(description: str | None, characters: int) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark that draws short rows from FOLDER into WORK and computes their features."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--characters", type=int, default=characters, help="of a row at most")
+    return parser
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)

@@ -443,10 +443,7 @@ def test_settings__wrong_values_are_named(changes: dict[str, Any], message: str)
 
 
 def test_command__nothing_held_out_is_a_mistake_that_one_line_explains(
-    small_settings: Callable[..., dict[str, Any]],
-    first_run: First,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_settings: Callable[..., dict[str, Any]], first_run: First, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     settings = small_settings()
     first_run(settings)
