@@ -8,14 +8,14 @@ import platform
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
 import polars as pl
 
 from storage.database import Catalog
-from storage.tables import insert_row, utc_now
+from storage.tables import fetch, insert_row, utc_now
 from tagcos_stream.types import UserError
 
 LATEST = "latest"  # the run that MAIN refers to
@@ -196,7 +196,7 @@ def promote(catalog: Catalog, run_id: str, name: str = MAIN) -> None:
         A valid name of runs (`tagcos_stream.config.check_run_name`).
     """
     with catalog.transaction() as connection:
-        insert_row(connection, "promotions", name=name, run_id=run_id, promoted_at=utc_now())
+        insert_row(connection, "promotions", name=name, run_id=run_id, promoted_at=_after_all(connection))
 
 
 def find_complete(catalog: Catalog, config_hash: str) -> str | None:
@@ -295,8 +295,16 @@ def finish_run(catalog: Catalog, run_id: str) -> None:
     with catalog.transaction() as connection:
         connection.execute(
             "UPDATE runs SET status = 'complete', error = NULL, updated_at = ?, finished_at = ? WHERE run_id = ?",
-            [utc_now(), utc_now(), run_id],
+            [utc_now(), _after_all(connection), run_id],
         )
+
+
+def _after_all(connection: duckdb.DuckDBPyConnection) -> datetime:
+    """Now; where the clock was set back, just after the newest completion or promotion: their order decides what `latest` is."""
+    query = "SELECT max(t) FROM (SELECT finished_at AS t FROM runs UNION ALL SELECT promoted_at FROM promotions)"
+    newest = fetch(connection, query).item()
+    now = utc_now()
+    return now if newest is None or newest < now else newest + timedelta(microseconds=1)
 
 
 def list_runs(catalog: Catalog) -> pl.DataFrame:
