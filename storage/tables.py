@@ -111,6 +111,22 @@ def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFram
     connection.unregister("incoming")
 
 
+def replace_of_run(connection: duckdb.DuckDBPyConnection, table: str, run_id: str, frame: pl.DataFrame) -> None:
+    """Replace a run's rows of a table.
+
+    Parameters
+    ----------
+    connection, table
+        As for `insert`.
+    run_id
+        The run.
+    frame
+        Its rows, without the column run_id.
+    """
+    connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+    insert(connection, table, frame.with_columns(run_id=pl.lit(run_id)))
+
+
 def insert_row(connection: duckdb.DuckDBPyConnection, table: str, *, replace: bool = False, **values: Any) -> None:
     """Append one row to a table.
 

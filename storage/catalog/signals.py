@@ -9,7 +9,7 @@ import polars as pl
 
 from storage.database import Catalog
 from storage.predicate import Predicate
-from storage.tables import insert, quoted, quoted_name, require
+from storage.tables import insert, quoted, quoted_name, replace_of_run, require
 from tagcos_stream.types import UserError
 
 # columns of the macro signals_of that a predicate may name, with their DuckDB types
@@ -154,8 +154,7 @@ def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
 def _replace(catalog: Catalog, run_id: str, table: str, rows: pl.DataFrame) -> None:
     """Record rows of a run in one of this module's tables, in place of those that it had."""
     with catalog.transaction() as connection:
-        connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-        insert(connection, table, rows.with_columns(run_id=pl.lit(run_id)))
+        replace_of_run(connection, table, run_id, rows)
 
 
 def pins(catalog: Catalog, run_id: str) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from storage.database import Catalog
-from storage.tables import insert, insert_row, require, utc_now
+from storage.tables import insert, insert_row, replace_of_run, require, utc_now
 from tagcos_stream.types import UserError
 
 
@@ -257,11 +257,9 @@ def record_coverage(catalog: Catalog, run_id: str, *, wanted: pl.DataFrame, chos
     chosen
         Columns of the table selection_targets, one row for each chosen example.
     """
-    run = pl.lit(run_id).alias("run_id")
     with catalog.transaction() as connection:
-        for table, rows in (("target_nearest", wanted), ("selection_targets", chosen)):
-            connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
-            insert(connection, table, rows.with_columns(run))
+        replace_of_run(connection, "target_nearest", run_id, wanted)
+        replace_of_run(connection, "selection_targets", run_id, chosen)
 
 
 def repeats(catalog: Catalog, run_id: str) -> dict[str, int]:

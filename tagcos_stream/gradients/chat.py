@@ -158,7 +158,7 @@ def encode(
     escaping = bool(inside) and special_tokens == "escape"
     if escaping:
         messages, tools = special.escaped(tokenizer, messages, tools)
-    layout, spans = render(tokenizer, messages, tools, template_kwargs)
+    layout, spans, unprinted = render(tokenizer, messages, tools, template_kwargs)
     if not spans:
         if any(message.get("tool_calls") for message in messages):
             raise CallsUnprinted("no assistant turn to train on: the chat template prints none of its tool calls")
@@ -172,7 +172,7 @@ def encode(
     target[:1] = False
     if not target.any():
         raise NoTargets(f"no target token within the first {max_length} tokens" if truncated else "no target token")
-    return Encoded(input_ids, target, truncated, len(inside), layout.unprinted)
+    return Encoded(input_ids, target, truncated, len(inside), unprinted)
 
 
 def template_fingerprint(tokenizer: Any) -> str:
@@ -199,7 +199,7 @@ def render(
     messages: Sequence[Message],
     tools: list | str | None = None,
     template_kwargs: Mapping[str, Any] | str | None = None,
-) -> tuple[Layout, list[mask.Span]]:
+) -> tuple[Layout, list[mask.Span], bool]:
     """Render a conversation and find the characters that are trained on.
 
     Parameters
@@ -210,7 +210,8 @@ def render(
     Returns
     -------
     tuple
-        The templated text with the places of its messages, and the [begin, end) characters of it that are trained on.
+        The templated text with the places of its messages, the [begin, end) characters of it that are trained on, and whether
+        the template leaves out what would be (`Encoded.unprinted`).
 
     Raises
     ------
@@ -228,7 +229,8 @@ def render(
                 raise
             # some templates concatenate arguments as they come from an API: as JSON text
             layout = mask.locate(template, _shown(template, messages, parts, arguments_as_text=True), variables, size)
-        return layout, mask.spans(layout, messages, openers, special.end_mark(tokenizer))
+        given = (layout, messages, openers, special.end_mark(tokenizer))
+        return layout, mask.spans(*given), mask.unprinted(*given)
     except TemplateRefused as error:
         raise TemplateRejects(str(error)) from error
     except TemplateFailed as error:

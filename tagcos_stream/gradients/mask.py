@@ -52,7 +52,6 @@ class Layout:
     printed: list[tuple[int, int, int]] = field(default_factory=list)  # begin, end, number of the chunk
     visited: set[int] = field(default_factory=set)
     last_mark: int = 0  # where the last loop over messages ended
-    unprinted: bool = False  # whether the template leaves out calls, or the reasoning of the last answer
 
 
 def locate(
@@ -85,7 +84,7 @@ def locate(
 
 
 def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], end_mark: re.Pattern[str]) -> list[Span]:
-    """The characters that are trained on. Notes in the layout if the template leaves out what would be.
+    """The characters that are trained on.
 
     Parameters
     ----------
@@ -109,13 +108,11 @@ def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], e
         if ranges is None:
             if message["role"] == "assistant":
                 turn = _turn(layout, i, openers, end_mark)
-                if _lacks_calls(layout, message, turn):
-                    layout.unprinted = True
-                    if not (message["content"].strip() or message.get("reasoning")):
-                        continue  # an end-of-turn mark alone would teach to answer nothing
-                found += turn
                 if not turn and i not in layout.visited and (message.get("tool_calls") or not layout.chunks):
                     raise MaskUnproved("turns cannot be told apart in what it prints")
+                prints_text = message["content"].strip() or _prints_reasoning(layout, message)
+                if prints_text or not _lacks_calls(layout, message, turn):  # an end mark alone would teach to answer nothing
+                    found += turn
         elif ranges:
             whole = _turn(layout, i, openers, end_mark)
             stop = whole[-1][1] if whole else 0
@@ -124,10 +121,27 @@ def spans(layout: Layout, messages: Sequence[Message], openers: Sequence[str], e
                 mapped = _mapped(layout, i, message["content"], span["begin"], span["end"])
                 if mapped is not None:
                     found.append((mapped[0], max(stop, mapped[1]) if span["end"] >= length else mapped[1]))
-    last = next((message for message in reversed(messages) if message["role"] == "assistant"), None)
-    if last is not None and (last.get("reasoning") or "").strip() not in layout.text:
-        layout.unprinted = True
     return [(begin, end) for begin, end in found if begin < end]
+
+
+def unprinted(layout: Layout, messages: Sequence[Message], openers: Sequence[str], end_mark: re.Pattern[str]) -> bool:
+    """Whether the template leaves out tool calls of a turn that is trained on, or the reasoning of the last answer.
+
+    The parameters are those of `spans`.
+    """
+    answers = [(i, message) for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if answers and answers[-1][1].get("reasoning") and not _prints_reasoning(layout, answers[-1][1]):
+        return True
+    return any(
+        message.get("train") is None and _lacks_calls(layout, message, _turn(layout, i, openers, end_mark))
+        for i, message in answers
+        if message.get("tool_calls")
+    )
+
+
+def _prints_reasoning(layout: Layout, message: Message) -> bool:
+    reasoning = (message.get("reasoning") or "").strip()
+    return bool(reasoning) and reasoning in layout.text
 
 
 def _lacks_calls(layout: Layout, message: Message, turn: Sequence[Span]) -> bool:

@@ -29,19 +29,6 @@ from tests.benchmarks.pools import arguments, single_exchanges, write_rows
 
 VARIANTS = ("adam", "adam-corrected", "preconditioned", "sgd", "sign")
 JUDGE = {"feature_seed": 1}
-# Each needs features of its own; {layers} is the last third of the model's layers.
-FEATURES: dict[str, dict[str, Any]] = {
-    "`feature_seed` 2": {"feature_seed": 2},
-    "`dtype` bfloat16": {"dtype": "bfloat16"},
-    "`lora_rank` 128": {"lora_rank": 128},
-    "`warmup_examples` 16": {"warmup_examples": 16},
-    "`warmup_examples` 256": {"warmup_examples": 256},
-    "adapters in the last third of the layers": {"lora_targets": "last third"},
-    "`max_length` 128": {"max_length": 128},
-    "`projection` rademacher": {"projection": "rademacher"},
-    "`checkpoints` 3": {"checkpoints": 3},
-    "`gradient` hidden": {"gradient": "hidden"},
-}
 CHOICES: dict[str, dict[str, Any]] = {
     **{f"`gradient` {variant}": {"gradient": variant} for variant in VARIANTS},
     **{f"`ridge` {value:g}": {"ridge": value} for value in (0.01, 0.1, 10.0)},
@@ -51,10 +38,22 @@ CHOICES: dict[str, dict[str, Any]] = {
 DIMENSIONS = (1024, 2048, 4096)
 
 
-def last_third(layers: int) -> tuple[str, ...]:
-    """Names of the attention projections of the last third of a Llama's layers."""
-    first = layers - layers // 3
-    return tuple(f"layers.{n}.self_attn.{name}_proj" for n in range(first, layers) for name in "qkvo")
+def with_features(layers: int) -> dict[str, dict[str, Any]]:
+    """Changes that each need features of their own, for a Llama of so many layers."""
+    last_third = range(layers - layers // 3, layers)
+    projections = tuple(f"layers.{n}.self_attn.{name}_proj" for n in last_third for name in "qkvo")
+    return {
+        "`feature_seed` 2": {"feature_seed": 2},
+        "`dtype` bfloat16": {"dtype": "bfloat16"},
+        "`lora_rank` 128": {"lora_rank": 128},
+        "`warmup_examples` 16": {"warmup_examples": 16},
+        "`warmup_examples` 256": {"warmup_examples": 256},
+        "adapters in the last third of the layers": {"lora_targets": projections},
+        "`max_length` 128": {"max_length": 128},
+        "`projection` rademacher": {"projection": "rademacher"},
+        "`checkpoints` 3": {"checkpoints": 3},
+        "`gradient` hidden": {"gradient": "hidden"},
+    }
 
 
 class Bench:
@@ -138,11 +137,8 @@ def main() -> None:
         bench.report(name, bench.reselect(changes))
     for dim in DIMENSIONS:
         bench.line(f"`dim` {dim:,}", bench.narrow(dim))
-    for name, changes in FEATURES.items():
-        changes = {"also_gradients": ()} | changes
-        if changes.get("lora_targets"):
-            changes["lora_targets"] = last_third(chosen.layers)
-        bench.report(name, *bench.run(changes))
+    for name, changes in with_features(chosen.layers).items():
+        bench.report(name, *bench.run({"also_gradients": ()} | changes))
 
 
 if __name__ == "__main__":

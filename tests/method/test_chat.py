@@ -85,7 +85,7 @@ def test_encode__ids_are_those_of_the_template() -> None:
 
 
 def test_encode__plain_template_is_documented_format() -> None:
-    layout, _ = render(tiny_tokenizer(None), CONVERSATION[1:3])
+    layout, *_ = render(tiny_tokenizer(None), CONVERSATION[1:3])
     assert layout.text == "<s><|user|>\nHow are you?\n\n<|assistant|>\nFine.  <|endoftext|>\n"
     assert "<|' + message['role'] + '|>" in PLAIN_TEMPLATE
 
@@ -287,6 +287,10 @@ def test_encode__calls_and_reasoning_that_the_template_leaves_out() -> None:
     for messages in ([ask, call, result, last], [ask, {**call, "content": "Look."}, result, last], [ask, thought]):
         assert encode(tokenizer, messages, max_length=999).unprinted
         assert not encode(printing, messages, max_length=999).unprinted
+    thinking = {**call, "reasoning": "hm"}
+    assert target_runs(tokenizer, [ask, thinking, result, last]) == ["Warm.<|im_end|>"]
+    only_reasoning = tiny_tokenizer(CHATML.replace("m['content']", "(m.get('reasoning') or '') + m['content']"))
+    assert target_runs(only_reasoning, [ask, thinking, result, last]) == ["hm<|im_end|>", "Warm.<|im_end|>"]
     for messages in ([ask, last], [ask, {**call, "train": []}, result, last], [ask, thought, ask, last]):
         assert not encode(tokenizer, messages, max_length=999).unprinted
 
