@@ -184,8 +184,10 @@ def _refuse_unread(row: Record, read: set[str], messages: list[Message]) -> None
     """RowError where a field with text was not read and does not stand in the messages either."""
     beside = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
     for name in beside:
-        if name == "text" and _holds(row[name], [part for field in row if field in read for part in _texts(row[field])]):
-            continue  # the conversation as its template prints it
+        if name == "text" and isinstance(row[name], str):
+            parts = [part for field in row if field in read for part in _texts(row[field])]
+            if _holds(row[name], parts):
+                continue  # the conversation as its template prints it
         if not _stand_in(list(_texts(row[name])), messages):
             raise RowError("unread_field", f"{name} has text that this row's shape leaves out; say what to read with `columns`")
 
@@ -194,8 +196,8 @@ def _is_text(name: str, value: Any) -> bool:
     """Whether the value is text of a prompt or an answer: other things stand under these names, too."""
     if name == "data" and not isinstance(value, str):
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if name == "text":
-        return isinstance(value, str) and bool(value.strip())
+    if name == "text" and isinstance(value, int | float):
+        return False
     return next(_texts(value), None) is not None
 
 

@@ -136,6 +136,9 @@ PAIR = {"question": "Which is odd?", "answer": "7"}
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "loss": 1, "train": False}]},
          "wrong_type", "train, loss"),
         ({"messages": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(x)"}]}, "wrong_type", "turn 1"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "text": ["A text of its own"]},
+         "unread_field", "text"),
+        ({"question": "Odd?", "answer": "No", "text": {"en": "A text of its own, in a field"}}, "unread_field", "text"),
         ({"query": "Rain?", "tools": "[]", "answers": "[]"}, "empty_answer", "answers"),
     ],
 )  # fmt: skip
