@@ -39,10 +39,12 @@ class RunContext:
 
     @property
     def catalog(self) -> Catalog:
+        """The root's catalog."""
         return self.root.catalog
 
     @property
     def memory_limit(self) -> int:
+        """Bytes that clustering and selection may take."""
         return memory_bytes(self.settings)
 
 
@@ -55,7 +57,9 @@ class StageResult(Protocol):
     """What a stage hands on (flows/results.py); `detail` is recorded in the catalog."""
 
     @property
-    def detail(self) -> Mapping[str, Any]: ...
+    def detail(self) -> Mapping[str, Any]:
+        """What the catalog records of the stage, as JSON values."""
+        ...
 
 
 Result = TypeVar("Result", bound=StageResult)
@@ -64,10 +68,13 @@ Result = TypeVar("Result", bound=StageResult)
 class DoStage(Protocol):
     """Does one stage, here or as a task of an orchestrator."""
 
-    def __call__(self, name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result: ...
+    def __call__(self, name: str, work: Callable[..., Result], run: RunContext, /, *given: Any) -> Result:
+        """Call `work(run, *given)` as the stage `name` and return its result."""
+        ...
 
 
 def open_settings_root(settings: Settings, reporter: Reporter) -> Root:
+    """Open or create the root that the settings name; wait while another process has it locked."""
     return open_root(settings.root, wait_seconds=settings.wait, on_wait=reporter.say)
 
 
@@ -91,6 +98,7 @@ def start_or_resume(settings: Settings, root: Root, reporter: Reporter, reselect
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries that results depend on."""
     return {"python": platform.python_version()} | {name: _installed_version(name) for name in VERSIONED}
 
 

@@ -35,6 +35,7 @@ class AdaptedModel:
 
     @property
     def is_loaded(self) -> bool:
+        """Whether the model is in memory."""
         return self._loaded is not None
 
     def load(self, settings: Settings, device: str) -> LoadedModel:
@@ -209,13 +210,15 @@ def gradient_token_budget(settings: Settings, loaded: LoadedModel, variants: int
 
 
 def token_budget(settings: Settings, loaded: LoadedModel, stage: str, need: Callable[[int], int], processes: int = 1) -> int:
-    """The token budget of a stage that needs need(budget) bytes in addition to the model, which `processes` run at a time.
+    """Return the token budget of a stage that needs need(budget) bytes in addition to the model, which `processes` run at a time.
 
     On a CPU it does not depend on the memory found, because a batch's size shows in the last bits of its features;
     on a GPU, where they repeat to rounding only, it is halved until the stage fits.
 
-    Raises:
-        UserError: it does not fit; with both sizes and what to lower.
+    Raises
+    ------
+    UserError
+        The stage does not fit; with both sizes and what to lower.
     """
     room, what = _room(settings, loaded, processes)
     on_gpu = loaded.device.startswith("cuda")

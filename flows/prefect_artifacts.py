@@ -58,6 +58,7 @@ class FlowReporter(LineReporter):
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        """Show the progress of a long stage as a progress artifact, too."""
         with super().stage(title, unit) as line:
             if title not in LONG:
                 yield line

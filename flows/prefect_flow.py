@@ -89,8 +89,11 @@ def _do_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given
 
 @contextmanager
 def _turn(root: str) -> Iterator[None]:
-    """One run at a time on a root. On one machine the root's own lock sees to that (a run waits `wait` seconds, and a killed
-    holder is gone at once); an object store may be written from several machines, so that the server keeps a limit for it."""
+    """Hold the server's limit of one run at a time on a root in an object store.
+
+    On one machine the root's own lock suffices (a run waits `wait` seconds, and a killed holder is gone at once); an object store
+    may be written from several machines.
+    """
     if "://" not in root or root.startswith("file:"):
         yield
         return

@@ -16,14 +16,22 @@ SETTLED = 10.0  # seconds before the time left is shown
 
 
 class Stage(Protocol):
+    """Callback with which a stage reports its progress."""
+
     def __call__(self, done: float, total: float | None = None, /) -> None:
         """Work done so far, in the stage's unit, and the whole where it is known."""
 
 
 class Reporter(Protocol):
-    def stage(self, title: str, unit: str) -> AbstractContextManager[Stage]: ...
+    """Shows the progress and the messages of a run."""
 
-    def say(self, text: str) -> None: ...
+    def stage(self, title: str, unit: str) -> AbstractContextManager[Stage]:
+        """Show a stage for the duration of the context, which yields the callback for its progress."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a message."""
+        ...
 
 
 class _Rate(ProgressColumn):
@@ -57,10 +65,12 @@ class BarReporter:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
+        """Print a message above the bars."""
         self.console.print(text, style="dim", markup=False, highlight=False)
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        """Show a progress bar with rate and time left."""
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description:<12}"),
@@ -87,10 +97,12 @@ class LineReporter:
         self.every = every
 
     def say(self, text: str) -> None:
+        """Write a message as a line."""
         self.write(text)
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        """Write a line of progress now and then, with rate and time left."""
         start = last = time.monotonic()
         first: float | None = None  # a resumed stage starts above zero, which must not count into its rate
         done, total = 0.0, None
@@ -116,13 +128,17 @@ class LineReporter:
 
 
 class SilentReporter:
+    """Shows nothing."""
+
     def say(self, text: str) -> None:
-        pass
+        """Show nothing."""
 
     @contextmanager
     def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        """Show nothing; the callback ignores its arguments."""
         yield lambda done, total=None: None
 
 
 def default_reporter() -> Reporter:
+    """Return progress bars for a terminal, lines for a log file."""
     return BarReporter() if sys.stderr.isatty() else LineReporter()

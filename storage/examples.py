@@ -73,5 +73,6 @@ class ExampleReader:
 
 
 def example_reader(root: Root) -> ExampleReader:
+    """Return a reader of all example texts of a root."""
     parts = root.catalog.read("SELECT segment, part, first_row, rows, path, digest FROM parts ORDER BY segment, part")
     return ExampleReader(root.files, parts)

@@ -19,6 +19,8 @@ CUT_OFF = "temporary file of a write that did not finish"
 
 @dataclass(frozen=True)
 class Orphan:
+    """A file of the root that nothing in the catalog refers to."""
+
     key: str
     bytes: int
     reason: str

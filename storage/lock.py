@@ -29,6 +29,7 @@ class Waiting:
         self._pause = 0.02
 
     def wait(self, reason: str, remedy: str) -> None:
+        """Sleep before the next attempt, longer each time. TransientError once the time to wait has passed."""
         now = time.monotonic()
         if now >= self._deadline:
             raise TransientError(f"{reason}; waited {self._seconds:g} s. {remedy}")

@@ -27,6 +27,7 @@ LATEST = "snapshots/latest.json"
 
 
 def snapshot_path(root: Root) -> Path:
+    """Return the path of the catalog's copy that is open to other readers."""
     return root.catalog_path.with_name("catalog-snapshot.duckdb")
 
 

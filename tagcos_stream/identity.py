@@ -104,8 +104,11 @@ def reading(settings: Settings) -> dict[str, Any]:
 
 
 def space_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that fix what a feature means, but for those named by content: the model, and an adapter of the user's own,
-    which brings its rank, targets and training with it. Hidden states of the model without adapter depend on no warm-up."""
+    """Return the settings that fix what a feature means, except for those identified by content.
+
+    Those are the model, and an adapter of the user's own, which brings its rank, targets and training with it. Hidden states of
+    the model without adapter depend on no warm-up.
+    """
     values = settings.model_dump(mode="json")
     trained = not settings.adapter and not settings.reads_base_model
     found = {name: values[name] for name in SPACE_FIELDS if trained or name not in WARMUP_FIELDS}
@@ -240,6 +243,10 @@ def _rows_digest(rows: pl.DataFrame) -> str:
 
 
 def evaluation_id(run_id: str, model: str, config: Mapping[str, Any], measured: str | None) -> str:
-    """12 hex digits. model: fingerprint of its content; config: how it is trained, in values that are resolved; measured: hash of
-    the rows that losses are measured on."""
+    """Return the id of a trial, 12 hex digits.
+
+    model: fingerprint of its content; config: how it is trained, in values that are resolved; measured: hash of the rows that
+    losses
+    are measured on.
+    """
     return digest([run_id, model, config, measured], 12)

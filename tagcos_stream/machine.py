@@ -151,7 +151,7 @@ def set_environment_defaults(
 
 
 def _user_cache(environment: MutableMapping[str, str]) -> Path:
-    """This program's folder in the user's cache; a temporary one where the user has none that can be written.
+    """Return the program's folder in the user's cache; a temporary one where the user has none that can be written.
 
     A temporary folder of a fixed name would not do: another user could put code there, which Numba would load.
     """

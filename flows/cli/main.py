@@ -180,6 +180,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def how_to_go_on(arguments: list[str]) -> str:
+    """Return what is kept of an interrupted command, and the command that continues it."""
     line = shlex.join(["tagcos", *arguments])
     if arguments[:1] and arguments[0] in RESUMED:
         return f"what was committed is kept. Go on with the same command:\n  {line}"

@@ -195,8 +195,10 @@ def _cell(value: Any, exact: bool = False) -> str:
 
 
 def in_terminal() -> bool:
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def console() -> Console:
+    """Return a console that prints text as it is, without markup or highlighting."""
     return Console(markup=False, highlight=False)

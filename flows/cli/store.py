@@ -103,6 +103,7 @@ def export(
 
 
 def print_exported(done: Exported) -> None:
+    """Print what an export wrote, what it left out and why."""
     left = sum(done.left_out.values())
     print(f"{done.rows} rows of {done.examples - left} of {done.examples} examples of {done.run_id} written to {done.path}")
     for reason, n in done.left_out.items():
@@ -216,6 +217,7 @@ def forget(
 
 
 def open_reader(root: str) -> Root:
+    """Open an existing root for reading."""
     from storage.root import open_root
 
     return open_root(root, create=False)

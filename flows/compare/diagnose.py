@@ -47,6 +47,8 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Unit:
+    """One selection to measure: a method, a fraction and a seed."""
+
     method: str
     fraction: float
     seed: int
@@ -86,14 +88,16 @@ def diagnose(
     memory_limit: float | None = None,
     reporter: Reporter | None = None,
 ) -> str:
-    """Measure methods (default: all that the run has the signals for) on the features of a complete run; returns that run's id.
+    """Measure methods on the features of a complete run; returns that run's id.
 
-    The default is the latest run, or the newest one with clusters where that one has none.
+    The default is the latest run, or the newest one with clusters where that one has none, and all methods that the run has the
+    signals for. Units that are there already are not measured again; a unit that does not fit in memory is left out with a
+    message.
 
-    Units that are there already are not measured again; a unit that does not fit in memory is left out with a message.
-
-    Raises:
-        UserError: no such run, a run without a clustering, an unknown method or a wrong fraction.
+    Raises
+    ------
+    UserError
+        No such run, a run without a clustering, an unknown method or a wrong fraction.
     """
     reporter = reporter or default_reporter()
     plan(methods, fractions, seeds)  # refuses what cannot be asked for, before a root is opened

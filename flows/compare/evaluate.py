@@ -32,8 +32,10 @@ from tagcos_stream.types import UserError
 def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     """Select, train and measure all that is asked for and not there yet; returns the evaluation's id.
 
-    Raises:
-        UserError: no such run, nothing to measure on, or a model, file or setting that does not fit.
+    Raises
+    ------
+    UserError
+        No such run, nothing to measure on, or a model, file or setting that does not fit.
     """
     reporter = reporter or default_reporter()
     root = open_root(asked.root, create=False, wait_seconds=asked.wait, on_wait=reporter.say)

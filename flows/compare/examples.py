@@ -49,11 +49,13 @@ class Texts:
         return [self._known[example_id] for example_id in rows["example_id"]]
 
     def encode_row(self, row: dict[str, Any]) -> Encoded | None:
+        """Encode a row of the store; None if this model has no target token for it or it is too long."""
         one = encode_row(self.tokenizer, row, self.longest, self.reject_long, self.special_tokens)
         return one if isinstance(one, Encoded) else None
 
 
 def texts(root: Root, loaded: Any, settings: Settings) -> Texts:
+    """Return the reader of a root's texts as the model and the run's settings encode them."""
     return Texts(root, loaded.tokenizer, max_length(settings, loaded), settings.too_long == "reject", settings.special_tokens)
 
 
@@ -66,6 +68,7 @@ class Heldout:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of all examples, without padding."""
         return sum(map(len, self.encoded))
 
     @property
@@ -80,8 +83,12 @@ class Heldout:
 
 
 def held_out(root: Root, run_id: str, read: Texts, files: Sequence[str], rows_per_dataset: int, reporter: Reporter) -> Heldout:
-    """The run's held-out examples, or those of the user's own files: of every dataset those with the lowest ids, at most
-    `rows_per_dataset` (0: all); those without a target token for this model are left out."""
+    """Return the run's held-out examples, or those of the user's own files.
+
+    Of every dataset those with the lowest ids, at most `rows_per_dataset` (0: all). Those without a target token for this model
+    are
+    left out.
+    """
     frame = _from_files(root.catalog, run_id, files, reporter) if files else heldout.heldout(root.catalog, run_id)
     frame = frame.with_columns(pl.col("dataset").fill_null("")).sort("dataset", "example_id")
     if rows_per_dataset:

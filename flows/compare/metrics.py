@@ -18,6 +18,8 @@ FORWARD = 1 / 3  # of the time that training on a token takes, measuring on it t
 
 @dataclass(frozen=True)
 class Measures:
+    """What trained models are measured on: held-out examples and tasks."""
+
     heldout: Heldout
     tasks: tuple[Task, ...]
     tokenizer: Any
@@ -32,6 +34,7 @@ class Measures:
 
     @property
     def digests(self) -> dict[str, str]:
+        """Digest of each task's questions, by task."""
         return {task.name: task.digest for task in self.tasks}
 
     def of(self, model: Any, progress: Callable[[float], None]) -> pl.DataFrame:

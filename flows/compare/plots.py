@@ -25,10 +25,12 @@ ERRORS = ("error_plain", "error_weighted", "error_fitted")
 
 
 def drawer(path: Path | None) -> Callable[[Callable[[Path], None]], None]:
-    """What draws to `path` when the work is done: nothing without a path, a word on standard error without matplotlib.
+    """Return the function that draws to `path` when the work is done; it does nothing without a path or without matplotlib.
 
-    Raises:
-        UserError: the name says no format that is drawn; raised before hours of work rather than after.
+    Raises
+    ------
+    UserError
+        No image format has the name's suffix; raised before hours of work rather than after.
     """
     if path is None:
         return lambda draw: None
@@ -40,8 +42,10 @@ def drawer(path: Path | None) -> Callable[[Callable[[Path], None]], None]:
 
 
 def plot_evaluation(catalog: Catalog, evaluation_id: str, path: Path) -> None:
-    """Of every method the mean over seeds and its standard error, a panel a regime and fraction; of the loss, else of the first
-    measure there is."""
+    """Plot each method's mean over seeds and its standard error, a panel a regime and fraction.
+
+    The measure is the loss, or else the first one there is.
+    """
     results = evaluations.results(catalog, evaluation_id).filter(pl.col("part").is_null())
     measure = "loss" if "loss" in results["measure"] else results["measure"][0]
     panels = results.filter(pl.col("measure") == measure).partition_by("regime", "fraction", maintain_order=True)

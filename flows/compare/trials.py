@@ -33,6 +33,7 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The trial in words, for messages."""
         key = self.key
         share = "" if key.method in (BASE, FULL) else f"{key.fraction:.3g}"
         words = (key.method, key.gradient, key.setting, share, f"seed {key.seed}", key.regime, "weighted" if key.weighted else "")

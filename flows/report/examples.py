@@ -33,6 +33,7 @@ def side_by_side(facts: Facts, samples: Samples, known: Datasets, word: str) -> 
 
 
 def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str, reason: str) -> Example:
+    """Make the page's example from a row of the report's samples."""
     facts = [
         f"{written(row[name], 'count')} {words}"
         for name, words in (("tokens", "tokens"), ("target_tokens", "of them targets"))

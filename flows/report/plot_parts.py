@@ -28,11 +28,12 @@ class Plot:
 
 
 def axis(title: str | None, **more: Any) -> dict[str, Any]:
+    """Return a Vega-Lite axis."""
     return {"title": title, **more}
 
 
 def tooltip(*fields: tuple[str, str, str | None]) -> list[dict[str, Any]]:
-    """(field, words, number format)"""
+    """Return the entries of a tooltip, given as (field, words, number format)."""
     return [{"field": name, "title": words} | ({"format": form} if form else {}) for name, words, form in fields]
 
 
@@ -43,18 +44,22 @@ def chart(height: int | None, **more: Any) -> dict[str, Any]:
 
 
 def quantity(name: str, title: str, **more: Any) -> dict[str, Any]:
+    """Return the encoding of a number, with about six ticks."""
     scale = more.pop("scale", {})
     return {"field": name, "type": "quantitative", "axis": axis(title, tickCount=6, **more), "scale": scale}
 
 
 def nominal_names() -> dict[str, Any]:
+    """Return the encoding of names in the order of the data."""
     return {"field": "name", "type": "nominal", "sort": None, "axis": axis(None, labelLimit=150)}
 
 
 def legend(title: str | None = None, columns: int = 2) -> dict[str, Any]:
+    """Return a legend above the plot."""
     return {"title": title, "orient": "top", "columns": columns, "labelLimit": 150, "symbolOpacity": 1}
 
 
 def before_after() -> dict[str, Any]:
+    """Return the colors of pool (before) and selection (after)."""
     scale = {"domain": ["pool", "selection"], "range": [POOL, CHOSEN]}
     return {"field": "who", "type": "nominal", "scale": scale, "legend": legend()}

@@ -27,6 +27,7 @@ SOURCE_COUNTS = ("before", "pool", "new", "returned", "retired", "rejected", "se
 
 
 def rejects(facts: Facts) -> Section:
+    """Return the section of rejected rows, by reason and source."""
     if facts.rejects.is_empty():
         return Section("rejects", "Rejects", missing="No row was rejected: every input row is an example with a feature.")
     rows = [
@@ -191,6 +192,7 @@ def _cell(value: Any) -> Any:
 
 
 def lineage(facts: Facts) -> Section:
+    """Return the section of the run's identities, settings and versions."""
     run, space = facts.run, facts.space
     general = {
         "run": run["run_id"],
@@ -225,6 +227,7 @@ def lineage(facts: Facts) -> Section:
 
 
 def setting(value: Any) -> Any:
+    """Return a setting as text, URLs without credentials."""
     if isinstance(value, str):
         return plain_url(value)
     if isinstance(value, list):
@@ -238,6 +241,7 @@ def _pairs(id: str, caption: str, values: dict[str, Any]) -> Table:
 
 
 def stages(facts: Facts) -> Section:
+    """Return the section of each stage's wall time and peak memory."""
     rows = facts.stages.to_dicts()
     if not rows:
         return Section("stages", "Time and memory", missing="No stage was recorded.")

@@ -26,6 +26,7 @@ OUTLINE_POINTS = 25
 
 
 def datasets(facts: Facts, known: Datasets) -> Section:
+    """Return the section of each dataset's share of pool and selection."""
     rows = [
         row | {"name": named(row["dataset"]), "s": known.place(row["dataset"]), "taken": row["selected"] / row["pool"]}
         for row in facts.datasets.to_dicts()
@@ -140,6 +141,7 @@ def _clusters(facts: Facts, samples: Samples, known: Datasets, *, own: bool) -> 
 
 
 def budgets(facts: Facts, known: Datasets, word: str) -> Section:
+    """Return the section of how many examples each group was given."""
     title, by_group = "Budget", parts(facts.group_datasets, known, "group_id")
     rows = [
         row | {"c": row["group_id"], "parts": by_group.get(row["group_id"], [])}
@@ -219,6 +221,7 @@ def residuals(facts: Facts, word: str) -> Section:
 
 
 def lengths(facts: Facts, known: Datasets) -> Section:
+    """Return the section of tokens, characters, turns and loss, before and after."""
     drawn, rows = [], []
     for measure, unit in (
         ("tokens", "tokens"),

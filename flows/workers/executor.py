@@ -54,11 +54,9 @@ def partitioned(
 ) -> Iterator[Any]:
     """Do all tasks; on threads in order, else in the order in which they finish.
 
-    Args:
-        ahead: tasks that `work` takes before it gives the first one's result.
-        progress: gets the work done within tasks, on threads.
-        needs_model: whether `work` runs the model, on the device of the settings; otherwise processes get no device, and torch is
-            not imported to count them.
+    `ahead` is how many tasks `work` takes before it yields the first one's result; `progress` gets the work done within tasks, on
+    threads. `needs_model`: whether `work` runs the model, on the device of the settings; otherwise processes get no device, and
+    torch is not imported to count them.
     """
     place = place_of(settings)
     if place == "threads":

@@ -32,6 +32,8 @@ STRETCHES_A_WORKER = 8
 
 @dataclass(frozen=True)
 class PassSpec:
+    """What a worker needs for a pass over all features of a pool."""
+
     files: Files
     space_id: str
     pool: pl.DataFrame  # segment, row: in that order
@@ -41,6 +43,7 @@ class PassSpec:
 def sum_stretches(
     spec: PassSpec, resources: WorkerResources, tasks: Iterator[tuple[int, Stretch]], progress: Progress | None
 ) -> Iterator[tuple[int, StretchSums]]:
+    """Sum the features of each cluster, by stretch of the pool; a `Work` for any executor."""
     rows, nearest = _opened(spec, resources), Nearest(spec.centroids, "cpu")
     for number, stretch in tasks:
         yield number, pass_sums(rows, nearest, stretch)
@@ -49,6 +52,7 @@ def sum_stretches(
 def assign_stretches(
     spec: PassSpec, resources: WorkerResources, tasks: Iterator[tuple[int, Stretch, np.ndarray]], progress: Progress | None
 ) -> Iterator[tuple[int, Assigned]]:
+    """Assign every row to its nearest centroid, by stretch of the pool; a `Work` for any executor."""
     rows, assigner = _opened(spec, resources), Assigner(spec.centroids, "cpu")
     for number, stretch, keys in tasks:
         yield number, assign_stretch(rows, assigner, stretch, keys)

@@ -37,6 +37,7 @@ class RayWorker:
         self._todo.put(task)
 
     def results(self) -> Iterator[Any]:
+        """Yield None once the worker is ready, then each result; last the error that ended the work, if there is one."""
         yield None
         try:
             # not "yield from": Ray sends into its generators, and what it sends would reach an iterator that takes nothing

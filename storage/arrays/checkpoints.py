@@ -28,6 +28,7 @@ class SavedFile:
 
 
 def checkpoint_key(space_id: str, step: int) -> str:
+    """Return the key of a checkpoint's file."""
     return f"spaces/{space_id}/step-{step:06d}.safetensors"
 
 
@@ -74,6 +75,7 @@ def load_checkpoint(files: Files, space_id: str, step: int, *, weight: float, di
 
 
 def save_space(files: Files, space_id: str, fingerprint: Mapping[str, Any]) -> None:
+    """Write the fingerprint of a feature space beside its arrays. ValueError if it is another space's."""
     if identity.space_id(fingerprint) != space_id:
         raise ValueError(f"the fingerprint's id is {identity.space_id(fingerprint)}, not {space_id}")
     files.write(

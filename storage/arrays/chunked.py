@@ -64,10 +64,12 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row, uncompressed."""
         return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @property
     def n_chunks(self) -> int:
+        """Number of chunks; the last one may be shorter."""
         return -(-self.shape[0] // self.chunk_rows)
 
     @property
@@ -76,15 +78,18 @@ class ArraySpec:
         return self.chunk_rows * self.row_bytes + CRC_BYTES
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk and the row after its last. ValueError if there is no such chunk."""
         if not 0 <= chunk < self.n_chunks:
             raise ValueError(f"array {self.name} has chunks 0 to {self.n_chunks - 1}, asked for {chunk}")
         return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0])
 
     def chunk_key(self, group: str, chunk: int) -> str:
+        """Return the key of a chunk's file."""
         return f"{group}/{self.name}/c.{chunk}" + ".0" * (len(self.shape) - 1)
 
 
 def crc32c(data: np.ndarray) -> int:
+    """Return the CRC-32C of an array's bytes."""
     return int(google_crc32c.value(np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
 
 
@@ -128,6 +133,7 @@ def create_group(
 
 
 def check_declaration(files: Files, group: str, declared: Mapping[str, bytes]) -> None:
+    """Compare the stored metadata of an array with what this version writes. DamagedStore if they differ."""
     for key, expected in declared.items():
         wanted, found = json.loads(expected), read_json(files, f"{group}/{key}")
         for field in READ_BY:
@@ -150,6 +156,7 @@ def read_attributes(files: Files, group: str, expected_format: int) -> dict[str,
 
 
 def read_json(files: Files, key: str) -> dict[str, Any]:
+    """Read a JSON object. DamagedStore if the file is missing or broken."""
     try:
         return dict(json.loads(files.read(key)))
     except FileNotFoundError:
@@ -215,12 +222,14 @@ def _damaged(files: Files, key: str, spec: ArraySpec, chunk: int, problem: str, 
 
 
 def write_array(files: Files, group: str, spec: ArraySpec, data: np.ndarray, *, durable: bool = True) -> None:
+    """Write all chunks of an array."""
     for chunk in range(spec.n_chunks):
         start, stop = spec.chunk_range(chunk)
         write_chunk(files, group, spec, chunk, data[start:stop], durable=durable)
 
 
 def read_array(files: Files, group: str, spec: ArraySpec, *, remedy: str) -> np.ndarray:
+    """Read all chunks of an array and verify their checksums. DamagedStore, with the remedy, if one is wrong."""
     out = np.empty(spec.shape, spec.dtype)
     for chunk in range(spec.n_chunks):
         start, stop = spec.chunk_range(chunk)

@@ -40,10 +40,12 @@ class PartInfo:
 
 
 def clustering_group(clustering_id: str) -> str:
+    """Return the key of a clustering's Zarr group."""
     return f"clusterings/{clustering_id}.zarr"
 
 
 def part_group(clustering_id: str, part: int) -> str:
+    """Return the key of one part of a clustering."""
     return f"{clustering_group(clustering_id)}/part-{part:05d}"
 
 
@@ -69,14 +71,18 @@ def choose_chunk_rows(n_rows: int, n_clusters: int, dim: int, memory_limit: int)
 
 
 def centroids_spec(n_clusters: int, dim: int) -> ArraySpec:
+    """Describe the array of k-means centroids."""
     return ArraySpec(
         "centroids", (n_clusters, dim), 256, "float32", 0.0, ("cluster", "feature"), "k-means centroids; they never move"
     )
 
 
 def part_specs(n_rows: int, n_clusters: int, touched: int, slots: int, dim: int, chunk_rows: int) -> dict[str, ArraySpec]:
-    """By name. Sums and squares are of the part's own rows: those of a clustering, or of any choice of its rows, follow by
-    adding and taking off, exactly."""
+    """Describe the arrays of a part, by name.
+
+    Sums and squares are of the part's own rows; those of a clustering, or of any choice of its rows, follow from them exactly by
+    addition and subtraction.
+    """
 
     def long(rows: int) -> int:
         return max(min(rows, _LONG_CHUNK), 1)
@@ -204,6 +210,7 @@ def write_centroids(files: Files, clustering_id: str, centroids: np.ndarray) -> 
 
 
 def parts_digest(checksums: np.ndarray) -> str:
+    """Return a digest of a part's checksums, 32 hex digits."""
     return hashlib.blake2b(np.asarray(checksums, "<u4").tobytes(), digest_size=16).hexdigest()
 
 

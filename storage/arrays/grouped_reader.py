@@ -33,6 +33,8 @@ CHUNKS_KEPT = 4  # a chunk that ends in one block and goes on in the next is rea
 
 @dataclass(frozen=True)
 class Part:
+    """A part of a clustering: its arrays, and which rows its slots hold."""
+
     group: str
     specs: dict[str, ArraySpec]
     first_slot: np.ndarray
@@ -63,6 +65,7 @@ class PositionRows:
         self._ahead = ReadAhead(self._load, len(self.starts) - 1)
 
     def read(self, block: int) -> np.ndarray:
+        """Return a block, which was read ahead."""
         return self._ahead.get(block)
 
     def _load(self, block: int) -> np.ndarray:
@@ -122,6 +125,7 @@ class ClusteringReader:
         self.n_rows = offset
 
     def read_array(self, part: Part, name: str) -> np.ndarray:
+        """Read a whole array of a part. DamagedStore if a checksum is wrong."""
         return read_array(self._files, part.group, part.specs[name], remedy=self._remedy)
 
     def _open_part(self, part: int, offset: int) -> Part:
@@ -194,6 +198,7 @@ class ClusteringReader:
         return np.flatnonzero(self.labels == cluster if keep is None else (self.labels == cluster) & keep)
 
     def cluster(self, cluster: int, keep: np.ndarray | None = None) -> RowBlocks:
+        """Return the rows of a cluster, all or those to keep, as blocks."""
         return self.rows(self.cluster_rows(cluster, keep))
 
     def verify_tables(self) -> None:

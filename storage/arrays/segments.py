@@ -33,10 +33,12 @@ _HALF_EXPONENT = np.uint16(0x7C00)  # all ones in a float16 that is infinite or 
 
 
 def segment_group(space_id: str, segment: str) -> str:
+    """Return the key of a segment's Zarr group."""
     return f"spaces/{space_id}/segments/{segment}.zarr"
 
 
 def features_spec(rows: int, dim: int, chunk_rows: int) -> ArraySpec:
+    """Describe the array of features."""
     return ArraySpec(
         "features",
         (rows, dim),
@@ -49,6 +51,7 @@ def features_spec(rows: int, dim: int, chunk_rows: int) -> ArraySpec:
 
 
 def ids_spec(rows: int) -> ArraySpec:
+    """Describe the array of example ids."""
     return ArraySpec(
         "example_ids", (rows, 16), 65_536, "uint8", 0, ("example", "byte"), "the 128-bit example ids, big-endian as in hex"
     )
@@ -64,6 +67,7 @@ class SegmentWriter:
         self.n_blocks = spec.n_chunks
 
     def block_range(self, block: int) -> tuple[int, int]:
+        """Return the first row of a block and the row after its last."""
         return self.spec.chunk_range(block)
 
     def write_block(self, block: int, features: np.ndarray) -> int:
@@ -128,6 +132,7 @@ class SegmentReader:
         self.remedy = f"run `tagcos check --repair` to have block(s) of segment {segment} computed again, then the same command"
 
     def chunk_key(self, block: int) -> str:
+        """Return the key of a block's file."""
         return self.spec.chunk_key(self._group, block)
 
     def read_block(self, block: int) -> np.ndarray:
@@ -135,9 +140,11 @@ class SegmentReader:
         return self.read_block_checksum(block)[0]
 
     def expect_block(self, block: int) -> None:
+        """Prefetch a block where the store can."""
         self._files.expect(self.chunk_key(block))
 
     def read_block_checksum(self, block: int) -> tuple[np.ndarray, int]:
+        """Return a block (r, D) float16, verified, and its CRC-32C."""
         found = read_chunk(self._files, self._group, self.spec, block, remedy=self.remedy)
         self._verified.add(block)
         return found
@@ -170,6 +177,7 @@ class SegmentReader:
 
 
 def open_segment(files: Files, space_id: str, segment: str) -> SegmentReader:
+    """Open a segment for reading. DamagedStore if its metadata are missing or of another format."""
     return SegmentReader(files, space_id, segment, _opened(files, space_id, segment))
 
 
@@ -195,6 +203,7 @@ class FeatureRows:
 
     @property
     def segments(self) -> list[str]:
+        """Names of the segments, in order."""
         return [reader.segment for reader in self._readers]
 
     @cached_property

@@ -123,8 +123,11 @@ def cut_off(catalog: Catalog, run_id: str, base: str) -> pl.DataFrame:
 
 
 def outcome(catalog: Catalog, run_id: str) -> dict[str, Any]:
-    """Return what a run selected from how many examples, its churn (None where it has no earlier selection), the run that it
-    selects from again, and the summary of its sources if ingest compared them with an earlier run."""
+    """Return what a run selected, and what changed since the run before.
+
+    The number selected and of how many examples, the churn (None where it has no earlier selection), the run that it selects from
+    again, and the summary of its sources if ingest compared them with an earlier run.
+    """
     found = catalog.read(
         """SELECT (SELECT reselects FROM runs WHERE run_id = $run) AS reselects,
             (SELECT detail->>'changes' FROM stages

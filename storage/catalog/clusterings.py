@@ -105,6 +105,7 @@ def find_clustering(catalog: Catalog, recipe: str, pool: pl.DataFrame) -> str | 
 
 
 def exists(catalog: Catalog, clustering_id: str) -> bool:
+    """Return whether the catalog has this clustering."""
     return len(catalog.read("SELECT 1 AS one FROM clusterings WHERE clustering_id = ?", [clustering_id])) > 0
 
 

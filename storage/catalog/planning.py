@@ -71,8 +71,10 @@ def segment_rows(catalog: Catalog, pool: pl.DataFrame) -> int:
 
 
 def with_features(catalog: Catalog, space_id: str, pool: pl.DataFrame) -> pl.DataFrame:
-    """example_id, segment, row, dataset, target_tokens of the pool's rows (segment, row) with a feature in the space, in order of
-    segment and row."""
+    """Return the pool's rows (segment, row) that have a feature in the space, in order of segment and row.
+
+    Columns: example_id, segment, row, dataset, target_tokens.
+    """
     with catalog.reading() as connection:
         connection.register("wanted", pool.select("segment", "row").to_arrow())
         return connection.sql(

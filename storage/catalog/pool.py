@@ -32,12 +32,12 @@ class IngestCounts:
 
 
 def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bool = True) -> pl.DataFrame:
-    """Name the run's files: source, url, digest, size, format, and optionally spec (text of the reading rules)
-    weight and scores (columns of the user's own that are read with its rows).
+    """Record the run's files: source, url, digest, size, format, and optionally spec, weight and scores.
 
+    spec is the text of the reading rules; scores are columns of the user's own that are read with the rows.
     of_pool: False for files of a target set, whose examples are not in the pool on their account.
 
-    Returns one row a file version, in the order given: file_id, rows_done, complete, and the columns given. A version met
+    Returns one row a file version, in the order given: file_id, rows_done, complete, and the columns given. A version read
     before keeps its progress, so that an unchanged file costs nothing.
     """
     if "spec" not in files.columns:
@@ -215,8 +215,10 @@ def _insert_rejects(connection: duckdb.DuckDBPyConnection, run_id: str, file_id:
 def _open_segment(
     connection: duckdb.DuckDBPyConnection, run_id: str, held: bool, target: bool, begun: int
 ) -> tuple[str, bool, bool, bool, int, int]:
-    """(segment, are its rows held out, are they of a target set, is it new, its next row, its next part) that takes the run's
-    new examples; `begun` new segments are not in the catalog yet."""
+    """Return the segments that take the run's new examples; the first `begun` new ones are not in the catalog yet.
+
+    Each as (segment, are its rows held out, are they of a target set, is it new, its next row, its next part).
+    """
     query = "SELECT segment FROM segments WHERE run_id = ? AND NOT closed AND heldout = ? AND coalesce(target, false) = ?"
     found = connection.execute(query, [run_id, held, target]).fetchall()
     if not found:
@@ -281,8 +283,10 @@ def dataset_weights(catalog: Catalog, run_id: str) -> dict[str, float]:
 
 
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:
-    """Leave these out of the run's pool: segment, row, example_id, reason, detail, and like_id, likeness, kept_id. Replaces an
-    earlier list."""
+    """Leave these out of the run's pool; replaces an earlier list.
+
+    Columns: segment, row, example_id, reason, detail, and like_id, likeness, kept_id.
+    """
     found = require(found, ["segment", "row", "example_id", "reason", "detail", "like_id", "likeness", "kept_id"])
     with catalog.transaction() as connection:
         connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
@@ -290,5 +294,8 @@ def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) 
 
 
 def pool_sample(catalog: Catalog, run_id: str, n: int, seed: int) -> pl.DataFrame:
-    """n examples of the pool (all, where it has fewer) in random order, the same on every platform and version: order of md5."""
+    """Return n examples of the pool (all, where it has fewer) in random order.
+
+    The order of md5, the same on every platform and version.
+    """
     return catalog.read("FROM pool_of(?) ORDER BY md5(example_id || ?), example_id LIMIT ?", [run_id, f"/{seed}", n])

@@ -308,8 +308,11 @@ def _after_all(connection: duckdb.DuckDBPyConnection) -> datetime:
 
 
 def list_runs(catalog: Catalog) -> pl.DataFrame:
-    """Newest first, in order of completion or last sign of life: run_id, name, names (that refer to it), method, fraction (asked
-    for, or selected / pool), status, started_at, finished_at, attempts, pool, heldout, selected, seconds, error."""
+    """Return all runs, newest first, in order of completion or last sign of life.
+
+    Columns: run_id, name, names (that refer to it), method, fraction (asked for, or selected / pool), status, started_at,
+    finished_at, attempts, pool, heldout, selected, seconds, error.
+    """
     return catalog.read("""
         SELECT r.run_id, r.name, n.names, r.method,
             CASE WHEN r.status = 'complete' THEN c.selected / c.pool
@@ -332,6 +335,8 @@ def list_runs(catalog: Catalog) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class RunStatus:
+    """A run's row and how far each of its stages is, in counts."""
+
     run: dict[str, Any]
     stages: pl.DataFrame
     examples: int

@@ -18,6 +18,8 @@ from tagcos_stream.types import Checkpoint
 
 @dataclass(frozen=True)
 class Space:
+    """A feature space: what its features mean, and the checkpoints that they are averaged over."""
+
     space_id: str
     recipe: str
     variant: str
@@ -119,8 +121,10 @@ def segment_ids(catalog: Catalog, segment: str) -> pl.Series:
 
 
 def missing(catalog: Catalog, space_id: str, run_id: str | None = None) -> dict[str, list[int]]:
-    """Blocks that are not complete, by segment; with a run, only those in which its pool or target has a row. One query for all
-    segments: a pool that grows daily has many."""
+    """Return the blocks that are not complete, by segment; with a run, only those in which its pool or target has a row.
+
+    One query for all segments: a pool that grows daily has many.
+    """
     found = catalog.read(
         """WITH wanted AS (
             SELECT DISTINCT segment, e.row // s.block_rows AS block FROM feature_segments s JOIN examples e USING (segment)
@@ -221,8 +225,11 @@ def feature_status(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame
 
 
 def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
-    """The run's examples that have a feature: example_id, segment, row, dataset, turns, chars, tokens, target_tokens, loss, norm,
-    ifd (null where it was not computed), in order of segment and row. Only rows of complete blocks: an orphan is never read."""
+    """Return the run's examples that have a feature, in order of segment and row.
+
+    Columns: example_id, segment, row, dataset, turns, chars, tokens, target_tokens, loss, norm, ifd (null where it was not
+    computed). Only rows of complete blocks: an orphan is never read.
+    """
     return catalog.read(
         """SELECT p.*, r.tokens, r.target_tokens, r.loss, r.norm, r.loss / l.loss AS ifd FROM pool_of($run) p
         JOIN feature_rows r ON r.segment = p.segment AND r.row = p.row
@@ -233,8 +240,10 @@ def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
 
 
 def computed_by(catalog: Catalog, run_id: str, space_ids: Sequence[str]) -> dict[str, int]:
-    """What a run computed, over all its attempts: computed (rows), tokens through the model, rejected (rows). A block that was
-    computed for several spaces in one pass counts once."""
+    """Return what a run computed over all its attempts: computed (rows), tokens through the model, rejected (rows).
+
+    A block that was computed for several spaces in one pass counts once.
+    """
     found = catalog.read(
         """SELECT coalesce(sum(rows), 0)::BIGINT AS computed, coalesce(sum(tokens), 0)::BIGINT AS tokens,
             coalesce(sum(rejected), 0)::BIGINT AS rejected

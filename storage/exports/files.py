@@ -101,8 +101,11 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool) -> Iterator[Write]:
-    """A function that takes rows, written through to disk at the end. In folders the data are Parquet: `datasets`, which trainers
-    read JSON lines with, takes a column's type from a file's first megabytes and fails where a flag or a tool comes later."""
+    """Yield a function that takes rows; they are durable at the end.
+
+    In folders the data are Parquet: `datasets`, with which trainers read JSON lines, takes a column's type from a file's first
+    megabytes and fails where a flag or a tool comes later.
+    """
     if suffix == ".jsonl":
         with path.open("wb") as file:
             yield lambda rows: file.writelines(_line(row) for row in rows)

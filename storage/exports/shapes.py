@@ -65,20 +65,25 @@ class Unfit(ValueError):
 
 
 def messages(example: Example, notes: Counter[str]) -> list[Row]:
-    """Our own shape, which holds everything: every key of a turn, trained character ranges included, tools and arguments of the
-    template."""
+    """Return a row in our own shape, which holds everything.
+
+    Every key of a turn, trained character ranges included, tools and arguments of the template.
+    """
     turns = [{"role": m["role"], "content": m["content"], **_structure(m), "train": m["train"]} for m in example["messages"]]
     return [{"messages": turns, "tools": example["tools"], **_arguments(example), **_extra(example)}]
 
 
 def sharegpt(example: Example, notes: Counter[str]) -> list[Row]:
-    """conversations of from and value; a turn's train flag stands as `train`, character ranges as axolotl's `train_detail`."""
+    """Return conversations of from and value; a turn's train flag is `train`, its character ranges axolotl's `train_detail`."""
     turns = [{"from": FROM[m["role"]], "value": m["content"], **_structure(m), **_axolotl_flags(m)} for m in example["messages"]]
     return [{"conversations": turns, "tools": example["tools"] or "", **_arguments(example), **_extra(example)}]
 
 
 def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
-    """instruction and output of the last exchange, those before it as `history` (pairs), whose answers count as trained."""
+    """Return the last exchange as instruction and output, those before it as `history`.
+
+    `history` holds pairs, whose answers count as trained.
+    """
     if any(m["tool_calls"] for m in example["messages"]):
         raise Unfit("tool calls")
     if any(m["reasoning"] for m in example["messages"]):
@@ -96,8 +101,10 @@ def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
 
 
 def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
-    """A row for each trained turn, the turns before it as its prompt, so that what is trained on is the same as in the whole
-    conversation. Rows share the example's weight by the characters of their completions. `turn`: number of the completion."""
+    """Return a row for each trained turn, the turns before it as its prompt: the same is trained on as in the whole conversation.
+
+    Rows share the example's weight by the characters of their completions. `turn`: number of the completion.
+    """
     turns = [{"role": m["role"], "content": m["content"], **_structure(m)} for m in example["messages"]]
     lengths = [characters(m) for m in example["messages"]]
     wanted = []
@@ -125,8 +132,10 @@ def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
 
 
 def llama_factory(example: Example, notes: Counter[str]) -> list[Row]:
-    """LLaMA-Factory's sharegpt formatting, which trains every answer and has neither flags nor names nor weights. Calls are turns
-    of their own, reasoning stands before the answer as its templates print it."""
+    """Return LLaMA-Factory's sharegpt formatting, which trains every answer and has neither flags nor names nor weights.
+
+    Calls are turns of their own; reasoning stands before the answer, as LLaMA-Factory's templates print it.
+    """
     system, turns = _exchanges(example, "LLaMA-Factory")
     if example["weight"] != 1:
         notes["weights stand in a column that LLaMA-Factory does not read"] += 1
@@ -143,7 +152,7 @@ def llama_factory(example: Example, notes: Counter[str]) -> list[Row]:
 
 
 def axolotl(example: Example, notes: Counter[str]) -> list[Row]:
-    """axolotl's chat_template: train flags and ranges of turns survive as message_field_training and _detail."""
+    """Return axolotl's chat_template rows: turns keep flags and ranges as message_field_training and _detail."""
     if example["template_kwargs"]:
         raise Unfit("arguments for the chat template")
     if example["weight"] != 1:

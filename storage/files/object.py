@@ -45,6 +45,7 @@ class ObjectFiles:
         return ObjectFiles, (self.url,)  # a worker opens its own connection
 
     def place(self, key: str) -> str:
+        """Return an object's URL, for messages."""
         return f"{self.url}/{key}"
 
     def link(self, key: str) -> str:
@@ -61,15 +62,18 @@ class ObjectFiles:
         return key
 
     def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, or None."""
         try:
             return int(self._api.head(self._store, self._checked(key))["size"])
         except FileNotFoundError:
             return None
 
     def read(self, key: str) -> bytes:
+        """Return an object's content."""
         return bytes(self._api.get(self._store, self._checked(key)).bytes())
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
+        """Fill an array from an object by one range request; returns the bytes read."""
         # One request, whatever the size: pieces would cost a round trip each. A range past the end is cut, or refused.
         try:
             found = self._api.get_range(self._store, self._checked(key), start=offset, length=out.size)
@@ -85,9 +89,11 @@ class ObjectFiles:
         return int(got.size)
 
     def expect(self, key: str) -> None:
+        """Do nothing but check the key: an object store has no prefetch."""
         self._checked(key)
 
     def read_pieces(self, key: str, pieces: Sequence[tuple[np.ndarray, int]]) -> bool:
+        """Read pieces of an object by one request; False if it is missing or too short."""
         try:
             found = self._api.get_ranges(
                 self._store, self._checked(key), starts=[at for _, at in pieces], lengths=[out.size for out, _ in pieces]
@@ -101,6 +107,7 @@ class ObjectFiles:
         return True
 
     def adopt(self, key: str, path: Path) -> None:
+        """Upload a finished local file and delete it."""
         self._put(key, path)
         path.unlink()
 
@@ -108,6 +115,7 @@ class ObjectFiles:
         """A put lasts."""
 
     def write(self, key: str, *pieces: bytes | np.ndarray, durable: bool = True) -> None:
+        """Upload an object; durable when this returns, whatever `durable` is."""
         body = pieces[0] if len(pieces) == 1 and isinstance(pieces[0], bytes) else b"".join(as_bytes(piece) for piece in pieces)
         self._put(key, body)
 
@@ -123,11 +131,13 @@ class ObjectFiles:
             ) from error
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield (key, size in bytes) of the objects below a prefix."""
         for page in self._api.list(self._store, self._checked(prefix) if prefix else None):
             for entry in page:
                 yield entry["path"], int(entry["size"])
 
     def delete(self, key: str) -> None:
+        """Delete an object if it exists."""
         try:
             self._api.delete(self._store, self._checked(key))
         except FileNotFoundError:

@@ -12,8 +12,10 @@ from tagcos_stream.data.reasons import RowError
 
 
 def read_calls(turn: Mapping[str, Any], what: str) -> str | None:
-    """The tool calls of a turn in the spelling of Message.tool_calls, from OpenAI's `tool_calls` (or its JSON text) or the older
-    `function_call`; None where there are none."""
+    """Return the tool calls of a turn in the form of Message.tool_calls; None if it has none.
+
+    Reads OpenAI's `tool_calls` (or its JSON text) and the older `function_call`.
+    """
     calls = turn.get("tool_calls") or turn.get("function_call")
     if not calls:
         return None

@@ -1,6 +1,6 @@
-"""The canonical form of an example and the id that is a hash of it.
+r"""The canonical form of an example and the id that is a hash of it.
 
-The form is a sequence of records, each `<key> <bytes>\\n<value>\\n`: key, length of the value in UTF-8 bytes as a decimal,
+The form is a sequence of records, each `<key> <bytes>\n<value>\n`: key, length of the value in UTF-8 bytes as a decimal,
 newline, value, newline. A message is one record whose key is its role; `name`, `train`, `reasoning`, `tool_calls` and
 `tool_call_id` records stand before the message that they belong to, `tools` and `template_kwargs` records stand last. What is
 absent writes no record, so a plain conversation hashes by its roles and contents only. No JSON library's choice of spaces,
@@ -93,9 +93,10 @@ def _record(key: str, value: str) -> bytes:
 
 
 def canonical_json(value: Any, depth: int = 0, keep_null: bool = False) -> str:
-    """One spelling for a JSON value: keys in order of code points, null members left out unless `keep_null`, whole floats below
-    2**53 as integers, other floats in C99 hexadecimal, strings with their length in characters in front instead of escapes.
-    RecursionError past MAX_TOOLS_DEPTH.
+    """Return the one text of a JSON value.
+
+    Keys in order of code points, null members left out unless `keep_null`, whole floats below 2**53 as integers, other floats in
+    C99 hexadecimal, strings with their length in characters in front instead of escapes. RecursionError past MAX_TOOLS_DEPTH.
 
     Tools leave null members out, as a schema means the same without them; arguments of calls keep them, as they are trained on.
     """

@@ -16,8 +16,11 @@ _VALUES = ("text", "value", "thinking", "reasoning", "content")  # where a part'
 
 @dataclass
 class Content:
-    """A turn's content taken apart. spans: (begin, end, flag or None) of the text's parts, in characters; results: (id of the
-    call, text) of tools' answers that stand within the turn."""
+    """The parts of a turn's content.
+
+    spans: (begin, end, flag or None) of the text's parts, in characters; results: (id of the call, text) of the results of tools
+    within the turn.
+    """
 
     text: str = ""
     reasoning: str = ""

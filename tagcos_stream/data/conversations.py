@@ -56,7 +56,7 @@ def _gemini_part(part: Any, what: str) -> Any:
 
 
 def read_xlam(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
-    """xLAM's query and answers: the answers are the calls of the tools that the row offers."""
+    """Read xLAM's query and answers: the answers are the calls of the tools that the row offers."""
     calls = row["answers"]
     if isinstance(calls, str):
         calls = parsed_json(calls, "answers")

@@ -99,8 +99,9 @@ def _keys(record: object) -> set[str]:
 
 
 def _schema(record: object, scores: Sequence[str], keys: set[str] | None = None) -> pa.Schema:
-    """Every field that means something to a converter, or those of them that are in `keys`; a field that only names the row may
-    be an integer.
+    """Return every field that means something to a converter, or those of them that are in `keys`.
+
+    A field that only names the row may be an integer.
     """
     turn = pa.struct(
         [(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys]

@@ -90,9 +90,9 @@ def _without_padding(value: Any) -> Any:
 
 
 def loads(text: bytes, *, brief: bool = False) -> Any:
-    """A JSON value. orjson first; what it refuses is tried with the standard library, which also reads NaN and tells deep from
-    broken.
+    """Parse a JSON value.
 
+    orjson first; what it refuses is tried with the standard library, which also reads NaN and distinguishes deep from broken.
     brief: the error needs no detail.
     """
     try:
@@ -117,6 +117,7 @@ def is_no_value(text: bytes) -> bool:
 
 
 def reject(row: int, error: RowError, shown: object) -> Reject:
+    """Return the reject of a row that could not be converted."""
     text = shown if isinstance(shown, bytes) else json.dumps(shown, ensure_ascii=False, default=str)
     return Reject(row, error.reason, _plain(error.detail)[:500], snippet(text))
 

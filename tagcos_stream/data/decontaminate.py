@@ -29,8 +29,9 @@ RUN = 13  # words
 
 @dataclass(frozen=True)
 class EvalRuns:
-    """Runs of words of the evaluation rows: hashes (M,) uint64, ascending; rows (M,) uint32 into `places`, (file, row) of the
-    first that has the run.
+    """Runs of words of the evaluation rows.
+
+    hashes (M,) uint64, ascending; rows (M,) uint32 into `places`, (file, row) of the first that has the run.
     """
 
     hashes: np.ndarray
@@ -40,8 +41,9 @@ class EvalRuns:
 
 
 def read_eval(sources: Sequence[str | SourceSpec], n: int = RUN, limits: Limits | None = None) -> EvalRuns:
-    """Runs of every text in the rows of evaluation files, of any fields. UserError where a file cannot be read or holds no run
-    at all.
+    """Read the runs of every text in the rows of evaluation files, of any fields.
+
+    UserError where a file cannot be read or holds no run at all.
     """
     hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
     places: list[tuple[str, int]] = []
@@ -90,8 +92,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
-    """The block with contaminated occurrences moved to its rejects: reason `contaminated`, detail the evaluation file, row and
-    words.
+    """Return the block with contaminated rows moved to its rejects.
+
+    Their reason is `contaminated`, their detail the evaluation file, row and words.
     """
     turn = pl.concat_str([pl.element().struct.field(key) for key in TEXT_KEYS], separator="\n", ignore_nulls=True)
     texts = block.occurrences.select(pl.col("messages").list.eval(turn).list.join("\n")).to_series()

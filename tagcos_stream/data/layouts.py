@@ -16,8 +16,7 @@ _NO_NAME = frozenset({"data", "default", "main"})  # folders of a hub layout tha
 
 
 def parts_of(place: str, source: str) -> list[str]:
-    """The folders and the name of a file below its source, without what stands in the path above; of a source that is the file
-    itself, its name."""
+    """Return a file's folders and name below its source; of a source that is the file itself, its name."""
     below = place.removeprefix(source.rstrip("/")).strip("/") if place.startswith(source.rstrip("/") + "/") else ""
     return list(PurePosixPath(below or place.rsplit("/", 1)[-1]).parts)
 

@@ -1,10 +1,9 @@
-"""Near-duplicates by MinHash and banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4), on disk
-but for 48 bytes a row.
+"""Near-duplicates by MinHash and banding, on disk but for 48 bytes a row.
 
-Signatures come from rensa (Rust), 36 times as fast here as datasketch's. A row is compared with the first and with the previous
-row of each of its bands' buckets, so a row that is dropped is at least `threshold` alike, as estimated, to an earlier row,
-which is kept or dropped for its own likeness to a still earlier one. Exact duplicates are no matter of this module: they have
-one id.
+Sources: Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4. Signatures come from rensa (Rust), 36 times
+as fast here as datasketch's. A row is compared with the first and with the previous row of each of its bands' buckets, so a row
+that is dropped is at least `threshold` alike, as estimated, to an earlier row, which is kept or dropped for its own likeness to
+a still earlier one. Exact duplicates are no matter of this module: they have one id.
 """
 
 from __future__ import annotations
@@ -147,9 +146,7 @@ def _match(folder: Path, n: int, threshold: float) -> pl.DataFrame:
 def _compare(
     signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float, like: np.ndarray, likeness: np.ndarray
 ) -> None:
-    """Writes `like` and `likeness` of rows not yet found whose signature agrees with the other's in the threshold's share of
-    places.
-    """
+    """Write `like` and `likeness` of rows not yet found whose signature agrees in the threshold's share of places."""
     open_ = np.flatnonzero(like[rows] < 0)
     for start in range(0, len(open_), CHUNK):
         part = open_[start : start + CHUNK]

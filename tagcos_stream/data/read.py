@@ -112,8 +112,9 @@ def _is_object(text: bytes) -> bool:
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, the next one made in a second thread meanwhile: reading and parsing leave the interpreter free most of
-    the time.
+    """Yield the same items, each prepared in a second thread while the one before is used.
+
+    Reading and parsing release the interpreter lock most of the time.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, items, None)

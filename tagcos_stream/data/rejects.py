@@ -43,6 +43,7 @@ class Rejects:
         return self._counts[reason] >= KEPT
 
     def add(self, reject: Reject) -> None:
+        """Add a reject; beyond the limit of its reason only its row number is kept."""
         if self._counts[reject.reason] >= KEPT:
             self._further[reject.reason].append(reject.row)
         else:

@@ -33,8 +33,9 @@ def is_remote(path: str) -> bool:
 
 
 def list_files(url: str) -> list[Remote]:
-    """Files at a URL: the file itself, all below it, or those that a glob (*, ?) matches; by name. UserError where the store
-    refuses.
+    """Return the files at a URL by name: the file itself, all below it, or those that a glob (*, ?) matches.
+
+    UserError where the store refuses.
     """
     scheme, _, rest = url.partition("://")
     magic = min((i for i in (rest.find(c) for c in "*?[") if i >= 0), default=-1)

@@ -34,6 +34,7 @@ class RowOptions:
 
     @property
     def turns(self) -> TurnOptions:
+        """The options that concern the turns of a conversation."""
         return TurnOptions(self.columns, self.roles, self.train_roles)
 
     @property

@@ -32,8 +32,11 @@ class Converted(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """fields: what a row must have, one alternative after the other. read: (row, the fields matched, options) -> messages.
-    beside: other fields that it reads. fits: a further condition on a row that has the fields."""
+    """A form of row and how it is read.
+
+    fields: what a row must have, one alternative after the other. read: (row, the fields matched, options) -> messages.
+    beside: other fields that it reads. fits: a further condition on a row that has the fields.
+    """
 
     name: str
     fields: tuple[tuple[str, ...], ...]
@@ -215,8 +218,9 @@ def _holds(text: str, parts: list[str]) -> bool:
 
 
 def _stand_in(texts: list[str], messages: list[Message]) -> bool:
-    """Whether every text is that of a message or stands within one, looked for up to a bound on the work. Short texts stand
-    anywhere by chance.
+    """Return whether every text is that of a message or part of one, searched up to a bound on the work.
+
+    Short texts occur anywhere by chance.
     """
     contents = {m["content"].strip() for m in messages}
     rest = [text for text in texts if text not in contents]

@@ -17,8 +17,9 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it is a unit modulo 2**64 a
 
 
 class Words(NamedTuple):
-    """Words of N texts: hash (W,) uint64; begin, end (W,) byte positions in `data`; starts (N + 1,): words of text i are
-    [starts[i], starts[i + 1]).
+    """Words of N texts.
+
+    hash (W,) uint64; begin, end (W,) byte positions in `data`; starts (N + 1,): words of text i are [starts[i], starts[i + 1]).
     """
 
     hashes: np.ndarray
@@ -42,8 +43,9 @@ def find_words(texts: Sequence[str]) -> Words:
 
 
 def runs(words: Words, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes (R,) uint64 of every run of n words within one text, and starts (N + 1,) as in Words; run r of a text begins at
-    its word r.
+    """Return hashes (R,) uint64 of every run of n words within one text, and starts (N + 1,) as in Words.
+
+    Run r of a text begins at its word r.
     """
     counts = np.maximum(np.diff(words.starts) - (n - 1), 0)
     starts = np.zeros(len(counts) + 1, np.int64)

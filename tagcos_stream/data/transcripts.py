@@ -20,8 +20,11 @@ from tagcos_stream.types import Message
 
 @dataclass(frozen=True)
 class Form:
-    """mark: a pattern with the group `role`, at a turn's begin; end: what may close a turn; head: what may stand before them all.
-    plain: whether people write the marks in ordinary text, too, so that the form is read only where the shape is asked for."""
+    """How a kind of transcript marks its turns.
+
+    mark: a pattern with the group `role`, at a turn's begin; end: what may close a turn; head: what may precede them all.
+    plain: whether people write the marks in ordinary text, too, so that the form is read only where the shape is asked for.
+    """
 
     mark: re.Pattern[str]
     end: str

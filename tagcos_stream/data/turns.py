@@ -34,8 +34,11 @@ CALL_WORDS = ("function_call", "function-call", "tool_call")  # roles of turns w
 
 @dataclass(frozen=True)
 class TurnOptions:
-    """keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role word -> one of ROLES;
-    train_roles: roles that are trained on where a turn does not say."""
+    """How the turns of a file are named.
+
+    keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role -> one of ROLES;
+    train_roles: roles that are trained on where a turn does not say.
+    """
 
     keys: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -196,8 +199,11 @@ def check(messages: Sequence[Message], train_roles: Sequence[str], order: bool, 
 
 
 def _check_order(messages: Sequence[Message]) -> None:
-    """system at most first; then user and assistant in turn; a tool's turn follows an assistant's or another tool's, and stands
-    for a user's.
+    """Check the order of roles.
+
+    A system turn at most first; then user and assistant in turn. A tool's turn follows an assistant's or another tool's, and
+    takes
+    the place of a user's.
     """
     before = "start"
     for i, m in enumerate(messages):

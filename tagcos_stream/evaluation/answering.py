@@ -46,8 +46,10 @@ def cost(tokenizer: Any, task: Task, max_positions: int) -> int:
 
 
 def prompt_text(tokenizer: Any, question: Question, longest: int) -> str:
-    """The question in the model's chat template, up to where the reply begins. Shots are left out, the first ones first, until no
-    more than `longest` tokens are left, or no shots."""
+    """Return the question in the model's chat template, up to where the reply begins.
+
+    Shots are left out, the first ones first, until no more than `longest` tokens are left, or no shots.
+    """
     for skip in range(len(question.shots) + 1):
         turns: list[Message] = []
         for asked, answered in question.shots[skip:]:

@@ -50,6 +50,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
+    """The course of a training."""
+
     losses: np.ndarray  # (S,) float64: mean loss of each step's examples, not weighted, before the step
     tokens: int  # without padding
     token_budget: int  # halved where device memory ran out
@@ -76,18 +78,28 @@ def finetune(
     token_budget: int,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Trained:
-    """Train the adapter of `model` (a PeftModel; drawn here) for S steps of B examples; the model keeps it.
+    """Train the adapter of `model` (a PeftModel; initialized here) for S steps of B examples; the model keeps it.
 
-    Args:
-        encoded: the selection (n).
-        example_ids: of each (n), which decide the order.
-        weights: (n,) not negative, of mean 1; None for equal weights. A step's loss is sum(weights * losses) / B, so that weights
-            move the emphasis between examples and not the size of a step.
-        token_budget: padded tokens of a pass; a step accumulates as many passes as it takes.
-        progress: called with the tokens done.
+    Parameters
+    ----------
+    model
+        The model; changed in place.
+    encoded
+        The selection (n).
+    example_ids
+        Of each (n), which decide the order.
+    weights
+        (n,) not negative, of mean 1; None for equal weights. A step's loss is sum(weights * losses) / B, so that weights
+        move the emphasis between examples and not the size of a step.
+    token_budget
+        Padded tokens of a pass; a step accumulates as many passes as it takes.
+    progress
+        Called with the tokens done.
 
-    Raises:
-        UserError: the loss is no number any more, or device memory does not hold one example.
+    Raises
+    ------
+    UserError
+        The loss is not a number any more, or device memory does not hold one example.
     """
     draw_adapter(model, seed)
     parameters = list(adapter_parameters(model).values())

@@ -69,8 +69,10 @@ def _by_row(rows: torch.Tensor, values: torch.Tensor, n: int) -> np.ndarray:
 def losses_of(
     model: Any, encoded: Sequence[Encoded], *, token_budget: int, progress: Callable[[int], None] = lambda tokens: None
 ) -> np.ndarray:
-    """(n,) float64: the loss of every example under the model in eval mode. The batches depend on the examples alone, so that two
-    models are measured by the same ones. `progress` gets the tokens done."""
+    """Return the loss (n,) float64 of every example under the model in eval mode; `progress` gets the tokens done.
+
+    The batches depend on the examples alone, so that two models are measured by the same ones.
+    """
     model.eval()
     measured, done = ExampleLosses(model), 0
     found = np.empty(len(encoded))

@@ -41,8 +41,10 @@ def _plain(text: str) -> str:
 
 
 def squad_f1(reply: str, answers: Sequence[str]) -> float:
-    """TyDiQA: the largest F1 of the words that the reply's first line and an answer share, as SQuAD 1.1 counts them (arXiv
-    1606.05250): lower case, without ASCII punctuation and the articles a, an, the."""
+    """TyDiQA: the largest F1 of the words that the reply's first line and an answer share.
+
+    As SQuAD 1.1 counts them (arXiv 1606.05250): lower case, without ASCII punctuation and the articles a, an, the.
+    """
     lines = [line for line in reply.splitlines() if line.strip()]
     given = _squad_words(lines[0] if lines else "")
     return max((_f1(given, _squad_words(answer)) for answer in answers), default=0.0)

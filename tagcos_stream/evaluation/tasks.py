@@ -24,6 +24,8 @@ Shots = tuple[tuple[str, str], ...]  # (question, answer)
 
 @dataclass(frozen=True)
 class Question:
+    """A question and its right answers."""
+
     part: str  # subject, kind or language
     prompt: str
     answers: tuple[str, ...]  # any of them is right
@@ -33,8 +35,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one kind. options: what is chosen from by log-likelihood; empty where a reply is written, of at most
-    `new_tokens` tokens, and scored by score(reply, answers) from 0 to 1."""
+    """Questions of one kind.
+
+    options: what is chosen from by log-likelihood; empty where a reply is written, of at most `new_tokens` tokens, and scored by
+    score(reply, answers) from 0 to 1.
+    """
 
     name: str
     questions: tuple[Question, ...]
@@ -50,11 +55,14 @@ class Task:
 
 
 def read_tasks(folder: str, names: Sequence[str], items: int | None) -> list[Task]:
-    """The tasks of a folder: those named, or all that it has data of; of every part at most `items` questions, those whose text
-    hashes lowest, so that a choice of few is the same one always.
+    """Read the tasks of a folder: those named, or all that it has data of.
 
-    Raises:
-        UserError: no such folder, no data of a task that is named, or a file that is not what it should be.
+    Of every part at most `items` questions, those whose text hashes lowest, so that a choice of few is always the same one.
+
+    Raises
+    ------
+    UserError
+        No such folder, no data of a task that is named, or a file that is not what it should be.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -119,8 +127,11 @@ def _choice(row: Sequence[str]) -> str:
 
 
 def _bbh(folder: Path) -> Task | None:
-    """test/KIND.json: {"examples": [{"input", "target"}]}; bbh-three-shot.json, or cot-prompts/KIND.txt after a line of dashes:
-    a description, and shots as "Q: ...\\nA: ..."."""
+    r"""Read test/KIND.json: {"examples": [{"input", "target"}]}.
+
+    Shots are of bbh-three-shot.json, or of cot-prompts/KIND.txt after a line of dashes: a description, and shots as
+    "Q: ...\nA: ...".
+    """
     shown = folder / "bbh-three-shot.json"
     texts: dict[str, str] = json.loads(shown.read_text(encoding="utf-8")) if shown.is_file() else {}
     for path in sorted((folder / "cot-prompts").glob("*.txt")):
@@ -162,8 +173,12 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _tydiqa(folder: Path) -> Task | None:
-    """dev/*.json in the shape of SQuAD, ids that begin with the language; tydiqa-one-shot.json: {language: [{"context",
-    "question", "answers"}]}. A question met twice counts once, and none that is a shot."""
+    """Read dev/*.json in the shape of SQuAD, whose ids begin with the language.
+
+    tydiqa-one-shot.json: {language: [{"context", "question", "answers"}]}. A question that occurs twice counts once, and none
+    that
+    is a shot.
+    """
     files = sorted((folder / "dev").glob("*.json"))
     shown = [path for path in files if path.stem.endswith("one-shot")]
     given = json.loads(shown[0].read_text(encoding="utf-8")) if shown else {}

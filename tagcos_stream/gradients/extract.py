@@ -32,6 +32,8 @@ from tagcos_stream.types import Checkpoint, UserError
 
 @dataclass(frozen=True)
 class GradientBatch:
+    """Features and signals of one batch, on the model's device."""
+
     features: dict[str, torch.Tensor]  # per variant (B, D) float32 (float64 for a float64 model), rows of unit length
     loss: torch.Tensor  # (B,) mean cross-entropy over target tokens
     grad_norm: torch.Tensor  # (B,) length of the example's whole adapter gradient, unprojected; NaN for `hidden` alone
@@ -40,6 +42,8 @@ class GradientBatch:
 
 @dataclass(frozen=True)
 class BlockFeatures:
+    """Features and signals of one block, averaged over checkpoints, and what they cost."""
+
     features: dict[str, np.ndarray]  # per variant (n, D) float16; NaN where not finite
     loss: np.ndarray  # (n,) float32, averaged over checkpoints by weight
     norm: np.ndarray  # (n,) float32, likewise; NaN where no variant has a gradient
@@ -78,8 +82,10 @@ class GradientExtractor:
         self._decoder: Any = find_decoder(self.model)
 
     def use(self, checkpoint: Checkpoint) -> None:
-        """Put a checkpoint's adapter weights and moments in place. UserError naming both sides where they do not fit the
-        model."""
+        """Put a checkpoint's adapter weights and moments in place.
+
+        UserError naming both sides where they do not fit the model.
+        """
         if checkpoint is self._checkpoint:
             return
         for part in ("weights", "exp_avg", "exp_avg_sq"):
@@ -91,8 +97,10 @@ class GradientExtractor:
         self._checkpoint = checkpoint
 
     def features(self, batch: Sequence[Encoded]) -> GradientBatch:
-        """Features of a batch under the checkpoint in use, from one forward pass and, for variants of the gradient, one backward
-        pass."""
+        """Return features of a batch under the checkpoint in use.
+
+        From one forward pass and, for variants of the gradient, one backward pass.
+        """
         if self._checkpoint is None:
             raise ValueError("no checkpoint in use: call use(checkpoint) first")
         sums = {v: torch.zeros(len(batch), self.projection.dim, dtype=self.dtype, device=self.device) for v in self.variants}
@@ -133,8 +141,10 @@ class GradientExtractor:
     def _gradients(
         self, batch: Sequence[Encoded], sums: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Add the projected variants of the gradients to `sums` (B, D); returns losses (B,), gradient lengths (B,) float64
-        and, where they are asked for, pooled states (B, H)."""
+        """Add the projected variants of the gradients to `sums` (B, D).
+
+        Returns losses (B,), gradient lengths (B,) float64 and, where they are asked for, pooled states (B, H).
+        """
         squares = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
         widest = max(parameter.numel() for parameter in self.parameters.values())
         scratch = torch.empty(0 if self.of_gradient == ("sgd",) else len(batch) * widest, dtype=self.dtype, device=self.device)
@@ -163,10 +173,11 @@ class GradientExtractor:
         return loss, self._pooled(states, batch)
 
     def _backward(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run forward and backward of the sum over examples of their mean losses; returns the losses (B,) and, where they are
-        asked for, pooled states (B, H).
+        """Run forward and backward of the sum over examples of their mean losses.
 
-        Sum, not mean: a mean would make a gradient depend on the size of its batch.
+        Returns the losses (B,) and, where they are asked for, pooled states (B, H). Sum, not mean: a mean would make a gradient
+        depend
+        on the size of its batch.
         """
         ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
         weights = weights.to(self.dtype)
@@ -185,8 +196,12 @@ class GradientExtractor:
         return loss, kept
 
     def _run(self, ids: torch.Tensor) -> tuple[Any, torch.Tensor | None]:
-        """(last hidden states (B, T, H) or None, logits (B, T, V) or None): where the head can be applied to target positions
-        only, the states alone; otherwise the logits, with the states where a variant reads them."""
+        """Return (last hidden states (B, T, H) or None, logits (B, T, V) or None).
+
+        Where the head can be applied to target positions only, the states alone; otherwise the logits, with the states where a
+        variant
+        reads them.
+        """
         if self._decoder is not None:
             return self._decoder[0](input_ids=ids, use_cache=False).last_hidden_state, None
         pools = HIDDEN in self.variants
@@ -211,8 +226,10 @@ def moments_of(checkpoint: Checkpoint, name: str, like: torch.Tensor) -> Moments
 
 
 def collate(batch: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids (B, T) padded on the right with 0; and per target token, in order: its row, the position that predicts it, its id, and
-    the weight 1 / (targets of its example)."""
+    """Return ids (B, T) padded on the right with 0, and what describes each target token, in order.
+
+    Its row, the position that predicts it, its id, and the weight 1 / (targets of its example).
+    """
     ids = np.zeros((len(batch), max(len(e) for e in batch)), np.int64)
     rows, positions, labels, weights = [], [], [], []
     for row, example in enumerate(batch):

@@ -23,8 +23,10 @@ Consumer = Callable[[str, torch.Tensor], None]
 
 
 class AdapterCapture:
-    """Watches every lora_A and lora_B of a model while `recording`, and hands (parameter name, gradients (B, O*I)) to a
-    consumer."""
+    """Watches every lora_A and lora_B of a model while `recording`.
+
+    Passes (parameter name, gradients (B, O*I)) to a consumer.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = {

@@ -14,8 +14,7 @@ from tagcos_stream.gradients.memory import HEAD_TOKENS
 
 
 def find_decoder(model: Any) -> tuple[Any, Any] | None:
-    """(decoder, head) of a causal language model, where the head is known to be nothing but a linear layer on top of the decoder;
-    else None.
+    """Return (decoder, head) of a causal language model whose head is only a linear layer on top of the decoder; else None.
 
     Some models scale or cap logits after the head, so this is established by computing both, not by the model's class.
     """
@@ -38,10 +37,10 @@ def find_decoder(model: Any) -> tuple[Any, Any] | None:
 def head_losses(
     head: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights * cross-entropy (N,), the gradient of their sum by hidden (N, H)) for hidden states `hidden` (N, H) of any
-    dtype, labels (N,) and weights (N,) float32 or float64.
+    """Return (weights * cross-entropy (N,), the gradient of their sum by hidden (N, H)).
 
-    Logits and their gradient exist for HEAD_TOKENS targets at a time; the head's own weights get no gradient.
+    For hidden states `hidden` (N, H) of any dtype, labels (N,) and weights (N,) float32 or float64. Logits and their gradient
+    exist for HEAD_TOKENS targets at a time; the head's own weights get no gradient.
     """
     losses, gradient = torch.empty_like(weights), torch.empty_like(hidden)
     for begin in range(0, len(labels), HEAD_TOKENS):

@@ -41,12 +41,15 @@ class Marks:
         return re.compile(f"{self.open}([sube])(\\d+),(\\d+){self.close}")
 
     def set(self, loop: int, message: int) -> str:
+        """Return the mark of a loop that begins to print a message."""
         return f"{self.open}s{loop},{message}{self.close}"
 
     def unset(self, loop: int) -> str:
+        """Return the mark of a loop that has ended."""
         return f"{self.open}u{loop},0{self.close}"
 
     def chunk(self, number: int, text: str) -> str:
+        """Return text between the marks of a chunk."""
         return f"{self.open}b{number},0{self.close}{text}{self.open}e{number},0{self.close}"
 
 
@@ -85,6 +88,7 @@ class Tracker:
         return self.marks.set(loop, number)
 
     def done(self, _: None, loop: int) -> str:
+        """Note the end of a loop and return its mark, if it printed messages."""
         if self.marks is None or loop not in self.active:
             return ""
         self.active.remove(loop)
@@ -104,6 +108,7 @@ class Tracker:
         return total
 
     def check(self, length: int) -> None:
+        """Raise BoundExceeded if a text is longer than the limit, in characters."""
         if length > self.limit:
             raise BoundExceeded(f"more than {self.limit:,} characters")
 

@@ -24,6 +24,8 @@ from tagcos_stream.types import Checkpoint, UserError
 
 @dataclass(frozen=True)
 class Warmup:
+    """The checkpoints of a warm-up, and its course."""
+
     checkpoints: list[Checkpoint]
     losses: list[float]  # one per optimizer step
     learning_rates: list[float]  # after each step, as the schedule reports it
@@ -61,14 +63,13 @@ def run_warmup(
     token_budget: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Warmup:
-    """Train the adapter of `model` (from attach_adapter) for `steps` AdamW steps of `batch_size` examples; a checkpoint after
-    each step named in `checkpoints`.
+    """Train the adapter of `model` (from attach_adapter) for `steps` AdamW steps of `batch_size` examples.
 
-    Examples are drawn by the Trainer's seeded sampler, in as many epochs as it takes. The schedule runs over `schedule_steps`
-    (default: `steps`), so that the published setting, the first 30 steps of a longer schedule, can be had. A batch is computed in
-    equal micro-batches of at most `token_budget` padded tokens. The loss is the Trainer's (mean over all target tokens of a
-    batch), computed at target positions only. No file is left, nothing is reported anywhere, and the global random generators
-    are as before.
+    Returns a checkpoint after each step named in `checkpoints`. Examples are drawn by the Trainer's seeded sampler, in as many
+    epochs as it takes. The schedule runs over `schedule_steps` (default: `steps`), so that the published setting, the first 30
+    steps of a longer schedule, can be had. A batch is computed in equal micro-batches of at most `token_budget` padded tokens.
+    The loss is the Trainer's (mean over all target tokens of a batch), computed at target positions only. No file is left,
+    nothing is reported anywhere, and the global random generators are as before.
     """
     from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -159,8 +160,11 @@ def _collate(batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def _trainer(parts: tuple[Any, Any] | None) -> Any:
-    """transformers' Trainer with its own loss, where the model's head is a linear layer: the same mean over the target tokens of
-    a batch, but without logits at other positions, and never of more than some hundred targets at once."""
+    """The Trainer of transformers with its own loss, for models whose head is a linear layer.
+
+    The same mean over the target tokens of a batch, but without logits at other positions, and never of more than some hundred
+    targets at once.
+    """
     from transformers import Trainer
 
     class TargetTrainer(Trainer):

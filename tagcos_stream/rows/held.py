@@ -93,17 +93,26 @@ class Rows:
     def scan(
         self, target: np.ndarray, seed: int, also: Callable[[int, np.ndarray], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One read of everything that needs every row.
+        """Read all rows once and compute everything that needs every row.
 
-        Args:
-            target: (D,) float64. seed: of the hash keys. also: called with the first row and the (r, D) float32 of every piece,
-                on any thread; such of a row that is not finite, too.
+        Parameters
+        ----------
+        target
+            (D,) float64.
+        seed
+            Of the hash keys.
+        also
+            Called with the first row and the (r, D) float32 of every piece, finite or not, on any thread.
 
-        Returns:
-            products (n, 2) float64: <a, b> and |a|^2; hashes (n,) uint64.
+        Returns
+        -------
+        products, hashes
+            (n, 2) float64, <a, b> and |a|^2; (n,) uint64.
 
-        Raises:
-            UserError: a row is not finite; names the first.
+        Raises
+        ------
+        UserError
+            A row is not finite; names the first.
         """
         keys = np.random.default_rng(seed).integers(0, 2**64, self.dim, np.uint64)
         products = np.empty((self.n, 2))
@@ -186,6 +195,7 @@ def take(features: RowBlocks, rows: np.ndarray) -> np.ndarray:
 
 
 def shape(features: np.ndarray | RowBlocks) -> tuple[int, int]:
+    """Return rows and dimensions of features. UserError if an array is not two-dimensional."""
     if isinstance(features, np.ndarray):
         if features.ndim != 2:
             raise UserError(f"features must be two-dimensional (rows, dimensions), got shape {features.shape}")

@@ -11,14 +11,23 @@ from numba import njit
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def scan(block: np.ndarray, target: np.ndarray, keys: np.ndarray, products: np.ndarray, hashes: np.ndarray) -> None:
-    """<a, b> and |a|^2 in float64 and a content hash of every row, in one read.
+    """Compute <a, b> and |a|^2 in float64 and a content hash of every row, in one read.
 
     Each row is summed alone, in an order that depends on D only: equal rows get equal numbers wherever they stand.
     The hash is multilinear (sum of key times word, modulo 2^64), which vectorises and is universal in its upper half.
 
-    Args:
-        block: (r, D) float32. target: (D,) float64. keys: (D,) uint64, random.
-        products: (r, 2) float64, out; not finite where the row is not. hashes: (r,) uint64, out.
+    Parameters
+    ----------
+    block
+        (r, D) float32.
+    target
+        (D,) float64.
+    keys
+        (D,) uint64, random.
+    products
+        (r, 2) float64, out; not finite where the row is not.
+    hashes
+        (r,) uint64, out.
     """
     words = block.view(np.uint32)
     for i in range(block.shape[0]):
@@ -49,7 +58,10 @@ def dots(block: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def subtract(rows: np.ndarray, which: np.ndarray, weights: np.ndarray, left: np.ndarray) -> None:
-    """left -= sum of weights[i] times rows[which[i]], in float64. rows (r, D) float32, which (k,), weights (k,), left (D,)."""
+    """Subtract the sum of weights[i] times rows[which[i]] from left, in float64.
+
+    rows (r, D) float32, which (k,), weights (k,), left (D,).
+    """
     for i in range(which.size):
         for d in range(left.size):
             left[d] -= weights[i] * np.float64(rows[which[i], d])
@@ -77,10 +89,16 @@ SIDE = 4  # rows of each side that `products` multiplies at once
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def products(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> None:
-    """Inner products in float64 of float32 rows, converted on their way: out[i, c] = <left_i, right_c>.
+    """Compute inner products in float64 of float32 rows: out[i, c] = <left_i, right_c>.
 
-    Args:
-        left: (p, D) float32, p >= SIDE. right: (B, D) float32, B >= SIDE. out: (p, B) float64.
+    Parameters
+    ----------
+    left
+        (p, D) float32, p >= SIDE.
+    right
+        (B, D) float32, B >= SIDE.
+    out
+        (p, B) float64.
     """
     for tall in range(0, left.shape[0], SIDE):
         i = min(tall, left.shape[0] - SIDE)  # the last tiles overlap the ones before them, and compute the same numbers

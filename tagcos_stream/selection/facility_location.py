@@ -47,13 +47,14 @@ def facility_location(
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
     """Choose `budget` rows, each the one that adds most to the sum of similarities; of rows that add the same the lowest.
-    `begin`: rows to choose first, which have no score.
 
-    Scores are what a row added when it was chosen, margins what every row would add in the end. Rows of length 0 are similar to
-    none.
+    `begin`: rows to choose first, which have no score. Scores are what a row added when it was chosen, margins what every row
+    would add in the end. Rows of length 0 are similar to none.
 
-    Raises:
-        UserError: more memory needed than `memory_limit` bytes, or a row that is not finite.
+    Raises
+    ------
+    UserError
+        More memory needed than `memory_limit` bytes, or a row that is not finite.
     """
     n, dim = shape(features)
     budget = min(budget, n)

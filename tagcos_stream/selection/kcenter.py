@@ -47,8 +47,10 @@ def kcenter(
     Scores are the distance to the nearest chosen one at the moment of choice (NaN for the first ones), margins the same of every
     row in the end (0 for those chosen).
 
-    Raises:
-        UserError: more memory needed than `memory_limit` bytes.
+    Raises
+    ------
+    UserError
+        More memory needed than `memory_limit` bytes.
     """
     n, dim = shape(features)
     budget = min(budget, n)

@@ -45,8 +45,10 @@ def log_det(
     choose first instead, which have no score. Scores are what a row added when it was chosen, margins what every row would add
     in the end.
 
-    Raises:
-        UserError: more memory needed than `memory_limit` bytes, or a row that is not finite.
+    Raises
+    ------
+    UserError
+        More memory needed than `memory_limit` bytes, or a row that is not finite.
     """
     n, dim = shape(features)
     budget = min(budget, n)

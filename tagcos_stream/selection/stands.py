@@ -112,8 +112,10 @@ def _held(dim: int, n: int, k: int, block_rows: int, memory_limit: int | None) -
 
 
 def _compare(rows: Rows, batch: np.ndarray, first: int, found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Iterator[int]:
-    """Update `found` (as of `_decide`, but of all rows) by a batch (h, D) float32 of chosen rows, whose first was chosen as
-    number `first`. Yields how many rows are compared."""
+    """Update `found` (as of `_decide`, but of all rows) by a batch (h, D) float32 of chosen rows.
+
+    The batch's first row was chosen as number `first`. Yields how many rows are compared.
+    """
     best, places, norms = found
     lengths = np.sqrt(np.einsum("hd,hd->h", batch, batch, dtype=np.float64))
     inverse = np.divide(1.0, lengths, out=np.zeros(len(batch)), where=lengths > 0)

@@ -90,11 +90,13 @@ class Unpacked:
 
     @property
     def bytes_read(self) -> int:
+        """Bytes read so far, before unpacking."""
         return self._counted.count
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, empty at the end. LimitReached where the file is damaged, unpacks to more than the limits allow,
-        or is no text by its first bytes.
+        """Return up to `size` bytes, none at the end.
+
+        LimitReached where the file is damaged, unpacks to more than the limits allow, or is no text by its first bytes.
         """
         try:
             # small reads: what a failing one had unpacked is lost
@@ -149,4 +151,5 @@ def blank_lines(limits: Limits) -> LimitReached:
 
 
 def oversized(row: int, data: bytes, limits: Limits) -> Reject:
+    """Return the reject of a row that is longer than the limit."""
     return Reject(row, "oversized_row", f"more than max_row_bytes {limits.max_row_bytes:,}", snippet(data))

@@ -101,11 +101,13 @@ def _checked(part: pa.RecordBatch) -> pl.DataFrame | None:
 
 
 def short(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
-    """Names of the columns that are read: a table's embeddings, and scores that the source does not name, stay on disk.
+    """Return the names of the columns that are read; embeddings, and scores that the source does not name, stay on disk.
+
     UserError where there are not enough, or more than the limit.
     """
     if len(schema) > limits.max_columns:

@@ -1,5 +1,4 @@
-"""Where the elements of a JSON list lie in a stream of bytes, without building them: a list of any size is read in bounded
-memory.
+"""Finds the elements of a JSON list in a stream of bytes without parsing them, in bounded memory whatever the list's size.
 
 A streaming parser stops for good at the first error. Brackets and quotes are enough to find the commas between elements, so
 that a broken element costs one reject and the list goes on.
@@ -62,7 +61,8 @@ def scan_elements(data, position, state, level, cuts):  # type: ignore[no-untype
 def find_list(data, position, state):  # type: ignore[no-untyped-def]
     """Position of the next `[` that opens a list directly within the outermost object, or -1; state as in `scan_elements`.
 
-    Returns (position or -1, next position)."""
+    Returns (position or -1, next position).
+    """
     depth, in_string, escaped = state[0], state[1], state[2]
     n, found = data.shape[0], -1
     i = position

@@ -38,8 +38,9 @@ def has_trees(file: SourceFile, limits: Limits) -> bool:
 
 
 def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[IngestBlock]:
-    """Blocks of a file with a message a row; they end where a tree ends, and a resumed read goes through what comes before
-    again.
+    """Yield blocks of a file that has a message a row.
+
+    Blocks end where a tree ends; a resumed read passes over what comes before again.
     """
     options = file.spec.options
     rejected, of_threads = Rejects(), Rejects()  # rows of the file, and threads of trees whose rows came before

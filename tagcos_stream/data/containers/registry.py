@@ -40,8 +40,9 @@ def open_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
 
 
 def open_bytes(url: str) -> IO[bytes]:
-    """A local file or one behind a URL, open for reading; the only place of ingest that opens what was resolved, never a path
-    out of data.
+    """Open a local file or one behind a URL for reading.
+
+    The only place where ingest opens a file; paths never come from data.
     """
     if is_remote(url):
         return open_remote(url)

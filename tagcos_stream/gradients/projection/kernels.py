@@ -58,7 +58,7 @@ def _place(key, block, entry, entries, first, dim):  # type: ignore[no-untyped-d
 
 @numba.njit(parallel=True, cache=True, error_model="numpy")  # an exception for a division by zero would bar vector instructions
 def add_sparse(grads, out, key, entries, scale):  # type: ignore[no-untyped-def]
-    """out (B, D) += scale x sparse projection of grads (B, P), both contiguous and of one floating dtype; D >= BLOCK.
+    """Add scale x sparse projection of grads (B, P) to out (B, D), both contiguous and of one floating dtype; D >= BLOCK.
 
     Block c of BLOCK coordinates is added, each with its own sign, at the offset of (c, entry), going round at D. The entries of
     a block lie at different offsets (the first is uniform, the others are drawn from strata of the distance to it), so that a

@@ -37,20 +37,30 @@ _DENSE_ROWS = 512  # coordinates whose dense signs are held at once
 
 
 class Projection(Protocol):
-    @property
-    def kind(self) -> str: ...
+    """A random projection of a model's adapter gradients, defined by kind, dimension and seed."""
 
     @property
-    def dim(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    def add(self, name: str, grads: Array, out: Array) -> None:
-        """out (B, D) += grads (B, P) times this parameter's part of R; both contiguous, of one floating dtype and device."""
+    def dim(self) -> int:
+        """Number of features D."""
         ...
 
-    def fingerprint(self) -> str: ...
+    def add(self, name: str, grads: Array, out: Array) -> None:
+        """Add grads (B, P) times this parameter's part of R to out (B, D); both contiguous, of one floating dtype and device."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed that, with each parameter's name, determines the projection."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return what distinguishes this projection from others, as text."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Name of the family, one of KINDS."""
+        ...
 
 
 def make_projection(kind: str = "sparse", *, dim: int, seed: int) -> Projection:
@@ -64,6 +74,8 @@ def make_projection(kind: str = "sparse", *, dim: int, seed: int) -> Projection:
 
 @dataclass(frozen=True)
 class SparseProjection:
+    """Sparse signs: every gradient coordinate is added to a few features."""
+
     dim: int
     seed: int
     entries: int = (
@@ -72,6 +84,7 @@ class SparseProjection:
     kind: str = "sparse"
 
     def add(self, name: str, grads: Any, out: Any) -> None:
+        """Add the projection of one parameter's gradients to `out`."""
         key, scale = parameter_key(self.seed, name), self.entries**-0.5
         if _on_cpu(grads):
             with one_thread():
@@ -82,16 +95,20 @@ class SparseProjection:
             add_on_device(grads, out, key, self.entries, scale)
 
     def fingerprint(self) -> str:
+        """Return kind, version, entries, dimension and seed."""
         return f"sparse-{FORMAT}:entries={self.entries}:dim={self.dim}:seed={self.seed}"
 
 
 @dataclass(frozen=True)
 class RademacherProjection:
+    """Dense signs, generated in blocks and never held whole."""
+
     dim: int
     seed: int
     kind: str = "rademacher"
 
     def add(self, name: str, grads: Any, out: Any) -> None:
+        """Add the projection of one parameter's gradients to `out`."""
         key = parameter_key(self.seed, name)
         if not _on_cpu(grads):
             from tagcos_stream.gradients.projection.torch_ops import add_rademacher
@@ -106,6 +123,7 @@ class RademacherProjection:
             out += (part @ rows) * out.dtype.type(self.dim**-0.5)
 
     def fingerprint(self) -> str:
+        """Return kind, version, dimension and seed."""
         return f"rademacher-{FORMAT}:dim={self.dim}:seed={self.seed}"
 
 

@@ -19,6 +19,8 @@ from tagcos_stream.gradients.variants import transform
 
 @dataclass(frozen=True)
 class Quality:
+    """How well a projection keeps inner products and nearest neighbors."""
+
     kind: str
     dim: int
     error: float  # root mean square over pairs and seeds of the error of an inner product of unit rows (the cosine)
@@ -34,11 +36,11 @@ def projection_quality(
     dims: Sequence[int],
     seeds: Mapping[str, Sequence[int]],
 ) -> list[Quality]:
-    """Compare projections, each kind under its seeds, with the exact gradients of the extractor's first variant, under the
-    checkpoint in use.
+    """Compare projections, each kind under its seeds, with exact gradients.
 
-    Holds n x P exact gradients: for some tens of examples at a small rank. Dense projections cost n x P x D each; the pairs of
-    one seed err together, so that a few seeds tell little of an error: hence its closed form.
+    Of the extractor's first variant, under the checkpoint in use. Holds n x P exact gradients: for some tens of examples at a
+    small rank. Dense projections cost n x P x D each; the pairs of one seed err together, so that a few seeds say little about
+    an error: hence its closed form.
     """
     exact = exact_gradients(extractor, encoded)
     scale = np.sqrt(sum(np.square(rows, dtype=np.float64).sum(1) for rows in exact.values())).astype(np.float32)[:, None]

@@ -35,7 +35,7 @@ def _signs(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def add_sparse(grads: torch.Tensor, out: torch.Tensor, key: int, entries: int, scale: float) -> None:
-    """out (B, D) += scale x sparse projection of grads (B, P)."""
+    """Add scale x sparse projection of grads (B, P) to out (B, D)."""
     size, dim = grads.shape[1], out.shape[1]
     lane = torch.arange(BLOCK, device=grads.device)
     block = torch.arange((size + BLOCK - 1) // BLOCK, device=grads.device)
@@ -54,7 +54,7 @@ def add_sparse(grads: torch.Tensor, out: torch.Tensor, key: int, entries: int, s
 
 
 def add_rademacher(grads: torch.Tensor, out: torch.Tensor, key: int, rows: int) -> None:
-    """out (B, D) += grads (B, P) times dense signs over sqrt(D), `rows` coordinates at a time."""
+    """Add grads (B, P) times dense signs over sqrt(D) to out (B, D), `rows` coordinates at a time."""
     size, dim = grads.shape[1], out.shape[1]
     words = (dim + 63) // 64
     for begin in range(0, size, rows):

@@ -40,6 +40,7 @@ class Slots:
 
     @property
     def room(self) -> int:
+        """Number of rows that still fit."""
         return len(self.row) - self.size
 
     def add(self, wanted: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a cluster rounded to bytes: which of them can an inner product with a residual possibly be large for?
+"""The rows of a cluster rounded to bytes, which tell the rows whose inner product with a residual may be large.
 
 A product of bytes reads a quarter of the memory of a float32 one and is half the work, and what rounding may have changed is
 bounded (`rounding_kernels.encode`): so it rules out all but a few rows, which are compared exactly.
@@ -61,7 +61,7 @@ class RoundedRows:
         int_kernels.encode(piece, self._dither, BYTE, codes, self._scale[here], self._error[here])
 
     def _encode(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        """codes (r, W) zeros, of rows (r, D) float32 that were taken in before."""
+        """Add codes (r, W), zeros, of rows (r, D) float32 that were added before."""
 
         def encode(at: int) -> None:
             known = np.empty((2, PIECE), np.float32)
@@ -88,11 +88,20 @@ class RoundedRows:
         return self._scale * self._step[t] * self._products[t, : self._rows.n]
 
     def reaching(self, length: np.ndarray, rounding: np.ndarray, bound: np.ndarray, norm: np.ndarray) -> np.ndarray:
-        """Pairs (m, 2) int64 of a probe t and a row that may have <a, r> >= bound[t]; no other row has.
+        """Find the rows that may have <a, r> >= bound[t] for a probe t; no other row has.
 
-        Args:
-            length, rounding, bound: (T,) float64: |r|, how far the residual that was probed may be from it, and the bound, for
-                the first T residuals of the last probe. norm: (n,) float64, |a|.
+        Parameters
+        ----------
+        length, rounding, bound
+            (T,) float64: |r|, how far the residual that was probed may be from it, and the bound, for
+            the first T residuals of the last probe.
+        norm
+            (n,) float64, |a|.
+
+        Returns
+        -------
+        np.ndarray
+            (m, 2) int64: probe t and row.
         """
         count = len(bound)
         up = np.float32(1 + 1e-5)  # float32 rounding of the bounds themselves

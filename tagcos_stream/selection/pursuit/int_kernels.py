@@ -30,16 +30,25 @@ def _largest(row: np.ndarray) -> np.float32:
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def encode(block: np.ndarray, dither: np.ndarray, most: float, codes: np.ndarray, scale: np.ndarray, error: np.ndarray) -> None:
-    """Each row as `scale` times bytes, and what that may be wrong by: |<a, r> - scale <codes, r>| <= error |r|.
+    """Write each row as `scale` times bytes, and what that may be wrong by: |<a, r> - scale <codes, r>| <= error |r|.
 
     Numbers are rounded up or down by chance, to themselves on average: `dither` is uniform in [-1/2, 1/2), drawn once for all
     rows. So an error is a sum of independent parts, one a dimension, each within an interval of scale |r_d|, and exceeds
     sqrt(60 / 2) scale |r| with a probability below exp(-60) (Hoeffding 1963, theorem 2), whatever the row, and whatever the
     vector r that does not depend on the dither. Where the length of all that was left out is less, it is the bound.
 
-    Args:
-        block: (r, D) float32, finite. dither: (D,) float32. most: largest size of a code before it is rounded.
-        codes: (r, W) int8, out; the last W - D are not touched. scale, error: (r,) float32, out.
+    Parameters
+    ----------
+    block
+        (r, D) float32, finite.
+    dither
+        (D,) float32.
+    most
+        Largest size of a code before it is rounded.
+    codes
+        (r, W) int8, out; the last W - D are not touched.
+    scale, error
+        (r,) float32, out.
     """
     dim = block.shape[1]
     root = np.float32(np.sqrt(dim))
@@ -65,10 +74,18 @@ def encode(block: np.ndarray, dither: np.ndarray, most: float, codes: np.ndarray
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def encode_finely(block: np.ndarray, most: float, codes: np.ndarray, step: np.ndarray, miss: np.ndarray) -> None:
-    """Each row as `step` times whole numbers of 16 bits and of a length up to `most`; `miss` bounds what that leaves out.
+    """Write each row as `step` times whole numbers of 16 bits and of a length up to `most`; `miss` bounds what that leaves out.
 
-    Args:
-        block: (r, D) float32. codes: (r, W) int16, out; the last W - D are not touched. step, miss: (r,) float32, out.
+    Parameters
+    ----------
+    block
+        (r, D) float32.
+    most
+        Largest length of the codes of a row.
+    codes
+        (r, W) int16, out; the last W - D are not touched.
+    step, miss
+        (r,) float32, out.
     """
     dim = block.shape[1]
     root = np.float32(np.sqrt(dim))
@@ -177,10 +194,16 @@ def _compile_tile(codes: Any, probes: Any, out: Any, i: Any, c: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def multiply(codes: np.ndarray, probes: np.ndarray, out: np.ndarray) -> None:
-    """Inner products of whole numbers: out[c, i] = <probe_c, codes_i>, exact where no sum leaves 32 bits.
+    """Compute inner products of whole numbers: out[c, i] = <probe_c, codes_i>, exact where no sum leaves 32 bits.
 
-    Args:
-        codes: (r, W) int8 or int16, r >= TALL. probes: (T, W) int16, T >= WIDE. out: (T, r) int32.
+    Parameters
+    ----------
+    codes
+        (r, W) int8 or int16, r >= TALL.
+    probes
+        (T, W) int16, T >= WIDE.
+    out
+        (T, r) int32.
     """
     for first in range(0, probes.shape[0], GROUP):
         for tall in range(0, codes.shape[0], TALL):
@@ -202,17 +225,27 @@ def reaching(
     bound: np.ndarray,
     found: np.ndarray,
 ) -> int:
-    """Which rows may reach a probe's bound: (probe, row) into found (m, 2) int64, as many as there is room for.
+    """Find the rows that may reach a probe's bound: (probe, row) into found (m, 2) int64, as many as there is room for.
 
     With <a, r> <= scale <c, r> + error |r| and r = step p + f, <a, r> is at most scale step <c, p> + error |r| + |scale c| |f|.
     What is not a number reaches every bound.
 
-    Args:
-        products: (T, N) int32, <c, p>, of which the n columns from `first` on are read. scale, error, norm: (n,) float32, the
-            last |scale c|.
-        step, length, miss, bound: (T,) float32; length |r|, miss |f|.
+    Parameters
+    ----------
+    products
+        (T, N) int32, <c, p>.
+    first
+        The first of the n columns that are read.
+    scale, error, norm
+        (n,) float32, the last |scale c|.
+    step, length, miss, bound
+        (T,) float32; length |r|, miss |f|.
+    found
+        (m, 2) int64, out.
 
-    Returns:
+    Returns
+    -------
+    int
         How many there are, perhaps more than found has room for.
     """
     many = 0

@@ -61,6 +61,8 @@ class Log(NamedTuple):
 
 
 class Limits(NamedTuple):
+    """Where a round of the pursuit ends."""
+
     probes: int
     steps: int  # steps that the round may still take
     ridge: float
@@ -242,10 +244,12 @@ def _squared_residual(target: np.ndarray, fit: Fit, target_length: float) -> flo
 
 @njit(nogil=True, cache=True)
 def pursue(local: Local, fit: Fit, log: Log, limits: Limits) -> tuple[int, int]:
-    """Steps of one round of docs/method.md on the candidates of `local`, each step logged; `fit` is advanced.
+    """Do the steps of one round of docs/method.md on the candidates of `local`, each step logged; `fit` is advanced.
 
-    Returns:
-        (probes made, REACHED | REPEATED | DROPPED | STOPPED). REPEATED also covers the newest row leaving at once: both end
+    Returns
+    -------
+    probes, reason
+        Probes made, and REACHED | REPEATED | DROPPED | STOPPED. REPEATED also covers the newest row leaving at once: both end
         the round, and the last probe logged is the one that ended it. DROPPED: an older row left and the round goes on;
         the caller must rebuild `local`, because that row is a candidate again.
     """

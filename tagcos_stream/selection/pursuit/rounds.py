@@ -43,6 +43,7 @@ class Problem:
 
     @property
     def length(self) -> float:
+        """Euclidean length of the target."""
         return float(np.sqrt(self.target @ self.target))
 
 
@@ -133,13 +134,15 @@ class Round:
     def _pursue(
         self, places: np.ndarray, correlations: np.ndarray, probes: int, dtype: type, *, keep: bool
     ) -> tuple[kernels.Log, int, int, np.ndarray]:
-        """Steps on members, unused slots and rows of the short list by their places (v,), which are not members.
+        """Do steps on members, unused slots and rows of the short list by their places (v,), which are not members.
 
         The listed rows start from the correlations (v,) that they have now: what their products with members lack in
         accuracy then counts for the change of the weights only.
 
-        Returns:
-            log, probes made, why it ended, and the rows (m,) that the log's numbers stand for: members, then unused slots,
+        Returns
+        -------
+        log, probes, reason, rows
+            The log, probes made, why it ended, and the rows (m,) that the log's numbers stand for: members, then unused slots,
             then the list's.
         """
         problem, store, members = self.problem, self.store, self.members
@@ -172,7 +175,7 @@ class Round:
         return log, made, status, rows
 
     def _gather(self, slots: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
-        """out (p, v) = products of the slots' rows with listed ones."""
+        """Write the products of the slots' rows with listed ones into out (p, v)."""
 
         def gather(start: int) -> None:
             part = slice(start, start + 64)
@@ -182,10 +185,12 @@ class Round:
             self.problem.rows.each(gather, range(0, len(slots), 64))
 
     def _stretch(self, probes: int) -> tuple[bool, np.ndarray]:
-        """Exact steps on the drafted rows, then their proof.
+        """Do exact steps on the drafted rows, then their proof.
 
-        Returns:
-            whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no slot.
+        Returns
+        -------
+        ended, row
+            Whether the round ended, and the row (1,) or none (0,) that should have been chosen and has no slot.
         """
         store = self.store
         log, made, status, rows = self._pursue(np.empty(0, np.int64), np.empty(0), max(probes, 1), np.float64, keep=False)
@@ -220,7 +225,7 @@ class Round:
         fit.held[0] = s
 
     def _residuals(self, weights: np.ndarray) -> np.ndarray:
-        """b - A'x for every x of `weights` (T, p) by slot: (T, D) float32."""
+        """Return the residual b - A'x for every x of `weights` (T, p) by slot: (T, D) float32."""
         store, target = self.store, self.problem.target
         used = np.flatnonzero(weights.any(axis=0))
         span = slice(0, used[-1] + 1) if len(used) else slice(0, 0)
@@ -236,7 +241,7 @@ class Round:
         return out
 
     def _residual(self, weights: np.ndarray) -> np.ndarray:
-        """b - A'x for x (p,) by slot: (D,) float64."""
+        """Return the residual b - A'x for x (p,) by slot: (D,) float64."""
         used = np.flatnonzero(weights)
         parts = np.zeros((-(-len(used) // SUBTRACTED), len(self.problem.target)))
 
@@ -250,11 +255,19 @@ class Round:
     def _prove(self, weights: np.ndarray, picks: np.ndarray, values: np.ndarray) -> tuple[int, np.ndarray]:
         """Compare every probe's choice with all rows that have no slot.
 
-        Args:
-            weights: (T or T + 1, p) float64 by slot, before each probe. picks: (T,) slots. values: (T,) correlations.
+        Parameters
+        ----------
+        weights
+            (T or T + 1, p) float64 by slot, before each probe.
+        picks
+            (T,) slots.
+        values
+            (T,) correlations.
 
-        Returns:
-            how many leading probes chose rightly, and the row (1,) that the next should have chosen, or none (0,).
+        Returns
+        -------
+        right, row
+            How many leading probes chose rightly, and the row (1,) that the next should have chosen, or none (0,).
             `scores` become the correlations at the last state reached.
         """
         residuals = self._residuals(weights)
