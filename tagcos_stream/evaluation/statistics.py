@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from scipy import special
+
+if TYPE_CHECKING:
+    import polars as pl
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -129,6 +132,8 @@ def comparisons(scores: pl.DataFrame, against: str, measure: str = "loss") -> pl
         _dataset (the dataset without which the mean over datasets of the difference is largest). Empty where nothing can be
         compared.
     """
+    import polars as pl  # `paired` and `holm` are used where there is no Polars
+
     mine = scores.filter(pl.col("measure") == measure, ~pl.col("method").is_in(["base"]))
     reference = mine.filter(pl.col("method") == against, ~pl.col("weighted"), pl.col("setting") == "")
     others = mine.join(reference, on=[*COMPARED, "seed", "part"], how="anti", nulls_equal=True)
@@ -181,6 +186,8 @@ def _robust(by_dataset: pl.DataFrame) -> dict[str, float | str | None]:
 
 
 def _with_holm(part: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
     tested = part["p"].is_not_null().to_numpy()
     adjusted = np.full(len(part), np.nan)
     if tested.any():

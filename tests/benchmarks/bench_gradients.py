@@ -1,12 +1,11 @@
 """Gradient features against plain training, the released code's way, and the nearest libraries, all in one run.
 
     python -m tests.benchmarks.bench_gradients --data FOLDER/mix [--model FOLDER_OR_GGUF] [--peers PYTHON_WITH_BERGSON_AND_DATTRI]
-    python -m tests.benchmarks.bench_gradients --parts gpu --device cuda            (random 1B and 7B models in bfloat16)
-    python -m tests.benchmarks.bench_gradients --parts gpu --tiny                  (the same code on small shapes and a CPU)
 
 Ours and the plain pass are timed batch by batch in turn, ours and the libraries pass by pass, so that what else the machine does
 falls on both. Parts: speed; quality
-of the projections; plans (padding, packing, order of checkpoints); memory (measured against the formulae); gpu.
+of the projections; plans (padding, packing, order of checkpoints); memory (measured against the formulae). On a GPU, with models
+of random weights up to 7B: tests/benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor
 from tagcos_stream.gradients.projection.quality import projection_quality
-from tests.benchmarks import gradient_gpu, gradient_memory, gradient_plans, gradient_setting
+from tests.benchmarks import gradient_memory, gradient_plans, gradient_setting
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, row, setting, timed, total
 from tests.models import random_checkpoint
 from tests.naive import padding_share
 
 RELEASED_INTERVAL = 16  # gradients that the released code collects before it projects them
-PARTS = ("speed", "quality", "plans", "memory", "gpu")
+PARTS = ("speed", "quality", "plans", "memory")
 
 
 def main() -> None:
@@ -55,7 +54,6 @@ def main() -> None:
         help="cpu: processor time, for a machine with other work; use --threads 1",
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="small shapes in the gpu part, to try it")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -70,7 +68,6 @@ def main() -> None:
         "quality": quality,
         "plans": gradient_plans.plans,
         "memory": gradient_memory.report,
-        "gpu": gradient_gpu.gpu,
     }
     for part in options.parts:
         runs[part](options)

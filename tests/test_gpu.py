@@ -1,0 +1,153 @@
+"""The GPU benchmark: the packed file, and the whole command on tiny shapes and a CPU, with nothing else installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+
+from tagcos_stream.types import UserError
+from tests.benchmarks import pack as packing
+from tests.benchmarks.packed import pack, read_packed, require_same_tokenizer, write_packed
+from tests.models import random_encoded, tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+IMAGE = ("numpy", "torch", "transformers", "peft")  # what an ordinary image for training has
+METHOD = ("numba", "scipy", "pydantic", "threadpoolctl")  # what the method itself imports beside it
+ABSENT = {
+    "polars",
+    "duckdb",
+    "zarr",
+    "prefect",
+    "pyarrow",
+    "obstore",
+    "orjson",
+    "sqlalchemy",
+    "fastapi",
+    "datasets",
+    "pandas",
+    "ray",
+}
+
+FACTS: dict[str, Any] = {"model": "m", "max_length": 64, "probe": (1, 2), "rejected": 1, "left_out": 2}
+
+
+def test_packed__holds_examples_and_who_is_held_out(tmp_path: Path) -> None:
+    encoded = random_encoded([5, 21, 9, 2, 40, 13, 33, 8])
+    rng = np.random.default_rng(0)
+    ids = [rng.bytes(16).hex() for _ in encoded]
+    datasets = ["b", "a", "b", "b", "a", "b", "a", "a"]
+    write_packed(tmp_path / "p.safetensors", pack(encoded, ids, datasets, 0.25, 300, **FACTS))
+    found = read_packed(tmp_path / "p.safetensors")
+    assert found.tokens.dtype == np.uint16
+    for one, ref in zip(found.encoded(np.arange(8)), encoded, strict=True):
+        np.testing.assert_array_equal(one.input_ids, ref.input_ids)
+        np.testing.assert_array_equal(one.target, ref.target)
+    assert found.target_tokens.tolist() == [one.n_target for one in encoded]
+    assert found.example_ids(np.arange(8)) == ids
+    assert [found.facts.datasets[d] for d in found.dataset] == datasets
+    lowest = {min(i for i, d in zip(ids, datasets, strict=True) if d == name) for name in "ab"}
+    assert {i for i, out in zip(ids, found.heldout, strict=True) if out} == lowest
+    assert found.digest == pack(encoded, ids, datasets, 0.25, 300, **FACTS).digest
+    assert found.digest != pack(encoded, ids, datasets, 0.5, 300, **FACTS).digest
+    assert pack(encoded, ids, datasets, 0.25, 1 << 17, **FACTS).tokens.dtype == np.int32
+    with pytest.raises(UserError, match="differs from that of other"):
+        require_same_tokenizer(found, tiny_tokenizer(), "other")
+
+
+def test_packed__another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(b"not this")
+    with pytest.raises(UserError, match="is no packed file"):
+        read_packed(tmp_path / "p")
+
+
+def closure(names: tuple[str, ...]) -> set[str]:
+    """Distributions that these need, themselves included."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            needed = metadata.requires(name) or ()
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        wanted = [Requirement(line) for line in needed]
+        left += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+# runs the benchmark where the named packages cannot be found, as if they were not installed
+ALONE = """
+import importlib.machinery, json, sys
+
+given = json.loads(sys.argv[1])
+refused = set(given["refused"])
+
+class Present(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if path is None and name in refused else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Present]
+from tests.benchmarks import gpu
+
+for minutes in ("0", "60"):
+    gpu.main([*given["words"], "--minutes", minutes])
+"""
+
+
+@pytest.mark.process
+def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: Path) -> None:
+    """In one process: a run without time, the same continued to its end. Its tables and results are whole."""
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    rng = np.random.default_rng(0)
+    for dataset in ("sums", "words"):
+        rows = [
+            {"messages": [{"role": "user", "content": f"{dataset} {i}"}, {"role": "assistant", "content": rng.bytes(9).hex()}]}
+            for i in range(24)
+        ]
+        (tmp_path / f"{dataset}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = [str(tmp_path / f"{name}.jsonl") for name in ("sums", "words")]
+    packing.main([*sources, "--model", str(model), "--out", str(tmp_path / "packed"), "--heldout", "0.125"])
+    words = ["--out", str(tmp_path / "out"), "--packed", str(tmp_path / "packed"), "--model", str(model), "--device", "cpu"]
+    words += ["--shapes", "tiny", "--ranks", "4", "--methods", "random", "balanced", "tagcos", "tagcos+weights", "--seeds", "2"]
+    words += ["--dim", "128", "--block-rows", "16", "--fraction", "0.25", "--batch-size", "4"]
+    allowed = closure((*IMAGE, *METHOD))
+    there = metadata.packages_distributions().items()
+    refused = [name for name, dists in there if not {d.lower().replace("_", "-") for d in dists} & allowed]
+    refused.remove("tagcos_stream")
+    assert {*ABSENT, "flows", "storage"} <= set(refused)
+    given = json.dumps({"words": words, "refused": refused})
+    done = subprocess.run([sys.executable, "-c", ALONE, given], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = done.stdout.split("not complete, the same command continues")
+    assert "| tiny | 4 | no time left |" in first
+    assert second.rstrip().endswith("results.json: complete")
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    steps = found["steps"]
+    assert all(row["error"] <= row["limit"] for row in steps["exactness"])
+    assert {row["quantity"] for row in steps["exactness"]} >= {"loss", "gradient", "gradient length", "adam-delta feature"}
+    assert steps["speed tiny r=4"]["ratio"] > 0
+    assert steps["features"]["rows"] == 42
+    assert steps["features"]["unusable"] == 0
+    for method in ("random", "balanced", "tagcos", "tagcos+weights"):
+        for seed in (0, 1):
+            trained = steps[f"train {method} {seed}"]
+            assert 0 < trained["loss"] < steps["train base 0"]["loss"] + 1
+            assert set(trained["datasets"]) == {"sums", "words"}
+    spent = [steps[f"choose {method} 0"]["target_tokens"] for method in ("random", "balanced", "tagcos")]
+    assert max(spent) <= 1.02 * round(0.25 * sum(read_packed(tmp_path / "packed").target_tokens))
+    assert "| tagcos | 2 |" in second
+    assert "p (Holm)" in second
