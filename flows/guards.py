@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from flows.changes import Changes, losses
 from storage.catalog import changes
 from storage.database import Catalog
-from tagcos_stream.data.containers.base import MAGIC
 from tagcos_stream.types import UserError
 
+NOT_READ = {"zip_bomb": "unpack", "blank_lines": "mend"}  # reasons of files whose end is there but is not read: what to do
 
-def check_sources(catalog: Catalog, run_id: str, found: Changes, max_retired: float) -> None:
-    """Compare a run's sources with those of the earlier run of the same sources; a first run has nothing to be compared with.
+
+def check_sources(catalog: Catalog, run_id: str, found: Changes, max_retired: float, warn: Callable[[str], None]) -> None:
+    """Compare a run's sources with those of the earlier run of the same sources.
+
+    A first run has nothing to be compared with: it only names files whose end is missing.
 
     Parameters
     ----------
@@ -26,20 +27,26 @@ def check_sources(catalog: Catalog, run_id: str, found: Changes, max_retired: fl
         Its changes.
     max_retired
         The setting: of each source, the fraction (below 1) or number of the earlier run's examples that may be gone.
+    warn
+        Called with a message for each file that a first run does not read to its end.
 
     Raises
     ------
     UserError
         Names each source or file, with counts, limit and remedy.
     """
+    early = changes.ended_early(catalog, run_id, found.base)
+    cut = [_ends_early(url, reason) for url, reason in early]
     if found.base is None:
+        for line in cut:
+            warn(line)
         return
-    cut = [_cut_off(row["url"]) for row in changes.cut_off(catalog, run_id, found.base).to_dicts() if _is_cut_off(row)]
     lost = list(_lost(found, max_retired))
     if not cut and not lost:
         return
-    remedies = []
-    if cut:
+    reasons = {reason for _, reason in early}
+    remedies = [f"{remedy} the file" for reason, remedy in NOT_READ.items() if reason in reasons]
+    if reasons - NOT_READ.keys():
         remedies.append("wait until the file is complete, or write it again")
     if lost:
         most = max(row["retired"] for row in found.sources)
@@ -58,21 +65,6 @@ def _lost(found: Changes, limit: float) -> Iterator[str]:
             )
 
 
-def _is_cut_off(row: Mapping[str, Any]) -> bool:
-    """Whether the end of a file is missing: its reader says so, or its last row is broken and no line end follows it."""
-    return row["reason"] == "corrupt_file" or not _ends_in_a_line(row["url"])
-
-
-def _cut_off(url: str) -> str:
-    return f"{Path(url).name} does not end in a whole row"
-
-
-def _ends_in_a_line(url: str) -> bool:
-    """Whether a plain local file ends in a line break. Objects appear in a store as a whole; compressed files mark their end."""
-    if "://" in url:
-        return True
-    with Path(url).open("rb") as file:
-        if file.read(4).startswith(tuple(MAGIC.values())):
-            return True
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+def _ends_early(url: str, reason: str) -> str:
+    name = url.rpartition("/")[2]
+    return f"{name} is not read to its end ({reason})" if reason in NOT_READ else f"{name} does not end in a whole row"

@@ -75,6 +75,7 @@ class IngestBlock:
     next_row: int  # rows of the file read so far: where a resumed read continues
     bytes_read: int  # of the file on disk (compressed), for progress
     last: bool
+    ended_early: str | None = None  # reason of the reject that says that the file's end is missing, or was not read
 
 
 @dataclass(frozen=True)

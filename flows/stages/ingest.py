@@ -73,7 +73,7 @@ def ingest(run: RunContext) -> Pool:
     changed = changes.gather(run.catalog, run.run_id, since, every_source=False)
     for line in changed.lines():
         run.reporter.say(line)
-    check_sources(run.catalog, run.run_id, changed, settings.max_retired)
+    check_sources(run.catalog, run.run_id, changed, settings.max_retired, run.reporter.say)
     status = runs.run_status(run.catalog, run.run_id)
     if status.examples == 0:
         raise UserError(

@@ -104,22 +104,20 @@ def rejected(catalog: Catalog, run_id: str) -> int:
     return int(found["n"][0])
 
 
-def cut_off(catalog: Catalog, run_id: str, base: str) -> pl.DataFrame:
-    """List files of a run, new or changed since `base`, that end early or whose last row could not be parsed.
+def ended_early(catalog: Catalog, run_id: str, base: str | None) -> list[tuple[str, str]]:
+    """List files of a run, new or changed since `base`, whose end is missing or was not read.
 
     Returns
     -------
-    pl.DataFrame
-        url, and reason: `corrupt_file`, `broken_json` or `bad_encoding`.
+    list of (str, str)
+        URL, and the reason of the reject that says so, in order of URL.
     """
-    return catalog.read(
-        """SELECT c.url, min(r.reason) AS reason
-        FROM file_changes(?, ?) c JOIN files f USING (file_id) JOIN rejects r USING (file_id)
-        WHERE r.stage = 'ingest'
-            AND (r.reason = 'corrupt_file' OR (r.reason IN ('broken_json', 'bad_encoding') AND r.row = f.rows_done - 1))
-        GROUP BY c.url ORDER BY c.url""",
+    found = catalog.read(
+        """SELECT url, ended_early FROM file_changes(?, ?) JOIN files USING (url, file_id) WHERE ended_early IS NOT NULL
+        ORDER BY url""",
         [base, run_id],
     )
+    return found.rows()
 
 
 def outcome(catalog: Catalog, run_id: str) -> dict[str, Any]:

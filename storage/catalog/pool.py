@@ -161,8 +161,9 @@ def commit_ingest(
         if len(block.rejects):
             _insert_rejects(connection, run_id, file_id, require(block.rejects, ["row", "reason", "detail", "snippet"]))
         connection.execute(
-            "UPDATE files SET rows_done = ?, entries = entries + ?, complete = ? WHERE file_id = ?",
-            [block.next_row, len(seen) + len(block.rejects), block.last, file_id],
+            """UPDATE files SET rows_done = ?, entries = entries + ?, complete = ?, ended_early = coalesce(ended_early, ?)
+            WHERE file_id = ?""",
+            [block.next_row, len(seen) + len(block.rejects), block.last, block.ended_early, file_id],
         )
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
     return IngestCounts(len(seen) + len(block.rejects), new, len(seen) - new, len(block.rejects))

@@ -17,7 +17,7 @@ from tagcos_stream.data.containers.oasst_trees import has_trees, tree_blocks
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_columns import can_convert, convert_frame, parse_block, parse_texts
 from tagcos_stream.data.convert_rows import row_by_row
-from tagcos_stream.data.rejects import Rejects
+from tagcos_stream.data.rejects import BROKEN, Rejects, ended_early
 from tagcos_stream.data.sources import SourceFile, SourceSpec, resolve_sources
 from tagcos_stream.types import IngestBlock
 
@@ -140,6 +140,8 @@ def _limited(blocks: Iterator[Raw], stop: int | None, limits: Limits) -> Iterato
 def _block(parsed: Parsed, file: SourceFile, limits: Limits, last: bool) -> IngestBlock:
     raw, columns = parsed
     rows, rejects = np.asarray(raw.rows, np.int64), raw.rejects.frame()
+    open_row = raw.next_row - 1 if raw.open_end else None
+    early = ended_early(rejects, open_row, (*BROKEN, "wrong_type"))  # a CSV row without its last cells has a wrong type
     done = np.zeros(len(rows), bool)
     parts = [pl.DataFrame(schema=OCCURRENCES)]
     for index, frame in columns:
@@ -148,8 +150,10 @@ def _block(parsed: Parsed, file: SourceFile, limits: Limits, last: bool) -> Inge
     if not done.all():
         found = Rejects()
         parts.append(row_by_row(raw, np.flatnonzero(~done), file.spec.options, file.dataset, found, limits.max_turns))
-        rejects = pl.concat([rejects, found.frame()]).sort("row", maintain_order=True)
+        converted = found.frame()
+        early = early or ended_early(converted, open_row)
+        rejects = pl.concat([rejects, converted]).sort("row", maintain_order=True)
     occurrences = pl.concat(parts)
     if len(parts) > 2:
         occurrences = occurrences.sort("row", maintain_order=True)
-    return IngestBlock(occurrences, rejects, raw.next_row, raw.bytes_read, last)
+    return IngestBlock(occurrences, rejects, raw.next_row, raw.bytes_read, last, early)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import polars as pl
@@ -12,6 +13,8 @@ from tagcos_stream.data.canonical import KEPT, REJECTS
 from tagcos_stream.types import UserError
 
 SNIPPET = 200  # characters of a rejected row that are kept
+NOT_READ_ON = ("corrupt_file", "zip_bomb", "blank_lines")  # reasons after which a file is not read, or whose rows are lost
+BROKEN = ("broken_json", "bad_encoding")  # reasons of a row that may be the first part of one
 FIRST_LOOK = 1000  # rows before a share is judged: three bad rows at a file's head are no reason to stop
 
 
@@ -80,6 +83,28 @@ class Rejects:
             if rows
         ]
         return pl.concat([pl.DataFrame(listed), *further], how="diagonal").sort("row", maintain_order=True)
+
+
+def ended_early(rejects: pl.DataFrame, open_row: int | None, broken: Sequence[str] = BROKEN) -> str | None:
+    """Why the end of a file is missing or was not read.
+
+    Parameters
+    ----------
+    rejects
+        Rows of REJECTS of a block.
+    open_row
+        The file's last row, if nothing marks its end.
+    broken
+        Reasons for which that row counts as a part of one.
+
+    Returns
+    -------
+    str or None
+        The reject's reason; None if the block does not say that the file ends early.
+    """
+    at_end = pl.lit(False) if open_row is None else (pl.col("row") == open_row) & pl.col("reason").is_in(broken)
+    found = rejects.filter(pl.col("reason").is_in(NOT_READ_ON) | at_end)["reason"]
+    return str(found[0]) if len(found) else None
 
 
 def check_rejects(limit: float, rows: int, rejects: int, *, done: bool, where: str) -> None:

@@ -211,6 +211,46 @@ def test_packed__zip_bomb_stops(tmp_path: Path) -> None:
     assert "max_unpacked_bytes" in got.rejects["detail"][-1]
 
 
+LINE = json.dumps(GOOD)
+CELLS = '"id","prompt","completion"\n"1","a","b"\n'
+TREE = {"message_id": "a", "parent_id": None, "message_tree_id": "a", "role": "prompter", "text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.jsonl", f"{LINE}\n{LINE[:-9]}", "broken_json"),
+        ("a.jsonl.gz", f"{LINE}\n{LINE[:-9]}", "broken_json"),  # what was compressed was cut before
+        ("a.jsonl", "{\n" * 3000 + LINE[:-9], "broken_json"),  # behind more rejects than are listed
+        ("a.jsonl", f"{LINE}\n{LINE}", None),
+        ("a.jsonl", f"{LINE}\n{LINE[:-9]}\n", None),  # a broken row, but a whole line
+        ("a.jsonl", LINE + "\n" + json.dumps({"other": 1}), None),
+        ("a.json", f"[{LINE},\n{LINE},\n", "broken_json"),  # cut between rows
+        ("a.json", '{"data": [' + LINE + ", " + LINE[:-9], "broken_json"),
+        ("a.json", LINE[:-9], "broken_json"),
+        ("a.json", f"[{LINE}, {LINE[1:-1]}]", None),
+        ("a.csv", CELLS + '"2","c', "wrong_type"),
+        ("a.csv", CELLS + '"2","c\n', "wrong_type"),
+        ("a.csv", CELLS + '"2","c"', "wrong_type"),
+        ("a.csv", CELLS + '"2","c"\n', None),
+        ("a.csv", CELLS.rstrip(), None),
+        ("a.jsonl", f"{json.dumps(TREE)}\n{json.dumps(TREE)[:-9]}", "broken_json"),
+    ],
+)
+def test_file__whose_end_is_missing(tmp_path: Path, name: str, text: str, reason: str | None) -> None:
+    path = write_bytes(tmp_path / name, text.encode())
+    for rows in (8192, 2):
+        assert {block.ended_early for block in read(path, block_rows=rows).blocks} - {None} == {reason} - {None}
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "json.zst"])
+def test_packed__whose_end_is_missing(tmp_path: Path, kind: str) -> None:
+    path = _make(tmp_path / f"a.{kind}", [{**row, "id": hash_text(i)} for i, row in enumerate(ROWS)])
+    assert read(path).blocks[-1].ended_early is None
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "corrupt_file" in {block.ended_early for block in read(path).blocks}
+
+
 def test_json__shapes_of_a_file(tmp_path: Path) -> None:
     good = json.dumps(GOOD)
     pretty = json.dumps(GOOD, indent=1)

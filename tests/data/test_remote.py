@@ -65,6 +65,14 @@ def test_s3__reads_what_lies_there(bucket: str, tmp_path: Path) -> None:
         assert rest["row"].to_list() == list(range(150, 300))
     assert [f.url for f in resolve_sources([f"{bucket}/a/*.json*"])] == [f"{bucket}/a/one.jsonl.gz", f"{bucket}/a/two.json"]
     assert [f.size for f in resolve_sources([f"{bucket}/a/two.json"])] == [files[3].size]
+    lines = (tmp_path / "one.jsonl.gz").read_bytes()
+    for name, data, reason in (
+        ("whole.jsonl", json.dumps(rows[0]).encode(), None),
+        ("cut.jsonl", json.dumps(rows[0]).encode()[:-9], "broken_json"),
+        ("cut.jsonl.gz", lines[:-30], "corrupt_file"),
+    ):
+        _put(f"{bucket}/c/{name}", data)
+        assert list(read_file(resolve_sources([f"{bucket}/c/{name}"])[0]))[-1].ended_early == reason
     before = files[3].digest
     _put(f"{bucket}/a/two.json", json.dumps(rows[1:]).encode())
     assert resolve_sources([f"{bucket}/a/two.json"])[0].digest != before

@@ -95,6 +95,12 @@ def half_written(folder: Path) -> None:
     (folder / "chat.jsonl").write_text(text[:-20], encoding="utf-8")
 
 
+def half_written_among_broken_rows(folder: Path) -> None:
+    half_written(folder)
+    text = (folder / "chat.jsonl").read_text(encoding="utf-8")
+    (folder / "chat.jsonl").write_text("not JSON\n" * 1200 + text, encoding="utf-8")
+
+
 def half_compressed(folder: Path) -> None:
     text = (folder / "pool" / "colours.jsonl").read_bytes()
     (folder / "pool" / "more.jsonl.gz").write_bytes(gzip.compress(text + text)[:-30])
@@ -112,6 +118,7 @@ def halved(folder: Path) -> None:
         (a_folder, r"source chat: 38 of 38 .* \(100%: chat.jsonl is a folder now\)"),
         (halved, r"source chat: 19 of 38 .* \(50%: chat.jsonl shrank from 38 to 19 rows\)"),
         (half_written, r"^chat.jsonl does not end in a whole row\. .*wait until the file is complete"),
+        (half_written_among_broken_rows, r"^chat.jsonl does not end in a whole row\. "),
         (half_compressed, r"^more.jsonl.gz does not end in a whole row\. "),
     ],
     ids=lambda given: given.__name__ if callable(given) else "",
@@ -126,7 +133,7 @@ def test_guard__stops_before_anything_is_selected(
     damage(folder)
     try:
         with pytest.raises(UserError, match=says) as stopped:
-            pipeline.run(load_settings(values), SilentReporter())
+            pipeline.run(load_settings(values | {"max_rejects": 5000}), SilentReporter())
     finally:
         if (folder / "chat.jsonl").is_dir():
             (folder / "chat.jsonl" / "other.jsonl").unlink()

@@ -41,7 +41,7 @@ class Raw:
     """Rows of a file before conversion, in one of three forms, and what was rejected while reading.
 
     texts: a JSON value a row, numbered in `rows`. block: whole lines from line `first` on, not yet cut. frame: columns,
-    numbered in `rows`.
+    numbered in `rows`. open_end: the file ends here, without what marks the end of a row (a line feed, a bracket, a quote).
     """
 
     next_row: int
@@ -52,6 +52,7 @@ class Raw:
     rejects: Rejects = field(default_factory=Rejects)
     block: bytes | None = None
     first: int = 0
+    open_end: bool = False
 
     def cut(self, limits: Limits) -> None:
         """From `block` to `texts`: blank lines left out, oversized ones rejected."""

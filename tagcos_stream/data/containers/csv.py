@@ -47,6 +47,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
             break
         except csv.Error as e:
             record, problem = [], ("oversized_row" if "field larger" in str(e) else "wrong_type", f"csv: {e}")
+            lines.open_end = lines.open_end or "unexpected end" in str(e)  # within quotes, where a line feed ends no row
         except LimitReached as e:
             record, problem, ended = [], (e.args[0], e.args[1]), e.args[0] != "oversized_row"
         if problem is None and len(record) == 0:  # a blank line, as the csv module sees it
@@ -74,10 +75,10 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         if ended:
             break
         if row - start_row >= block_rows or held >= limits.block_bytes:
-            yield _filled(block, names, cells, stream)
+            yield _filled(block, names, cells, stream, lines.open_end)
             start_row, held = row, 0
             block, cells = Raw(row, 0), []
-    yield _filled(block, names, cells, stream)
+    yield _filled(block, names, cells, stream, lines.open_end)
 
 
 def _decoded(header: list[str], file: SourceFile, limits: Limits) -> list[str]:
@@ -87,10 +88,10 @@ def _decoded(header: list[str], file: SourceFile, limits: Limits) -> list[str]:
     return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in header]
 
 
-def _filled(block: Raw, names: list[str], cells: list[str], stream: Unpacked) -> Raw:
+def _filled(block: Raw, names: list[str], cells: list[str], stream: Unpacked, open_end: bool) -> Raw:
     columns = {name: cells[i :: len(names)] for i, name in enumerate(names)}
     block.frame = pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String))
-    block.bytes_read = stream.bytes_read
+    block.bytes_read, block.open_end = stream.bytes_read, open_end
     return block
 
 
@@ -101,6 +102,7 @@ class _Lines:
         self._stream, self._limit, self.first_line = stream, limits.max_row_bytes, b""
         self._carry, self._ready, self._first = b"", cast("Iterator[str]", iter(())), True
         self.ascii = True  # all lines so far
+        self.open_end = False  # the file ends without a line feed
 
     def __iter__(self) -> _Lines:
         return self
@@ -118,6 +120,7 @@ class _Lines:
                 data, self._first = data.removeprefix(b"\xef\xbb\xbf"), False
             whole = data[: data.rfind(b"\n") + 1] if chunk else data
             self._carry = data[len(whole) :]
+            self.open_end = self.open_end or (not chunk and bool(data))
             if not data and not chunk:
                 raise StopIteration
             if len(self._carry) > self._limit:

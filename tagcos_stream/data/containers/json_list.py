@@ -144,6 +144,7 @@ def _elements(
             broken, data = (e.args[0], e.args[1]), b""
         if not data:
             rest = b""
+            block.open_end = broken is None
             broken = broken or ("broken_json", f"the list does not end: row {row} and what follows it cannot be told apart")
             break
     if broken and row >= start_row:
@@ -198,7 +199,8 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
         if whole is not None:
             whole = whole + data if len(whole) <= limits.max_row_bytes else whole
     if whole is not None and not rejects and start_row == 0:
-        raw = Raw(1, stream.bytes_read, rows=[0], texts=[whole.strip(SPACE)])
+        text = whole.strip(SPACE)
+        raw = Raw(1, stream.bytes_read, rows=[0], texts=[text], open_end=not text.endswith(b"}"))
         yield (
             raw if len(whole) <= limits.max_row_bytes else Raw(1, stream.bytes_read, rejects=Rejects(oversized(0, whole, limits)))
         )

@@ -51,13 +51,14 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
             continue
         cut = _after_line(data, want) if count > want else data.rfind(b"\n") + 1
         n = min(count, want)
-        if at_end and count <= want and ended is None and count < want and data[cut:]:
+        open_end = at_end and ended is None and count < want and bool(data[cut:])
+        if open_end:
             cut, n = len(data), n + 1
         if at_end and n == 0:
             break
         block, data = data[:cut], data[cut:]
         if row >= start_row:
-            last = Raw(row + n, stream.bytes_read, block=block.removesuffix(b"\n"), first=row)
+            last = Raw(row + n, stream.bytes_read, block=block.removesuffix(b"\n"), first=row, open_end=open_end)
             yield last
         row += n
         blank = _blank_lines_at_end(block)

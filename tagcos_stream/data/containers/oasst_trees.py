@@ -15,7 +15,7 @@ from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records, reject
 from tagcos_stream.data.oasst import FLAT_FIELDS, flat_trees, is_flat
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.data.rejects import Rejects
+from tagcos_stream.data.rejects import Rejects, ended_early
 from tagcos_stream.data.scores import Score, read_scores
 from tagcos_stream.data.shapes import finished
 from tagcos_stream.types import IngestBlock, Message
@@ -45,10 +45,10 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
     options = file.spec.options
     rejected, of_threads = Rejects(), Rejects()  # rows of the file, and threads of trees whose rows came before
     given: dict[int, dict[str, Any]] = {}  # values of scores by row
-    read = 0
+    read, open_row = 0, None
 
     def messages_of_file() -> Iterator[tuple[int, dict[str, Any]]]:
-        nonlocal read
+        nonlocal read, open_row
         for raw in open_blocks(file, 0, block_rows, limits):
             raw.cut(limits)
             rejected.update(raw.rejects.within(start_row))
@@ -68,7 +68,7 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
                     if options.scores:
                         given[row] = {name: record.get(name) for name in options.scores}
                     yield row, record
-            read = raw.bytes_read
+            read, open_row = raw.bytes_read, raw.next_row - 1 if raw.open_end else open_row
 
     rows: list[int] = []
     messages: list[list[Message]] = []
@@ -82,10 +82,11 @@ def tree_blocks(file: SourceFile, start_row: int, block_rows: int, limits: Limit
         ours = pl.concat(frames).sort("row", maintain_order=True)
         frame = occurrences_frame(rows, messages, [None] * n, [None] * n, [file.dataset] * n, [None] * n, scores)
         end = max(end, int(ours["row"][-1]) + 1) if last and len(ours) else end
+        early = ended_early(frames[0], open_row)
         rejected, of_threads = rejected.within(end), of_threads.within(end)
         for row in [row for row in given if row < end]:
             del given[row]
-        return IngestBlock(frame, ours, end, read, last)
+        return IngestBlock(frame, ours, end, read, last, early)
 
     begin = end = start_row
     for tree_end, found in flat_trees(messages_of_file()):
