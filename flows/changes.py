@@ -29,7 +29,7 @@ class Changes:
     new, returned, retired
         Numbers of examples, each counted once.
     rejected
-        Rows of the sources that are no examples.
+        Rows of the sources that are not examples.
     """
 
     base: str | None

@@ -60,7 +60,7 @@ def load_checks(folder: str | None) -> tuple[Check, ...]:
         return ()
     paths = sorted(Path(folder).expanduser().glob("*.sql"))
     if not paths:
-        raise UserError(f"checks: {folder} is no folder with .sql files; write one, or leave the setting out")
+        raise UserError(f"checks: {folder} is not a folder with .sql files; write one, or leave the setting out")
     return tuple(_load(path) for path in paths)
 
 

@@ -183,8 +183,8 @@ def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int
         Per stage, what is reused and what is computed.
     """
     found = pool.pool(catalog, run_id)
-    beside = planning.wanted(catalog, run_id).join(found, on="example_id", how="anti")
-    return make_plan(settings, catalog, Survey(files, 0, found, target=TargetSurvey(beside)))
+    missing = planning.wanted(catalog, run_id).join(found, on="example_id", how="anti")
+    return make_plan(settings, catalog, Survey(files, 0, found, target=TargetSurvey(missing)))
 
 
 def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str) -> Plan:

@@ -114,4 +114,4 @@ class _Known:
         if "/example_ids/c." in key:
             chunks = ids_spec(self.segments[group]).n_chunks
             return None if int(key.rsplit("c.", 1)[1].split(".")[0]) < chunks else "chunk outside its array"
-        return None if key.endswith("zarr.json") else "file that is no part of a segment"
+        return None if key.endswith("zarr.json") else "file that is not part of a segment"

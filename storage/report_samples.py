@@ -11,7 +11,7 @@ import polars as pl
 from storage.arrays import segments
 from storage.examples import example_reader
 from storage.root import Root
-from tagcos_stream.data.canonical import said
+from tagcos_stream.data.canonical import message_text
 
 GROUPS = 40  # whose chosen and just-missed examples are shown: the largest
 EXAMPLES = 160  # of each of the two, shared by the groups shown
@@ -98,7 +98,7 @@ def map_sample(root: Root, run_id: str, space_id: str, clustering_id: str | None
 
 
 def _message(message: dict[str, Any]) -> Message:
-    content = said(message)
+    content = message_text(message)
     return Message(message["role"], content[:CHARACTERS], max(len(content) - CHARACTERS, 0))
 
 

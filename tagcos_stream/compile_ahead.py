@@ -67,7 +67,7 @@ def marker() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or ``__pycache__`` beside each module."""
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or ``__pycache__`` next to each module."""
     configured = os.environ.get("NUMBA_CACHE_DIR")
     return Path(configured) if configured else PACKAGE / "__pycache__"
 

@@ -10,7 +10,7 @@ from tagcos_stream.types import UserError
 
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCOUNT_KEY|ACCESS_KEY|SAS_KEY|API_KEY", re.IGNORECASE)
 SHORTEST = 8  # characters: shorter values of variables are too common to blank in a text
-USER_IS_A_PLACE = ("abfs", "abfss", "hf")  # schemes in which what stands before an @ names a container or repository
+USER_IS_A_PLACE = ("abfs", "abfss", "hf")  # schemes in which the part before an @ names a container or repository
 
 
 def refuse_credentials(url: str) -> None:

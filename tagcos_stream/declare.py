@@ -1,7 +1,7 @@
 """How a settings model declares its fields: every field says what it decides, and lists of fields are derived from that.
 
 What a field decides says which identities it enters (tagcos_stream/identity.py), whether a run can be selected again with
-another value, and in which panel of the help it stands. A field that does not say so fails when its module is imported.
+another value, and the panel of the help that lists it. A field without this declaration fails when its module is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Decides = Literal[
     "clusters",  # the clustering of a given pool and space
     "choice",  # what is chosen from a group of rows, by a given budget
     "budget",  # how many are chosen
-    "machine",  # how fast a run goes and where it stands, never what comes out
+    "machine",  # speed and place of a run, never its results
     # of an evaluation
     "trials",  # which models are trained: how much of an evaluation is done
     "subject",  # what the trained model is, named by what it resolves to: content, number type, steps
@@ -27,7 +27,7 @@ Decides = Literal[
     "measured",  # what it is measured on, named by the content of the rows
 ]
 
-# where a field stands in the help if it does not say so
+# the panel of a field that declares none
 PANELS: dict[str, str] = {
     "pool": "Pool",
     "weights": "Model",
@@ -88,7 +88,7 @@ def decided_by(model: type[BaseModel], *kinds: Decides) -> tuple[str, ...]:
 
 
 def panel_of(model: type[BaseModel], name: str) -> str:
-    """The panel of the help in which a field stands."""
+    """Return the panel of the help that lists a field."""
     return str(_declared(model, name)["panel"])
 
 

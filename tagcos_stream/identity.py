@@ -139,7 +139,7 @@ def _adapter_content(folder: str) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces. NaN and infinity are refused: they are no JSON."""
+    """One text for one value: sorted keys, no spaces. NaN and infinity are refused: they are not JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -131,7 +131,7 @@ def set_environment_defaults(
     """Set environment variables that torch, OpenBLAS and Numba read when they are imported; what is set already stays.
 
     - ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``: under a CPU quota below the number of cores, as many as the quota has CPUs.
-    - ``NUMBA_CACHE_DIR``: where compiled kernels cannot be kept beside the source, a folder in the user's cache.
+    - ``NUMBA_CACHE_DIR``: where compiled kernels cannot be kept next to the source, a folder in the user's cache.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ class Message(TypedDict, total=False):
     a list names the trained character ranges, an empty list none.
 
     An assistant's turn may have `reasoning`, written before the content, and `tool_calls`: JSON text of a list of
-    {"id"?, "type": "function", "function": {"name", "arguments"}}, arguments an object, or text where they are no JSON object. A
+    {"id"?, "type": "function", "function": {"name", "arguments"}}, arguments an object, or text if they are not one. A
     tool's turn may name the call that it answers in `tool_call_id`.
     """
 

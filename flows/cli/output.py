@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 1000  # in a terminal
 NARROWEST = 12  # characters that a column of text may be folded to
 LONGEST_WORD = 40  # characters of a word that is never folded: an id has 32
-MOST_PADDING = 200  # characters that a column is padded to where output is no terminal
+MOST_PADDING = 200  # characters that a column is padded to where output is not a terminal
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 BY_CLUSTER = """
     WITH counted AS (SELECT cluster, dataset, count(*) AS n FROM selection_of($run) GROUP BY ALL),
@@ -129,7 +129,7 @@ def print_frame(frame: pl.DataFrame, *, exact: bool = False) -> None:
     """A table.
 
     In a terminal it fits: long texts are folded, and where even so its columns do not fit, there is a line for each field that
-    is not empty. Where output is no terminal, every row is one line, whatever its length, and all rows are printed. Line breaks
+    is not empty. Elsewhere every row is one line, whatever its length, and all rows are printed. Line breaks
     and other control characters are shown escaped. `exact`: numbers in full precision.
     """
     import polars as pl

@@ -14,7 +14,7 @@ from flows.report.page import render
 from storage import report_samples
 from storage.catalog import report_facts
 from storage.catalog.report_facts import Facts
-from storage.exports.files import beside
+from storage.exports.files import replacing
 from storage.report_samples import MapSample, Samples
 from storage.root import Root
 from tagcos_stream.clustering.pca import Plane, principal_plane
@@ -72,7 +72,7 @@ def write_report(root: Root, run_id: str, out: Path | None = None) -> tuple[str,
     if out is None:
         root.files.write(report_key(run_id), body)
         return root.files.place(report_key(run_id)), len(body)
-    with beside(out) as partial:
+    with replacing(out) as partial:
         partial.write_bytes(body)
     return str(out), len(body)
 

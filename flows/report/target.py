@@ -14,7 +14,7 @@ UNLIKE = 0.1  # mean cosine with the nearest example of the pool below which a p
 
 
 def coverage(facts: Facts, samples: Samples) -> Section:
-    """Lay out the coverage of a target set by part, with some target examples beside the chosen ones that serve them.
+    """Lay out the coverage of a target set by part, with some target examples and the chosen ones nearest to them.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def coverage(facts: Facts, samples: Samples) -> Section:
         }
         for row in samples.rows.filter(pl.col("kind") == "target").iter_rows(named=True)
     ]
-    beside = columns("part wanted served cosine", wanted="target example", served="chosen example nearest to it")
+    titles = columns("part wanted served cosine", wanted="target example", served="chosen example nearest to it")
     tables = (
         Table("target", "Parts of the target", titles, shown, more),
-        Table("target-examples", "Target examples and the chosen ones nearest to them", beside, pairs),
+        Table("target-examples", "Target examples and the chosen ones nearest to them", titles, pairs),
     )
     return Section("target", "Target", lead, tables=tables)

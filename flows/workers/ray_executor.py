@@ -22,7 +22,7 @@ from flows.workers.work import Work, WorkerResources
 from tagcos_stream.config import Settings
 from tagcos_stream.types import UserError
 
-LOSSES = 3  # workers lost without a result in between: then it is no accident
+LOSSES = 3  # workers lost without a result in between: then the next would be lost, too
 
 
 class RayWorker:

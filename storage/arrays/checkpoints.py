@@ -75,7 +75,7 @@ def load_checkpoint(files: Files, space_id: str, step: int, *, weight: float, di
 
 
 def save_space(files: Files, space_id: str, fingerprint: Mapping[str, Any]) -> None:
-    """Write the fingerprint of a feature space beside its arrays. ValueError if it is another space's."""
+    """Write the fingerprint of a feature space next to its arrays. ValueError if it is another space's."""
     if identity.space_id(fingerprint) != space_id:
         raise ValueError(f"the fingerprint's id is {identity.space_id(fingerprint)}, not {space_id}")
     files.write(

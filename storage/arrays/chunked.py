@@ -2,7 +2,7 @@
 
 Arrays are declared by zarr-python itself, presized, cut along the first axis only, uncompressed and unsharded, so any Zarr 3
 reader opens them. A chunk file is then exactly `rows * row_bytes` bytes and four more, which we write whole (atomically, so a
-chunk is absent or complete) and read directly. This is no second format: what differs from the declaration is refused.
+chunk is absent or complete) and read directly. This is not a second format: what differs from the declaration is refused.
 Why these codecs and shapes: docs/measurements/storage.md.
 """
 

@@ -182,7 +182,7 @@ def regroup(
     touched = np.flatnonzero(counts)
     specs = part_specs(rows.n_rows, n_clusters, len(touched), int(first_slot[-1]), rows.dim, chunk_rows)
     group = part_group(clustering_id, part)
-    beside = {
+    small_arrays = {
         "rows": slot_rows,
         "first_slot": first_slot,
         "labels": labels,
@@ -192,7 +192,7 @@ def regroup(
         "sums": sums[touched],
         "squares": squares[touched],
     }
-    for name, array in beside.items():
+    for name, array in small_arrays.items():
         write_array(files, group, specs[name], np.asarray(array, specs[name].dtype), durable=False)
     checksums = _scatter(files, group, specs["features"], rows, labels, first_slot[:-1] // chunk_rows, progress)
     attributes = {"format": FORMAT, "kind": "tagcos regrouped part", "segments": rows.segments}

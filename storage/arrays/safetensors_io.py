@@ -37,7 +37,7 @@ def load_arrays(files: Files, key: str, digest: str | None = None) -> tuple[dict
         arrays = load(data)
     except SafetensorError as error:
         raise DamagedStore(
-            f"{files.place(key)} is no whole safetensors file ({error}); delete it and start the same command again"
+            f"{files.place(key)} is not a whole safetensors file ({error}); delete it and start the same command again"
         ) from error
     header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return arrays, dict(header.get("__metadata__", {}))

@@ -95,7 +95,7 @@ def totals(catalog: Catalog, run_id: str, base: str | None) -> dict[str, int]:
 
 
 def rejected(catalog: Catalog, run_id: str) -> int:
-    """Count the rows of a run's files that are no examples."""
+    """Count the rows of a run's files that are not examples."""
     found = catalog.read(
         """SELECT coalesce(sum(rows), 0)::BIGINT AS n FROM rejects
         WHERE stage = 'ingest' AND file_id IN (SELECT file_id FROM run_files WHERE run_id = ?)""",

@@ -29,12 +29,12 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 
 @contextmanager
-def beside(path: Path, folder: bool = False) -> Iterator[Path]:
+def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` that replaces it at the end; a folder only if an earlier export made it."""
     mine = f".{path.name}.{os.getpid()}-{_host()}"
     partial, old = path.with_name(f"{mine}.partial"), path.with_name(f"{mine}.old")
     if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is no earlier export: choose another --out, or remove it")
+        raise UserError(f"{path} exists and is not an earlier export: choose another --out, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_partials(path.parent, path.name)
@@ -133,7 +133,7 @@ def without_examples(path: Path, ids: Collection[str]) -> int:
         Rows removed. Counts in the folder's tagcos-export.json follow.
     """
     removed = 0
-    with beside(path) as partial:
+    with replacing(path) as partial:
         if path.suffix == ".jsonl":
             with path.open("rb") as earlier, partial.open("wb") as file:
                 for line in earlier:
@@ -235,7 +235,7 @@ datasets:
     }
 
 
-# format -> the texts beside its data, by file name
+# format -> the texts written with its data, by file name
 BESIDE: dict[str, Callable[[Path, Any], dict[str, str]]] = {
     "datasets": _datasets,
     "trl": _trl,

@@ -32,15 +32,15 @@ _detail = pa.list_(pa.struct([("begin_offset", pa.int64()), ("end_offset", pa.in
 _flags = [("train", pa.bool_()), ("train_detail", _detail)]
 _call = pa.struct([("name", pa.string()), ("arguments", pa.string())])
 _calls = pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", _call)]))
-_beside = [("name", pa.string()), ("reasoning_content", pa.string()), ("tool_calls", _calls), ("tool_call_id", pa.string())]
-_said = [("role", pa.string()), ("content", pa.string())]
+_turn_extras = [("name", pa.string()), ("reasoning_content", pa.string()), ("tool_calls", _calls), ("tool_call_id", pa.string())]
+_role_content = [("role", pa.string()), ("content", pa.string())]
 _turn = [("from", pa.string()), ("value", pa.string())]
-_plain = pa.list_(pa.struct([*_said, *_beside]))
+_plain = pa.list_(pa.struct([*_role_content, *_turn_extras]))
 _row = [("tools", pa.string()), ("chat_template_kwargs", pa.string()), *_common]
 _function = pa.struct([("name", pa.string()), ("description", pa.string()), ("parameters", pa.string())])
 
-MESSAGES = pa.schema([("messages", pa.list_(pa.struct([*_said, *_beside, ("train", _train)]))), *_row])
-SHAREGPT = pa.schema([("conversations", pa.list_(pa.struct([*_turn, *_beside, *_flags]))), *_row])
+MESSAGES = pa.schema([("messages", pa.list_(pa.struct([*_role_content, *_turn_extras, ("train", _train)]))), *_row])
+SHAREGPT = pa.schema([("conversations", pa.list_(pa.struct([*_turn, *_turn_extras, *_flags]))), *_row])
 ALPACA = pa.schema(
     [(name, pa.string()) for name in ("instruction", "input", "output", "system")]
     + [("history", pa.list_(pa.list_(pa.string()))), *_common]
@@ -49,7 +49,7 @@ PROMPT_COMPLETION = pa.schema([("prompt", _plain), ("completion", _plain), ("tur
 LLAMA_FACTORY = pa.schema([("conversations", pa.list_(pa.struct(_turn))), ("tools", pa.string()), *_common])
 AXOLOTL = pa.schema(
     [
-        ("messages", pa.list_(pa.struct([*_said, *_beside, *_flags]))),
+        ("messages", pa.list_(pa.struct([*_role_content, *_turn_extras, *_flags]))),
         ("tools", pa.list_(pa.struct([("type", pa.string()), ("function", _function)]))),
         *_common,
     ]
@@ -87,7 +87,7 @@ def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
     if any(m["tool_calls"] for m in example["messages"]):
         raise Unfit("tool calls")
     if any(m["reasoning"] for m in example["messages"]):
-        raise Unfit("reasoning beside the answer")
+        raise Unfit("reasoning besides the answer")
     system, turns = _exchanges(example, "Alpaca")
     if example["tools"]:
         raise Unfit("tools")
@@ -185,7 +185,7 @@ def _arguments(example: Example) -> Row:
 
 
 def _structure(message: Mapping[str, Any]) -> Row:
-    """What a turn has besides role and text, in the columns of `_beside`."""
+    """What a turn has besides role and text, in the columns of `_turn_extras`."""
     calls = json.loads(message["tool_calls"]) if message["tool_calls"] else None
     return {
         "name": message["name"],
@@ -205,7 +205,7 @@ def _llama_factory_turn(message: Mapping[str, Any], notes: Counter[str]) -> Row:
     role, value = FROM[message["role"]], message["content"]
     if message["tool_calls"]:
         if value:
-            raise Unfit("text beside tool calls")
+            raise Unfit("text besides tool calls")
         calls = json.loads(message["tool_calls"])
         if any("id" in call for call in calls):
             notes["calls have no id, for which LLaMA-Factory has no place"] += 1

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from storage.catalog import selections
 from storage.exports import shapes
-from storage.exports.files import BESIDE, MARK, beside, open_writer
+from storage.exports.files import BESIDE, MARK, open_writer, replacing
 from storage.root import Root
 from tagcos_stream.types import UserError
 
@@ -103,7 +103,7 @@ def export(
     notes: Counter[str] = Counter()
     first_unfit: dict[str, str] = {}
     examples = written = 0
-    with beside(path, chosen.folder) as partial:
+    with replacing(path, chosen.folder) as partial:
         with open_writer(partial, path.suffix if not chosen.folder else ".parquet", chosen.schema, chosen.folder) as write:
             for batch in _examples(root, run_id):
                 rows = []

@@ -130,7 +130,7 @@ def check_key(url: str, key: str) -> None:
     """
     if "\0" in key or any(part in ("", ".", "..") for part in key.removesuffix("/").split("/")):
         raise UserError(
-            f"the catalog names {key!r}, which is no file of the root {url}: it was changed by hand or made to mislead; "
+            f"the catalog names {key!r}, which is not a file of the root {url}: it was changed by hand or made to mislead; "
             "restore catalog-snapshot.duckdb, or use a root that you trust"
         )
 

@@ -235,28 +235,28 @@ CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
     (SELECT run_id FROM diagnostics WHERE dimensions = 'reserved' ORDER BY measured_at DESC, run_id DESC LIMIT 1));
 COMMENT ON VIEW comparison IS 'methods side by side on reserved dimensions, by fraction, of the run diagnosed last';
 
--- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) stand
--- beside every fraction; base, which is measured once, beside every seed. Of dataset_loss also what a mean over datasets hides where one of
+-- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) are
+-- compared at every fraction; base, which is measured once, at every seed. Of dataset_loss also what a mean over datasets hides where one of
 -- them has several times the loss of the others: of the differences by dataset the median, and how many datasets are ahead of random.
 CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
     WITH scored AS (
             SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
             JOIN evaluation_units u USING (evaluation_id, method, gradient, setting, fraction, seed, regime, weighted) WHERE s.evaluation_id = evaluation
         ),
-        places AS (SELECT DISTINCT regime AS place, fraction AS beside FROM scored WHERE method NOT IN ('base', 'full')),
+        places AS (SELECT DISTINCT regime AS place, fraction AS of_fraction FROM scored WHERE method NOT IN ('base', 'full')),
         placed AS (
-            SELECT p.place, p.beside, s.* FROM scored s JOIN places p ON s.method = 'base'
-                OR (p.place = s.regime AND (s.method = 'full' OR p.beside = s.fraction))
+            SELECT p.place, p.of_fraction, s.* FROM scored s JOIN places p ON s.method = 'base'
+                OR (p.place = s.regime AND (s.method = 'full' OR p.of_fraction = s.fraction))
         ),
         means AS (
-            SELECT place, beside, method, gradient, setting, weighted, measure, part, count(*) AS seeds, avg(value) AS value,
+            SELECT place, of_fraction, method, gradient, setting, weighted, measure, part, count(*) AS seeds, avg(value) AS value,
                 stddev_samp(value) / sqrt(count(*)) AS se, avg(examples)::BIGINT AS examples, avg(steps)::BIGINT AS steps,
                 avg(passes) AS passes, avg(train_seconds) AS train_seconds
             FROM placed GROUP BY ALL
         ),
         differences AS (
-            SELECT p.place, p.beside, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, r.seed, p.value - r.value AS difference
-            FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.beside = p.beside AND r.measure = p.measure
+            SELECT p.place, p.of_fraction, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, r.seed, p.value - r.value AS difference
+            FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.of_fraction = p.of_fraction AND r.measure = p.measure
                 AND r.part IS NOT DISTINCT FROM p.part AND (p.method = 'base' OR r.seed = p.seed)
             WHERE p.method <> 'random'
         ),
@@ -273,19 +273,19 @@ CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
             ) GROUP BY ALL
         ),
         compared AS (
-            SELECT place, beside, method, gradient, setting, weighted, count(*) AS datasets, count(*) FILTER (vs_random < 0) AS datasets_ahead
+            SELECT place, of_fraction, method, gradient, setting, weighted, count(*) AS datasets, count(*) FILTER (vs_random < 0) AS datasets_ahead
             FROM pairs WHERE measure = 'loss' AND part IS NOT NULL GROUP BY ALL
         ),
         over_datasets AS (
             SELECT *, 'dataset_loss' AS measure, NULL::VARCHAR AS part
-            FROM medians JOIN compared USING (place, beside, method, gradient, setting, weighted)
+            FROM medians JOIN compared USING (place, of_fraction, method, gradient, setting, weighted)
         )
-    SELECT m.place AS regime, m.beside AS fraction, m.method, m.gradient, m.setting, m.weighted, m.measure, m.part, m.seeds, m.value, m.se,
+    SELECT m.place AS regime, m.of_fraction AS fraction, m.method, m.gradient, m.setting, m.weighted, m.measure, m.part, m.seeds, m.value, m.se,
         d.vs_random, d.vs_random_se, coalesce(d.pairs, 0) AS pairs, b.median_vs_random, b.median_vs_random_se, b.datasets_ahead, b.datasets,
         m.examples, m.steps, m.passes, m.train_seconds, b.datasets_ahead AS sources_ahead, b.datasets AS sources
-    FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.beside = m.beside AND d.method = m.method AND d.gradient = m.gradient
+    FROM means m LEFT JOIN pairs d ON d.place = m.place AND d.of_fraction = m.of_fraction AND d.method = m.method AND d.gradient = m.gradient
         AND d.setting = m.setting AND d.weighted = m.weighted AND d.measure = m.measure AND d.part IS NOT DISTINCT FROM m.part
-    LEFT JOIN over_datasets b ON b.place = m.place AND b.beside = m.beside AND b.method = m.method AND b.gradient = m.gradient
+    LEFT JOIN over_datasets b ON b.place = m.place AND b.of_fraction = m.of_fraction AND b.method = m.method AND b.gradient = m.gradient
         AND b.setting = m.setting AND b.weighted = m.weighted AND b.measure = m.measure AND b.part IS NOT DISTINCT FROM m.part;
 
 CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(

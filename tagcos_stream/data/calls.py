@@ -33,7 +33,7 @@ def read_call_text(text: str, what: str) -> str | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise RowError("wrong_type", f"{what} is a function call whose text is no JSON object of name and arguments") from None
+        raise RowError("wrong_type", f"{what} is a function call whose text is not a JSON object of name and arguments") from None
     return spelled_calls(value if isinstance(value, list) else [value], what)
 
 
@@ -110,7 +110,7 @@ def _parsed(value: Any, what: str) -> Any:
 
 
 def parsed_json(text: str, what: str) -> Any:
-    """The value of JSON text that stands in a field. RowError names the field."""
+    """Parse the JSON text of a field. RowError names the field."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:

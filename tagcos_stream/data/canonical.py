@@ -126,7 +126,7 @@ def characters(message: Message) -> int:
     return len(message["content"]) + len(message.get("reasoning") or "") + len(message.get("tool_calls") or "")
 
 
-def said(message: Mapping[str, Any]) -> str:
+def message_text(message: Mapping[str, Any]) -> str:
     """All text of the turn, for those who compare or show texts: its reasoning, its content and its calls, a line each."""
     return "\n".join(message[key] for key in TEXT_KEYS if message.get(key))
 

@@ -35,8 +35,8 @@ def read_gemini(row: Record, fields: Sequence[str], options: RowOptions) -> list
 def _gemini_turn(turn: Any, what: str) -> Any:
     if not isinstance(turn, dict) or not isinstance(turn.get("parts"), list):
         raise RowError("wrong_type", f"{what} must be an object with a list of parts")
-    beside = {k: v for k, v in turn.items() if k != "parts"}
-    return {"role": "user", **beside, "content": [_gemini_part(part, what) for part in turn["parts"]]}
+    rest = {k: v for k, v in turn.items() if k != "parts"}
+    return {"role": "user", **rest, "content": [_gemini_part(part, what) for part in turn["parts"]]}
 
 
 def _gemini_part(part: Any, what: str) -> Any:

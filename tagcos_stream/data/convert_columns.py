@@ -28,7 +28,7 @@ PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
 KNOWN_FIELDS = ROW_FIELDS | _FREE | set(CHAT_FIELDS)
-NOT_A_NUMBER = "a score that may be no number"  # stands for a field that no shape allows: read_scores decides
+NOT_A_NUMBER = "a score that may not be a number"  # takes the place of a field that no shape allows: read_scores decides
 _NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
@@ -175,10 +175,10 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int)
     for prompt, answer in PAIRS:
         if {prompt, answer} <= strings & set(present):
             extras = [name for name in EXTRAS if name in strings and name in present and name != prompt]
-            beside = {"text"} & strings
-            picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *beside, *_FREE}, frame.height)
+            text = {"text"} & strings
+            picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *text, *_FREE}, frame.height)
             if len(picked):
-                yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(beside))
+                yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(text))
 
 
 def _is_first(prompts: pl.Series, turns: pl.Series, content_key: str) -> np.ndarray:

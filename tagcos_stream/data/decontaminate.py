@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tagcos_stream.data.canonical import REJECTS, TEXT_KEYS, said
+from tagcos_stream.data.canonical import REJECTS, TEXT_KEYS, message_text
 from tagcos_stream.data.containers.base import Limits, Raw, snippet
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records
@@ -108,7 +108,7 @@ def decontaminated(block: IngestBlock, runs_of_eval: EvalRuns) -> IngestBlock:
             "row": taken["row"],
             "reason": ["contaminated"] * len(found),
             "detail": list(found.values()),
-            "snippet": [snippet(said(m[0])) for m in taken["messages"].to_list()],
+            "snippet": [snippet(message_text(m[0])) for m in taken["messages"].to_list()],
         },
         schema=REJECTS,
     )

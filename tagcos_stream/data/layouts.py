@@ -1,7 +1,7 @@
-"""What the places of files say: which split a file holds, which dataset it belongs to, which files of a folder are no rows.
+"""What the paths of files mean: the split that a file holds, its dataset, and which files of a folder hold no rows.
 
 Known are the layouts of the Hugging Face hub (`data/train-00000-of-00002.parquet`, `train/0000.parquet`), of `save_to_disk`
-(`data-00000-of-00001.arrow` beside `state.json`), and plain names (`train.jsonl`, `my-pool_train.jsonl`).
+(`data-00000-of-00001.arrow` next to `state.json`), and plain names (`train.jsonl`, `my-pool_train.jsonl`).
 """
 
 from __future__ import annotations

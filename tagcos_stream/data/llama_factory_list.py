@@ -30,7 +30,7 @@ _KEY_TAGS = {"role_tag": "role", "content_tag": "content"}
 
 
 def entries(text: str, path: Path) -> Mapping[str, Any]:
-    """The datasets of the file by name, not looked at yet. UserError where it is no object of JSON."""
+    """Return the datasets of the file by name, unchecked. UserError where it is not a JSON object."""
     try:
         data = json.loads(text)
     except ValueError as e:

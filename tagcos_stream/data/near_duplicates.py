@@ -3,7 +3,7 @@
 Sources: Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", 3.4. Signatures come from rensa (Rust), 36 times
 as fast here as datasketch's. A row is compared with the first and with the previous row of each of its bands' buckets, so a row
 that is dropped is at least `threshold` alike, as estimated, to an earlier row, which is kept or dropped for its own likeness to
-a still earlier one. Exact duplicates are no matter of this module: they have one id.
+a still earlier one. Exact duplicates are found elsewhere: they have one id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tagcos_stream.data.canonical import said
+from tagcos_stream.data.canonical import message_text
 from tagcos_stream.data.shingles import find_words, runs
 from tagcos_stream.types import UserError
 
@@ -55,7 +55,7 @@ def near_duplicates(
 
 
 def peak_bytes(n: int) -> int:
-    """Memory that N rows take: bucket hashes, their order and group starts, and the outcome; beside it a block of texts."""
+    """Memory that N rows take: bucket hashes, their order and group starts, and the outcome, and a block of texts."""
     return 48 * n + (256 << 20)
 
 
@@ -95,7 +95,7 @@ def _texts(block: pl.DataFrame, prompts_only: bool) -> list[str]:
         for m in messages:
             if prompts_only and m["role"] == "assistant":
                 break
-            contents.append(said(m))
+            contents.append(message_text(m))
         out.append("\n".join(contents))
     return out
 

@@ -1,6 +1,6 @@
 """OpenAssistant trees to threads: a tree nested in one record, or a message a row with its parent's id.
 
-A thread is the path from the root to an assistant message below which no other assistant message stands, so each answer of a
+A thread is the path from the root to an assistant message that has no other assistant message below it, so each answer of a
 tree is trained on with its context, and what an answer shares with its siblings' paths is repeated, as in the common
 conversions of this data.
 """
@@ -17,7 +17,7 @@ from tagcos_stream.types import Message
 
 MAX_TREE = 20_000  # messages; the largest released tree has under a thousand
 MAX_THREADS = 200_000  # messages of all threads of a tree: what threads share is repeated
-MAX_THREADS_TEXT = 64 << 20  # characters of them
+MAX_THREADS_TEXT = 64 << 20  # characters of all threads
 FLAT_FIELDS = ("message_id", "parent_id", "role", "text")
 
 

@@ -16,7 +16,7 @@ BESIDE_PAIR = (*SYSTEM_FIELDS, *EXTRAS, "history", *REASONING_KEYS)  # what ever
 
 
 def read_system(row: Record) -> list[Message]:
-    """An absent or empty system field is no turn; one within a message list is always kept."""
+    """An absent or empty system field is not a turn; one within a message list is always kept."""
     found = {name: text for name in SYSTEM_FIELDS if row.get(name) is not None and (text := text_of(row[name], name))}
     if len(set(found.values())) > 1:
         raise RowError("unread_field", f"different texts under {' and '.join(found)}")
@@ -82,7 +82,7 @@ def read_prompt_completion(row: Record, prompt: str, answer: str, options: RowOp
     for name in (*EXTRAS, "history", *REASONING_KEYS):
         if name not in (prompt, answer) and row.get(name):
             raise RowError(
-                "unread_field", f"{name} stands beside {prompt} as a list of turns, which does not say where it belongs"
+                "unread_field", f"{name} is given besides {prompt}, a list of turns, which does not say where it belongs"
             )
     before = untrained(_turns_or_text(row.get(prompt), prompt, "user", options))
     return with_system(row, before) + _turns_or_text(row.get(answer), answer, "assistant", options)

@@ -1,4 +1,4 @@
-"""Rows that are no plain instructions: preference pairs, answers marked as good or bad, rows with images or sound."""
+"""Rows other than plain instructions: preference pairs, answers marked as good or bad, rows with images or sound."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refuse_marked(row: Record) -> None:
 
 
 def chosen_answer(row: Record, options: RowOptions) -> tuple[list[Message], set[str]] | None:
-    """Messages of a preference pair with the chosen answer, and the fields read; None where the row is no pair.
+    """Messages of a preference pair with the chosen answer, and the fields read; None where the row is not a pair.
 
     Turns before the answer are context: no answer among them is trained on. RowError where the source does not ask for it.
     """
@@ -51,7 +51,7 @@ def chosen_answer(row: Record, options: RowOptions) -> tuple[list[Message], set[
     else:
         answer = [{"role": "assistant", "content": one_text(chosen, "chosen")}]
     if prompt is None:
-        raise RowError("unknown_shape", f"chosen stands without a prompt ({', '.join(_PROMPTS)})")
+        raise RowError("unknown_shape", f"chosen has no prompt ({', '.join(_PROMPTS)})")
     if isinstance(row[prompt], list) and not all(isinstance(v, str) for v in row[prompt]):
         before = untrained(read_turns(row[prompt], options.context, prompt))
         return with_system(row, before) + answer, {prompt, *SYSTEM_FIELDS, *PREFERENCE_FIELDS}

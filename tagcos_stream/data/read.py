@@ -81,7 +81,7 @@ def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator
 
 
 def _columns(texts: list[bytes], scores: Sequence[str]) -> Parts:
-    """The rows that can be parsed at once: without those that are no JSON object, or else stretches of these.
+    """The rows that can be parsed at once: without those that are not JSON objects, or else stretches of these.
 
     So a bad row costs itself the fast way, or its stretch, not the block.
     """

@@ -19,7 +19,7 @@ FIRST_LOOK = 1000  # rows before a share is judged: three bad rows at a file's h
 
 
 class Reject(NamedTuple):
-    """A row of a file that is no example, why in general (a key of REASONS) and in particular, and the row's first characters."""
+    """A rejected row of a file: the reason in general (a key of REASONS) and in particular, and the row's first characters."""
 
     row: int
     reason: str

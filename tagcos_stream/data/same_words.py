@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from tagcos_stream.data.canonical import said
+from tagcos_stream.data.canonical import message_text
 from tagcos_stream.data.shingles import BASE, find_words
 
 
@@ -29,7 +29,7 @@ def word_keys(messages: pl.Series, *, answers_only: bool = False) -> np.ndarray:
     def counts(role: str) -> bool:
         return role == "assistant" if answers_only else role != "system"
 
-    return _keys(["\n".join(said(turn) for turn in turns if counts(turn["role"])) for turns in messages])
+    return _keys(["\n".join(message_text(turn) for turn in turns if counts(turn["role"])) for turns in messages])
 
 
 def _keys(texts: list[str]) -> np.ndarray:

@@ -35,13 +35,13 @@ class Shape:
     """A form of row and how it is read.
 
     fields: what a row must have, one alternative after the other. read: (row, the fields matched, options) -> messages.
-    beside: other fields that it reads. fits: a further condition on a row that has the fields.
+    also_read: other fields that it reads. fits: a further condition on a row that has the fields.
     """
 
     name: str
     fields: tuple[tuple[str, ...], ...]
     read: Callable[[Record, tuple[str, ...], RowOptions], list[Message]]
-    beside: tuple[str, ...] = ()
+    also_read: tuple[str, ...] = ()
     fits: Callable[[Record], bool] | None = None
 
 
@@ -84,7 +84,7 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
 REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input", "tools"}
 # fields known to carry text of a prompt or an answer: what a shape leaves unread of them rejects the row
 TEXT_FIELDS = (
-    frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.beside) for name in fields)
+    frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.also_read) for name in fields)
     | {"choices", "options", "suffix", *PREFERENCE_FIELDS}
 ) - {"tools"}
 # every top-level field that a converter reads
@@ -112,7 +112,7 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
         messages, read = found
     else:
         shape, fields = _shape_of(row, options)
-        messages, read = shape.read(row, fields, options), {*fields, *shape.beside}
+        messages, read = shape.read(row, fields, options), {*fields, *shape.also_read}
     try:
         messages = finished(messages, options)
     except RowError as e:
@@ -185,8 +185,8 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
 
 def _refuse_unread(row: Record, read: set[str], messages: list[Message]) -> None:
     """RowError where a field with text was not read and does not stand in the messages either."""
-    beside = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
-    for name in beside:
+    unread = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
+    for name in unread:
         if name == "text" and isinstance(row[name], str):
             parts = [part for field in row if field in read for part in _texts(row[field])]
             if _holds(row[name], parts):
@@ -205,7 +205,7 @@ def _is_text(name: str, value: Any) -> bool:
 
 
 def _holds(text: str, parts: list[str]) -> bool:
-    """Whether every part stands in the text; parts that do not stand in order are looked for up to a bound on the work."""
+    """Whether the text contains every part; parts that are not in order are searched for up to a bound on the work."""
     position, again = 0, 0
     for part in parts:
         if (found := text.find(part, position)) >= 0:
@@ -271,7 +271,7 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
 
 
 SEARCHED = 100_000_000  # characters that are searched for the texts of a field, a tenth of a second
-LONG = 16  # characters of a text that is taken for the same one where it stands within a message
+LONG = 16  # characters of a text that counts as the same one where a message contains it
 KEPT_FIELDS = {"dataset", *ID_FIELDS}  # read of a row whose fields are mapped
 
 

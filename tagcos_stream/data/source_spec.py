@@ -89,12 +89,12 @@ def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] =
             raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")
     _check_scores(row.get("scores", []), f"{path}: {what}")
     options: dict[str, Any] = {k: tuple(v) if k in ("train_roles", "scores") else v for k, v in row.items() if k in OPTION_FIELDS}
-    own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": beside(path, row["path"])}
+    own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": relative_to_list(path, row["path"])}
     return SourceSpec(**own, options=RowOptions(**options), notes=tuple(notes))
 
 
 def _check_scores(names: list[Any], what: str) -> None:
-    """Refuse names of scores that could not be told from each other or from other signals, in any case of letters."""
+    """Refuse names of scores that are the same as each other or as other signals, in any case of letters."""
     if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
         raise UserError(f"{what}: scores has {wrong[0]!r}, must be names of columns")
     lower = [name.lower() for name in names]
@@ -104,6 +104,6 @@ def _check_scores(names: list[Any], what: str) -> None:
         raise UserError(f"{what}: scores has {' and '.join(twice)}: name each column once")
 
 
-def beside(path: Path, name: str) -> str:
-    """A path in a list is relative to the list's folder; a URL or an absolute path stands."""
+def relative_to_list(path: Path, name: str) -> str:
+    """A path in a list is relative to the list's folder; a URL or an absolute path is kept."""
     return name if "://" in name else str(path.parent / Path(name).expanduser())

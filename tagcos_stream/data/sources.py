@@ -157,7 +157,7 @@ def set_name(names: Sequence[str]) -> str | None:
     Returns
     -------
     str or None
-        The one name, if it is no path; None for files.
+        The one name, if it is not a path; None for files.
     """
     return names[0] if len(names) == 1 and not Path(names[0]).expanduser().exists() else None
 
@@ -238,7 +238,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _beside_rows(path: Path) -> bool:
-    """Whether a file only describes the rows beside it, or is a cache of `datasets` among the shards of a saved one."""
+    """Whether a file only describes the rows of its folder, or is a cache of `datasets` among the shards of a saved one."""
     if path.name in BESIDE_SAVED:
         return True
     return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / "state.json").exists()

@@ -1,6 +1,6 @@
 """Conversations written out as one text with marks between the turns: ChatML, Llama 2 and 3, Zephyr, Vicuna, USER/ASSISTANT.
 
-A text is taken apart at the marks of one form alone, all of it: what stands before the first mark must be white space or the
+A text is taken apart at the marks of one form alone, all of it: what precedes the first mark must be white space or the
 form's own head, so that no text is lost.
 """
 
@@ -116,13 +116,13 @@ def _llama2(text: str, name: str) -> list[dict[str, str]]:
         if close < answer:
             close = _found(text, "</s>", answer)
         following = _found(text, "[INST]", answer)
-        said = text[answer : min(close, following)].strip()
+        reply = text[answer : min(close, following)].strip()
         if close < following:
             position = close + len("</s>")
         else:
-            position, said = following, said.removesuffix("<s>").strip()
-        if said:
-            turns.append({"role": "assistant", "content": said})
+            position, reply = following, reply.removesuffix("<s>").strip()
+        if reply:
+            turns.append({"role": "assistant", "content": reply})
     return turns
 
 

@@ -180,8 +180,8 @@ def check(messages: Sequence[Message], train_roles: Sequence[str], order: bool, 
         raise RowError("no_assistant", f"{len(messages)} turns, none by the assistant")
     for i, m in enumerate(messages):
         if m["role"] == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
-            beside = " has reasoning but no content" if m.get("reasoning") else ""
-            raise RowError("only_whitespace" if m["content"] else "empty_answer", f"turn {i}{beside}")
+            reasoned = " has reasoning but no content" if m.get("reasoning") else ""
+            raise RowError("only_whitespace" if m["content"] else "empty_answer", f"turn {i}{reasoned}")
     if all(m["role"] == "assistant" or not m["content"].strip() for m in messages) and len(messages) > len(answers):
         raise RowError("only_whitespace", "no turn but the assistant's has text")
     if order:

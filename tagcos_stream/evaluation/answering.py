@@ -75,7 +75,7 @@ def _ids(tokenizer: Any, text: str) -> np.ndarray:
 def _choose(model: Any, tokenizer: Any, task: Task, longest: int, token_budget: int, progress: Progress) -> np.ndarray:
     """(n,) int64: the option with the largest log-likelihood, the first of equal ones."""
     found = np.full((len(task.questions), len(task.options)), -np.inf)
-    prompts, following, at = [], [], []  # questions whose options are one token each: one pass tells all
+    prompts, following, at = [], [], []  # questions whose options are one token each: one pass scores all of them
     spelled: list[Encoded] = []
     place: list[tuple[int, int]] = []
     for i, question in enumerate(task.questions):

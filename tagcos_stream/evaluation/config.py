@@ -146,7 +146,7 @@ class Evaluation(BaseModel):
             if name not in METHODS and name != FULL:
                 raise ValueError(f"{name!r} is unknown; choose from {', '.join(METHODS)}, {FULL}")
         if not set(value) - {FULL}:
-            raise ValueError(f"name a method beside {FULL}: a comparison needs something to compare")
+            raise ValueError(f"name a method in addition to {FULL}: a comparison needs something to compare")
         return value
 
     @field_validator("against")
@@ -180,7 +180,7 @@ class Evaluation(BaseModel):
 
 
 check_declared(Evaluation)
-# what tells one evaluation from another, beside pool, model and rows measured on; the others say how much of it is done
+# what identifies an evaluation, with pool, model and rows measured on; the other fields decide how much of it is done
 TRAINING_FIELDS = decided_by(Evaluation, "training")
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
-_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")  # in 16-3 the line is no sign
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\d[\d,]*(?:\.\d+)?")  # the - of 16-3 is not a sign
 _ANSWER_IS = re.compile(r"answer is:?\s*(.*?)(?:\.(?=\s|$)|\n|$)", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 

@@ -30,7 +30,7 @@ class Question:
     prompt: str
     answers: tuple[str, ...]  # any of them is right
     shots: Shots = ()
-    head: str = ""  # said once, before the first shot or the question
+    head: str = ""  # printed once, before the first shot or the question
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
     Raises
     ------
     UserError
-        There is no adapter, or a parameter is no LoRA matrix of a linear layer.
+        There is no adapter, or a parameter is not a LoRA matrix of a linear layer.
     """
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
@@ -278,7 +278,7 @@ def adapter_parameters(model: Any) -> dict[str, nn.Parameter]:
         elif parameter.requires_grad or ".lora_" in name:
             kind = "DoRA" if "magnitude" in name else "trained"
             raise UserError(
-                f"{kind} parameter {name} is no LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only"
+                f"{kind} parameter {name} is not a LoRA matrix of a linear layer: gradient features cover lora_A and lora_B only"
             )
     if not found:
         raise UserError("the model has no LoRA adapter: attach one first")

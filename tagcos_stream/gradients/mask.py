@@ -154,7 +154,7 @@ def _lacks_calls(layout: Layout, message: Message, turn: Sequence[Span]) -> bool
 
 
 def openers(template: ChatTemplate, shown: Any, variables: Mapping[str, Any]) -> list[str]:
-    """What stands before an answer: the generation prompt, and what all turns share of it.
+    """What precedes an answer: the generation prompt, and what all turns share of it.
 
     Parameters
     ----------

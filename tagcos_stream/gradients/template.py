@@ -37,7 +37,7 @@ class ChatTemplate:
     Raises
     ------
     UserError
-        The text is no Jinja template.
+        The text is not a Jinja template.
     """
 
     def __init__(self, source: str, name: str) -> None:

@@ -30,7 +30,7 @@ class BoundExceeded(RuntimeError):
 
 @dataclass(frozen=True)
 class Marks:
-    """Two private-use characters between which a marked rendering says what stands where."""
+    """Two private-use characters that enclose the marks of a rendering."""
 
     open: str = "\ue0f3"
     close: str = "\ue0f4"

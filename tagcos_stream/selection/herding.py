@@ -4,7 +4,7 @@ N rows, D feature dimension, k budget.
 
 With s the sum of the t - 1 chosen, the next row minimises |(s + a_j)/t - b|, that is, maximises <a_j, t b - s> - |a_j|^2 / 2. The
 products with t b - s follow from <a_j, b> and one Gram column a step; the columns of the B rows that rank highest are computed
-together, in one pass over the rows, and computed anew when a row without one comes to the top. Choices are the plain algorithm's.
+together, in one pass over the rows, and again when a row without one comes to the top. Choices are the plain algorithm's.
 """
 
 from __future__ import annotations

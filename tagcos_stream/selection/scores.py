@@ -54,7 +54,7 @@ def by_score(
     score
         Columns of a group, (n,) each, -> scores (n,).
     columns
-        The columns that `score` reads, beside the draw.
+        The columns that `score` reads, besides the draw.
 
     Returns
     -------

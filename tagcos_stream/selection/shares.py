@@ -57,7 +57,7 @@ def parse_amount(text: str) -> Amount:
     """
     found = NUMBER.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"{text!r} is no amount: write a share such as 0.25 or 25%, or a whole number")
+        raise ValueError(f"{text!r} is not an amount: write a share such as 0.25 or 25%, or a whole number")
     count, share, percent = found.groups()
     if count is not None:
         return Amount(Fraction(count), False)
@@ -112,12 +112,12 @@ def parse_tokens(text: str) -> int:
     Raises
     ------
     ValueError
-        The text is no whole number of tokens above 0.
+        The text is not a whole number of tokens above 0.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)", text.strip())
     number = Fraction(0) if found is None else Fraction(found[1]) * 1000 ** ("", "k", "m", "g").index(found[2].lower())
     if number <= 0 or number.denominator != 1:
-        raise ValueError(f"{text!r} is no number of tokens: write 500000, 500k or 5M")
+        raise ValueError(f"{text!r} is not a number of tokens: write 500000, 500k or 5M")
     return int(number)
 
 

@@ -1,7 +1,7 @@
 """The examples that a selection stands for in place of its group's mean.  m target examples, P parts, G groups, D dimensions.
 
 A target is a weighted mean: parts count by their weights, however many examples they have, and the examples of a part count
-equally. So a part of three examples is not lost beside one of three thousand.
+equally. So a part of three examples counts as much as one of three thousand.
 """
 
 from __future__ import annotations

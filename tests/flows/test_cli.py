@@ -92,7 +92,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
         "model before sources": ({"model": "./none", "sources": (str(folder / "absent.jsonl"),)}, "model ./none: no such folder"),
         "no such device": ({"device": "cuda:99"}, "device cuda:99: torch .* CUDA device.*--device cpu"),
         "unknown device": ({"device": "tpu"}, "device is 'tpu': use auto, cpu"),
-        "no checks": ({"checks": str(folder / "no-checks")}, "no-checks is no folder with .sql files"),
+        "no checks": ({"checks": str(folder / "no-checks")}, "no-checks is not a folder with .sql files"),
         "no model": ({"model": ""}, "no model given"),
         "unwritable root": ({"root": str(folder / "file-as-root" / "root")}, "file-as-root"),
         "wrong value": ({"dim": 3}, "dim: .*8"),

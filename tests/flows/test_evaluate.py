@@ -424,7 +424,7 @@ def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
     ("changes", "message"),
     [
         ({"method": ("random", "best")}, "method: 'best' is unknown; choose from tagcos, .*, full"),
-        ({"method": "full"}, "method: name a method beside full"),
+        ({"method": "full"}, "method: name a method in addition to full"),
         ({"fraction": (0.1, 2.0)}, "fraction: 2.0 must lie above 0 and be at most 1"),
         ({"regime": "hours"}, r"regime\.0: .*'steps' or 'epochs'.*given: 'hours'"),
         ({"vary": "dim=8"}, "vary: 'dim=8' is neither 'own' nor NAME=VALUE with a name among clusters, .*, tol"),

@@ -22,7 +22,7 @@ from flows.progress import SilentReporter
 from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
 from storage.exports import write as exports
-from storage.exports.files import MARK, _host, beside
+from storage.exports.files import MARK, _host, replacing
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file, resolve_sources
@@ -439,7 +439,7 @@ def test_export__a_folder_that_is_not_ours_stays(exported: tuple[Root, str], tmp
     root, run_id = exported
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="exists and is no earlier export"):
+    with pytest.raises(UserError, match="exists and is not an earlier export"):
         exports.export(root, run_id, tmp_path / "mine", format="datasets")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     for _ in range(2):  # its own earlier one is replaced
@@ -479,7 +479,7 @@ def test_export__removes_what_a_killed_one_left(tmp_path: Path) -> None:
     (tmp_path / f".out.{process.pid}-{_host()}.old" / MARK).write_text("{}")
     elsewhere = tmp_path / f".out.{process.pid}-00000000.partial"  # of another machine: perhaps at work
     elsewhere.mkdir()
-    with pytest.raises(UserError, match="full"), beside(tmp_path / "out", folder=True):
+    with pytest.raises(UserError, match="full"), replacing(tmp_path / "out", folder=True):
         raise OSError(28, "the disk is full")
     assert {path.name for path in tmp_path.iterdir()} == {"out", elsewhere.name, f".other.{process.pid}-{_host()}.partial"}
     assert (tmp_path / "out" / MARK).is_file()

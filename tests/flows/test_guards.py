@@ -224,5 +224,5 @@ def test_checks__stop_a_run_before_it_selects(first: tuple[Path, dict[str, Any],
     newest = runs.list_runs(catalog).row(0, named=True)
     assert (newest["status"], newest["selected"]) == ("failed", None)
     assert newest["error"].startswith("check small (stop) after ingest: 1 row, the first: n ")
-    with pytest.raises(UserError, match=r"checks: \S+nowhere is no folder with \.sql files"):
+    with pytest.raises(UserError, match=r"checks: \S+nowhere is not a folder with \.sql files"):
         pipeline.run(load_settings(first[1] | {"checks": str(tmp_path / "nowhere")}), SilentReporter())

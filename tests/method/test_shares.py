@@ -48,7 +48,7 @@ def test_parse_tokens__reads_thousands_and_millions() -> None:
         2 * 10**9,
     ]
     for wrong in ("0", "-5", "5T", "1.0005k", "five"):
-        with pytest.raises(ValueError, match="no number of tokens"):
+        with pytest.raises(ValueError, match="not a number of tokens"):
             parse_tokens(wrong)
 
 
@@ -61,7 +61,7 @@ def test_settings__take_shares_as_tables_and_one_kind_of_budget() -> None:
         ({"tokens": "5M", "count": 3}, "give one of fraction, count and tokens"),
         ({"tokens": "5M", "sticky": 0.1}, "sticky keeps a number of examples"),
         ({"share": {"code": {"most": 3}}}, "dataset code has most; a share has minimum, maximum and weight"),
-        ({"share": ("code=a lot",)}, "'a lot' is no amount"),
+        ({"share": ("code=a lot",)}, "'a lot' is not an amount"),
     ):
         with pytest.raises(UserError, match=said):
             load_settings(wrong)  # type: ignore[arg-type]

@@ -42,9 +42,9 @@ def _refused(files: Files, key: str) -> None:
         lambda k: files.write(k, b"x"),
         lambda k: list(files.list(k)),
     ):
-        with pytest.raises(UserError, match="which is no file of the root"):
+        with pytest.raises(UserError, match="which is not a file of the root"):
             use(key)
-    with pytest.raises(UserError, match="which is no file of the root"):
+    with pytest.raises(UserError, match="which is not a file of the root"):
         files.read_into(key, np.zeros(1, np.uint8))
 
 

@@ -42,7 +42,7 @@ def holders(folder: Path | None, text: str) -> set[str]:
     return found
 
 
-def said(number: int) -> str:
+def message_text(number: int) -> str:
     """What example `number` says: nothing that compression shortens, and nothing that another one says."""
     return f"answer {number}: {hashlib.blake2b(str(number).encode()).hexdigest()}"
 
@@ -54,7 +54,9 @@ def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple
 
     def block(first: int, numbers: list[int], **options: Any) -> IngestBlock:
         found = made(first, numbers, **options)
-        talks = [[row[0], row[1] | {"content": said(n)}] for row, n in zip(found.occurrences["messages"], numbers, strict=True)]
+        talks = [
+            [row[0], row[1] | {"content": message_text(n)}] for row, n in zip(found.occurrences["messages"], numbers, strict=True)
+        ]
         occurrences = found.occurrences.with_columns(messages=pl.Series(talks, dtype=found.occurrences.schema["messages"]))
         return replace(found, occurrences=occurrences)
 
@@ -63,18 +65,18 @@ def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple
     number = next(n for n in range(1, 150) if tiny.example_id(n) in selections.chosen_by(root.catalog, run_id))
     with root.catalog.transaction() as connection:
         connection.execute(
-            "UPDATE rejects SET snippet = ? WHERE stage = 'ingest' AND row % 2 = 0", ['{"x": "' + said(number)[:60]]
+            "UPDATE rejects SET snippet = ? WHERE stage = 'ingest' AND row % 2 = 0", ['{"x": "' + message_text(number)[:60]]
         )
-    runs.stop_run(root.catalog, run_id, "failed", f"cannot render {said(number)!r}")
+    runs.stop_run(root.catalog, run_id, "failed", f"cannot render {message_text(number)!r}")
     runs.finish_run(root.catalog, run_id)
     with root.catalog.transaction() as connection:
-        connection.execute("UPDATE runs SET error = ?", [f"cannot render {said(number)!r}"])
+        connection.execute("UPDATE runs SET error = ?", [f"cannot render {message_text(number)!r}"])
     snapshot.publish(root, run_id)
     assert root.path is not None
     for name, options in (("a.jsonl", {}), ("a.parquet", {}), ("folder", {"format": "datasets"})):
         exports.export(root, run_id, root.path / "exports" / name, **options)
         exports.export(root, run_id, tmp_path / "elsewhere" / name, **options)
-    for key, rest in (("reports/a.html", said(number)), ("reports/b.html", "nothing")):
+    for key, rest in (("reports/a.html", message_text(number)), ("reports/b.html", "nothing")):
         root.files.write(key, f"<p>{tiny.example_id(number) if key.endswith('a.html') else ''} {rest}</p>".encode())
     return root, run_id, number
 
@@ -82,7 +84,7 @@ def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple
 def test_forget__leaves_the_text_nowhere(secret: tuple[Root, str, int], tmp_path: Path) -> None:
     root, run_id, number = secret
     gone, other = tiny.example_id(number), next(iter(selections.chosen_by(root.catalog, run_id) - {tiny.example_id(number)}))
-    text, elsewhere = said(number)[:40], tmp_path / "elsewhere"
+    text, elsewhere = message_text(number)[:40], tmp_path / "elsewhere"
     before = holders(root.path, text)
     assert {"catalog.duckdb", "catalog-snapshot.duckdb", "exports/a.jsonl", "exports/a.parquet", "reports/a.html"} <= before
     assert {"exports/folder/tagcos.parquet", f"snapshots/{run_id}/rejects.parquet"} <= before

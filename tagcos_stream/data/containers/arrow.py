@@ -31,7 +31,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         opened = pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
         count = opened.num_record_batches if magic == b"ARROW1" else sys.maxsize
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{file.url}: is no readable Arrow file: {short(e)}") from None
+        raise UserError(f"{file.url}: is not a readable Arrow file: {short(e)}") from None
     columns = wanted(opened.schema, file, limits)
     row, done = 0, start_row
     for i in range(count):

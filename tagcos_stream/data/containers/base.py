@@ -20,7 +20,7 @@ BOM = b"\xef\xbb\xbf"
 class Limits:
     """What a file may ask of us. Rows or files beyond a limit become rejects that carry the limit's name.
 
-    max_row_bytes: one row as it stands in the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
+    max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
     succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
     ratio counting from ratio_from bytes of output. block_bytes: input that is held at once; a block ends there when it has not
     reached its rows.
@@ -97,7 +97,7 @@ class Unpacked:
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, none at the end.
 
-        LimitReached where the file is damaged, unpacks to more than the limits allow, or is no text by its first bytes.
+        LimitReached where the file is damaged, unpacks to more than the limits allow, or does not begin like text.
         """
         try:
             # small reads: what a failing one had unpacked is lost

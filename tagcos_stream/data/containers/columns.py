@@ -139,7 +139,7 @@ def check_columns(names: list[str], file: SourceFile) -> None:
         return
     there = ", ".join(names[:20]) or "none"
     if twice := {n for n, count in Counter(names).items() if count > 1}:
-        raise UserError(f"{file.url}: column {', '.join(sorted(twice)[:20])} stands there more than once; rename one")
+        raise UserError(f"{file.url}: column {', '.join(sorted(twice)[:20])} occurs more than once; rename one")
     turn_keys = ("role", "content", "train", "train_detail")
     for ours, theirs in options.columns.items():
         if theirs not in names and ours not in (*turn_keys, theirs):

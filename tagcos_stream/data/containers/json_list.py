@@ -75,7 +75,7 @@ def _is_lines(head: bytes) -> bool:
     try:
         orjson.loads(line)
     except ValueError:
-        # a broken first row is no reason to read the rest as one object: look at the second
+        # a broken first row does not make the file one object: look at the second
         second = rest.lstrip(SPACE).partition(b"\n")[0]
         try:
             return isinstance(orjson.loads(second), dict)
@@ -145,7 +145,7 @@ def _elements(
         if not data:
             rest = b""
             block.open_end = broken is None
-            broken = broken or ("broken_json", f"the list does not end: row {row} and what follows it cannot be told apart")
+            broken = broken or ("broken_json", f"the list does not end: row {row} cannot be separated from what follows it")
             break
     if broken and row >= start_row:
         block.rejects = block.rejects.within(0, row)

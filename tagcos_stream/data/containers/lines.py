@@ -13,7 +13,7 @@ SPACE = b" \t\r\n"
 
 
 def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits, prefix: bytes = b"") -> Iterator[Raw]:
-    """Rows of a JSONL file: row = physical line, counted from 0; blank lines count but are no rows.
+    """Rows of a JSONL file: row = physical line, counted from 0; blank lines are counted but are not rows.
 
     prefix: bytes that were taken off the stream's head before. At most a block and one row (limits) are held.
     """

@@ -27,7 +27,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     try:
         table = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{file.url}: is no readable Parquet file: {short(e)}") from None
+        raise UserError(f"{file.url}: is not a readable Parquet file: {short(e)}") from None
     columns = wanted(table.schema_arrow, file, limits)
     meta = table.metadata
     total = max(1, sum(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))

@@ -43,6 +43,6 @@ class FineRows:
 
 
 def _at_least(places: slice, count: int, capacity: int) -> slice:
-    """These places and as many beside them as make `count`."""
+    """Extend these places to `count` of them."""
     start = min(places.start, capacity - count)
     return slice(start, max(places.stop, start + count))

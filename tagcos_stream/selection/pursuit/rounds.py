@@ -57,7 +57,7 @@ class Counts:
 
 
 class Round:
-    """One round of docs/method.md: `run` returns its members in order of choice; `story` tells each one's."""
+    """One round of docs/method.md: `run` returns its members in order of choice; `story` lists the steps of each."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Round:
                 return self.store.row[self.members]
 
     def _unused(self) -> np.ndarray:
-        """Slots that may be chosen and are no members."""
+        """Slots that may be chosen and are not members."""
         free = self.store.open[: self.store.size].copy()
         free[self.members] = False
         return np.flatnonzero(free)
