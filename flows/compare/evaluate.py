@@ -41,7 +41,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     root = open_root(asked.root, create=False, wait_seconds=asked.wait, on_wait=reporter.say)
     root.catalog.upgrade()
     base = runs.complete_run(root.catalog, asked.run)
-    tasks = read_tasks(asked.tasks, asked.task, asked.task_items) if asked.tasks else []
+    tasks = read_tasks(asked.tasks, asked.task, asked.task_items, asked.protocol) if asked.tasks else []
     if not tasks and not asked.heldout_files and heldout.heldout(root.catalog, base["run_id"]).is_empty():
         raise UserError(
             f"nothing to measure on: run {base['run_id']} holds no example out. Start a root with `tagcos run --heldout 0.05`, "
@@ -120,7 +120,9 @@ class _Bench:
         if asked.equal == "examples":  # what all evaluations were before
             del config["equal"]
         config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
-        config |= {"tasks": self.measures.digests}
+        config |= {"tasks": self.measures.digests}  # a digest covers the protocol
+        if tasks and asked.protocol != "chat":
+            config["protocol"] = asked.protocol
         self.evaluation_id = evaluation_id(base["run_id"], loaded.fingerprint, config, rows.digest)
         setup = Setup(base["run_id"], settings.model, loaded.fingerprint, len(rows.encoded), rows.digest, config, versions())
         evaluations.begin(root.catalog, self.evaluation_id, setup)

@@ -11,7 +11,7 @@ import polars as pl
 
 from flows.compare.examples import Heldout
 from flows.progress import Reporter
-from tagcos_stream.evaluation.tasks import Task
+from tagcos_stream.evaluation.questions import Task
 
 FORWARD = 1 / 3  # of the time that training on a token takes, measuring on it takes about this share
 
@@ -61,6 +61,8 @@ class Measures:
                 progress=lambda done, at=before: progress(FORWARD * (at + done)),  # type: ignore[misc]
             )
             by_part, whole = summed(task.name, [question.part for question in task.questions], right)
+            if task.by_part:
+                whole = summed(task.name, [""] * len(by_part), by_part["value"].to_numpy())[1]
             frames += [whole, by_part]
             before += size
         return pl.concat(frames)

@@ -6,19 +6,20 @@ Dimension letters: n questions, B rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from tagcos_stream.evaluation.losses import losses_of
-from tagcos_stream.evaluation.tasks import Question, Task
+from tagcos_stream.evaluation.paper import CUT
+from tagcos_stream.evaluation.questions import Question, Shots, Task
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded, encode, render_prompt
 from tagcos_stream.gradients.lm_head import find_decoder
 from tagcos_stream.types import Message, UserError
 
-LONGEST = 2048  # tokens of a question with its shots and reply, where the model takes as many
 # keys and values of a token are 2 H a layer, what a training pass keeps 14 H + 5 I: this many times as many fit in its memory
 CACHED = 4
 
@@ -30,37 +31,68 @@ def answer(
 ) -> np.ndarray:
     """(n,) float64 from 0 to 1: what the model's answers are worth. `progress` gets the tokens done, as cost() counts them."""
     model.eval()
-    longest = min(LONGEST, max_positions)
+    longest = min(task.longest, max_positions)
     if task.options:
         chosen = _choose(model, tokenizer, task, longest, token_budget, progress)
         return np.array([float(task.options[i] in q.answers) for i, q in zip(chosen, task.questions, strict=True)])
     prompts = [prompt_ids(tokenizer, question, longest - task.new_tokens) for question in task.questions]
-    replies = write(model, tokenizer, prompts, new_tokens=task.new_tokens, token_budget=token_budget, progress=progress)
+    options: dict[str, Any] = {"new_tokens": task.new_tokens, "stop": task.stop, "token_budget": token_budget}
+    replies = write(model, tokenizer, prompts, **options, progress=progress)
     return np.array([task.score(reply, q.answers) for reply, q in zip(replies, task.questions, strict=True)])
 
 
 def cost(tokenizer: Any, task: Task, max_positions: int) -> int:
     """Tokens that answering takes: those read, and those that may be written."""
-    longest = min(LONGEST, max_positions) - task.new_tokens
+    longest = min(task.longest, max_positions) - task.new_tokens
     return sum(len(prompt_ids(tokenizer, question, longest)) + task.new_tokens for question in task.questions)
 
 
 def prompt_text(tokenizer: Any, question: Question, longest: int) -> str:
-    """Return the question in the model's chat template, up to where the reply begins.
+    """Return the question in its layout, up to where the reply begins.
 
-    Shots are left out, the first ones first, until no more than `longest` tokens are left, or no shots.
+    Shots are left out until no more than `longest` tokens are left, or no shots: as turns the first ones first, otherwise the
+    last ones first.
     """
+    question = _cut(tokenizer, question)
     for skip in range(len(question.shots) + 1):
-        turns: list[Message] = []
-        for asked, answered in question.shots[skip:]:
-            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-        turns.append({"role": "user", "content": question.prompt})
-        if question.head:
-            turns[0]["content"] = f"{question.head}\n\n{turns[0]['content']}"
-        text = render_prompt(tokenizer, turns)
+        if question.layout == "turns":
+            text = render_prompt(tokenizer, _turns(question, question.shots[skip:]))
+        else:
+            text = _in_one(tokenizer, question, question.shots[: len(question.shots) - skip])
         if len(_ids(tokenizer, text)) <= longest:
             break
     return text
+
+
+def _turns(question: Question, shots: Shots) -> list[Message]:
+    turns: list[Message] = []
+    for asked, answered in shots:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    turns.append({"role": "user", "content": question.prompt})
+    if question.head:
+        turns[0]["content"] = f"{question.head}\n\n{turns[0]['content']}"
+    return turns
+
+
+def _in_one(tokenizer: Any, question: Question, shots: Shots) -> str:
+    """Shots and question as one text, plain or as one turn of the user, and the label that the reply follows."""
+    parts = [question.head] * bool(question.head) + [f"{asked}\n{question.label} {answered}" for asked, answered in shots]
+    text = "\n\n".join([*parts, question.prompt]) + "\n"
+    if question.layout == "one turn":
+        text = render_prompt(tokenizer, [{"role": "user", "content": text}])
+        text += "" if text.endswith(("\n", " ")) else " "
+    return text + question.label
+
+
+def _cut(tokenizer: Any, question: Question) -> Question:
+    """The question with long passages cut."""
+    for passage in question.cut:
+        ids = _ids(tokenizer, passage)
+        if len(ids) > CUT:
+            short = tokenizer.decode(ids[:CUT])
+            shots = tuple((asked.replace(passage, short), answered) for asked, answered in question.shots)
+            question = replace(question, prompt=question.prompt.replace(passage, short), shots=shots)
+    return question
 
 
 def prompt_ids(tokenizer: Any, question: Question, longest: int) -> np.ndarray:
@@ -80,7 +112,7 @@ def _choose(model: Any, tokenizer: Any, task: Task, longest: int, token_budget: 
     place: list[tuple[int, int]] = []
     for i, question in enumerate(task.questions):
         text = prompt_text(tokenizer, question, longest - 1)
-        whole = [_ids(tokenizer, text + option) for option in task.options]
+        whole = [_ids(tokenizer, text + " " * bool(question.label) + option) for option in task.options]
         shared = next(t for t in range(min(map(len, whole)) + 1) if len({tuple(ids[: t + 1]) for ids in whole}) > 1)
         if {len(ids) - shared for ids in whole} == {1}:
             prompts.append(whole[0][:shared][-longest:])
@@ -133,9 +165,10 @@ def write(
     *,
     new_tokens: int,
     token_budget: int,
+    stop: str = "",
     progress: Progress = lambda tokens: None,
 ) -> list[str]:
-    """The model's replies, greedy, each up to its end of turn or new_tokens."""
+    """The model's replies, greedy, each up to its end of turn, the text `stop` or new_tokens."""
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
@@ -155,12 +188,26 @@ def write(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
                 generation_config=config,
+                stopping_criteria=[_Stopped(tokenizer, stop)] if stop else None,
             )
         for row, i in enumerate(batch):
-            replies[i] = tokenizer.decode(written[row, width:], skip_special_tokens=True).strip()
+            reply = tokenizer.decode(written[row, width:], skip_special_tokens=True)
+            replies[i] = (reply.split(stop)[0] if stop else reply).strip()
         done += sum(len(prompts[i]) + new_tokens for i in batch)
         progress(done)
     return replies
+
+
+class _Stopped:
+    """Tells `generate` which rows have written a text of one or two characters, looking at their last tokens."""
+
+    def __init__(self, tokenizer: Any, stop: str) -> None:
+        self.tokenizer, self.stop, self.begin = tokenizer, stop, 0
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.begin = self.begin or ids.shape[1] - 1  # the first call comes after the first token
+        last = ids[:, max(self.begin, ids.shape[1] - 4) :]
+        return torch.tensor([self.stop in self.tokenizer.decode(row) for row in last], device=ids.device)
 
 
 def end_tokens(tokenizer: Any) -> list[int]:

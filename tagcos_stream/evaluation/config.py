@@ -123,6 +123,12 @@ class Evaluation(BaseModel):
     task_items: int | None = setting(
         "measured", None, ge=1, description="Questions of each part of a task, at most; default all."
     )
+    protocol: Literal["chat", "paper"] = setting(
+        "measured",
+        "chat",
+        description="How tasks are asked and scored: in the model's chat template, or as by the scripts released with LESS and "
+        "TAGCOS, to compare with their papers (docs/evaluation.md).",
+    )
 
     # machine
     device: str | None = setting("machine", None, description=_of_run("device"))

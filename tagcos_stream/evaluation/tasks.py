@@ -1,7 +1,7 @@
 """Questions with known answers, read from files in the shapes in which their authors publish them: docs/evaluation.md.
 
 Shots (questions with their answers, shown before the one that is asked) become turns of the conversation, so that every model
-sees them in its own chat template.
+sees them in its own chat template. Under the protocol `paper` they are laid out as in the released scripts (`paper.py`).
 """
 
 from __future__ import annotations
@@ -11,53 +11,23 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tagcos_stream.evaluation import paper
+from tagcos_stream.evaluation.questions import Protocol, Question, Shots, Task
 from tagcos_stream.evaluation.scorers import exact_match, number_match, squad_f1
 from tagcos_stream.types import UserError
 
 LETTERS = "ABCD"
-Shots = tuple[tuple[str, str], ...]  # (question, answer)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question and its right answers."""
-
-    part: str  # subject, kind or language
-    prompt: str
-    answers: tuple[str, ...]  # any of them is right
-    shots: Shots = ()
-    head: str = ""  # printed once, before the first shot or the question
-
-
-@dataclass(frozen=True)
-class Task:
-    """Questions of one kind.
-
-    options: what is chosen from by log-likelihood; empty where a reply is written, of at most `new_tokens` tokens, and scored by
-    score(reply, answers) from 0 to 1.
-    """
-
-    name: str
-    questions: tuple[Question, ...]
-    options: str = ""
-    new_tokens: int = 0
-    score: Callable[[str, Sequence[str]], float] = exact_match
-
-    @property
-    def digest(self) -> str:
-        """Hash of all that is asked, in order."""
-        whole = [[q.part, q.head, q.prompt, q.answers, q.shots] for q in self.questions]
-        return hashlib.blake2b(json.dumps([whole, self.options, self.new_tokens]).encode(), digest_size=8).hexdigest()
-
-
-def read_tasks(folder: str, names: Sequence[str], items: int | None) -> list[Task]:
+def read_tasks(folder: str, names: Sequence[str], items: int | None, protocol: Protocol = "chat") -> list[Task]:
     """Read the tasks of a folder: those named, or all that it has data of.
 
-    Of every part at most `items` questions, those whose text hashes lowest, so that a choice of few is always the same one.
+    Of every part at most `items` questions, those whose text hashes lowest, so that a choice of few is always the same one;
+    the protocol `paper` has limits of its own.
 
     Raises
     ------
@@ -78,8 +48,9 @@ def read_tasks(folder: str, names: Sequence[str], items: int | None) -> list[Tas
                 f"tasks {root / name}: {type(error).__name__} {error}; docs/evaluation.md says what is read"
             ) from error
         if task is not None:
-            kept = tuple(_few(task.questions, items))
-            tasks.append(Task(name, kept, task.options, task.new_tokens, task.score))
+            most = items if protocol == "chat" else paper.at_most(name, items)
+            kept = replace(task, questions=tuple(_few(task.questions, most)))
+            tasks.append(kept if protocol == "chat" else paper.laid_out(kept, root / name))
         elif names:
             raise UserError(f"tasks {folder}: no data of {name} in {root / name}; docs/evaluation.md says what is read")
     if not tasks:

@@ -242,6 +242,7 @@ def options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="FOLDER")
     parser.add_argument("--tasks", metavar="FOLDER", help="questions to answer, in the form of docs/evaluation.md")
     parser.add_argument("--task-items", type=int, help="questions of each part at most")
+    parser.add_argument("--protocol", default="chat", choices=["chat", "paper"], help="how tasks are asked and scored")
     parser.add_argument("--methods", nargs="+", default=list(METHODS_COMPARED), help=f"{WEIGHTED} trains with the weights too")
     parser.add_argument("--against", default="balanced", help="method of the differences")
     parser.add_argument("--seeds", type=int, default=9)
@@ -287,7 +288,7 @@ def run(words: list[str] | None) -> None:
         from tagcos_stream.evaluation.tasks import read_tasks
 
         packed = read_packed(chosen.packed)
-        tasks = read_tasks(chosen.tasks, (), chosen.task_items) if chosen.tasks else []
+        tasks = read_tasks(chosen.tasks, (), chosen.task_items, chosen.protocol) if chosen.tasks else []
         made_with |= {
             "packed": packed.digest,
             "model": packed.facts.model,

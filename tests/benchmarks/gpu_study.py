@@ -21,7 +21,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.evaluation.answering import answer
 from tagcos_stream.evaluation.finetune import Plan, finetune
 from tagcos_stream.evaluation.losses import losses_of
-from tagcos_stream.evaluation.tasks import Task
+from tagcos_stream.evaluation.questions import Task
 from tagcos_stream.gradients.adapter import attach_adapter, draw_adapter
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor, block_features
@@ -266,6 +266,8 @@ class Study:
         found["datasets"] = {name: float(losses[datasets == name].mean()) for name in np.unique(datasets).tolist()}
         for task in self.tasks:
             right = answer(self.model, self.tokenizer, task, max_positions=self.max_positions, token_budget=self.tokens)
-            found.setdefault("tasks", {})[task.name] = float(right.mean())
+            parts = np.array([question.part for question in task.questions])
+            means = [right[parts == part].mean() for part in np.unique(parts)]
+            found.setdefault("tasks", {})[task.name] = float(np.mean(means) if task.by_part else right.mean())
         seconds = {"train_seconds": trained_at - start, "measure_seconds": time.perf_counter() - trained_at}
         return found | {name: round(value, 1) for name, value in seconds.items()}

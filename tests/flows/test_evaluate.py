@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 from flows import pipeline
 from flows.cli import main
 from flows.compare import evaluate, plots
+from flows.compare.examples import Heldout
+from flows.compare.metrics import Measures
 from flows.compare.tables import compact, report
 from flows.context import run_stage, start_or_resume
 from flows.models import encode_row
@@ -33,6 +36,7 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.evaluation import finetune as training
 from tagcos_stream.evaluation.config import Evaluation, changed, load_evaluation, varied
 from tagcos_stream.evaluation.losses import losses_of
+from tagcos_stream.evaluation.questions import Question, Task
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.model import load_model
@@ -370,11 +374,18 @@ def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path
         ("tydiqa", None): 2, ("tydiqa", "english"): 1, ("tydiqa", "finnish"): 1,
     }  # fmt: skip
     assert found.filter(pl.col("measure").is_in(["mmlu", "tydiqa"]))["value"].is_between(0, 1).all()
-    digests = evaluations.described(root.catalog, name)["config"]["tasks"]
-    assert set(digests) == {"mmlu", "tydiqa"}
+    config = evaluations.described(root.catalog, name)["config"]
+    assert set(config["tasks"]) == {"mmlu", "tydiqa"}
+    assert "protocol" not in config, "as in evaluations made before there were protocols"
     assert {"mmlu", "tydiqa vs random"} <= set(
         compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null())).columns
     )
+    # asked as in the papers it is another evaluation
+    plain = evaluate.evaluate(one.model_copy(update={"protocol": "paper", "task": ("mmlu",), "steps": 1}), SilentReporter())
+    told = evaluations.described(root.catalog, plain)["config"]
+    assert told["protocol"] == "paper"
+    assert told["tasks"]["mmlu"] != config["tasks"]["mmlu"]
+    assert scores(root, plain).filter(method="random", measure="mmlu")["value"].is_between(0, 1).all()
     # the picture: the same numbers, the same file
     for path in (tmp_path / "a.svg", tmp_path / "b.svg", tmp_path / "c.png"):
         plots.plot_evaluation(root.catalog, name, path)
@@ -382,6 +393,19 @@ def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path
     assert drawn == (tmp_path / "b.svg").read_text(encoding="utf-8")
     assert "random" in drawn or drawn.count("<use") > 5  # letters are drawn as paths
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measures__a_task_may_count_its_parts_equally() -> None:
+    """Protocol `paper`: the mean over languages, not over questions."""
+    model = attach_adapter(tiny_model(), rank=2, alpha=4, dropout=0.0, seed=0)
+    questions = [Question(part, "What?", (worth,)) for part, worth in (("a", "1"), ("a", "1"), ("a", "1"), ("b", "0"))]
+    task = Task("tydiqa", tuple(questions), new_tokens=1, score=lambda reply, answers: float(answers[0]))
+    for by_part, value, items in ((False, 0.75, 4), (True, 0.5, 2)):
+        asked = replace(task, by_part=by_part)
+        made = Measures(Heldout([], np.array([])), (asked,), tiny_tokenizer(), 512, 64, (1,))
+        found = made.of(model, lambda done: None)
+        assert found.filter(pl.col("part").is_null()).select("value", "items").row(0) == (value, items)
+        assert dict(found.filter(pl.col("part").is_not_null()).select("part", "value").iter_rows()) == {"a": 1.0, "b": 0.0}
 
 
 def test_plot__without_matplotlib_it_is_said_and_a_wrong_name_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from tagcos_stream.evaluation import answering, scorers
-from tagcos_stream.evaluation.tasks import Question, Task, read_tasks
+from tagcos_stream.evaluation import answering, paper, scorers
+from tagcos_stream.evaluation.questions import Question, Task
+from tagcos_stream.evaluation.tasks import read_tasks
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.types import UserError
 from tests.models import tiny_model, tiny_tokenizer
@@ -93,6 +95,106 @@ def test_tasks__a_few_of_every_part_the_same_always(tmp_path: Path) -> None:
     assert few.digest != more.digest
 
 
+def test_tasks__digests_of_the_chat_protocol_are_those_of_earlier_evaluations(tmp_path: Path) -> None:
+    """A digest is part of an evaluation's identity: another value would measure everything again."""
+    folder = str(write_tasks(tmp_path))
+    chat, paper = ({t.name: t.digest for t in read_tasks(folder, (), None, protocol)} for protocol in ("chat", "paper"))  # type: ignore[arg-type]
+    assert chat == {
+        "mmlu": "fca1bc2d626d0c80", "bbh": "2147866c8839dbee", "gsm8k": "e96cdf387938b494", "tydiqa": "d7b406f67693b0a8",
+    }  # fmt: skip
+    assert not set(paper.values()) & set(chat.values())
+
+
+MMLU_PLAIN = """The following are multiple choice questions (with answers) about  law.
+
+Shot 0, law?
+A. w
+B. x
+C. y
+D. z
+Answer: C
+
+Shot 1, law?
+A. w
+B. x
+C. y
+D. z
+Answer: C
+
+Question 0, "law"?
+A. one
+B. two, three
+C. four
+D. five
+Answer:"""
+BBH_PLAIN = """Add.
+
+Q: 1 + 1
+A: It is 2. So the answer is 2.
+
+Q: 2 + 1
+A: The answer is 3.
+
+Q: 0 + 1
+A:"""
+TYDIQA_TURN = """Answer the following question based on the information in the given passage.
+
+Passage: Kigali on iso.
+Question: Mikä?
+Answer: Kigali
+
+Passage: Oslo.
+Question: Missä 2?
+"""
+
+
+def test_paper__texts_are_those_of_the_released_scripts(tmp_path: Path) -> None:
+    """Plain text for MMLU and BBH; one turn of the user and the beginning of the answer for TyDiQA and GSM8K."""
+    tokenizer, folder = tiny_tokenizer(), write_tasks(tmp_path)
+    (folder / "gsm8k/train.jsonl").write_text('{"question": "And now?", "answer": "Two. #### 2"}\n')
+    tasks = {task.name: task for task in read_tasks(str(folder), (), None, "paper")}
+
+    def text(name: str, number: int, longest: int = 10_000) -> str:
+        return answering.prompt_text(tokenizer, tasks[name].questions[number], longest)
+
+    def turn(content: str) -> str:
+        return f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+
+    assert text("mmlu", 6) == MMLU_PLAIN
+    fewer = text("mmlu", 6, len(MMLU_PLAIN) - 1)
+    assert "Shot 0" in fewer, "the last shot is left out first"
+    assert "Shot 1" not in fewer
+    assert text("bbh", 0) == BBH_PLAIN
+    assert text("tydiqa", 0) == turn(TYDIQA_TURN) + "Answer:"
+    shot = "Answer the following questions.\n\nQuestion: And now?\nAnswer: Two. #### 2\n\n"
+    assert text("gsm8k", 0) == turn(f"{shot}Question: How many?\n") + "Answer:"
+    assert {name: (task.new_tokens, task.stop, task.by_part) for name, task in tasks.items()} == {
+        "mmlu": (0, "", False), "bbh": (512, "\n\n", True), "gsm8k": (512, "", False), "tydiqa": (50, "\n", True),
+    }  # fmt: skip
+
+
+def test_paper__passages_are_cut_and_may_be_asked_in_their_language(tmp_path: Path) -> None:
+    folder = write_tasks(tmp_path)
+    squad = json.loads((folder / "tydiqa/dev/dev.json").read_text())
+    squad["data"][0]["paragraphs"][0]["context"] = "Oslo " * 200
+    (folder / "tydiqa/dev/again.json").write_text(json.dumps(squad))  # read first
+    (folder / "tydiqa/wording.json").write_text(json.dumps({"finnish": ["Vastaa.", "Kappale:", "Kysymys:", "Vastaus:"]}))
+    (task,) = read_tasks(str(folder), ("tydiqa",), None, "paper")
+    finnish, english = (answering.prompt_text(tiny_tokenizer(), question, 10_000) for question in task.questions)
+    assert "Vastaa.\n\nKappale: Kigali on iso.\nKysymys: Mikä?\nVastaus: Kigali\n\nKappale: " in finnish
+    assert finnish.endswith("Vastaus:")
+    cut = english.split("Passage: ")[1].split("\nQuestion: Where?")[0]
+    assert cut == ("Oslo " * 200)[: paper.CUT]  # a byte is a token here
+    (folder / "tydiqa/wording.json").write_text('{"finnish": "Vastaa."}')
+    with pytest.raises(UserError, match="must map each language to four texts"):
+        read_tasks(str(folder), ("tydiqa",), None, "paper")
+
+
+def test_paper__limits_of_a_part() -> None:
+    assert [paper.at_most(name, None) for name in ("mmlu", "bbh", "gsm8k", "tydiqa")] == [None, 40, 200, 200]
+    assert [paper.at_most(name, 100) for name in ("mmlu", "bbh", "tydiqa")] == [100, 40, 100]
+
+
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     [
@@ -162,6 +264,22 @@ def test_scorers__exact(reply: str, answer: str, worth: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "answer", "worth"),
+    [
+        ("Let's think. So the answer is (B).", "(B)", 1),
+        ("So the answer is b.", "(B)", 1),  # neither case nor punctuation counts
+        ("So the answer is (B). So the answer is (C).", "(C)", 0),
+        ("so the answer is (B).", "(B)", 0),  # but the sentence is looked for as it is written
+        ("the answer is: True", "True", 0),
+        ("True\n\nQ: next?", "True", 1),
+        ("So the answer is 3.5.", "3.5", 0),  # cut at the first full stop
+    ],
+)
+def test_paper__stated(reply: str, answer: str, worth: float) -> None:
+    assert paper.stated(reply, [answer]) == worth
+
+
+@pytest.mark.parametrize(
     ("reply", "answers", "worth"),
     [
         ("The Wound-care!", ["wound care", "woundcare"], 1),  # punctuation goes without leaving a space, as in SQuAD
@@ -217,6 +335,17 @@ def test_choice__is_the_likeliest_option(model: Any, options: str, budget: int) 
     assert answering.answer(model, tokenizer, wrong, max_positions=512, token_budget=budget).tolist() == [0.0] * 4
 
 
+def test_choice__after_a_label_options_follow_a_space(model: Any) -> None:
+    tokenizer, plain = tiny_tokenizer(), [replace(q, layout="plain", label="Answer:") for q in QUESTIONS]
+    likeliest = []
+    for question in plain:
+        text = answering.prompt_text(tokenizer, question, 400) + " "
+        assert text.endswith(f"{question.prompt}\nAnswer: ")
+        likeliest.append("ABCD"[int(np.argmax([naive_likelihood(model, tokenizer, text, option) for option in "ABCD"]))])
+    task = Task("mmlu", tuple(replace(q, answers=(w,)) for q, w in zip(plain, likeliest, strict=True)), "ABCD", protocol="paper")
+    assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=1000).tolist() == [1.0] * 4
+
+
 def test_prompt__shots_are_turns_and_give_way_to_the_question() -> None:
     tokenizer = tiny_tokenizer()
     whole = answering.prompt_text(tokenizer, QUESTIONS[0], 10_000)
@@ -248,6 +377,10 @@ def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
         wanted.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip())
     for budget in (1, 10_000):
         assert answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=budget) == wanted
+    stop = next(character for character in wanted[0][1:-1] if character.isascii())
+    stopped = answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=10_000, stop=stop)
+    assert stopped == [reply.split(stop)[0].strip() for reply in wanted]
+    assert stopped != wanted
     task = Task("gsm8k", QUESTIONS, new_tokens=9, score=lambda reply, answers: float(reply == wanted[2]))
     assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=64)[2] == 1
 
