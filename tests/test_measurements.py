@@ -1,0 +1,77 @@
+"""The CSV files beside the pages of measurements are whole, and the tables of the pages follow from them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).parents[1] / "docs" / "measurements"
+FILES = sorted(PAGES.glob("*.csv"))
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (PAGES / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(page: str, first: str) -> list[list[str]]:
+    """Cells of the rows of the table whose header begins with `first`."""
+    lines = (PAGES / page).read_text(encoding="utf-8").split(f"| {first} |", 1)[1].splitlines()[2:]
+    end = next(n for n, line in enumerate(lines) if not line.startswith("|"))
+    return [[cell.strip(" *`") for cell in line.strip("|").split("|")] for line in lines[:end]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_measurements__csv_files_are_rectangular_and_linked(path: Path) -> None:
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert len(set(header)) == len(header)
+    assert rows
+    assert {len(row) for row in rows} == {len(header)}
+    linking = [page.name for page in PAGES.glob("*.md") if f"]({path.name})" in page.read_text(encoding="utf-8")]
+    assert "index.md" in linking
+    assert len(linking) >= 2, "the page that explains it links it, too"
+
+
+def test_measurements__kills_are_those_of_the_trials() -> None:
+    sent = Counter[tuple[str, str, str]]()
+    for row in rows_of("kill-trials.csv"):
+        sent[row["command"], row["signal"], row["day"]] += len(row["killed_at"].split())
+    columns = [("KILL", "2026-11-29"), ("KILL", "2026-11-28"), ("INT", "2026-11-28"), ("TERM", "2026-11-28")]
+    told = {cells[0]: [int(cell) for cell in cells[1:]] for cells in table("robustness.md", "command")}
+    whole = told.pop("all")
+    assert told == {command: [sent[command, *column] for column in columns] for command in told}
+    assert whole == [sum(column) for column in zip(*told.values(), strict=True)]
+
+
+def test_measurements__bad_rows_are_those_of_the_selections() -> None:
+    found = {(row["gradient"], row["method"], row["target"]): row for row in rows_of("dirty-pool-selections.csv")}
+    for cells in table("targets.md", "method"):
+        method = re.split(r"[`,]", cells[0])[0]
+        for gradient, plain, aimed in zip(("adam-delta", "adam", "sgd"), cells[1::2], cells[2::2], strict=True):
+            for target, share in (("", plain), ("clean", aimed)):
+                row = found.get((gradient, method, target))
+                assert (row is None) == (share == ""), (gradient, method, target)
+                if row is not None:
+                    assert f"{int(row['bad']) / int(row['selected']):.2f}" == share
+                    assert int(row["bad"]) == sum(int(row[kind]) for kind in ("exchanged", "canned", "shuffled"))
+
+
+def test_measurements__similarities_are_those_of_the_selections() -> None:
+    told = {
+        cells[0].replace("`", "").replace(",", ""): cells[1:]
+        for cells in table("diagnosis.md", "| Jaccard | error, equal weights | fitted weights | processor, s")
+    }
+    rows = rows_of("settings-selections.csv")
+    assert len(rows) == len(told)
+    for row in rows:
+        jaccard, equal, fitted, seconds = told[row["change"]]
+        assert f"{float(row['jaccard']):.2f}" == jaccard
+        assert [row["error_equal_weights"], row["error_fitted_weights"], row["processor_seconds"]] == [equal, fitted, seconds]
+        if row["shared_with_defaults"]:
+            shared, selected = int(row["shared_with_defaults"]), int(row["selected"])
+            assert float(row["jaccard"]) == pytest.approx(shared / (2 * selected - shared), abs=1e-5)
