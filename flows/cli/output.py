@@ -96,7 +96,7 @@ def _tell_changes(row: dict[str, Any]) -> None:
     if measures:
         print("drift: " + ", ".join(f"{name} {value:.2f}" for name, value in measures.items()) + f": {row['advice']}")
     if row["why"]:
-        print(f"  {row['why']}" + ("" if "warm up" not in row["advice"] else "; for another warm-up, change --feature-seed"))
+        print(f"  {row['why']}" + ("" if "warm-up" not in row["advice"] else "; for another warm-up, change --feature-seed"))
 
 
 def print_json(value: Any) -> None:

@@ -61,19 +61,19 @@ def cluster(run: RunContext, features: Features) -> Clustering:
     if known is None or (known != exact and (settings.refit == "always" or (decided is not None and decided["refitted"]))):
         if decided is None:
             _record(run, features, None, None, refitted=True)
-        return _fit_anew(run, features, exact, parent=known)
+        return _refit(run, features, exact, parent=known)
     view = open_pool_clustering(run, known, pool)
     fresh = pool.filter(pl.Series(view.positions < 0))
     joined = _assign(run, space_id, view, fresh)
     measured = _measure(run, features, view, fresh, joined)
-    refitted = known != exact and settings.refit == "auto" and bool(measured.cluster_anew)
+    refitted = known != exact and settings.refit == "auto" and bool(measured.reasons_to_recluster)
     if decided is None:
         _record(run, features, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
     elif not refitted:
         refitted = bool(decided["refitted"]) and known != exact
     if refitted:
-        run.reporter.say("clusters no longer fit (" + "; ".join(measured.cluster_anew) + "): clustering again")
-        return _fit_anew(run, features, exact, parent=known)
+        run.reporter.say("clusters no longer fit (" + "; ".join(measured.reasons_to_recluster) + "): clustering again")
+        return _refit(run, features, exact, parent=known)
     if joined is not None:
         part = _regroup(run, known, segments.open_features(run.root.files, space_id, fresh), joined, len(view.reader.parts))
         clusterings.add_rows(run.catalog, known, rows=_assignments(fresh, joined), part=part)
@@ -164,12 +164,12 @@ def _record(
             "movement": measured.movement,
             "loss_shift": measured.loss_shift,
             "unseen": measured.unseen,
-            "why": "; ".join([*measured.cluster_anew, *measured.warm_up_anew]) or None,
+            "why": "; ".join([*measured.reasons_to_recluster, *measured.reasons_to_warm_up]) or None,
         }
     refreshes.record(run.catalog, run.run_id, values, drift.THRESHOLDS)
 
 
-def _fit_anew(run: RunContext, features: Features, name: str, parent: str | None) -> Clustering:
+def _refit(run: RunContext, features: Features, name: str, parent: str | None) -> Clustering:
     """Cluster the whole pool: every feature is read, no gradient is computed."""
     from flows.workers.kmeans import spread
     from tagcos_stream.clustering import kmeans

@@ -155,7 +155,7 @@ CREATE OR REPLACE MACRO why(id, run := NULL) AS TABLE
     LEFT JOIN pins i ON i.run_id = (SELECT run_id FROM asked) AND i.segment = w.segment AND i.row = w.row
     LEFT JOIN exclusions x ON x.run_id = (SELECT run_id FROM asked) AND x.segment = w.segment AND x.row = w.row;
 
--- Reasons, the first that holds: the example came or went; another method chose; its clusters were made anew; its cluster's budget
+-- Reasons, the first that holds: the example came or went; another method chose; its pool was clustered again; its cluster's budget
 -- changed; what is in the cluster changed (a new example took its place, or the mean moved); nothing of that: other settings. What holds
 -- of clusters holds of strata, and of the whole pool as one.
 CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
@@ -183,7 +183,7 @@ CREATE OR REPLACE MACRO selection_diff(run_a, run_b) AS TABLE
             WHEN d.change = 'entered' AND d.example_id NOT IN (FROM pool_a) THEN 'back in the sources'
             WHEN d.change = 'left' AND d.example_id NOT IN (FROM pool_b) THEN 'retired: gone from the sources'
             WHEN NOT (SELECT method FROM same) THEN 'another method'
-            WHEN NOT (SELECT clustering FROM same) THEN 'clustered anew'
+            WHEN NOT (SELECT clustering FROM same) THEN 'reclustered'
             WHEN d.change = 'entered' AND coalesce(k.budget_b, 0) > coalesce(k.budget_a, 0) THEN 'budget of its cluster grew'
             WHEN d.change = 'left' AND coalesce(k.budget_b, 0) < coalesce(k.budget_a, 0) THEN 'budget of its cluster shrank'
             WHEN d.change = 'left' AND coalesce(d.group_a, ca.group_id) IN (FROM newcomers) THEN 'displaced by a new example'

@@ -46,13 +46,13 @@ class Drift:
     distance_error: float | None
     unseen: float | None  # share of the pool that the warm-up could not draw from
     loss_shift: float | None  # of these rows, in standard deviations
-    cluster_anew: list[str] = field(default_factory=list)  # reasons
-    warm_up_anew: list[str] = field(default_factory=list)
+    reasons_to_recluster: list[str] = field(default_factory=list)  # reasons
+    reasons_to_warm_up: list[str] = field(default_factory=list)
 
     @property
     def advice(self) -> str:
-        """`keep`, `cluster anew`, `warm up anew`, or both of these, as the catalog records it."""
-        asked = ["cluster anew"] * bool(self.cluster_anew) + ["warm up anew"] * bool(self.warm_up_anew)
+        """`keep`, `recluster`, `repeat warm-up`, or both of these, as the catalog records it."""
+        asked = ["recluster"] * bool(self.reasons_to_recluster) + ["repeat warm-up"] * bool(self.reasons_to_warm_up)
         return " and ".join(asked) or "keep"
 
 
@@ -98,22 +98,22 @@ def measure(
     shift, error = _distance_shift(fitted, labels, distances)
     movement = _movement(fitted, sizes, means)
     loss, loss_error = _loss_shift(losses)
-    anew, warm = [], []
+    recluster, warm = [], []
     if share >= THRESHOLDS["share"]:
-        anew.append(f"{share:.0%} of the pool joined since the clusters were made")
+        recluster.append(f"{share:.0%} of the pool joined since the clusters were made")
     if shift is not None and error is not None and shift - ERRORS * error >= THRESHOLDS["distance_shift"]:
-        anew.append(f"these rows lie {shift:.2f} standard deviations further from their centroids")
+        recluster.append(f"these rows lie {shift:.2f} standard deviations further from their centroids")
     if movement is not None and movement >= THRESHOLDS["movement"]:
-        anew.append(f"means moved by {movement:.2f} of the rows' spread")
+        recluster.append(f"means moved by {movement:.2f} of the rows' spread")
     if (large := int((sizes > max_cluster_rows).sum())) > 0:
-        anew.append(f"{large} clusters have more than {max_cluster_rows} rows")
+        recluster.append(f"{large} clusters have more than {max_cluster_rows} rows")
     if unseen is not None and unseen >= THRESHOLDS["unseen"]:
         warm.append(f"{unseen:.0%} of the pool was met after the warm-up")
     if loss is not None and abs(loss) - ERRORS * loss_error >= THRESHOLDS["loss_shift"]:
         warm.append(
             f"rows met after the warm-up have a loss {abs(loss):.2f} standard deviations {'above' if loss > 0 else 'below'}"
         )
-    return Drift(share, movement, shift, error, unseen, loss, anew, warm)
+    return Drift(share, movement, shift, error, unseen, loss, recluster, warm)
 
 
 def _distance_shift(fitted: Fitted, labels: np.ndarray, distances: np.ndarray) -> tuple[float | None, float | None]:

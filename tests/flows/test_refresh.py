@@ -299,7 +299,7 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
         run_a: set(catalog.read("FROM selection_diff(?, ?)", [run_a, less.run_id])["reason"])
         for run_a in (whole.run_id, first.run_id)
     }
-    assert not reasons[whole.run_id] & {"another method", "clustered anew"}
+    assert not reasons[whole.run_id] & {"another method", "reclustered"}
     assert reasons[first.run_id] == {"retired: gone from the sources", "another method"}
     assert check.check(opened(values)) == []
     # the same again takes over every choice
@@ -312,7 +312,7 @@ def test_refresh__controls_choose_from_the_pool_not_from_all_that_was_clustered(
 
 
 @pytest.mark.parametrize("refit", ["auto", "never", "always"])
-def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, first_run: First, pool_folder: Path, refit: str) -> None:
+def test_refresh__reclusters_when_asked_to(small_settings: Maker, first_run: First, pool_folder: Path, refit: str) -> None:
     first = first_run(small_settings())
     values = small_settings(refit=refit)
     for topic in TOPICS:
@@ -323,10 +323,10 @@ def test_refresh__clusters_anew_when_asked_to(small_settings: Maker, first_run: 
     assert same == (refit == "never") == (not told["refitted"])
     if refit != "always":
         assert "27% of the pool joined since the clusters were made" in told["why"]
-        assert "cluster anew" in told["advice"]
+        assert "recluster" in told["advice"]
     catalog = opened(values).catalog
     diff = catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])
-    assert ("clustered anew" in set(diff["reason"])) == (refit != "never" and bool((diff["change"] == "left").any()))
+    assert ("reclustered" in set(diff["reason"])) == (refit != "never" and bool((diff["change"] == "left").any()))
     assert catalog.read("SELECT sum(size) AS n FROM coverage_of(?)", [first.run_id]).item() == 120
     # the same pool again finds the clustering that it chose from
     third = run(values)

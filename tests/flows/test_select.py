@@ -131,7 +131,7 @@ def test_select__takes_the_settings_of_the_run_it_names(root: Root) -> None:
     assert before.equals(after)
 
 
-def test_select__refuses_what_needs_computing_anew(root: Root) -> None:
+def test_select__refuses_what_needs_recomputing(root: Root) -> None:
     with pytest.raises(UserError, match=r"dim cannot change without computing gradients again"):
         reselect(root, dim=64)
     with pytest.raises(UserError, match=r"method: .*given: 'best'"):

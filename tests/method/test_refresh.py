@@ -102,21 +102,21 @@ def test_drift__sees_other_data(seed: int) -> None:
     X = Shape(256, 8, seed).array(2400, np.float16)
     other = Shape(256, 8, seed + 100).array(200, np.float16)
     found = drifted(X, other)
-    assert found.advice == "cluster anew"
-    assert "further from their centroids" in found.cluster_anew[0]
+    assert found.advice == "recluster"
+    assert "further from their centroids" in found.reasons_to_recluster[0]
 
 
 def test_drift__sees_growth_large_clusters_and_a_stale_warm_up() -> None:
     X = Shape(64, 8, 0).array(1400, np.float16)
     found = drifted(X[:1000], X[1000:], max_cluster_rows=100, unseen=0.6)
-    assert found.advice == "cluster anew and warm up anew"
-    assert "29% of the pool joined" in found.cluster_anew[0]
-    assert "more than 100 rows" in found.cluster_anew[-1]
-    assert "60% of the pool was met after the warm-up" in found.warm_up_anew[0]
+    assert found.advice == "recluster and repeat warm-up"
+    assert "29% of the pool joined" in found.reasons_to_recluster[0]
+    assert "more than 100 rows" in found.reasons_to_recluster[-1]
+    assert "60% of the pool was met after the warm-up" in found.reasons_to_warm_up[0]
     losses = (drift.Moments(1000, 2.0, 0.5), drift.Moments(50, 2.6, 0.5))
-    assert "1.20 standard deviations above" in drifted(X[:1000], X[1000:1050], losses=losses).warm_up_anew[0]
+    assert "1.20 standard deviations above" in drifted(X[:1000], X[1000:1050], losses=losses).reasons_to_warm_up[0]
     few = (drift.Moments(1000, 2.0, 0.5), drift.Moments(3, 2.6, 0.5))
-    assert drifted(X[:1000], X[1000:1003], losses=few).warm_up_anew == []
+    assert drifted(X[:1000], X[1000:1003], losses=few).reasons_to_warm_up == []
 
 
 def test_drift__sees_means_move() -> None:
@@ -130,7 +130,7 @@ def test_drift__sees_means_move() -> None:
     assert drift.measure(was, *nothing, means=made.means, **options).advice == "keep"  # type: ignore[arg-type]
     found = drift.measure(was, *nothing, means=moved, **options)  # type: ignore[arg-type]
     assert found.movement == pytest.approx(0.3, rel=1e-3)
-    assert found.cluster_anew == ["means moved by 0.30 of the rows' spread"]
+    assert found.reasons_to_recluster == ["means moved by 0.30 of the rows' spread"]
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.02, 0.1, 10.0])

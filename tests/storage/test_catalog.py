@@ -148,7 +148,20 @@ def test_migrate__units_of_an_evaluation_are_kept(tmp_path: Path) -> None:
     assert evaluations.results(opened, "e")["value"].to_list() == [1.5, 1.5]
 
 
-def test_migrate__clusters_of_an_older_format_are_made_anew(filled: Root) -> None:
+def test_migrate__advice_is_in_the_terms_of_this_version(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    counts = {"pool": 3, "added": 1, "returned": 0, "retired": 0}
+    connection = older(path, old_sql(tmp_path / "sql", 24))
+    for run_id, advice in (("a", "keep"), ("b", "cluster anew"), ("c", "cluster anew and warm up anew")):
+        insert_row(connection, "refreshes", run_id=run_id, **counts, advice=advice, refitted=False, decided_at=utc_now())
+    connection.close()
+    opened = Catalog(path)
+    opened.upgrade()
+    advice = opened.read("SELECT advice FROM refreshes ORDER BY run_id")["advice"].to_list()
+    assert advice == ["keep", "recluster", "recluster and repeat warm-up"]
+
+
+def test_migrate__clusters_of_an_older_format_are_made_again(filled: Root) -> None:
     """As schema 5 left them: no recipe, parts of format 1. Nothing is damaged, and the files are litter."""
     files = sum(path.is_file() for path in Path(filled.files.place("clusterings")).rglob("*"))
     assert files

@@ -147,7 +147,7 @@ def test_run__a_grown_pool_computes_only_what_is_new(filled: Root) -> None:
     assert second.blocks_computed == 1  # 38 new examples, a block of their own segment
     changed = root.catalog.read("FROM selection_diff(?, ?)", [first, second.run_id])
     assert set(changed["change"]) <= {"entered", "left"}
-    assert set(changed.filter(pl.col("change") == "entered")["reason"]) <= {"new example", "clustered anew"}
+    assert set(changed.filter(pl.col("change") == "entered")["reason"]) <= {"new example", "reclustered"}
     assert len(changed) > 0
     history = root.catalog.read("SELECT first_run, last_run, count(*) AS n FROM example_history GROUP BY ALL ORDER BY n")
     assert history.rows() == [(second.run_id, second.run_id, 38), (first, second.run_id, 286)]
