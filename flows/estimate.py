@@ -93,8 +93,13 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     Raises
     ------
     UserError
-        A source or model cannot be read, no example is usable, or the model's passes do not fit in memory.
+        A source or model cannot be read, no example is usable, the model's passes do not fit in memory, or there is no model.
     """
+    if not settings.model_variants:
+        raise UserError(
+            "gradient vectors runs no model, whose passes are what an estimate measures: `tagcos run --dry-run` says what a run "
+            "would compute"
+        )
     reporter = reporter or SilentReporter()
     if settings.threads:
         import torch

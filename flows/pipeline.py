@@ -26,6 +26,7 @@ from flows.stages.select import select
 from flows.stages.target import need_target
 from flows.stages.warmup import warm_up
 from flows.survey import survey
+from flows.vectors import need_vectors
 from storage.catalog import runs, signals
 from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
@@ -81,7 +82,7 @@ def run(
     reporter = reporter or default_reporter()
     checks = load_checks(settings.checks)
     check_device(settings)
-    if not _has_features(settings):
+    if settings.model_variants and not _has_features(settings):
         check_model(settings)
     root = open_settings_root(settings, reporter)
     with compiling_ahead(), _writing(settings, root, reporter, do_stage) as (run, stage):
@@ -153,6 +154,7 @@ def _check(settings: Settings) -> None:
         raise UserError("no sources given: name files, folders or globs with instruction data")
     need_reference(settings, None)
     need_target(settings)
+    need_vectors(settings)
 
 
 def reselect(

@@ -17,9 +17,10 @@ import polars as pl
 from flows.reference import reference_rows
 from flows.survey import Survey
 from flows.survey_target import TargetSurvey
+from flows.vectors import find_vector_space
 from storage.catalog import clusterings, planning, pool, refreshes, runs, spaces
 from storage.database import Catalog
-from tagcos_stream.config import Settings, Variant
+from tagcos_stream.config import VECTORS, Settings, Variant
 from tagcos_stream.declare import decided_by
 from tagcos_stream.identity import choice_id, clustering_id, clustering_recipe, config_hash, space_recipe
 from tagcos_stream.selection.groups import divide, share_budget
@@ -85,8 +86,8 @@ class Plan:
         return [asdict(step) for step in self.steps]
 
 
-def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
-    """Find the root's feature spaces for these settings.
+def find_model_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
+    """Find the root's feature spaces for these settings, of those that a model computes.
 
     Parameters
     ----------
@@ -98,11 +99,31 @@ def find_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]
     Returns
     -------
     dict
-        Space by variant: the wanted ones, and others that share their adapter.
+        Space by variant: the wanted ones, and others that share their adapter; none for settings that need no model.
     """
-    recipes = {name: space_recipe(settings, name) for name in get_args(Variant)}
+    recipes = {name: space_recipe(settings, name) for name in get_args(Variant) if settings.model_variants and name != VECTORS}
     found = spaces.find_spaces(catalog, list(recipes.values()))
     return {name: found[recipe] for name, recipe in recipes.items() if recipe in found}
+
+
+def find_spaces(catalog: Catalog, settings: Settings, run_id: str | None = None) -> dict[str, spaces.Space]:
+    """Find the root's feature spaces for these settings.
+
+    Parameters
+    ----------
+    catalog, settings
+        As for `find_model_spaces`.
+    run_id
+        The run whose source files vectors of the user's own may name, where they are read.
+
+    Returns
+    -------
+    dict
+        Those of `find_model_spaces`, and the one of the user's vectors if these are wanted.
+    """
+    found = find_model_spaces(catalog, settings)
+    of_vectors = find_vector_space(catalog, settings, run_id) if VECTORS in settings.variants else None
+    return found if of_vectors is None else found | {VECTORS: of_vectors}
 
 
 def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: pl.DataFrame) -> tuple[str, str | None]:
@@ -129,7 +150,7 @@ def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: p
     return exact, clusterings.find_clustering(catalog, clustering_recipe(settings, space_id), pool)
 
 
-def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Plan:
+def make_plan(settings: Settings, catalog: Catalog | None, found: Survey, own: str | None = None) -> Plan:
     """Plan a run of these settings.
 
     Parameters
@@ -140,6 +161,8 @@ def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Pla
         Of the root; None where there is none yet.
     found
         What the sources hold (flows/survey.py), or the pool of a run whose sources are read.
+    own
+        That run.
 
     Returns
     -------
@@ -147,7 +170,7 @@ def make_plan(settings: Settings, catalog: Catalog | None, found: Survey) -> Pla
         Steps ingest, warm-up, gradients, cluster, select.
     """
     run_id = None if catalog is None else planning.unfinished_run(catalog, config_hash(settings), settings.name or runs.MAIN)
-    known = {} if catalog is None else find_spaces(catalog, settings)
+    known = {} if catalog is None else find_spaces(catalog, settings, own)
     gradients, missing = _gradients(settings, catalog, found, known)
     space = known.get(settings.gradient)
     rows = _with_features(catalog, space, found)
@@ -184,7 +207,7 @@ def plan_from_pool(settings: Settings, catalog: Catalog, run_id: str, files: int
     """
     found = pool.pool(catalog, run_id)
     missing = planning.wanted(catalog, run_id).join(found, on="example_id", how="anti")
-    return make_plan(settings, catalog, Survey(files, 0, found, target=TargetSurvey(missing)))
+    return make_plan(settings, catalog, Survey(files, 0, found, target=TargetSurvey(missing)), run_id)
 
 
 def plan_reselect(settings: Settings, catalog: Catalog, base: str, space_id: str) -> Plan:
@@ -225,7 +248,11 @@ def _ingest(found: Survey) -> Step:
 
 
 def _warm_up(settings: Settings, catalog: Catalog | None, known: dict[str, spaces.Space], run_id: str | None) -> Step:
-    wanted = settings.variants
+    wanted = settings.model_variants
+    if not wanted:
+        known_id = known[VECTORS].space_id if known else None
+        return Step("warm-up", 0, 0, "adapters", known_id, "vectors of your own need no model")
+    known = {name: space for name, space in known.items() if name != VECTORS}
     if settings.reads_base_model:
         known_id = known["hidden"].space_id if known else None
         return Step("warm-up", 0, 0, "adapters", known_id, "hidden states of the model without adapter")

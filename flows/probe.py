@@ -18,7 +18,7 @@ class Probe:
     def __init__(self, settings: Settings, loaded: Any, encoded: list[Encoded]) -> None:
         self.settings, self.loaded = settings, loaded
         self.encoded = encoded
-        self.token_budget = gradient_token_budget(settings, loaded, len(settings.variants), settings.checkpoints)
+        self.token_budget = gradient_token_budget(settings, loaded, len(settings.model_variants), settings.checkpoints)
         self.checkpoint: Any = None
         self._extractor: Any = None
 
@@ -83,7 +83,7 @@ class Probe:
         settings = self.settings
         self._extractor = extractor = GradientExtractor(
             self.loaded.model,
-            variants=settings.variants,
+            variants=settings.model_variants,
             projection=make_projection(settings.projection, dim=settings.dim, seed=settings.feature_seed),
         )
         extractor.use(self.checkpoint)

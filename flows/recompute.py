@@ -53,10 +53,10 @@ def recomputed(plan: Plan, settings: Settings, catalog: Catalog, run_id: str) ->
     Returns
     -------
     Recompute or None
-        None if nothing is computed, or the root has no features of another space for the pool.
+        None if nothing is computed by a model, or the root has no features of another space for the pool.
     """
     warm_up, gradients = plan.step("warm-up"), plan.step("gradients")
-    if not gradients.compute or gradients.reuse is not None:
+    if not gradients.compute or gradients.reuse is not None or not settings.model_variants:
         return None
     found = planning.features_elsewhere(catalog, run_id)
     if found is None:

@@ -21,7 +21,7 @@ OF_A_RUN = (
     "diagnostics", "promotions", "check_results",
     "target_nearest", "selection_targets", "exclusions", "pins", "alignments", "runs",
 )  # fmt: skip
-OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "answer_losses", "feature_spaces")
+OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "vector_rows", "answer_losses", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")
 
 # Kept whatever is asked: what another name refers to; what an evaluation was made of; the run that decided what is held out.
@@ -34,12 +34,13 @@ DROPPED = """WITH first AS (
         AND run_id NOT IN (SELECT run_id FROM names WHERE NOT list_contains($names::VARCHAR[], name))
         AND run_id NOT IN (SELECT run_id FROM evaluations) AND run_id NOT IN (FROM first)
     ORDER BY started_at, run_id"""
-# a space that no run selected by may still be of a variant computed beside: it has the same adapter
-SPACES = """WITH used AS (
-        SELECT space_id FROM runs WHERE run_id NOT IN (SELECT unnest($runs::VARCHAR[])) AND space_id IS NOT NULL
-    )
+# a space that no run selected by may still be of a variant computed with another: it has the same adapter, or is of vectors that
+# a run named
+SPACES = """WITH kept AS (FROM runs WHERE run_id NOT IN (SELECT unnest($runs::VARCHAR[]))),
+    used AS (SELECT space_id FROM kept WHERE space_id IS NOT NULL)
     SELECT space_id FROM feature_spaces WHERE space_id NOT IN (FROM used) AND space_id NOT IN (
         SELECT c.space_id FROM checkpoints c JOIN checkpoints k ON k.digest = c.digest WHERE k.space_id IN (FROM used))
+        AND NOT (variant = 'vectors' AND EXISTS (FROM kept WHERE config->>'$.also_gradients' LIKE '%"vectors"%'))
     ORDER BY space_id"""
 CLUSTERINGS = """SELECT clustering_id FROM clusterings WHERE clustering_id NOT IN (
         SELECT clustering_id FROM runs WHERE run_id NOT IN (SELECT unnest($runs::VARCHAR[])) AND clustering_id IS NOT NULL)

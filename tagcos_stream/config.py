@@ -21,7 +21,8 @@ from tagcos_stream.types import UserError
 
 GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
-Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign"]
+Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign", "vectors"]
+VECTORS = "vectors"  # the variant that no model computes: vectors of the user's own
 if TYPE_CHECKING:
     MethodName = str
 else:
@@ -200,7 +201,15 @@ class Settings(BaseModel):
     gradient: Variant = setting(
         "feature",
         "adam-delta",
-        description="Gradient variant (docs/gradients.md); adam is the published one, hidden reads hidden states.",
+        description="Gradient variant (docs/gradients.md); adam is the published one, hidden reads hidden states, vectors "
+        "reads vectors of your own.",
+    )
+    vectors: tuple[str, ...] = setting(
+        "run",  # a space is named by the vectors, wherever they are
+        (),
+        panel="Gradient features",
+        description="Parquet files or Zarr groups with a vector for every example, for the gradient variant vectors "
+        "(docs/vectors.md); or folders and globs of such files.",
     )
     also_gradients: tuple[Variant, ...] = setting(
         "run",
@@ -369,7 +378,9 @@ class Settings(BaseModel):
         "machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process has locked."
     )
 
-    @field_validator("sources", "target", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before")
+    @field_validator(
+        "sources", "target", "vectors", "decontaminate", "lora_targets", "lora_ranks", "also_gradients", mode="before"
+    )
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -482,9 +493,19 @@ class Settings(BaseModel):
         return tuple(dict.fromkeys((self.gradient, *self.also_gradients)))
 
     @property
+    def model_variants(self) -> tuple[str, ...]:
+        """Those of the variants that a model computes; without any, a run needs no model."""
+        return tuple(variant for variant in self.variants if variant != VECTORS)
+
+    @property
     def reads_base_model(self) -> bool:
-        """Whether features are hidden states of the model without adapter, so that there is no warm-up."""
-        return self.variants == ("hidden",) and self.adapter is None
+        """Whether the model's features are hidden states of the model without adapter, so that there is no warm-up."""
+        return self.model_variants == ("hidden",) and self.adapter is None
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether an adapter is trained on the pool."""
+        return bool(self.model_variants) and self.adapter is None and not self.reads_base_model
 
     def rank_pattern(self) -> dict[str, int]:
         """Return the ranks of individual layers.

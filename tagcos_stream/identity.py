@@ -6,7 +6,7 @@
 | source file | URL, content, reader, container, the source's settings that change rows | `source_version`, `file_id` |
 | run | every setting but those of the machine, with absolute sources; the run it selects from again | `config_hash` |
 | recipe of a space | settings that decide `feature`, `warmup` (if there is one) and `weights` | `space_recipe` |
-| space | those settings, with model, template and checkpoints by their content: its fingerprint | `space_id` |
+| space | those settings, with model, template, checkpoints, the user's vectors by their content: its fingerprint | `space_id` |
 | checkpoint | adapter weights, Adam moments and their step count | `checkpoint_content` |
 | recipe of a clustering | space, settings that decide `clusters` | `clustering_recipe` |
 | clustering | its recipe, the ids of the pool it was fitted to, in order | `clustering_id` |
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, WARMUP_FIELDS, Settings
+from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, VECTORS, WARMUP_FIELDS, Settings
 from tagcos_stream.declare import decided_by
 from tagcos_stream.selection.methods import METHODS
 
@@ -44,6 +44,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_mo
 
 # settings that came later, at the value that features had before: spaces of before are found by the names they have
 ADDED = {"special_tokens": "keep"}
+OF_VECTORS = ("projection", "dim", "feature_seed")  # what features of the user's own vectors depend on besides these
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -107,9 +108,11 @@ def space_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that fix what a feature means, except for those identified by content.
 
     Those are the model, and an adapter of the user's own, which brings its rank, targets and training with it. Hidden states of
-    the model without adapter depend on no warm-up.
+    the model without adapter depend on no warm-up, vectors of the user's own without a model's features on no model.
     """
     values = settings.model_dump(mode="json")
+    if not settings.model_variants:
+        return {name: values[name] for name in OF_VECTORS}
     trained = not settings.adapter and not settings.reads_base_model
     found = {name: values[name] for name in SPACE_FIELDS if trained or name not in WARMUP_FIELDS}
     return {name: value for name, value in found.items() if name not in ADDED or value != ADDED[name]}
@@ -118,6 +121,8 @@ def space_settings(settings: Settings) -> dict[str, Any]:
 def space_recipe(settings: Settings, variant: str) -> str:
     """Name of all that is decided before a warm-up: runs that agree on it share one feature space, whatever their pool."""
     decided = space_settings(settings) | {"gradient": variant}
+    if not settings.model_variants and variant == VECTORS:
+        return digest(decided)
     for name in decided_by(Settings, "weights"):
         if name != "adapter":
             decided[name] = getattr(settings, name)

@@ -542,6 +542,14 @@ def naive_hidden_feature(model: Any, input_ids: np.ndarray, projection: Any) -> 
     return projected / np.linalg.norm(projected)
 
 
+def naive_vector_feature(vector: list[float], projection: Any) -> np.ndarray:
+    """normalise(R v) of a vector of the user's own; without a projection, normalise(v)."""
+    v = np.array([float(x) for x in vector])
+    if projection is not None:
+        v = v @ naive_projection(projection.kind, projection.seed, "vectors", len(v), projection.dim)
+    return v / np.linalg.norm(v)
+
+
 # --- ingest -------------------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ OTHER: dict[str, Any] = {
     "schedule_steps": 50, "lora_rank": 16, "lora_alpha": 64, "lora_dropout": 0.1, "rslora": True, "lora_targets": ("q_proj",),
     "lora_ranks": ("q_proj=4",), "checkpoints": 2,
     "gradient": "sgd", "also_gradients": ("sign",), "projection": "rademacher", "dim": 4096, "feature_seed": 1, "block_rows": 64,
-    "ifd": True,
+    "ifd": True, "vectors": ("vectors.parquet",),
     "batch_tokens": 512,
     "clusters": 7, "min_cluster_rows": 9, "max_cluster_rows": 10_000, "refit": "never",
     "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true", "exclude": "loss > 9",

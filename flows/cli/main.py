@@ -16,7 +16,7 @@ import typer
 
 from flows.cli.evaluate import evaluate
 from flows.cli.options import JsonOption, QuietOption, takes_settings
-from flows.cli.prepare import doctor, estimate, print_plan
+from flows.cli.prepare import doctor, estimate, print_plan, texts
 from flows.cli.report import report
 from flows.cli.runs import promote, status
 from flows.cli.select import diagnose, select, tell_run
@@ -95,7 +95,7 @@ def run(
 
 app.command()(takes_settings(select, SELECT_FIELDS, inherited=True))
 app.command()(diagnose)
-for command in (takes_settings(estimate), doctor, status, promote, sql, report, export, check, gc, forget):
+for command in (takes_settings(estimate), doctor, texts, status, promote, sql, report, export, check, gc, forget):
     app.command()(command)
 app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation))
 

@@ -1,4 +1,4 @@
-"""The commands that look before work starts: `tagcos estimate` and `tagcos doctor`."""
+"""The commands before a run: `tagcos estimate`, `tagcos doctor` and `tagcos texts`."""
 
 from __future__ import annotations
 
@@ -94,6 +94,22 @@ def print_plan(plan: Plan, as_json: bool) -> None:
 def size(count: int) -> str:
     """In the unit that suits: 54 MB, 1.6 GB."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+
+
+def texts(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the different examples of SOURCES with their ids and texts, for vectors of your own. Needs no root and no model."""
+    from flows.progress import default_reporter
+    from flows.texts import write_texts
+
+    written = write_texts(sources, out, default_reporter())
+    if as_json:
+        print_json({"examples": written, "path": str(out)})
+    else:
+        print(f"{written:,} examples written to {out}")
 
 
 def doctor(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import polars as pl
+
 from flows.context import run_stage
 from flows.pipeline import changed_settings, reselect
 from flows.progress import Reporter
@@ -43,7 +45,7 @@ class Unit:
 def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Reporter) -> Iterator[Unit]:
     """Everything asked for, seed by seed, so that what can be compared is there early. `base`: row of the run of the pool."""
     pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"])
-    mean, target_tokens = float(pool["tokens"].to_numpy().mean()), int(pool["target_tokens"].sum())
+    mean, target_tokens = _mean(pool["tokens"]), int(pool["target_tokens"].sum())
     yield Unit(UnitKey(BASE, "", "", 0.0, 0, "none", False), None, 0, 0.0)
     for seed in range(asked.seeds):
         for regime in asked.regime:
@@ -58,10 +60,15 @@ def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Re
                     if asked.equal == "tokens":
                         budget = {"tokens": str(max(1, round(fraction * target_tokens))), "tokens_all": False}
                     run_id = _selection(asked, base, root, reporter, method, gradient, setting, budget, seed)
-                    chosen = selections.selection(root.catalog, run_id)["tokens"].to_numpy()
+                    chosen = selections.selection(root.catalog, run_id)["tokens"]
                     for weighted in weights:
                         key = UnitKey(method, gradient, "" if setting == OWN else setting, fraction, seed, regime, weighted)
-                        yield Unit(key, run_id, len(chosen), float(chosen.mean()))
+                        yield Unit(key, run_id, len(chosen), _mean(chosen))
+
+
+def _mean(tokens: pl.Series) -> float:
+    """Of what the run counted; 0 where it had no tokenizer, as with vectors of the user's own alone."""
+    return int(tokens.sum()) / max(tokens.count(), 1)
 
 
 def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Settings:

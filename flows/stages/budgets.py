@@ -18,7 +18,7 @@ from storage.catalog import pool as catalog_pool
 from storage.catalog import selections
 from tagcos_stream.config import Settings
 from tagcos_stream.selection.division import Division, divide_budget, grants, weigh, weighted
-from tagcos_stream.selection.groups import Groups
+from tagcos_stream.selection.groups import Groups, require_column
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.shares import Bounds, bounds_of, bounds_with_pins, fix, parse_shares
 from tagcos_stream.types import UserError
@@ -111,10 +111,10 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int, pi
 
 
 def token_costs(settings: Settings, pool: pl.DataFrame) -> np.ndarray | None:
-    """(N,) int64, tokens of every example as the budget counts them; None for a budget in examples."""
+    """(N,) int64, tokens of every example as the budget counts them; None for a budget in examples. UserError if it has none."""
     if settings.tokens is None:
         return None
-    return pool["tokens" if settings.tokens_all else "target_tokens"].to_numpy().astype(np.int64)
+    return require_column(pool, "tokens" if settings.tokens_all else "target_tokens", "a budget in tokens").astype(np.int64)
 
 
 def divided(run: RunContext, budget: Budget) -> Division:

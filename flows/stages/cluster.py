@@ -125,7 +125,11 @@ def _measure(
         totals = totals + joined.totals
     fitted = drift.Fitted(reader.labels[:size], reader.distances[:size], first.sizes, first.centroids(), first.inertia())
     rows = {row["seen"]: row for row in refreshes.warm_up_view(run.catalog, run.run_id, features.space_id).iter_rows(named=True)}
-    losses = [drift.Moments(row["n"], row["loss"], row["std"]) for row in (rows.get(True), rows.get(False)) if row]
+    losses = [
+        drift.Moments(row["n"], row["loss"], row["std"])
+        for row in (rows.get(True), rows.get(False))
+        if row and row["loss"] is not None
+    ]
     unseen = rows[False]["n"] / len(features.pool) if False in rows else 0.0
     return drift.measure(
         fitted,
@@ -134,7 +138,7 @@ def _measure(
         sizes=totals.sizes,
         means=totals.centroids(),
         max_cluster_rows=run.settings.max_cluster_rows,
-        unseen=None if run.settings.adapter else unseen,  # nobody knows what an imported adapter was trained on
+        unseen=unseen if run.settings.warms_up else None,  # nobody knows what an imported adapter was trained on
         losses=(losses[0], losses[1]) if len(losses) == 2 else None,
     )
 

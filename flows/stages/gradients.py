@@ -10,13 +10,16 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.results import Features, FeatureSpaces
+from flows.stages import vectors
 from flows.stages.answers import compute_answer_losses, hash_answers
 from flows.stages.eligible import reads_ifd
 from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
 from storage.arrays import segments
 from storage.catalog import spaces
+from storage.catalog.vectors import share_answer_losses
 from storage.examples import example_reader
+from tagcos_stream.config import VECTORS
 from tagcos_stream.types import UserError
 
 LOUD = 0.01  # a share of the pool that is lost for one reason
@@ -40,14 +43,18 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
     UserError
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
+    of_model = tuple(space for space in asked.spaces if space.variant != VECTORS)
     with run.model:  # loaded once for both passes, and closed at the end: the next stages need the memory
-        detail = _compute(run, asked.spaces)
-        if reads_ifd(run.settings):
+        detail = _compute(run, of_model)
+        if of_model and reads_ifd(run.settings):
             started = time.perf_counter()
-            detail["ifd"] = compute_answer_losses(run, asked.spaces)
+            detail["ifd"] = compute_answer_losses(run, of_model)
             detail["ifd_seconds"] = round(time.perf_counter() - started, 3)
+    for space in (space for space in asked.spaces if space.variant == VECTORS):
+        detail |= _compute_vectors(run, space, of_model[0] if of_model else None)
     hash_answers(run)
-    warnings = _losses(run, asked.chosen.space_id)
+    shown = dict.fromkeys(space.space_id for space in asked.spaces if space is asked.chosen or space.variant == VECTORS)
+    warnings = [line for space_id in shown for line in _losses(run, space_id)]
     if detail["special_tokens"] and run.settings.special_tokens == "keep":
         warnings.append(
             f"{detail['special_tokens']:,} of {detail['computed']:,} examples have control tokens in their texts, which the "
@@ -89,14 +96,14 @@ def features_of(run: RunContext, space_id: str, detail: Mapping[str, Any]) -> Fe
 
 
 def _losses(run: RunContext, space_id: str) -> list[str]:
-    """A sentence for every reason for which more than a hundredth of the pool is without a feature."""
+    """A sentence for every reason for which more than a hundredth of the pool is without a feature, or any vector is missing."""
     found = spaces.feature_status(run.catalog, run.run_id, space_id)
     total = int(found["rows"].sum())
     return [
         f"WARNING: {row['rows']:,} of {total:,} examples ({row['rows'] / total:.1%}) have no feature and cannot be selected: "
         f"{row['status']}{': ' + row['detail'] if row['detail'] else ''}"
         for row in found.filter(pl.col("status") != "ok").iter_rows(named=True)
-        if row["rows"] > LOUD * total
+        if row["rows"] > LOUD * total or row["status"] in vectors.DETAILS
     ]
 
 
@@ -132,6 +139,16 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
             summary["halvings"] += block.halvings
     summary |= spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     return summary | {"batch_tokens": block.token_budget, "model_share": round(model_seconds / seconds, 4)}
+
+
+def _compute_vectors(run: RunContext, space: spaces.Space, sibling: spaces.Space | None) -> dict[str, Any]:
+    """Compute the features of the user's vectors; `sibling`: a space of the run whose tokens and losses they share."""
+    total, tasks = _missing_blocks(run, (space,))
+    written = vectors.compute_vectors(run, space, sibling, [(task.segment, task.block) for task in tasks])
+    if sibling is None:
+        return {"rows": total, "vectors": written} | spaces.computed_by(run.catalog, run.run_id, [space.space_id])
+    share_answer_losses(run.catalog, sibling.space_id, space.space_id)
+    return {"vectors": written}
 
 
 def _missing_blocks(run: RunContext, asked: Sequence[spaces.Space]) -> tuple[int, list[Task]]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from flows.context import RunContext
 from flows.models import Rejected, encode_row, max_length, none_encoded, token_budget
-from flows.plan import find_spaces
+from flows.plan import find_model_spaces
 from flows.results import FeatureSpaces, Pool
+from flows.stages.vectors import vector_space
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces
 from storage.catalog.pool import pool_sample
 from storage.examples import example_reader
 from tagcos_stream import identity
+from tagcos_stream.config import VECTORS
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
 from tagcos_stream.types import Checkpoint
 
@@ -24,7 +26,7 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
     """Find the feature spaces of these settings, or make them by a short LoRA training on a seeded sample of the pool.
 
     Spaces that differ only in the gradient variant share one adapter. Where only hidden states are asked for, they are those of
-    the model without adapter, and nothing is trained.
+    the model without adapter, and nothing is trained. The space of vectors of the user's own needs no model.
 
     Parameters
     ----------
@@ -41,11 +43,11 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
     Raises
     ------
     UserError
-        The model or the adapter cannot be used, or the training does not fit in memory.
+        The model, the adapter or the user's vectors cannot be used, or the training does not fit in memory.
     """
     settings = run.settings
-    wanted = settings.variants
-    known = find_spaces(run.catalog, settings)
+    wanted = settings.model_variants
+    known = find_model_spaces(run.catalog, settings)
     detail: dict[str, Any] = {"reused": True}
     if any(variant not in known for variant in wanted):
         sibling = next(iter(known.values()), None)
@@ -56,8 +58,11 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
         for variant in wanted:
             if variant not in known:
                 _add_space(run, variant, made, fingerprint)
-        known = find_spaces(run.catalog, settings)
-    asked = tuple(known[variant] for variant in wanted)
+        known = find_model_spaces(run.catalog, settings)
+    if VECTORS in settings.variants:
+        measures = known[wanted[0]] if wanted else None
+        known[VECTORS], detail["vectors"] = vector_space(run, measures)
+    asked = tuple(known[variant] for variant in settings.variants)
     runs.set_run(run.catalog, run.run_id, space_id=asked[0].space_id)
     return FeatureSpaces(asked, {"space_id": asked[0].space_id, **detail})
 

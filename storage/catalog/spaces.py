@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import duckdb
 import polars as pl
 
 from storage.arrays.checkpoints import SavedFile, load_checkpoint
@@ -35,25 +36,35 @@ def find_space(catalog: Catalog, recipe: str) -> Space | None:
 
 def find_spaces(catalog: Catalog, recipes: Sequence[str]) -> dict[str, Space]:
     """The newest space of each recipe that has one, by recipe, in the order given."""
+    found: dict[str, Space] = {}
+    for space in _spaces(catalog, recipes):
+        found.setdefault(space.recipe, space)
+    return {recipe: found[recipe] for recipe in recipes if recipe in found}
+
+
+def spaces_of(catalog: Catalog, recipe: str) -> list[Space]:
+    """All spaces of a recipe, the newest first: those of the user's own vectors share one, whatever the vectors are."""
+    return _spaces(catalog, [recipe])
+
+
+def _spaces(catalog: Catalog, recipes: Sequence[str]) -> list[Space]:
     with catalog.reading() as connection:
-        query = """SELECT * FROM feature_spaces WHERE recipe IN (SELECT unnest(?))
-            QUALIFY row_number() OVER (PARTITION BY recipe ORDER BY added_at DESC) = 1"""
-        found = {row["recipe"]: row for row in connection.sql(query, params=[list(recipes)]).pl().to_dicts()}
+        query = "SELECT * FROM feature_spaces WHERE recipe IN (SELECT unnest(?)) ORDER BY added_at DESC"
+        found = connection.sql(query, params=[list(recipes)]).pl().to_dicts()
         query = """SELECT space_id, step, weight, path, bytes, digest FROM checkpoints WHERE space_id IN (SELECT unnest(?))
             ORDER BY step"""
-        checkpoints = connection.sql(query, params=[[row["space_id"] for row in found.values()]]).pl()
-    return {
-        recipe: Space(
+        checkpoints = connection.sql(query, params=[[row["space_id"] for row in found]]).pl()
+    return [
+        Space(
             row["space_id"],
-            recipe,
+            row["recipe"],
             row["variant"],
             row["dim"],
             json.loads(row["fingerprint"]),
             checkpoints.filter(pl.col("space_id") == row["space_id"]).drop("space_id"),
         )
-        for recipe in recipes
-        if (row := found.get(recipe)) is not None
-    }
+        for row in found
+    ]
 
 
 def load_checkpoints(files: Files, space: Space) -> list[Checkpoint]:
@@ -153,11 +164,14 @@ def commit_block(
     checksum: int,
     seconds: float,
     rejects: pl.DataFrame | None = None,
+    digests: pl.DataFrame | None = None,
 ) -> None:
     """After write_block: from this transaction on the block exists, and with the last one the segment is sealed.
 
     rows: every row of the block (row in the segment, tokens, target_tokens, loss, norm, status 'ok' or the reject's reason).
     rejects: row, reason, detail, snippet of those that are not 'ok'; made from rows where not given.
+    digests: row, digest of the rows made from a vector of the user's own. A block of these may be written a second time, with
+        vectors for more rows: what the catalog has of it is replaced.
     """
     rows = require(rows, ROW_COLUMNS)
     bad = rows.filter(pl.col("status") != "ok")
@@ -168,6 +182,13 @@ def commit_block(
             f"block {block} of {segment}: rejects name rows {sorted(rejects['row'])[:5]}, status {sorted(bad['row'])[:5]}"
         )
     with catalog.transaction() as connection:
+        if digests is not None:
+            _forget_block(connection, space_id, segment, block)
+            connection.register("given_vectors", require(digests, ["row", "digest"]).to_arrow())
+            connection.execute(
+                "INSERT INTO vector_rows BY NAME SELECT ? AS space_id, ? AS segment, row, digest FROM given_vectors",
+                [space_id, segment],
+            )
         insert_row(
             connection,
             "blocks",
@@ -200,17 +221,22 @@ def commit_block(
 
 def forget_block(catalog: Catalog, space_id: str, segment: str, block: int) -> None:
     """Take a damaged block back: `missing` names it, and the next run computes it again."""
+    with catalog.transaction() as connection:
+        _forget_block(connection, space_id, segment, block)
+
+
+def _forget_block(connection: duckdb.DuckDBPyConnection, space_id: str, segment: str, block: int) -> None:
     named = {"space": space_id, "segment": segment, "block": block}
     inside = """space_id = $space AND segment = $segment AND row // (
         SELECT f.block_rows FROM feature_segments f WHERE f.space_id = $space AND f.segment = $segment) = $block"""
-    with catalog.transaction() as connection:
-        connection.execute("DELETE FROM blocks WHERE space_id = $space AND segment = $segment AND block = $block", named)
-        connection.execute(f"DELETE FROM feature_rows WHERE {inside}", named)
-        connection.execute(f"DELETE FROM rejects WHERE stage = 'gradients' AND {inside}", named)
-        connection.execute(
-            "UPDATE feature_segments SET sealed = false WHERE space_id = $space AND segment = $segment",
-            {"space": space_id, "segment": segment},
-        )
+    connection.execute("DELETE FROM blocks WHERE space_id = $space AND segment = $segment AND block = $block", named)
+    connection.execute(f"DELETE FROM feature_rows WHERE {inside}", named)
+    connection.execute(f"DELETE FROM vector_rows WHERE {inside}", named)
+    connection.execute(f"DELETE FROM rejects WHERE stage = 'gradients' AND {inside}", named)
+    connection.execute(
+        "UPDATE feature_segments SET sealed = false WHERE space_id = $space AND segment = $segment",
+        {"space": space_id, "segment": segment},
+    )
 
 
 def feature_status(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:

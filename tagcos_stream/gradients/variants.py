@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, get_args
 import numba
 import numpy as np
 
-from tagcos_stream.config import Variant
+from tagcos_stream.config import VECTORS, Variant
 from tagcos_stream.gradients.projection.kernels import one_thread
 
 if TYPE_CHECKING:
     import torch
 
-VARIANTS: tuple[str, ...] = get_args(Variant)
+VARIANTS: tuple[str, ...] = tuple(name for name in get_args(Variant) if name != VECTORS)  # that a model computes
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 

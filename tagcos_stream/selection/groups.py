@@ -136,12 +136,17 @@ def divide(method: Method, pool: pl.DataFrame, labels: np.ndarray | None = None,
     -------
     Groups
         G groups; examples in no cluster are in none.
+
+    Raises
+    ------
+    UserError
+        The method divides by length, and some examples have none.
     """
     if method.within == "clusters":
         assert labels is not None
         return by_label(labels, n_clusters)
     if method.within == "strata":
-        labels = strata(pool["dataset"].to_list(), pool["target_tokens"].to_numpy())
+        labels = strata(pool["dataset"].to_list(), require_column(pool, "target_tokens", f"method {method.name}"))
         return by_label(labels, int(labels.max()) + 1)
     if method.within == "datasets":
         names, labels = np.unique([dataset or "" for dataset in pool["dataset"].to_list()], return_inverse=True)
@@ -237,10 +242,36 @@ def example_columns(
                 raise UserError(f"method {method.name} reads ifd, which was not computed: `tagcos run --ifd` computes it")
             made[name] = pool["ifd"].to_numpy()  # NaN of single examples, whose answers cannot be taken alone
         else:
-            if lacking := pool[name].null_count():
-                raise UserError(
-                    f"method {method.name} reads {name}, which {lacking:,} of {len(pool):,} examples do not have: gradient "
-                    "hidden alone computes none; add a variant, such as --also-gradients sgd, or use another method"
-                )
-            made[name] = pool[name].to_numpy()
+            made[name] = require_column(pool, name, f"method {method.name}")
     return made
+
+
+def require_column(pool: pl.DataFrame, name: str, what: str) -> np.ndarray:
+    """Return what was measured of every example of a pool.
+
+    Parameters
+    ----------
+    pool
+        N examples.
+    name
+        The column.
+    what
+        Reads it: the subject of the message.
+
+    Returns
+    -------
+    np.ndarray
+        (N,).
+
+    Raises
+    ------
+    UserError
+        Some examples do not have it.
+    """
+    if lacking := pool[name].null_count():
+        raise UserError(
+            f"{what} reads {name}, which {lacking:,} of {len(pool):,} examples do not have: gradient hidden alone computes no "
+            "norm, vectors alone neither tokens nor loss nor norm; add a variant, such as --also-gradients sgd, or use another "
+            "method"
+        )
+    return pool[name].to_numpy()

@@ -1,0 +1,79 @@
+"""`tagcos texts`: the examples of sources with their ids, for an embedding model or another tool of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.progress import Reporter, Stage
+from tagcos_stream.data.read import read_file
+from tagcos_stream.data.sources import SourceFile, resolve_sources
+from tagcos_stream.types import UserError
+
+SCHEMA = pa.schema([
+    ("example_id", pa.string()), ("file", pa.string()), ("row", pa.int64()), ("dataset", pa.string()), ("text", pa.string()),
+])  # fmt: skip
+
+
+def write_texts(sources: Sequence[str], path: Path, reporter: Reporter) -> int:
+    """Write every different example of some sources to a Parquet file. Neither a root nor a model is needed.
+
+    Parameters
+    ----------
+    sources
+        As for `tagcos run`.
+    path
+        The file, which is replaced.
+    reporter
+        Gets progress.
+
+    Returns
+    -------
+    int
+        Number of examples.
+
+    Raises
+    ------
+    UserError
+        A source cannot be read or has no usable example, or the file cannot be written.
+    """
+    if path.suffix != ".parquet":
+        raise UserError(f"{path}: texts are written to a .parquet file")
+    files = resolve_sources(sources)
+    part = path.with_name(path.name + ".part")
+    written = 0
+    try:
+        with pq.ParquetWriter(part, SCHEMA) as writer, reporter.stage("read sources", "bytes") as progress:
+            for frame in _different(files, progress):
+                writer.write_table(frame.to_arrow().cast(SCHEMA))
+                written += len(frame)
+        if not written:
+            raise UserError(f"no usable example in {', '.join(sources)}: `tagcos run` says why of each row")
+        part.replace(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def _different(files: Sequence[SourceFile], progress: Stage) -> Iterator[pl.DataFrame]:
+    """The examples of each block that none before had."""
+    seen: set[bytes] = set()
+    total, before = sum(file.size for file in files), 0
+    for file in files:
+        for block in read_file(file):
+            found = block.occurrences.unique("example_id", keep="first", maintain_order=True)
+            ids = [bytes.fromhex(example_id) for example_id in found["example_id"].to_list()]
+            new = pl.Series([example_id not in seen for example_id in ids], dtype=pl.Boolean)
+            seen.update(ids)
+            text = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n\n")
+            yield found.filter(new).select(
+                "example_id", pl.lit(file.url).alias("file"), pl.col("row").cast(pl.Int64), "dataset", text=text
+            )
+            progress(before + block.bytes_read, total)
+        before += file.size
