@@ -1,7 +1,7 @@
 """`tagcos estimate`: rows, tokens, disk and hours of a run, from a look at its sources and half a minute of its own model.
 
-What is measured here: rows (read whole where that takes seconds, else by the share of bytes read), tokens and rejects (a sample
-through the tokenizer), the speed of the warm-up and of the gradient passes (real ones, on that sample), the size of an example on
+What is measured here: rows (counted, within a minute; what is left by the share of bytes), tokens and rejects (a sample through
+the tokenizer), the speed of the warm-up and of the gradient passes (real ones, on that sample), the size of an example on
 disk, and the speed of matrix products. What follows is arithmetic.
 """
 
@@ -48,7 +48,8 @@ class Estimate:
     files: int
     source_bytes: int
     rows: int
-    rows_read: int
+    rows_counted: bool  # without those of files that take more than a minute to count
+    rows_read: int  # of them, those that were interpreted
     examples: int
     heldout: int  # of them, kept out of the pool
     known_examples: int
@@ -105,10 +106,8 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         import torch
 
         torch.set_num_threads(settings.threads)
-    started = time.perf_counter()
     with reporter.stage("read sources", "bytes") as progress:
         pool = sample_sources(resolve_sources(settings.sources), progress)
-    reading = time.perf_counter() - started
     if not len(pool.sample):
         raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
     catalog = _catalog(settings)
@@ -143,7 +142,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     rate_of_products = matrix_rate()
     choices = chosen * _share(plan.step("select"))
     stages = {
-        "ingest": reading * pool.rows / max(pool.rows_read, 1),
+        "ingest": pool.read_seconds * pool.rows / max(pool.rows_read, 1),
         "load model": loading * (2 if warms_up and settings.workers > 1 else 1),
         "warm-up": 0.0 if not warms_up or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
@@ -166,6 +165,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         files=pool.files,
         source_bytes=pool.bytes,
         rows=pool.rows,
+        rows_counted=pool.rows_counted,
         rows_read=pool.rows_read,
         examples=pool.examples,
         heldout=aside,

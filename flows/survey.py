@@ -14,7 +14,8 @@ from flows.survey_target import TargetSurvey, survey_target
 from storage.catalog import heldout, planning
 from storage.database import Catalog
 from tagcos_stream.config import Settings
-from tagcos_stream.data.read import read_file
+from tagcos_stream.data.containers.registry import open_blocks
+from tagcos_stream.data.read import BLOCK_ROWS, Limits, read_file
 from tagcos_stream.data.sources import SourceFile, resolve_sources
 from tagcos_stream.identity import file_id
 from tagcos_stream.types import IngestBlock
@@ -22,8 +23,8 @@ from tagcos_stream.types import IngestBlock
 Clean = Callable[[IngestBlock], IngestBlock]
 Progress = Callable[[float, float], None]
 SAMPLE = 1024  # examples that are tokenised
-READ_SECONDS = 20.0  # for counting rows; what was not read is taken to be like what was
-SECOND_STEP = 5.0  # more seconds for a file whose rows cannot be counted by its bytes yet
+READ_SECONDS = 20.0  # for reading rows; what was not read is taken to be like what was
+COUNT_SECONDS = 60.0  # for counting the rows of files that were not read whole, without interpreting them
 NO_EXAMPLES = pl.DataFrame(schema={"example_id": pl.String, "segment": pl.String, "row": pl.Int64})
 
 
@@ -140,7 +141,9 @@ class SourceSample:
     files: int
     bytes: int
     rows: int
+    rows_counted: bool  # False: of a file that takes long to count, they are those that its size makes likely
     rows_read: int
+    read_seconds: float  # that reading rows_read took
     examples: int  # different ones among the rows
     rejected: int
     sample: pl.DataFrame  # example_id, messages, tools, template_kwargs of up to SAMPLE examples
@@ -148,7 +151,10 @@ class SourceSample:
 
 
 def sample_sources(
-    files: list[SourceFile], progress: Progress = lambda done, of: None, seconds: float = READ_SECONDS
+    files: list[SourceFile],
+    progress: Progress = lambda done, of: None,
+    seconds: float = READ_SECONDS,
+    count_seconds: float = COUNT_SECONDS,
 ) -> SourceSample:
     """Count and sample the rows of files.
 
@@ -159,7 +165,11 @@ def sample_sources(
     progress
         Gets bytes read so far and in all.
     seconds
-        Shared among the files by size: what is not read by then is taken to be like what was.
+        For reading, shared among the files by size: examples and rejects that are not read by then are taken to be like those
+        that were.
+    count_seconds
+        For counting the rows of files that were not read whole, shared in the same way. A file that takes longer has the rows
+        that its size makes likely.
 
     Returns
     -------
@@ -168,35 +178,34 @@ def sample_sources(
     """
     total = max(sum(file.size for file in files), 1)
     rows = rejected = read = before = 0
+    took, whole = 0.0, True
     ids: list[pl.Series] = []
     kept: list[tuple[int, pl.DataFrame]] = []
     generator = np.random.default_rng(0)
     for file in files:
-        deadline = time.perf_counter() + max(seconds * file.size / total, 0.2)
+        begin = time.perf_counter()
         most = max(8, math.ceil(4 * SAMPLE * file.size / total))
-        seen = bad = at = 0
-        within = (0, 0)  # rows, and the bytes of the file that hold them
+        seen = bad = 0
         mine: pl.DataFrame | None = None
         block: IngestBlock | None = None
         for block in read_file(file):
             found = block.occurrences
-            if block.bytes_read > at:  # files are read ahead: the rows so far lie in the bytes before this step, not after it
-                within, at = (seen, at), block.bytes_read
             seen, bad = seen + len(found) + len(block.rejects), bad + len(block.rejects)
             ids.append(found.select(_keys(pl.col("example_id")))["example_id"])
             drawn = found.select("example_id", "messages", "tools", "template_kwargs").with_columns(
                 draw=pl.Series(generator.random(len(found)))
             )
             mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
-            progress(before + at, total)
-            # before the second step into a file, nothing says how many rows its bytes hold
-            if block.last or time.perf_counter() > deadline + (0 if within[1] else SECOND_STEP):
-                at = file.size if block.last else at
+            progress(before + block.bytes_read, total)
+            if time.perf_counter() > begin + max(seconds * file.size / total, 0.2):
                 break
-        scale = max(file.size, 1) / max(at, 1)
-        if within[1] and block is not None and not block.last:
-            scale = file.size / within[1] * within[0] / seen
+        took += time.perf_counter() - begin
+        scale = 1.0
+        if block is not None and not block.last:
+            counted, exact = count_rows(file, max(count_seconds * file.size / total, 0.2))
+            scale, whole = counted / max(block.next_row, 1), whole and exact
         rows, rejected, read, before = rows + round(seen * scale), rejected + round(bad * scale), read + seen, before + file.size
+        progress(before, total)
         if mine is not None and len(mine):
             kept.append((round((seen - bad) * scale), mine))
     usable = sum(n for n, _ in kept)
@@ -204,7 +213,37 @@ def sample_sources(
     sample = pl.concat(parts).unique("example_id", keep="first", maintain_order=True) if parts else pl.DataFrame()
     keys = pl.concat([pl.Series(dtype=pl.UInt64), *ids]).unique()
     examples = round((rows - rejected) * len(keys) / max(sum(map(len, ids)), 1))
-    return SourceSample(len(files), total, rows, read, examples, rejected, sample, keys)
+    return SourceSample(len(files), total, rows, whole, read, took, examples, rejected, sample, keys)
+
+
+def count_rows(file: SourceFile, seconds: float) -> tuple[float, bool]:
+    """Count the rows of a file without interpreting them.
+
+    Parameters
+    ----------
+    file
+        As `resolve_sources` gives it.
+    seconds
+        After which counting ends, once anything is known of the rest.
+
+    Returns
+    -------
+    (float, bool)
+        Rows up to the source's limit, blank lines of JSONL among them; whether all were counted, or what was not is taken to have
+        as many rows a byte as what was.
+    """
+    most = math.inf if file.spec.limit is None else file.spec.limit
+    deadline = time.perf_counter() + seconds
+    rows, at, within = 0, 0, (0, 0)
+    for raw in open_blocks(file, 0, BLOCK_ROWS, Limits()):
+        if raw.bytes_read > at:  # files are read ahead: the rows so far lie in the bytes before this step, not after it
+            within, at = (rows, at), raw.bytes_read
+        rows = raw.next_row
+        if rows >= most:
+            return float(most), True
+        if within[1] and time.perf_counter() > deadline:
+            return min(within[0] * file.size / within[1], most), False
+    return float(rows), True
 
 
 def survey_of(sample: SourceSample, settings: Settings, catalog: Catalog | None) -> Survey:

@@ -49,9 +49,11 @@ def _print_estimate(found: Estimate) -> None:
 
     from flows.recompute import duration
 
-    share = found.rows_read / max(found.rows, 1)
+    counted = "counted" if found.rows_counted else "from file sizes and the rows counted in a minute"
+    if found.rows_read < found.rows:
+        counted += f"; what follows is from the {found.rows_read / found.rows:.0%} read"
     rows = [
-        ("rows", f"{found.rows:,}", "counted" if found.rows_read == found.rows else f"from the {share:.0%} that were read"),
+        ("rows", f"{found.rows:,}", counted),
         ("examples", f"{found.examples:,}", f"different ones; {found.rejected_rows:,} rows rejected"),
         ("without a gradient", f"{found.without_gradient:,}", "no target token left within max_length"),
         ("cut at max_length", f"{found.truncated:,}", ""),

@@ -14,9 +14,8 @@ import pytest
 from flows import estimate, pipeline, progress, survey
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
-from flows.survey import sample_sources
 from storage.root import open_root
-from tagcos_stream.data.read import resolve_sources
+from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
 from tagcos_stream.machine import available_cpus
 from tagcos_stream.types import UserError
 from tests.flows.conftest import conversation
@@ -32,7 +31,7 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     outcome = pipeline.run(settings, SilentReporter())
     root = open_root(settings.root, create=False)
     tokens = root.catalog.read("SELECT sum(tokens)::BIGINT AS n FROM feature_rows WHERE status = 'ok'")["n"][0]
-    assert (found.rows, found.rows_read, found.rejected_rows) == (121, 121, 1)
+    assert (found.rows, found.rows_counted, found.rows_read, found.rejected_rows) == (121, True, 121, 1)
     assert (found.examples, found.known_examples) == (120, 0)
     assert (found.selected, found.clusters) == (12, 4)
     assert (found.tokens, found.without_gradient) == (tokens, 120 - outcome.stages["gradients"]["rows"])
@@ -69,8 +68,8 @@ def size_of(folder: Path, pattern: str = "**/*") -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
 
 
-def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
-    """By bytes on disk, packed files too; the sample is in proportion to the files' rows."""
+def test_look__rows_are_counted_and_what_was_not_read_is_like_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed files too; the sample is in proportion to the files' rows."""
     lines = [json.dumps({"messages": conversation("sums", n)}) for n in range(30_000)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -79,9 +78,15 @@ def test_look__what_was_not_read_is_like_what_was(tmp_path: Path) -> None:
     whole = survey.sample_sources(files)
     assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
     assert len(whole.sample) <= survey.SAMPLE
-    part = survey.sample_sources(files, seconds=0)  # one look at each file's first blocks
-    assert part.rows_read <= 40_000
-    assert part.rows == pytest.approx(40_000, rel=0.1)
+    monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=2_000))
+    part = survey.sample_sources(files, seconds=0)  # the first blocks of each file
+    assert part.rows_read < 40_000
+    assert (part.rows, part.rows_counted) == (40_000, True)
+    monkeypatch.setattr(survey, "BLOCK_ROWS", 500)
+    likely, counted = survey.count_rows(files[0], 0.0)
+    assert (likely, counted) == (pytest.approx(30_000, rel=0.1), False)
+    (some,) = resolve_sources([SourceSpec(str(tmp_path / "a.jsonl"), limit=20_000)])
+    assert survey.count_rows(some, 60.0) == (20_000, True)
 
 
 def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
@@ -90,15 +95,6 @@ def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
         estimate.estimate(load_settings(small_settings(sources=(str(tmp_path / "empty.jsonl"),))))
     with pytest.raises(UserError, match=r"within the first 8 tokens: raise --max-length \(now 8\)"):
         estimate.estimate(load_settings(small_settings(max_length=8)), seconds=0)
-
-
-def test_sample_sources__counts_the_rows_of_compressed_files_that_are_read_ahead(tmp_path: Path) -> None:
-    lines = [json.dumps({"messages": conversation("sums", n)}) for n in range(20_000)]
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-    assert (tmp_path / "a.jsonl.gz").stat().st_size < 1 << 20  # read in one step
-    found = sample_sources(resolve_sources([str(tmp_path / "a.jsonl.gz")]), seconds=0.0)
-    assert found.rows == 20_000
 
 
 def test_progress__tells_the_time_left_once_it_means_something(monkeypatch: pytest.MonkeyPatch) -> None:
