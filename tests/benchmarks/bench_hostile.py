@@ -47,10 +47,23 @@ def _cells(n: int, first: str) -> str:
     return ",".join([first, "completion", *(f"c{i}" for i in range(n))])
 
 
-def _distinct(form: str, separator: str) -> bytes:
+def _packed(rows: bytes) -> bytes:
+    return gzip.compress(rows, 6)
+
+
+def _long_chats(n: int) -> bytes:
+    """Chats with one long system prompt, which packs more than a hundredfold."""
+    words = random.Random(1)
+    prompt = " ".join(f"{words.randrange(1 << 32):x}" for _ in range(2_200))
+    row = f'{{"messages":[{{"role":"system","content":"{prompt}"}},{{"role":"user","content":"#"}},'
+    row += '{"role":"assistant","content":"#"}]}'
+    return b"\n".join(row.replace("#", f"{i:x}").encode() for i in range(n))
+
+
+def _distinct(form: str, separator: str, most: int = SIZE) -> bytes:
     """As many rows of the form, no two alike, as fit."""
     rows, size, i = [], 0, 0
-    while size < SIZE:
+    while size < most:
         rows.append(form.replace("#", f"{i:x}"))
         size += len(rows[-1]) + len(separator)
         i += 1
@@ -63,10 +76,14 @@ def _list(body: bytes) -> bytes:
 
 FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "gzip of 419 million line breaks": ("a.jsonl.gz", lambda: _gz_of_breaks(419_430_400)),
-    "the same, CSV": ("a.csv.gz", lambda: gzip.compress(b"prompt,completion\n") + _gz_of_breaks(419_430_400)),
+    "the same breaks, CSV": ("a.csv.gz", lambda: gzip.compress(b"prompt,completion\n") + _gz_of_breaks(419_430_400)),
     "gzip of 419 million spaces": ("a.json.gz", lambda: _gz_of_breaks(419_430_400, b" ")),
     "gzip of 60 million line breaks, below the ratio's start": ("a.jsonl.gz", lambda: _gz_of_breaks(60 << 20)),
     "gzip of 60 million commas in a list": ("a.json.gz", lambda: gzip.compress(b"[1") + _gz_of_breaks(60 << 20, b",")),
+    "gzip of good pairs, no two alike": ("a.jsonl.gz", lambda: _packed(_distinct('{"input":"#","output":"b"}', "\n", 120 * MB))),
+    "gzip of one good pair again and again": ("a.jsonl.gz", lambda: _packed(b'{"input":"a","output":"b"}\n' * 5 * MB)),
+    "the same, CSV": ("a.csv.gz", lambda: _packed(b"prompt,completion\n" + b"a,b\n" * 5 * MB)),
+    "gzip of 20 KB chats that differ in their answers": ("a.jsonl.gz", lambda: _packed(_long_chats(9_000))),
     "line breaks": ("a.jsonl", lambda: b"\n" * SIZE),
     "line breaks, CSV": ("a.csv", lambda: b"prompt,completion\n" + b"\n" * SIZE),
     "CSV header of 100,000 columns": ("a.csv", lambda: (_cells(100_000, "prompt") + "\na,b\n").encode()),

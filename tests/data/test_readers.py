@@ -251,6 +251,22 @@ def test_packed__whose_end_is_missing(tmp_path: Path, kind: str) -> None:
     assert "corrupt_file" in {block.ended_early for block in read(path).blocks}
 
 
+@pytest.mark.parametrize("kind", ["jsonl.gz", "json.zst", "csv.gz"])
+def test_packed__of_many_short_rows_stops(tmp_path: Path, kind: str) -> None:
+    n, row = 60_000, json.dumps({"prompt": "a", "completion": "b"})
+    rows = [row] * n
+    cells = "prompt,completion" + "\na,b" * n
+    texts = {"jsonl.gz": "\n".join(rows), "json.zst": f"[{','.join(rows)}]", "csv.gz": cells}
+    path = write_bytes(tmp_path / f"a.{kind}", texts[kind].encode())
+    got = read(path, limits=Limits(rows_from=5_000), block_rows=1_000)
+    assert 5_000 < len(got.occurrences) < n
+    assert got.blocks[-1].ended_early == "zip_bomb"
+    assert "less than min_row_bytes 16 a row; rows from here on are not read; unpack" in got.rejects["detail"][-1]
+    again = read(path, limits=Limits(rows_from=5_000), start_row=3_000, block_rows=1_000)  # goes on to the same end
+    assert again.rejects.equals(got.rejects)
+    assert len(read(path, limits=Limits(rows_from=n)).occurrences) == n
+
+
 def test_json__shapes_of_a_file(tmp_path: Path) -> None:
     good = json.dumps(GOOD)
     pretty = json.dumps(GOOD, indent=1)

@@ -13,6 +13,7 @@ from tagcos_stream.data.containers.content import other_content
 from tagcos_stream.data.rejects import SNIPPET, Reject, Rejects
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
+UNPACK = "rows from here on are not read; unpack the file to read it whole"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -22,8 +23,9 @@ class Limits:
 
     max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
     succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
-    ratio counting from ratio_from bytes of output. block_bytes: input that is held at once; a block ends there when it has not
-    reached its rows.
+    ratio counting from ratio_from bytes of output. min_row_bytes: of a compressed file as stored, for each of its rows on
+    average, counting from rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its
+    rows.
     """
 
     max_row_bytes: int = 16 << 20
@@ -33,6 +35,8 @@ class Limits:
     max_unpacked_bytes: int = 4 << 40
     max_ratio: int = 400
     ratio_from: int = 64 << 20
+    min_row_bytes: int = 16
+    rows_from: int = 600_000
     block_bytes: int = 8 << 20
 
 
@@ -81,6 +85,7 @@ class Unpacked:
         head = buffered.peek(4)[:4]
         self.packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
         self._limits, self._out, self._first = limits, 0, True
+        self.rows = 0  # that the reader has made of what it read; set by the reader
         # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when
         # the end is missing
         self._stream: Any = buffered
@@ -115,7 +120,14 @@ class Unpacked:
                 raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
             if self._out > self._limits.ratio_from and self._out > self._limits.max_ratio * self.bytes_read:
                 raise LimitReached(
-                    "zip_bomb", f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}"
+                    "zip_bomb",
+                    f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}; {UNPACK}",
+                )
+            if data and self.rows > self._limits.rows_from and self.rows * self._limits.min_row_bytes > self.bytes_read:
+                raise LimitReached(
+                    "zip_bomb",
+                    f"{self.rows:,} rows from {self.bytes_read:,} bytes: less than min_row_bytes {self._limits.min_row_bytes} "
+                    f"a row; {UNPACK}",
                 )
         return data
 

@@ -40,7 +40,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     cells: list[str] = []  # of all records, one after the other: a list for each record would be visited by the garbage collector
     while True:
         problem: tuple[str, str] | None = None
-        ended = False
+        ended, stream.rows = False, row
         try:
             record = next(records)
         except StopIteration:

@@ -138,6 +138,7 @@ def _elements(
             if not skipped and row >= start_row:
                 block.rejects.add(oversized(row, carry, limits))
             skipped, carry = True, b""
+        stream.rows = row
         try:
             data = stream.read(CHUNK)
         except LimitReached as e:

@@ -23,6 +23,7 @@ def read_lines(stream: Unpacked, start_row: int, block_rows: int, limits: Limits
     last: Raw | None = None
     ended: LimitReached | None = None
     while not at_end or data:
+        stream.rows = row
         want = block_rows if row >= start_row else min(block_rows, start_row - row)
         pieces, size, count = [data], len(data), data.count(b"\n")
         while not at_end and count < want and (size < limits.block_bytes or (count == 0 and size <= limits.max_row_bytes)):
