@@ -101,14 +101,14 @@ class Present(importlib.machinery.PathFinder):
 sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Present]
 from tests.benchmarks import gpu
 
-for minutes in ("0", "60"):
-    gpu.main([*given["words"], "--minutes", minutes])
+for words in given["runs"]:
+    gpu.main(words)
 """
 
 
 @pytest.mark.process
 def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: Path) -> None:
-    """In one process: a run without time, the same continued to its end. Its tables and results are whole."""
+    """In one process: checks without time, the study without time, all of it to its end. Its tables and results are whole."""
     model = tmp_path / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
@@ -121,20 +121,28 @@ def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: P
         (tmp_path / f"{dataset}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sources = [str(tmp_path / f"{name}.jsonl") for name in ("sums", "words")]
     packing.main([*sources, "--model", str(model), "--out", str(tmp_path / "packed"), "--heldout", "0.125"])
-    words = ["--out", str(tmp_path / "out"), "--packed", str(tmp_path / "packed"), "--model", str(model), "--device", "cpu"]
-    words += ["--shapes", "tiny", "--ranks", "4", "--methods", "random", "balanced", "tagcos", "tagcos+weights", "--seeds", "2"]
-    words += ["--dim", "128", "--block-rows", "16", "--fraction", "0.25", "--batch-size", "4"]
+    checks = ["--out", str(tmp_path / "out"), "--device", "cpu", "--shapes", "tiny", "--ranks", "4"]
+    words = [*checks, "--packed", str(tmp_path / "packed"), "--model", str(model), "--seeds", "2", "--dim", "128"]
+    words += ["--methods", "random", "balanced", "tagcos", "tagcos+weights"]
+    words += ["--block-rows", "16", "--fraction", "0.25", "--batch-size", "4"]
+    dev, test = tmp_path / "tasks/mmlu/dev", tmp_path / "tasks/mmlu/test"
+    for folder, name in ((dev, "law_dev.csv"), (test, "law_test.csv")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("Who?,a,b,c,d,B\nWhere?,a,b,c,d,C\n")
+    words += ["--tasks", str(tmp_path / "tasks"), "--protocol", "paper"]
     allowed = closure((*IMAGE, *METHOD))
     there = metadata.packages_distributions().items()
     refused = [name for name, dists in there if not {d.lower().replace("_", "-") for d in dists} & allowed]
     refused.remove("tagcos_stream")
     assert {*ABSENT, "flows", "storage"} <= set(refused)
-    given = json.dumps({"words": words, "refused": refused})
+    runs = [[*checks, "--minutes", "0"], [*words, "--minutes", "0"], words]
+    given = json.dumps({"runs": runs, "refused": refused})
     done = subprocess.run([sys.executable, "-c", ALONE, given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = done.stdout.split("not complete, the same command continues")
+    first, none, last = done.stdout.split("not complete, the same command continues")
     assert "| tiny | 4 | no time left |" in first
-    assert second.rstrip().endswith("results.json: complete")
+    assert "loss" not in none.split("tokens a second, shares")[1]
+    assert last.rstrip().endswith("results.json: complete")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     steps = found["steps"]
     assert all(row["error"] <= row["limit"] for row in steps["exactness"])
@@ -147,7 +155,8 @@ def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: P
             trained = steps[f"train {method} {seed}"]
             assert 0 < trained["loss"] < steps["train base 0"]["loss"] + 1
             assert set(trained["datasets"]) == {"sums", "words"}
+            assert trained["tasks"]["mmlu"] in (0.0, 0.5, 1.0)
     spent = [steps[f"choose {method} 0"]["target_tokens"] for method in ("random", "balanced", "tagcos")]
     assert max(spent) <= 1.02 * round(0.25 * sum(read_packed(tmp_path / "packed").target_tokens))
-    assert "| tagcos | 2 |" in second
-    assert "p (Holm)" in second
+    assert "| tagcos | 2 |" in last
+    assert "p (Holm)" in last

@@ -51,8 +51,9 @@ class Results:
         if self.path.exists():
             self.content = json.loads(self.path.read_text(encoding="utf-8"))
             old = self.content["made_with"]
-            if changed := [f"{k} {old.get(k)!r}, now {v!r}" for k, v in made_with.items() if old.get(k) != v]:
+            if changed := [f"{k} {old[k]!r}, now {v!r}" for k, v in made_with.items() if old.get(k, v) != v]:
                 raise UserError(f"{self.path} was made with {'; '.join(changed)}: give --out another folder")
+            self.content["made_with"] = old | made_with  # the study may begin in a later run than the checks
         self.steps: dict[str, Row] = self.content["steps"]
 
     def put(self, name: str, value: Any) -> None:
@@ -137,6 +138,8 @@ def _speed(chosen: argparse.Namespace, shape: str, rank: int) -> Row:
 def study(chosen: argparse.Namespace, results: Results, clock: Clock, made: Study) -> bool:
     """Warm-up, features, then seed by seed the selections and trainings. Returns whether everything is done."""
     if "warm-up" not in results.steps:
+        if not clock.allows("warm-up"):
+            return False
         results.put("warm-up", made.warm_up())
     done = made.compute_features(
         results.steps.get("features", {}),
