@@ -9,7 +9,7 @@ from tagcos_stream.rows.held import open_rows, shape
 from tagcos_stream.selection.nearest import cosine_blocks, unit_rows
 from tagcos_stream.types import RowBlocks
 
-ALIKE = 0.95  # cosine from which on two rows count as nearly the same
+ALIKE = 0.5  # cosine from which on two rows count as nearly the same (docs/measurements/targets.md)
 BLOCK = 1024  # rows that are compared with all others at once
 
 
