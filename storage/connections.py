@@ -1,4 +1,4 @@
-"""What DuckDB connections of ours may do, and what an error of a full disk says."""
+"""What DuckDB connections of ours may do, and what the error of a refused write says."""
 
 from __future__ import annotations
 
@@ -26,9 +26,18 @@ NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
 CONFIG = {**NO_EXTENSIONS, "storage_compatibility_version": STORAGE_VERSION, "memory_limit": MEMORY_LIMIT}
 
 
+# what DuckDB's messages have of the file system's own errors
+REFUSALS = {
+    "No space left": errno.ENOSPC,
+    "Disk quota": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+    "Permission denied": errno.EACCES,
+}
+
+
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Replace DuckDB's error of a full disk by one that says what to do.
+def naming_refused_writes(path: Path) -> Iterator[None]:
+    """Replace DuckDB's error of a full disk, or of a file that may not be written, by one that says what to do.
 
     Parameters
     ----------
@@ -43,18 +52,18 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     Raises
     ------
     UserError
-        The disk or quota is full.
+        The disk or quota is full, or a permission is missing.
     """
     try:
         yield
     except duckdb.Error as error:
-        if full := full_disk(path, str(error)):
-            raise full from error
+        if refused := refused_write(path, str(error)):
+            raise refused from error
         raise
 
 
-def full_disk(path: Path, error: str) -> UserError | None:
-    """Make the error of a full disk, as other files of the root have it.
+def refused_write(path: Path, error: str) -> UserError | None:
+    """Make the error of a write that the file system refuses, as other files of the root have it.
 
     Parameters
     ----------
@@ -68,8 +77,9 @@ def full_disk(path: Path, error: str) -> UserError | None:
     UserError or None
         None if the message is about something else.
     """
-    if "No space left" in error or "Disk quota" in error:
-        return write_error(str(path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    for words, number in REFUSALS.items():
+        if words in error:
+            return write_error(str(path), OSError(number, os.strerror(number)))
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from storage.connections import CONFIG, close_off, copy_to, full_disk, naming_full_disk
+from storage.connections import CONFIG, close_off, copy_to, naming_refused_writes, refused_write
 from storage.files.base import sync_path, write_error
 from storage.interrupts import interruptible
 from storage.lock import Waiting
@@ -211,7 +211,7 @@ class Catalog:
             Another process has it open for too long.
         """
         alone = bool(allowed) or not self._prepared
-        with self._turn, interruptible(), naming_full_disk(self.path):
+        with self._turn, interruptible(), naming_refused_writes(self.path):
             if not self.path.exists():
                 self._create()
             with self._open(read_only=False, alone=alone) as connection:
@@ -302,12 +302,8 @@ class Catalog:
                 made.parent.rmdir()
 
     def _unusable(self, text: str) -> UserError:
-        if "Read-only file system" in text or "Permission denied" in text:
-            return UserError(
-                f"cannot write {self.path}: it is on a read-only file system or not permitted; choose another --root"
-            )
-        if full := full_disk(self.path, text):
-            return full
+        if refused := refused_write(self.path, text):
+            return refused
         first_line = text.strip().splitlines()[0]
         return UserError(
             f"{self.path} cannot be opened as a catalog: {first_line}; "

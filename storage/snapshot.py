@@ -15,7 +15,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.connections import NO_EXTENSIONS, close_off, copy_to, naming_full_disk
+from storage.connections import NO_EXTENSIONS, close_off, copy_to, naming_refused_writes
 from storage.files.base import sync_path
 from storage.interrupts import interruptible
 from storage.root import Root
@@ -77,7 +77,7 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     rows: dict[str, int] = {}
     connection = duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS)
     close_off(connection, [str(work)])
-    with closing(connection), interruptible(), naming_full_disk(work):
+    with closing(connection), interruptible(), naming_refused_writes(work):
         for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall():
             file = work / f"{table}.parquet"
             connection.execute(f"COPY {table} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
