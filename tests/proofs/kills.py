@@ -8,6 +8,9 @@ and after `tagcos gc` no temporary file may be left.
 `--signal INT` and `--signal TERM` interrupt instead: the command must end within MOST_SECONDS with exit code 130 or 143 and one
 line that says how to go on, without a traceback, and the rest is as above.
 
+`--signal WORKER` kills worker processes of Ray, one to three at random moments of a run, and neither the run nor Ray itself: the
+run must go on to its end, or stop with exit code 2 and say that workers were lost one after the other, and the rest is as above.
+
 Trials are appended to FOLDER/kills.jsonl, so that the same command goes on where it was; the table at the end counts all of them.
 A failed trial ends the proof and leaves its folder, FOLDER/trial, as it is.
 """
@@ -28,6 +31,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ from tests.models import tiny_model, tiny_tokenizer
 CHECKOUT = Path(__file__).parents[2]
 OLD = CHECKOUT / "tests" / "storage" / "root-schema-8.tar.gz"
 NEWEST = "SELECT run_id FROM runs WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1"
+SIGNALS = {"KILL": "SIGKILL", "INT": "SIGINT", "TERM": "SIGTERM", "WORKER": "Ray workers"}  # and their columns in the table
 ENDED = {"INT": 130, "TERM": 143}
 MOST_SECONDS = 10.0  # from a signal to the end of the process, on a machine that does other work
 # what a write that was cut off may leave: .tmp- of the root's files, .partial and .old of exports and reports elsewhere
@@ -170,6 +175,11 @@ def forget_arguments(folder: Path) -> list[str]:
 COMMANDS = {
     "run": Command(run_arguments, selection, begun=False),
     "run --workers 2": Command(lambda folder: run_arguments(folder, "--workers=2"), selection, begun=False),
+    "run --run-on ray": Command(
+        lambda folder: run_arguments(folder, "--run-on=ray", "--workers=2", "--threads=1", "--block-rows=8"),
+        selection,
+        begun=False,
+    ),
     "refresh": Command(run_arguments, selection, prepare=lambda folder: write_pool(folder / "pool", range(100, 115), "more-")),
     "select": Command(on_root("select", "--method", "omp", "--count", "9"), selection),
     "diagnose": Command(on_root("diagnose"), diagnosed),
@@ -192,6 +202,29 @@ COMMANDS = {
     "forget": Command(forget_arguments, forgotten),
     "migrate": Command(on_root("gc", "--yes"), migrated, begun=False, prepare=unpack_old),
 }
+
+
+RAY = ("run --run-on ray",)  # commands whose workers `--signal WORKER` kills, and no other signal by default
+
+
+def ray_workers(driver: int) -> list[int]:
+    """Processes that hold a worker of ours among the descendants of a process."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, bytes] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(place.name)] = (place / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        children.setdefault(parent, []).append(int(place.name))
+    found, waiting = [], [driver]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            waiting.append(child)
+            if names[child].startswith(b"ray::RayWorker"):
+                found.append(child)
+    return sorted(found)
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -282,7 +315,9 @@ class Proof:
             "kills": [],
             "took": [],
         }
-        for _ in range(1 + (rng.random() < 0.25)):
+        if how == "WORKER":
+            done["kills"] = self.kill_workers(arguments, rng)
+        for _ in range(0 if how == "WORKER" else 1 + (rng.random() < 0.25)):
             after = rng.uniform(seconds / 3, seconds)
             took = self.kill(arguments, after, how)
             if took is None:
@@ -329,6 +364,29 @@ class Proof:
             assert not re.search("Traceback|Exception ignored|Error:", text), where
         return took
 
+    def kill_workers(self, arguments: Sequence[str], rng: random.Random) -> list[float]:
+        """Seconds after the start of a command at which workers of Ray were killed."""
+        log = self.folder / "interrupted"
+        log.write_bytes(b"")
+        process, begin, killed = start(arguments, log), time.perf_counter(), []
+        try:
+            for _ in range(rng.randint(1, 3)):
+                while process.poll() is None and not ray_workers(process.pid):
+                    time.sleep(0.1)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=rng.uniform(0, 6))
+                if process.poll() is None and (workers := ray_workers(process.pid)):
+                    with suppress(ProcessLookupError):
+                        os.kill(rng.choice(workers), signal.SIGKILL)
+                        killed.append(round(time.perf_counter() - begin, 3))
+            code = process.wait(timeout=600)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        text = log.read_text(encoding="utf-8")
+        assert code == 0 or (code == 2 and "were lost one after the other" in text), f"exit code {code}: {text[-6000:]}"
+        return killed
+
     def go_on(self, kills: int, names: Sequence[str], how: str) -> None:
         """Make trials, the commands in turn, until so many were killed."""
         trials = [trial for trial in self.trials() if trial["signal"] == how and trial["command"] in names]
@@ -346,15 +404,15 @@ class Proof:
         counts: Counter[tuple[str, str]] = Counter()
         for trial in trials:
             counts[trial["command"], trial["signal"]] += len(trial["kills"])
-        ways = [how for how in ("KILL", "INT", "TERM") if any(signalled == how for _, signalled in counts)]
-        lines = ["| command | trials | " + " | ".join(f"SIG{how}" for how in ways) + " |", "|---|" + "--:|" * (1 + len(ways))]
+        ways = [how for how in SIGNALS if any(signalled == how for _, signalled in counts)]
+        lines = ["| command | trials | " + " | ".join(SIGNALS[how] for how in ways) + " |", "|---|" + "--:|" * (1 + len(ways))]
         for name in COMMANDS:
             number = sum(trial["command"] == name for trial in trials)
             if number:
                 lines.append(f"| `{name}` | {number:,} | " + " | ".join(f"{counts[name, how]:,}" for how in ways) + " |")
         whole = [f"{sum(counts[name, how] for name in COMMANDS):,}" for how in ways]
         lines.append(f"| all | {len(trials):,} | " + " | ".join(whole) + " |")
-        took = [seconds for trial in trials if trial["signal"] != "KILL" for seconds in trial["took"]]
+        took = [seconds for trial in trials if trial["signal"] in ENDED for seconds in trial["took"]]
         if took:
             lines.append(f"\nLongest time from SIGINT or SIGTERM to the end: {max(took):.1f} s.")
         return "\n".join(lines)
@@ -365,10 +423,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=1000, help="in all, with those that FOLDER has recorded")
     parser.add_argument("--command", action="append", choices=list(COMMANDS), help="by default all, in turn")
-    parser.add_argument("--signal", choices=["KILL", "INT", "TERM"], default="KILL")
+    parser.add_argument("--signal", choices=list(SIGNALS), default="KILL")
     chosen = parser.parse_args()
     proof = Proof(chosen.folder)
-    proof.go_on(chosen.kills, chosen.command or list(COMMANDS), chosen.signal)
+    names = [name for name in COMMANDS if (name in RAY) == (chosen.signal == "WORKER")]
+    proof.go_on(chosen.kills, chosen.command or names, chosen.signal)
     print(proof.table())
 
 
