@@ -316,7 +316,7 @@ class Proof:
             "took": [],
         }
         if how == "WORKER":
-            done["kills"] = self.kill_workers(arguments, rng)
+            done["kills"], done["stopped"] = self.kill_workers(arguments, rng)
         for _ in range(0 if how == "WORKER" else 1 + (rng.random() < 0.25)):
             after = rng.uniform(seconds / 3, seconds)
             took = self.kill(arguments, after, how)
@@ -364,8 +364,8 @@ class Proof:
             assert not re.search("Traceback|Exception ignored|Error:", text), where
         return took
 
-    def kill_workers(self, arguments: Sequence[str], rng: random.Random) -> list[float]:
-        """Seconds after the start of a command at which workers of Ray were killed."""
+    def kill_workers(self, arguments: Sequence[str], rng: random.Random) -> tuple[list[float], bool]:
+        """Seconds after the start of a command at which workers of Ray were killed, and whether it stopped for that."""
         log = self.folder / "interrupted"
         log.write_bytes(b"")
         process, begin, killed = start(arguments, log), time.perf_counter(), []
@@ -385,7 +385,7 @@ class Proof:
                 os.killpg(process.pid, signal.SIGKILL)
         text = log.read_text(encoding="utf-8")
         assert code == 0 or (code == 2 and "were lost one after the other" in text), f"exit code {code}: {text[-6000:]}"
-        return killed
+        return killed, code == 2
 
     def go_on(self, kills: int, names: Sequence[str], how: str) -> None:
         """Make trials, the commands in turn, until so many were killed."""
