@@ -44,24 +44,12 @@ class VectorIndex:
 
 @dataclass(frozen=True)
 class ResolvedVectors:
-    """The examples of a root that have a vector.
-
-    Parameters
-    ----------
-    index
-        Of all entries.
-    given
-        example_id, digest, part, at; one row an example.
-    unmatched
-        Entries that belong to no example.
-    repeats
-        Entries of rows that hold an example which has a vector already.
-    """
+    """The examples of a root that have a vector."""
 
     index: VectorIndex
-    given: pl.DataFrame
-    unmatched: int
-    repeats: int
+    given: pl.DataFrame  # example_id, digest, part, at; one row an example
+    unmatched: int  # entries that belong to no example
+    repeats: int  # entries of rows whose example has a vector already
 
 
 def need_vectors(settings: Settings) -> None:
@@ -94,15 +82,7 @@ def need_vectors(settings: Settings) -> None:
 def read_index(settings: Settings) -> VectorIndex:
     """Read the files once, in batches, and keep keys and hashes; files that did not change are not read twice.
 
-    Parameters
-    ----------
-    settings
-        With vectors.
-
-    Returns
-    -------
-    VectorIndex
-        About 100 bytes for every row of the files.
+    The index takes about 100 bytes for every row of the files.
 
     Raises
     ------

@@ -144,18 +144,7 @@ def late(catalog: Catalog, run_id: str, space_id: str, given: pl.DataFrame) -> d
 
 
 def examples_of(catalog: Catalog, segments: Sequence[str]) -> pl.DataFrame:
-    """Return the examples of segments.
-
-    Parameters
-    ----------
-    catalog, segments
-        Names of segments.
-
-    Returns
-    -------
-    pl.DataFrame
-        segment, row, example_id, in order of segment and row.
-    """
+    """Return segment, row and example_id of all examples of segments, in order of segment and row."""
     return catalog.read(
         "SELECT segment, row, example_id FROM examples WHERE segment IN (SELECT unnest(?::VARCHAR[])) ORDER BY segment, row",
         [list(segments)],

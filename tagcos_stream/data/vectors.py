@@ -120,12 +120,7 @@ def read_batches(file: VectorFile) -> Iterator[tuple[int, pl.DataFrame, np.ndarr
 
 
 def scaled(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale vectors by their largest number, so that squares neither overflow nor vanish in float32.
-
-    Parameters
-    ----------
-    vectors
-        (n, W) floating point.
+    """Scale vectors (n, W) by their largest number, so that squares neither overflow nor vanish in float32.
 
     Returns
     -------

@@ -38,19 +38,9 @@ def at_most(name: str, items: int | None) -> int | None:
 
 
 def laid_out(task: Task, folder: Path) -> Task:
-    """The task as the scripts ask and score it.
+    """Return a task as the scripts ask and score it, with the same questions in the same order.
 
-    Parameters
-    ----------
-    task
-        As read from its files.
-    folder
-        Of the task, which may hold WORDING.
-
-    Returns
-    -------
-    Task
-        The same questions in the same order.
+    `task` is as read from its files; `folder`, that of the task, may hold WORDING.
 
     Raises
     ------

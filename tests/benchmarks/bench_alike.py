@@ -17,11 +17,10 @@ import numpy as np
 import polars as pl
 
 from storage.arrays import segments
-from storage.catalog import spaces
 from storage.examples import example_reader
-from storage.root import open_root
 from tagcos_stream.data.shingles import find_words, runs
 from tagcos_stream.selection.nearest import unit_rows
+from tests.benchmarks.stored_features import stored_features
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -45,15 +44,7 @@ def main() -> None:
     parser.add_argument("--variant", default="adam-delta")
     parser.add_argument("--words", type=float, default=0.5)
     chosen = parser.parse_args()
-    root = open_root(chosen.root, create=False)
-    root.catalog.upgrade()
-    space = root.catalog.read(
-        "SELECT space_id FROM feature_spaces WHERE variant = ? ORDER BY added_at DESC LIMIT 1", [chosen.variant]
-    ).item()
-    run_id = root.catalog.read(
-        "SELECT run_id FROM runs WHERE status = 'complete' AND reselects IS NULL ORDER BY started_at DESC LIMIT 1"
-    ).item()
-    pool = spaces.features_pool(root.catalog, run_id, space)
+    root, space, pool = stored_features(chosen.root, chosen.variant)
     ids = root.catalog.read("SELECT example_id, any_value(source_id) AS id FROM occurrences GROUP BY example_id")
     named = pool.join(ids, on="example_id", how="left", maintain_order="left")
     parts = [str(one).split("/") for one in named["id"].to_list()]

@@ -15,11 +15,10 @@ import numpy as np
 import polars as pl
 
 from storage.arrays import segments
-from storage.catalog import spaces
-from storage.root import open_root
 from tagcos_stream.selection.match import reserved_dimensions
 from tagcos_stream.selection.methods import METHODS, Group, Limits
 from tagcos_stream.selection.tokens import choose_within
+from tests.benchmarks.stored_features import stored_features
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2)
 SETTINGS = {"ridge": 1.0, "tol": 1e-4, "sticky": None}
@@ -31,15 +30,7 @@ def main() -> None:
     parser.add_argument("--variant", default="adam-delta")
     parser.add_argument("--clean", action="store_true")
     chosen = parser.parse_args()
-    root = open_root(chosen.root, create=False)
-    root.catalog.upgrade()
-    space = root.catalog.read(
-        "SELECT space_id FROM feature_spaces WHERE variant = ? ORDER BY added_at DESC LIMIT 1", [chosen.variant]
-    ).item()
-    run_id = root.catalog.read(
-        "SELECT run_id FROM runs WHERE status = 'complete' AND reselects IS NULL ORDER BY started_at DESC LIMIT 1"
-    ).item()
-    pool = spaces.features_pool(root.catalog, run_id, space)
+    root, space, pool = stored_features(chosen.root, chosen.variant)
     if chosen.clean:
         ids = root.catalog.read("SELECT example_id FROM occurrences WHERE split_part(source_id, '/', 2) = 'clean'")["example_id"]
         pool = pool.filter(pl.col("example_id").is_in(ids.implode()))
