@@ -37,7 +37,7 @@ def coverage(facts: Facts, samples: Samples) -> Section:
     if unlike:
         lead += f" Nothing in the pool is like {', '.join(isolated(part) for part in unlike)}: cosines below {UNLIKE:g}."
     shown, more = first_rows(rows, "tagcos sql \"FROM target_coverage_of('RUN')\"")
-    titles = columns("part weight examples chosen chosen_cosine pool_cosine", weight="share of the target", examples="examples")
+    of_parts = columns("part weight examples chosen chosen_cosine pool_cosine", weight="share of the target", examples="examples")
     pairs = [
         {
             "part": named(row["dataset"] or None),
@@ -47,9 +47,9 @@ def coverage(facts: Facts, samples: Samples) -> Section:
         }
         for row in samples.rows.filter(pl.col("kind") == "target").iter_rows(named=True)
     ]
-    titles = columns("part wanted served cosine", wanted="target example", served="chosen example nearest to it")
+    of_pairs = columns("part wanted served cosine", wanted="target example", served="chosen example nearest to it")
     tables = (
-        Table("target", "Parts of the target", titles, shown, more),
-        Table("target-examples", "Target examples and the chosen ones nearest to them", titles, pairs),
+        Table("target", "Parts of the target", of_parts, shown, more),
+        Table("target-examples", "Target examples and the chosen ones nearest to them", of_pairs, pairs),
     )
     return Section("target", "Target", lead, tables=tables)

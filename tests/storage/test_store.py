@@ -246,7 +246,7 @@ def test_spaces__round_trip_to_the_bit(root: Root) -> None:
     with pytest.raises(DamagedStore, match=r"step-000010\.safetensors is not what was written"):
         load_checkpoint(root.files, space, 10, weight=0.25, digest=saved.digest)
     root.files.write(saved.path, bytes(body[:50]))
-    with pytest.raises(DamagedStore, match="no whole safetensors file"):
+    with pytest.raises(DamagedStore, match="not a whole safetensors file"):
         load_checkpoint(root.files, space, 10, weight=1.0)
     root.files.delete(saved.path)
     with pytest.raises(DamagedStore, match="missing"):
