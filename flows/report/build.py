@@ -18,7 +18,7 @@ from storage.exports.files import replacing
 from storage.report_samples import MapSample, Samples
 from storage.root import Root
 from tagcos_stream.clustering.pca import Plane, principal_plane
-from tagcos_stream.config import Settings
+from tagcos_stream.config import DEFAULT_FRACTION, Settings
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -170,7 +170,7 @@ def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:
     differ = [
         f"{name} {provenance.setting(value)}"
         for name, value in config.items()
-        if name in Settings.model_fields and name not in UNREMARKABLE and value != _default(name)
+        if name in Settings.model_fields and name not in UNREMARKABLE and value not in _defaults(name)
     ]
     notes = [f"Settings that differ from the default: {', '.join(differ)}." if differ else "All settings are the default."]
     if facts.since is not None:
@@ -188,9 +188,10 @@ def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _default(name: str) -> Any:
+def _defaults(name: str) -> list[Any]:
+    """Return the default of a setting as a recorded configuration has it, and what a run puts in its place."""
     default = Settings.model_fields[name].get_default(call_default_factory=True)
-    return list(default) if isinstance(default, tuple) else default
+    return [list(default) if isinstance(default, tuple) else default] + [DEFAULT_FRACTION] * (name == "fraction")
 
 
 def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str, object]]:

@@ -23,12 +23,13 @@ import pytest
 from flows import pipeline
 from flows.compare import diagnose
 from flows.progress import SilentReporter
+from flows.report import build
 from flows.report.build import make_report, write_report
 from flows.report.picture import datasets_png
 from storage.catalog import runs
 from storage.database import Catalog
 from storage.root import Root, open_root
-from tagcos_stream.config import load_settings
+from tagcos_stream.config import DEFAULT_FRACTION, load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, Call, conversation
 from tests.pages import Browser, Content, browser
@@ -223,6 +224,7 @@ def test_top__says_what_sets_the_run_apart(page: Path, sql: Sql) -> None:
     for words in ("fraction 0.2", "max_length 256", "dim 256"):
         assert words in top
     assert "lora_rank" not in top  # as by default
+    assert build._defaults("fraction") == [None, DEFAULT_FRACTION]  # a run records the fraction that it used
     base = sql("SELECT base_run FROM refreshes WHERE run_id = RUN")[0][0]
     assert f"Since {base}, by dataset (pool, chosen): " in top
     before, now = (dict(sql(f"SELECT dataset, pool FROM by_source({run})")) for run in (f"'{base}'", "RUN"))
