@@ -102,8 +102,7 @@ def load_adapted(settings: Settings, device: str) -> LoadedModel:
     from tagcos_stream.gradients.adapter import attach_adapter, attach_from_checkpoint
     from tagcos_stream.gradients.model import load_model
 
-    if not settings.model:
-        raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
+    check_model(settings)
     logging.disable_progress_bar()  # ours tell enough
     loaded = load_model(
         settings.model,

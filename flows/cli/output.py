@@ -69,7 +69,7 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
 
     found = summary(catalog, run_id)
     chosen, usable, lacking = found["selected"], found["usable"], found["without_gradient"]
-    unusable = f"; {lacking} more have no gradient (see rejects_by_reason)" if lacking else ""
+    unusable = f"; {lacking} more have no feature (see rejects_by_reason)" if lacking else ""
     heldout = f"; {found['heldout']} more are held out" if found["heldout"] else ""
     print(f"\nrun {run_id}: {found['sentence']} ({chosen / usable:.1%}){unusable}{heldout}\n")
     print_frame(pl.DataFrame(found["by_dataset"]))

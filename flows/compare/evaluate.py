@@ -16,7 +16,7 @@ from flows.compare.examples import held_out, texts
 from flows.compare.metrics import measures, summary_line
 from flows.compare.trials import Unit, plan_units, run_settings
 from flows.context import versions
-from flows.models import AdaptedModel, token_budget
+from flows.models import AdaptedModel, check_device, check_model, token_budget
 from flows.progress import Reporter, default_reporter
 from storage.catalog import evaluations, heldout, runs, selections, spaces
 from storage.catalog.evaluations import Setup, Training, UnitKey
@@ -48,6 +48,8 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
             "or give --heldout-files with examples that are not in the pool, or --tasks"
         )
     settings = model_settings(run_settings(base, asked), asked)
+    check_model(settings)
+    check_device(settings)
     units = list(plan_units(asked, base, root, reporter))
     if asked.threads:
         import torch

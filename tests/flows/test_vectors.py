@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from flows import models, pipeline
-from flows.compare import diagnose
+from flows.compare import diagnose, evaluate
 from flows.progress import SilentReporter
 from flows.report.build import make_report
 from flows.vectors import read_index
@@ -20,6 +20,7 @@ from storage import check
 from storage.catalog import runs
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.evaluation.config import load_evaluation
 from tagcos_stream.gradients.projection.projections import make_projection
 from tagcos_stream.types import UserError
 from tests.flows.conftest import SMALL, TOPICS, Call, conversation, features_of
@@ -129,6 +130,9 @@ def test_vectors__are_the_features_and_every_command_works_on_them(made: Path, t
     ):
         with pytest.raises(UserError, match=says):
             pipeline.reselect(str(tmp_path / "root"), base, SilentReporter(), **changes)
+    asked = {"root": str(tmp_path / "root"), "run": base, "heldout_files": (str(made / "pool" / f"{TOPICS[0]}-0.jsonl"),)}
+    with pytest.raises(UserError, match="no model given: add --model"):
+        evaluate.evaluate(load_evaluation(asked), SilentReporter())
 
 
 def test_vectors__by_id_from_texts_projected_equal_the_definition(made: Path, tagcos: Call, tmp_path: Path) -> None:
