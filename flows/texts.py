@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.progress import Reporter, Stage
+from storage.exports.files import replacing
+from tagcos_stream.data.canonical import message_text
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import SourceFile, resolve_sources
 from tagcos_stream.types import UserError
@@ -44,20 +46,14 @@ def write_texts(sources: Sequence[str], path: Path, reporter: Reporter) -> int:
     if path.suffix != ".parquet":
         raise UserError(f"{path}: texts are written to a .parquet file")
     files = resolve_sources(sources)
-    part = path.with_name(path.name + ".part")
     written = 0
-    try:
-        with pq.ParquetWriter(part, SCHEMA) as writer, reporter.stage("read sources", "bytes") as progress:
+    with replacing(path) as partial:
+        with pq.ParquetWriter(partial, SCHEMA) as writer, reporter.stage("read sources", "bytes") as progress:
             for frame in _different(files, progress):
                 writer.write_table(frame.to_arrow().cast(SCHEMA))
                 written += len(frame)
         if not written:
             raise UserError(f"no usable example in {', '.join(sources)}: `tagcos run` says why of each row")
-        part.replace(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
     return written
 
 
@@ -71,9 +67,14 @@ def _different(files: Sequence[SourceFile], progress: Stage) -> Iterator[pl.Data
             ids = [bytes.fromhex(example_id) for example_id in found["example_id"].to_list()]
             new = pl.Series([example_id not in seen for example_id in ids], dtype=pl.Boolean)
             seen.update(ids)
-            text = pl.col("messages").list.eval(pl.element().struct.field("content")).list.join("\n\n")
-            yield found.filter(new).select(
-                "example_id", pl.lit(file.url).alias("file"), pl.col("row").cast(pl.Int64), "dataset", text=text
+            kept = found.filter(new)
+            texts = ["\n\n".join(map(message_text, turns)) for turns in kept["messages"].to_list()]
+            yield kept.select(
+                "example_id",
+                pl.lit(file.url).alias("file"),
+                pl.col("row").cast(pl.Int64),
+                "dataset",
+                text=pl.Series(texts, dtype=pl.String),
             )
             progress(before + block.bytes_read, total)
         before += file.size

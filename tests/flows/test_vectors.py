@@ -157,6 +157,11 @@ def test_vectors__by_id_from_texts_projected_equal_the_definition(made: Path, ta
     for example_id, feature in list(zip(pool["example_id"].to_list(), features, strict=True))[::17]:
         np.testing.assert_allclose(feature, naive_vector_feature(rows[example_id], projection), atol=1e-3)
     assert tagcos("texts", made / "pool", "--out", tmp_path / "texts.csv")[2].startswith("tagcos: ")
+    thought = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "ok", "reasoning_content": "because"}]
+    (tmp_path / "thought.jsonl").write_text(json.dumps({"messages": thought}) + "\n", encoding="utf-8")
+    assert tagcos("texts", tmp_path / "thought.jsonl", "--out", texts)[0] == 0
+    assert pl.read_parquet(texts)["text"].to_list() == ["what\n\nbecause\nok"]
+    assert tagcos("texts", made / "pool", "--out", made / "a.parquet" / "t.parquet")[0] == 2
 
 
 def test_refresh__needs_vectors_of_new_rows_only_and_another_vector_is_another_space(copied: Path, made: Path) -> None:
