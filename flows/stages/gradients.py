@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from flows.workers.executor import partitioned, place_of, sharing
 from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
 from storage.arrays import segments
 from storage.catalog import spaces
+from storage.catalog.signals import add_answer_losses
 from storage.catalog.vectors import share_answer_losses
 from storage.examples import example_reader
 from tagcos_stream.config import VECTORS
@@ -44,12 +44,11 @@ def compute_gradients(run: RunContext, asked: FeatureSpaces) -> Features:
         The model does not fit or is another one, or no example of the pool has a usable gradient.
     """
     of_model = tuple(space for space in asked.spaces if space.variant != VECTORS)
-    with run.model:  # loaded once for both passes, and closed at the end: the next stages need the memory
-        detail = _compute(run, of_model)
-        if of_model and reads_ifd(run.settings):
-            started = time.perf_counter()
-            detail["ifd"] = compute_answer_losses(run, of_model)
-            detail["ifd_seconds"] = round(time.perf_counter() - started, 3)
+    asks_ifd = bool(of_model) and reads_ifd(run.settings)
+    with run.model:  # closed at the end: the next stages need the memory
+        detail = _compute(run, of_model, asks_ifd)
+        if asks_ifd:
+            detail["ifd"] += compute_answer_losses(run, of_model)  # of features that were computed before
     for space in (space for space in asked.spaces if space.variant == VECTORS):
         detail |= _compute_vectors(run, space, of_model[0] if of_model else None)
     hash_answers(run)
@@ -107,12 +106,14 @@ def _losses(run: RunContext, space_id: str) -> list[str]:
     ]
 
 
-def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]:
+def _compute(run: RunContext, asked: tuple[spaces.Space, ...], asks_ifd: bool) -> dict[str, Any]:
     """Compute and commit every missing block; returns what to record of it."""
     settings = run.settings
     total, tasks = _missing_blocks(run, asked)
     left = sum(task.rows for task in tasks)
     summary = {"rows": total, "truncated": 0, "special_tokens": 0, "unprinted": 0, "halvings": 0}
+    if asks_ifd:
+        summary["ifd"] = 0
     if not tasks:
         return summary | spaces.computed_by(run.catalog, run.run_id, [space.space_id for space in asked])
     in_this_process = place_of(settings) == "threads"
@@ -121,7 +122,7 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
     if not run.model.is_loaded:
         run.reporter.say(f"loading model {settings.model}")
     own = run.model if in_this_process else None
-    spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), own)
+    spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), asks_ifd, own)
     seconds = model_seconds = 0.0
     done = total - left
     with run.reporter.stage("gradients", "examples") as progress:
@@ -130,6 +131,10 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...]) -> dict[str, Any]
         for block in partitioned(compute, spec, tasks, settings, ahead=AHEAD, progress=within):
             for space_id in block.task.spaces:
                 _commit(run, space_id, block)
+            if block.answers is not None:
+                with_feature = block.answers.filter(block.rows["status"] == "ok")
+                add_answer_losses(run.catalog, [space.space_id for space in asked], with_feature)
+                summary["ifd"] += len(with_feature)
             done += len(block.rows)
             progress(done, total)
             seconds, model_seconds = seconds + block.seconds, model_seconds + block.model_seconds

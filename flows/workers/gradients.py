@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, lent, load_of_space, max_length
+from flows.workers.answers import LoneAnswers
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays import segments
 from storage.catalog.spaces import Space, load_checkpoints
@@ -57,6 +58,7 @@ class BlockResult:
     unprinted: int  # examples with tool calls or reasoning that the template does not print
     token_budget: int  # halved after running out of device memory
     halvings: int
+    answers: pl.DataFrame | None  # segment, row, loss behind an empty prompt; None where it was not asked for
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class EngineSpec:
     settings: Settings
     spaces: tuple[Space, ...]  # of one adapter, one per gradient variant
     processes: int = 1  # that share this machine's memory
+    answers: bool = False  # whether to compute losses of answers behind an empty prompt, too
     model: AdaptedModel | None = None  # the run's own, in its process; other processes load theirs
 
 
+Prepared = tuple[Task, pl.DataFrame, list[Encoded | Rejected], LoneAnswers | None]
 AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
 
 
@@ -106,6 +110,7 @@ class Engine:
         # a space without checkpoints is of the model without adapter
         self.checkpoints = load_checkpoints(spec.files, first) or [without_adapter(self.extractor.parameters)]
         self.token_budget = gradient_token_budget(spec.settings, loaded, len(spec.spaces), len(self.checkpoints), spec.processes)
+        self.answer_budget = gradient_token_budget(spec.settings, loaded, 1, len(self.checkpoints), spec.processes)
         self._checked = False
         self._writers: dict[tuple[str, str], segments.SegmentWriter] = {}
 
@@ -117,36 +122,40 @@ class Engine:
             prepared = self._submit(ahead, upcoming)
             written: Future[BlockResult] | None = None
             while prepared is not None:
-                task, frame, encoded = prepared.result()
+                task, frame, encoded, alone = prepared.result()
                 prepared = self._submit(ahead, upcoming)
                 count = len(encoded)
                 outcome = self._compute(encoded, partial(_advance, progress, done))
                 if outcome is not None:
                     self.token_budget = outcome.token_budget  # what ran out of memory once would do so again
+                answers = self._answers(task, frame, alone)
                 start, before = time.perf_counter(), start
                 if written is not None:
                     yield written.result()
-                written = behind.submit(self._write, task, frame, encoded, outcome, start - before)
+                written = behind.submit(self._write, task, frame, encoded, outcome, answers, start - before)
                 done += count
             if written is not None:
                 yield written.result()
 
-    def _submit(self, pool: ThreadPoolExecutor, tasks: Iterator[Task]) -> Future[tuple[Task, pl.DataFrame, list[Any]]] | None:
+    def _submit(self, pool: ThreadPoolExecutor, tasks: Iterator[Task]) -> Future[Prepared] | None:
         task = next(tasks, None)
         return None if task is None else pool.submit(self._prepare, task)
 
-    def _prepare(self, task: Task) -> tuple[Task, pl.DataFrame, list[Encoded | Rejected]]:
+    def _prepare(self, task: Task) -> Prepared:
         frame = self.spec.reader.read(task.segment, *self._writer(task, task.spaces[0]).block_range(task.block))
-        settings = self.spec.settings
+        settings, longest = self.spec.settings, self.max_length
         reject_long = settings.too_long == "reject"
-        return (
-            task,
-            frame,
-            [
-                encode_row(self.tokenizer, row, self.max_length, reject_long, settings.special_tokens)
-                for row in frame.iter_rows(named=True)
-            ],
-        )
+        encoded = [
+            encode_row(self.tokenizer, row, longest, reject_long, settings.special_tokens) for row in frame.iter_rows(named=True)
+        ]
+        if not self.spec.answers or self.spec.spaces[0].space_id not in task.spaces:  # computed with the first space's features
+            return task, frame, encoded, None
+        return task, frame, encoded, LoneAnswers.of(self.tokenizer, frame, encoded, longest, settings.special_tokens)
+
+    def _answers(self, task: Task, frame: pl.DataFrame, alone: LoneAnswers | None) -> pl.DataFrame | None:
+        if alone is None:
+            return None
+        return alone.losses(task.segment, frame["row"], self.extractor, self.checkpoints, self.answer_budget)
 
     def _compute(self, encoded: Sequence[Encoded | Rejected], progress: Callable[[float], None]) -> Any:
         """BlockFeatures of the examples that can be computed, or None where there are none."""
@@ -169,7 +178,13 @@ class Engine:
         )
 
     def _write(
-        self, task: Task, frame: pl.DataFrame, encoded: Sequence[Encoded | Rejected], outcome: Any, seconds: float
+        self,
+        task: Task,
+        frame: pl.DataFrame,
+        encoded: Sequence[Encoded | Rejected],
+        outcome: Any,
+        answers: pl.DataFrame | None,
+        seconds: float,
     ) -> BlockResult:
         at = np.array([i for i, e in enumerate(encoded) if isinstance(e, Encoded)], dtype=np.int64)
         tokens, targets = np.zeros((2, len(encoded)), np.int64)
@@ -204,6 +219,7 @@ class Engine:
             unprinted=sum(isinstance(e, Encoded) and e.unprinted for e in encoded),
             token_budget=self.token_budget if outcome is None else outcome.token_budget,
             halvings=0 if outcome is None else outcome.halvings,
+            answers=answers,
         )
 
     def _writer(self, task: Task, space_id: str) -> segments.SegmentWriter:

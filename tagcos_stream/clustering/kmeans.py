@@ -67,7 +67,8 @@ def fit(
     """Fit centroids by k-means++, mini-batches and full passes.
 
     Seeds by k-means++ on a sample (of `sample_rows` rows), shuffles blocks into mini-batches until the smoothed inertia stops
-    falling or `max_epochs` are over, then makes full passes until one reduces the inertia by a fraction less than `pass_tol`.
+    falling or `max_epochs` are over, then makes full passes until one reduces the inertia by a fraction less than `pass_tol`. A
+    single cluster takes one full pass, since its mean is exact then.
 
     Parameters
     ----------
@@ -196,7 +197,7 @@ def _start(rows: RowBlocks, n_clusters: int, seed: int, device: str) -> KMeansSt
         smoothed=np.inf,
         best=np.inf,
         stale=0,
-        phase=PASSES if few else MINIBATCH,
+        phase=PASSES if few or n_clusters == 1 else MINIBATCH,
         epoch=0,
         position=0,
         history=np.empty(0),
@@ -297,7 +298,7 @@ def _next_epoch(rows: RowBlocks, state: KMeansState, seed: int, max_epochs: int,
     if not full.all():
         _refill(rows, centroids, np.flatnonzero(~full), np.random.default_rng([seed, 3, state.epoch]))
     settled = len(history) > 1 and history[-2] - history[-1] < pass_tol * history[-2]
-    done = settled or len(history) >= max_passes
+    done = settled or len(history) >= max_passes or len(centroids) == 1
     return replace(
         state,
         centroids=centroids,

@@ -16,6 +16,7 @@ import pytest
 from flows import pipeline
 from flows.context import RunContext
 from flows.progress import SilentReporter
+from flows.stages import answers
 from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
 from flows.workers.executor import partitioned
@@ -54,6 +55,13 @@ def select(values: dict[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
     catalog = open_root(values["root"], create=False).catalog
     clustering = clusterings.assignments(catalog, runs.run_status(catalog, run_id).run["clustering_id"])
     return clustering, selections.selection(catalog, run_id).drop("run_id").sort("cluster", "rank")
+
+
+def answer_losses(root: str) -> pl.DataFrame:
+    """The losses of all answers behind an empty prompt."""
+    found = open_root(root, create=False).catalog.read("SELECT segment, row, loss FROM answer_losses ORDER BY ALL")
+    assert found["loss"].count() > 100
+    return found
 
 
 def feature_files(root: str) -> list[bytes]:
@@ -133,8 +141,12 @@ def test_in_order__joins_what_waits() -> None:
 def test_run__processes_select_the_same_as_threads(
     small_settings: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gradient blocks and pursuits, with a process of its own for the single worker, too; with two, passes of k-means."""
-    settings = small_settings(root=str(tmp_path / "one"), threads=1)
+    """Gradient blocks and pursuits, with a process of its own for the single worker, too; with two, passes of k-means.
+
+    Losses of answers are computed with the gradients, so that each process loads the model once.
+    """
+    monkeypatch.delattr(answers, "partitioned")  # which would give them to other processes
+    settings = small_settings(root=str(tmp_path / "one"), threads=1, ifd=True)
     one = select(settings)
     root = open_root(settings["root"], create=False)
     run_id, space_id = root.catalog.read("SELECT run_id, space_id FROM runs").row(0)
@@ -152,8 +164,9 @@ def test_run__processes_select_the_same_as_threads(
         if workers == 2:
             leave_passes_to_workers(monkeypatch)
         root_of = str(tmp_path / f"processes-{workers}")
-        found = select(small_settings(root=root_of, threads=1, run_on="processes", workers=workers))
+        found = select(small_settings(root=root_of, threads=1, run_on="processes", workers=workers, ifd=True))
         assert all(a.equals(b) for a, b in zip(found, one, strict=True))
+        assert answer_losses(root_of).equals(answer_losses(settings["root"]))
         assert feature_files(root_of) == feature_files(settings["root"])
 
 

@@ -74,6 +74,17 @@ def test_finalise__means_sizes_and_inertia_equal_naive() -> None:
     np.testing.assert_allclose(comp.distances, distances, atol=1e-3)
 
 
+@pytest.mark.usefixtures("small_batches")
+def test_fit__one_cluster_takes_one_pass() -> None:
+    X = Shape(32, 8, 7).array(9000, np.float16)
+    rows = ArrayRows(X, 100)
+    state = finished(rows, 1)
+    assert state.epoch == 1
+    comp = kmeans.finalise(rows, state)
+    np.testing.assert_allclose(comp.centroids[0], X.astype(np.float64).mean(axis=0), atol=1e-7)
+    np.testing.assert_array_equal(comp.labels, 0)
+
+
 def test_fit__is_as_good_as_scikit_learn_to_convergence() -> None:
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
