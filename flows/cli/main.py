@@ -107,7 +107,7 @@ def demo(
     add: Annotated[int, typer.Option(min=0, max=120, help="Rows added to the pool, to see a second run compute only these.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole job on a small real model and 120 examples made from the Python standard library; about a minute."""
+    """The whole job on a small real model and 90 examples made from the Python standard library; about a minute."""
     from flows.demo.data import write_demo_data
     from flows.demo.model import demo_model
     from flows.demo.results import print_results
@@ -120,7 +120,7 @@ def demo(
             "model": str(demo_model()),
             "fraction": fraction,
             "max_length": 128,
-            "warmup_examples": 24,
+            "warmup_examples": 20,
             "clusters": 6,
         }
     )

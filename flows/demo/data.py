@@ -1,4 +1,4 @@
-"""A hundred or more real instruction examples made from the installed Python standard library, in six families.
+"""Ninety or more real instruction examples made from the installed Python standard library, in six families.
 
 Nothing is downloaded and nothing invented: explanations are docstrings, code is source, answers are computed. The families differ
 in form and content, so that clusters of their gradients mean something.
@@ -144,7 +144,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Conversation]]] = {
 }
 
 
-PER_FAMILY = 20  # of the demo: seconds of gradients on two cores, and enough for clusters of families
+PER_FAMILY = 15  # of the demo: half a minute of gradients on two cores, and enough for clusters of families
 
 
 def demo_examples(per_family: int = PER_FAMILY) -> dict[str, list[Conversation]]:

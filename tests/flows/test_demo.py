@@ -28,7 +28,7 @@ from tagcos_stream.types import UserError
 from tests.flows.conftest import features_of
 
 
-def test_demo_data__is_120_different_conversations_in_six_families(tmp_path: Path) -> None:
+def test_demo_data__is_90_different_conversations_in_six_families(tmp_path: Path) -> None:
     paths = write_demo_data(tmp_path)
     assert [path.stem for path in paths] == list(FAMILIES)
     ids = [
@@ -37,7 +37,7 @@ def test_demo_data__is_120_different_conversations_in_six_families(tmp_path: Pat
         for block in read_file(file)
         for example_id in block.occurrences["example_id"]
     ]
-    assert len(ids) == 120
+    assert len(ids) == 90
     assert len(set(ids)) >= 0.98 * len(ids)
     before = {path: path.read_bytes() for path in paths}
     write_demo_data(tmp_path)
@@ -117,7 +117,7 @@ def test_demo__ends_within_two_and_a_half_minutes_and_six_gib(tmp_path: Path) ->
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"demo: {seconds:.0f} s, {peak:.2f} GiB\n{done.stdout}")
-    assert "12 of" in done.stdout
+    assert "9 of" in done.stdout
     assert "tagcos run YOUR_FILES" in done.stdout
     assert all(family in done.stdout for family in FAMILIES)
     assert seconds < 150
