@@ -84,6 +84,25 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def check_workers(run_on: str | None, workers: int, gpus_per_worker: float) -> None:
+    """Check that the settings of workers agree.
+
+    Parameters
+    ----------
+    run_on, workers, gpus_per_worker
+        As in `Settings`.
+
+    Raises
+    ------
+    ValueError
+        They contradict each other.
+    """
+    if run_on == "threads" and workers > 1:
+        raise ValueError(f"threads are one worker, not {workers}: set threads, or run_on to processes or ray")
+    if gpus_per_worker and run_on != "ray":
+        raise ValueError("gpus_per_worker is what a Ray worker asks for: set run_on to ray")
+
+
 class Settings(BaseModel):
     """The settings of one run. Unknown names and invalid values are refused; the message names field, value and limit."""
 
@@ -434,10 +453,7 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
             )
-        if self.run_on == "threads" and self.workers > 1:
-            raise ValueError(f"threads are one worker, not {self.workers}: set threads, or run_on to processes or ray")
-        if self.gpus_per_worker and self.run_on != "ray":
-            raise ValueError("gpus_per_worker is what a Ray worker asks for: set run_on to ray")
+        check_workers(self.run_on, self.workers, self.gpus_per_worker)
         return self
 
     def budget(self, n_examples: int, mean_tokens: float | None = None) -> int:

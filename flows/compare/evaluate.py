@@ -1,30 +1,32 @@
 """`tagcos evaluate`: one base model trained on each selection, measured on rows that none of them has seen: docs/evaluation.md.
 
-A unit is committed when it is measured, so that a kill costs one. The model is loaded once; every unit draws its own adapter.
+A unit is committed when it is measured, so that a kill costs one a worker. Each worker loads the model once; every unit draws
+its own adapter.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import polars as pl
 
 from flows.compare.examples import held_out, texts
 from flows.compare.metrics import measures, summary_line
+from flows.compare.training import Trained, Trial, TrialSpec, passes, train_trials, training_budget
 from flows.compare.trials import Unit, plan_units, run_settings
 from flows.context import versions
-from flows.models import AdaptedModel, check_device, check_model, token_budget
+from flows.models import AdaptedModel, check_device, check_model
 from flows.progress import Reporter, default_reporter
+from flows.workers.executor import partitioned, place_of, sharing
 from storage.catalog import evaluations, heldout, runs, selections, spaces
-from storage.catalog.evaluations import Setup, Training, UnitKey
+from storage.catalog.evaluations import Setup, UnitKey
+from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings
-from tagcos_stream.evaluation.config import BASE, TRAINING_FIELDS, Evaluation
+from tagcos_stream.evaluation.config import BASE, FULL, TRAINING_FIELDS, Evaluation
 from tagcos_stream.evaluation.tasks import Task, read_tasks
-from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.identity import evaluation_id
 from tagcos_stream.types import UserError
 
@@ -56,11 +58,9 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
 
         torch.set_num_threads(asked.threads)
     reporter.say(f"loading model {settings.model}")
-    with AdaptedModel() as model:
-        loaded = model.load(settings, settings.device)
-        with root.writer():  # for as long as it takes: an hour's training is not to be lost to another who holds the root by then
-            bench = _Bench(root, base, asked, settings, loaded, tasks, reporter)
-            bench.run(units)
+    with AdaptedModel() as model, root.writer():  # for as long as it takes: an hour's training is not to be lost
+        bench = _Bench(root, base, asked, settings, model, tasks, reporter)
+        bench.run(units)
     return bench.evaluation_id
 
 
@@ -78,6 +78,10 @@ def model_settings(settings: Settings, asked: Evaluation) -> Settings:
             "device": asked.device or settings.device,
             "batch_tokens": asked.batch_tokens or settings.batch_tokens,
             "memory_limit": asked.memory_limit,
+            "threads": asked.threads,
+            "workers": asked.workers,
+            "run_on": asked.run_on,
+            "gpus_per_worker": asked.gpus_per_worker,
             "adapter": None,
             "lora_rank": asked.lora_rank,
             "lora_alpha": asked.lora_alpha,
@@ -90,7 +94,7 @@ def model_settings(settings: Settings, asked: Evaluation) -> Settings:
 
 
 class _Bench:
-    """What all units share: the model, the rows measured on, the plan of training."""
+    """What all units share: the rows measured on, the plan of training; and the trials that are left."""
 
     def __init__(
         self,
@@ -98,30 +102,29 @@ class _Bench:
         base: dict[str, Any],
         asked: Evaluation,
         settings: Settings,
-        loaded: Any,
+        model: AdaptedModel,
         tasks: Sequence[Task],
         reporter: Reporter,
     ) -> None:
         from tagcos_stream.evaluation.finetune import Plan
-        from tagcos_stream.gradients.memory import model_shape, warmup_bytes
 
-        self.root, self.asked, self.reporter, self.model = root, asked, reporter, loaded.model
-        self.texts = texts(root, loaded, settings)
-        rows = held_out(root, base["run_id"], self.texts, asked.heldout_files, asked.heldout_rows, reporter)
+        self.root, self.asked, self.settings, self.model, self.reporter = root, asked, settings, model, reporter
+        loaded = model.load(settings, settings.device)
+        self.fingerprint = loaded.fingerprint
+        read = texts(example_reader(root), loaded, settings)
+        rows = held_out(root, base["run_id"], read, asked.heldout_files, asked.heldout_rows, reporter)
         if not rows.encoded and not tasks:
-            raise UserError(f"no held-out example has a target token within {self.texts.longest} tokens: raise --max-length")
-        shape, longest = model_shape(self.model), self.texts.longest
-        need = partial(warmup_bytes, shape, longest, dropout=asked.lora_dropout > 0, checkpoints=0)
-        self.token_budget = token_budget(settings, loaded, "training", need)
-        self.measures = measures(rows, tasks, loaded.tokenizer, loaded.max_positions, self.token_budget, reporter)
+            raise UserError(f"no held-out example has a target token within {read.longest} tokens: raise --max-length")
+        budget = training_budget(settings, loaded, read.longest, sharing(settings, settings.workers))
+        self.measures = measures(rows, tasks, loaded.tokenizer, loaded.max_positions, budget, reporter)
         self.plan = Plan(asked.batch_size, asked.learning_rate, asked.schedule, asked.rise)
         self.pool = spaces.features_pool(root.catalog, base["run_id"], base["space_id"]).select("example_id", "segment", "row")
         largest = max(run_settings(base, asked, fraction=fraction).budget(len(self.pool)) for fraction in asked.fraction)
-        self.steps = asked.steps or self._passes(largest)
+        self.steps = asked.steps or passes(self.plan, asked.epochs, largest)
         config = {name: value for name, value in asked.model_dump(mode="json").items() if name in TRAINING_FIELDS}
         if asked.equal == "examples":  # what all evaluations were before
             del config["equal"]
-        config |= {"max_length": longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
+        config |= {"max_length": read.longest, "steps": self.steps, "dtype": loaded.dtype, "quantize": settings.quantize}
         config |= {"tasks": self.measures.digests}  # a digest covers the protocol
         if tasks and asked.protocol != "chat":
             config["protocol"] = asked.protocol
@@ -137,90 +140,98 @@ class _Bench:
             f"{self.steps} steps of {self.plan.batch_size}, regime epochs {self.asked.epochs:g} passes; measured on "
             f"{len(self.measures.heldout.encoded)} held-out examples of {len(set(self.measures.heldout.datasets))} datasets"
         )
-        costs = [self._cost(unit) for unit in left]
-        before = 0.0
+        if not left:
+            return
+        trials, known = [], set(done)
+        for n, unit in enumerate(left):
+            trials.append(self._trial(n, unit, _twin(unit.key) in known))
+            known.add(unit.key)
+        total, spent = sum(trial.cost for trial in trials), 0.0
+        spec = self._spec(len(trials))
+        copies: dict[UnitKey, UnitKey] = {}  # units that wait for their twin
         with self.reporter.stage("evaluate", "tokens") as progress:
-            for n, (unit, cost) in enumerate(zip(left, costs, strict=True), len(units) - len(left) + 1):
-                outcome = self._do(unit, lambda tokens, at=before, most=cost: progress(at + min(tokens, most), sum(costs)))  # type: ignore[misc]
-                before += cost
-                self.reporter.say(f"{n}/{len(units)} {unit.name}: {outcome}")
+            progress(0, total)
+            within = lambda cost: progress(cost, total)  # noqa: E731
+            for n, found in enumerate(partitioned(train_trials, spec, trials, self.settings, progress=within), 1):
+                unit = left[found.number]
+                outcome = self._commit(unit, found, copies)
+                spent += trials[found.number].cost
+                progress(spent, total)
+                self.reporter.say(f"{len(units) - len(left) + n}/{len(units)} {unit.name}: {outcome}")
 
-    def _passes(self, examples: int) -> int:
-        return max(1, round(self.asked.epochs * examples / self.plan.batch_size))
+    def _spec(self, trials: int) -> TrialSpec:
+        """What the workers get; the model is closed where they load their own."""
+        own = self.model if place_of(self.settings) == "threads" else None
+        if own is None:
+            self.model.close()
+        measured = self.measures
+        return TrialSpec(
+            example_reader(self.root),
+            self.settings,
+            self.fingerprint,
+            self.plan,
+            self.asked.epochs,
+            measured.heldout,
+            measured.tasks,
+            measured.sizes,
+            sharing(self.settings, trials),
+            own,
+        )
 
-    def _steps(self, key: UnitKey, examples: int) -> int:
-        return 0 if key.method == BASE else self.steps if key.regime == "steps" else self._passes(examples)
+    def _commit(self, unit: Unit, found: Trained, copies: dict[UnitKey, UnitKey]) -> str:
+        """Record a trial, and the one that is the same training and waits for it; return a line on the outcome."""
+        catalog, key, twin = self.root.catalog, unit.key, _twin(unit.key)
+        if found.training is None or found.scores is None:
+            if twin in evaluations.units(catalog, self.evaluation_id):
+                evaluations.copy(catalog, self.evaluation_id, twin, key.regime)
+            else:
+                copies[twin] = key
+            return f"the same training as in regime {twin.regime}"
+        training = replace(found.training, selection_run=unit.selection)
+        evaluations.commit(catalog, self.evaluation_id, key, training, found.scores)
+        if key in copies:
+            evaluations.copy(catalog, self.evaluation_id, key, copies.pop(key).regime)
+        took = (
+            f"; {training.tokens} tokens trained in {training.train_seconds:.0f} s, measured in {training.measure_seconds:.0f} s"
+        )
+        return summary_line(found.scores) + took
 
-    def _cost(self, unit: Unit) -> float:
-        """Tokens to train on, about, and those to measure on as far as they count."""
-        trained = self._steps(unit.key, unit.rows) * self.plan.batch_size * unit.mean_tokens
-        return trained + self.measures.cost
-
-    def _do(self, unit: Unit, progress: Callable[[float], None]) -> str:
-        """Train, measure and commit a unit; return a line on the outcome."""
-        from tagcos_stream.evaluation.finetune import finetune
-        from tagcos_stream.gradients.adapter import draw_adapter
-
-        key, start = unit.key, time.perf_counter()
-        ids, encoded, weights = self._examples(unit)
-        steps = self._steps(key, len(encoded))
-        tokens, train_loss = 0, None
+    def _steps(self, key: UnitKey) -> int | None:
+        """Steps of a unit; None for as many as the passes over its own examples take."""
         if key.method == BASE:
-            draw_adapter(self.model, key.seed)  # lora_B is zero: the model as it is
-        elif other := self._same_training(key, steps, len(encoded)):
-            evaluations.copy(self.root.catalog, self.evaluation_id, other, key.regime)
-            return f"the same training as in regime {other.regime}"
-        else:
-            trained = finetune(
-                self.model,
-                encoded,
-                ids,
-                self.plan,
-                steps=steps,
-                seed=key.seed,
-                weights=weights,
-                token_budget=self.token_budget,
-                progress=progress,
-            )
-            self.token_budget, tokens = trained.token_budget, trained.tokens
-            train_loss = float(trained.losses[-max(1, steps // 10) :].mean())
-        trained_at = time.perf_counter()
-        scores = self.measures.of(self.model, lambda done: progress(tokens + done))
-        measured_at = time.perf_counter()
-        passes = steps * self.plan.batch_size / max(1, len(encoded))
-        seconds = {"train_seconds": trained_at - start, "measure_seconds": measured_at - trained_at}
-        training = Training(unit.selection, len(encoded), steps, passes, tokens, train_loss, **seconds)
-        evaluations.commit(self.root.catalog, self.evaluation_id, key, training, scores)
-        took = "; {} tokens trained in {train_seconds:.0f} s, measured in {measure_seconds:.0f} s"
-        return summary_line(scores) + took.format(tokens, **seconds)
+            return 0
+        if key.regime == "steps":
+            return self.steps
+        part = key.method == FULL and self.asked.epochs < 1  # which does not see all of the pool
+        return passes(self.plan, self.asked.epochs, len(self.pool)) if part else None
 
-    def _same_training(self, key: UnitKey, steps: int, examples: int) -> UnitKey | None:
-        """The unit of the other regime, where it is done and both regimes come to the same training."""
-        other = UnitKey(**{**vars(key), "regime": "epochs" if key.regime == "steps" else "steps"})
-        twin = evaluations.units(self.root.catalog, self.evaluation_id).get(other)
-        return other if twin is not None and (twin["steps"], twin["examples"]) == (steps, examples) else None
-
-    def _examples(self, unit: Unit) -> tuple[list[str], list[Encoded], np.ndarray | None]:
-        """(ids, encoded, weights of mean 1 or None) of what the unit trains on."""
+    def _trial(self, number: int, unit: Unit, has_twin: bool) -> Trial:
+        """The unit as a worker gets it; `has_twin`: whether its twin is trained before it."""
         from tagcos_stream.evaluation.finetune import order
 
-        if unit.key.method == BASE:
-            return [], [], None
+        key, steps = unit.key, self._steps(unit.key)
+        about = passes(self.plan, self.asked.epochs, unit.rows) if steps is None else steps
+        rows, wanted = self.pool.clear(), 0
         if unit.selection is not None:
             rows = selections.selection(self.root.catalog, unit.selection).sort("segment", "row")
             wanted = len(rows)
-        else:
+        elif key.method == FULL:
             # of the whole pool no more than the steps will see, and some in reserve where this model has no targets in others
-            wanted = min(len(self.pool), self._steps(unit.key, len(self.pool)) * self.plan.batch_size)
-            first = order(self.pool["example_id"].to_list(), min(len(self.pool), wanted + wanted // 10 + 8), unit.key.seed)
-            rows = self.pool[first]
-        encoded = self.texts.encode(rows.select("example_id", "segment", "row"))
-        good = [i for i, one in enumerate(encoded) if one is not None][:wanted]
-        if not good:
-            raise UserError(f"{unit.name}: no example has a target token within {self.texts.longest} tokens: raise --max-length")
-        ids = rows["example_id"].gather(good).to_list()
-        kept = [one for one in (encoded[i] for i in good) if one is not None]
-        if not unit.key.weighted:
-            return ids, kept, None
-        shares = rows["share"].to_numpy()[good]
-        return ids, kept, shares * len(shares) / shares.sum() if shares.sum() > 0 else None
+            wanted = min(len(self.pool), about * self.plan.batch_size)
+            rows = self.pool[order(self.pool["example_id"].to_list(), min(len(self.pool), wanted + wanted // 10 + 8), key.seed)]
+        return Trial(
+            number,
+            unit.name,
+            rows.select("example_id", "segment", "row", share=pl.col("share") if key.weighted else pl.lit(None, pl.Float64)),
+            wanted,
+            key.seed,
+            steps,
+            self._steps(_twin(key)),
+            has_twin,
+            about * self.plan.batch_size * unit.mean_tokens + self.measures.cost,
+        )
+
+
+def _twin(key: UnitKey) -> UnitKey:
+    """The unit of the other regime, which comes to the same training where both have as many steps."""
+    return replace(key, regime="epochs" if key.regime == "steps" else "steps")

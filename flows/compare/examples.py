@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ from flows.models import encode_row, max_length
 from flows.progress import Reporter
 from storage.catalog import heldout, pool
 from storage.database import Catalog
-from storage.examples import example_reader
+from storage.examples import ExampleReader
 from storage.root import Root
 from tagcos_stream.config import Settings
 from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
@@ -23,14 +23,17 @@ from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients.chat import Encoded, SpecialTokens
 from tagcos_stream.types import UserError
 
+if TYPE_CHECKING:
+    from tagcos_stream.gradients.model import LoadedModel
+
 KEPT = 100_000  # encoded examples that are kept for the next selection
 
 
 @dataclass
 class Texts:
-    """Reads examples of the root and encodes them for a model; what two selections share is encoded once."""
+    """Reads stored examples and encodes them for a model; what two selections share is encoded once."""
 
-    root: Root
+    reader: ExampleReader
     tokenizer: Any
     longest: int
     reject_long: bool
@@ -43,7 +46,7 @@ class Texts:
             self._known.clear()
         unknown = rows.filter(~pl.col("example_id").is_in(list(self._known)))
         if len(unknown):
-            for frame in example_reader(self.root).iterate(unknown.select("segment", "row", "example_id")):
+            for frame in self.reader.iterate(unknown.select("segment", "row", "example_id")):
                 for row in frame.iter_rows(named=True):
                     self._known[row["example_id"]] = self.encode_row(row)
         return [self._known[example_id] for example_id in rows["example_id"]]
@@ -54,9 +57,9 @@ class Texts:
         return one if isinstance(one, Encoded) else None
 
 
-def texts(root: Root, loaded: Any, settings: Settings) -> Texts:
+def texts(reader: ExampleReader, loaded: LoadedModel, settings: Settings) -> Texts:
     """Return the reader of a root's texts as the model and the run's settings encode them."""
-    return Texts(root, loaded.tokenizer, max_length(settings, loaded), settings.too_long == "reject", settings.special_tokens)
+    return Texts(reader, loaded.tokenizer, max_length(settings, loaded), settings.too_long == "reject", settings.special_tokens)
 
 
 @dataclass(frozen=True)

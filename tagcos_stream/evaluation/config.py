@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from tagcos_stream.config import DEFAULT_FRACTION, Settings, Variant, wrong_values
+from tagcos_stream.config import DEFAULT_FRACTION, Settings, Variant, check_workers, wrong_values
 from tagcos_stream.declare import check_declared, decided_by, setting
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
@@ -27,8 +27,12 @@ OF_FEATURES = ("target", "target_where")  # read by the methods that read featur
 VARIED = (*OF_CLUSTERS, *OF_CHOICE, *OF_ANY, *OF_FEATURES)
 
 
+def _of(name: str) -> str:
+    return Settings.model_fields[name].description or ""
+
+
 def _of_run(name: str) -> str:
-    return (Settings.model_fields[name].description or "").split("; default")[0].removesuffix(".") + "; default the run's."
+    return _of(name).split("; default")[0].removesuffix(".") + "; default the run's."
 
 
 class Evaluation(BaseModel):
@@ -136,7 +140,20 @@ class Evaluation(BaseModel):
         "machine", None, ge=8, description="Tokens per pass; default 1024 on a CPU, on a GPU what fits."
     )
     memory_limit: float | None = setting("machine", None, gt=0, description="GiB that training may take; default what is free.")
-    threads: int | None = setting("machine", None, ge=1, description="Processor threads; default all of the machine.")
+    run_on: Literal["threads", "processes", "ray"] | None = setting(
+        "machine",
+        None,
+        description="Where trials are trained: threads of this process, processes, or a Ray cluster; default: processes if there "
+        "are several workers.",
+    )
+    workers: int = setting(
+        "machine",
+        1,
+        ge=1,
+        description="Trials trained at a time; each worker loads the model, on a GPU of its own if any.",
+    )
+    gpus_per_worker: float = setting("machine", 0.0, ge=0, description=_of("gpus_per_worker"))
+    threads: int | None = setting("machine", None, ge=1, description=_of("threads"))
     wait: float = setting("machine", 60.0, ge=0, description="Seconds to wait for a catalog or root that another process holds.")
 
     @field_validator("method", "fraction", "gradient", "vary", "regime", "lora_targets", "heldout_files", "task", mode="before")
@@ -182,6 +199,7 @@ class Evaluation(BaseModel):
         for name in ("method", "fraction", "regime"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
+        check_workers(self.run_on, self.workers, self.gpus_per_worker)
         return self
 
 

@@ -249,6 +249,23 @@ def test_evaluate__interrupted_it_goes_on_and_comes_to_the_same(root: Root, tmp_
     assert len(done()) == 8
 
 
+def test_evaluate__processes_come_to_the_same(root: Root, tmp_path: Path) -> None:
+    """Trials of several workers are those of one; trials of both regimes that are the same training are trained once."""
+    other = open_root(str(shutil.copytree(root.url, tmp_path / "other")), create=False)
+    changes: dict[str, Any] = {"epochs": 0.5, "seeds": 1, "weights": True, "method": ("random", "tagcos", "full")}
+    whole = evaluate.evaluate(asked(root, **changes), SilentReporter())
+    assert evaluate.evaluate(asked(other, **changes, workers=2), SilentReporter()) == whole
+    assert scores(other, whole).equals(scores(root, whole)), "bit for bit"
+    for catalog in (root.catalog, other.catalog):
+        done = evaluations.units(catalog, whole)
+        assert {key.method for key, row in done.items() if row["copied"]} == {"random", "tagcos"}
+        assert len(done) == 9
+        assert all((row["selection_run"] is None) == (key.method in ("base", "full")) for key, row in done.items())
+        found = {(key.method, key.regime): (row["steps"], row["examples"]) for key, row in done.items() if not key.weighted}
+        assert found["random", "steps"] == found["random", "epochs"] == (1, 10)
+        assert (found["full", "steps"], found["full", "epochs"]) == ((1, 8), (6, 48)), "half of 96 examples"
+
+
 @pytest.mark.slow
 def test_evaluate__killed_hard_it_goes_on_and_comes_to_the_same(root: Root, tmp_path: Path) -> None:
     """The same with a process that gets no chance to say good-bye, three times."""
@@ -457,6 +474,7 @@ def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
         ({"vary": "where=loss < 4; where=true"}, "vary: 'where=loss < 4; where=true' is neither"),
         ({"vary": ("clusters=1", "clusters=few")}, "vary: clusters: .*valid integer.*given: 'few'"),
         ({"vary": "ridge=0"}, "vary: ridge: .*greater than 0"),
+        ({"workers": 2, "run_on": "threads"}, "threads are one worker, not 2"),
         ({"learning_rate": -1}, "learning_rate: .*greater than 0"),
         ({"seed": 3}, "seed: .*not permitted"),
     ],
