@@ -321,6 +321,13 @@ class Settings(BaseModel):
         description="Bounds of a dataset as DATASET=MINIMUM:MAXIMUM or DATASET=MINIMUM:MAXIMUM:WEIGHT: shares of the budget "
         "(0.25 or 25%), or whole numbers of examples or tokens (docs/budgets.md).",
     )
+    balance: Literal["natural", "equal"] = setting(
+        "run",
+        "natural",
+        panel="Selection",
+        description="Whether datasets share the budget as the method chooses from the pool (natural), or equally (in proportion "
+        "to their weights, if they have any), each dataset chosen from separately.",
+    )
     exclude: str | None = setting(
         "run",
         None,

@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "ridge": 0.5, "tol": 1e-3, "sticky": 0.1,
     "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "row",
     "share": ("code=0.1:0.3",), "seed": 1, "target": ("clean.jsonl",),
+    "balance": "equal",
     "memory_limit": 2.0, "run_on": "processes", "workers": 3, "gpus_per_worker": 0.5, "threads": 2, "wait": 5.0,
     "name": "nightly",
 }  # fmt: skip
@@ -185,6 +186,7 @@ EVALUATION_OTHER: dict[str, Any] = {
     "lora_alpha": 8, "lora_dropout": 0.1, "lora_targets": ("q_proj",),
     "heldout_rows": 3, "heldout_files": ("x.jsonl",), "tasks": "folder", "task": ("mmlu",), "task_items": 4, "protocol": "paper",
     "device": "cpu", "batch_tokens": 64, "memory_limit": 1.0, "threads": 1, "wait": 5.0,
+    "run_on": "ray", "workers": 2, "gpus_per_worker": 0.5,
 }  # fmt: skip
 
 
@@ -196,6 +198,7 @@ def test_identity__settings_of_training_tell_evaluations_apart() -> None:
         return identity.evaluation_id("run", "model", {name: given[name] for name in TRAINING_FIELDS}, "rows")
 
     before = name_of({})
+    needs = {"task": {"tasks": "folder"}, "gpus_per_worker": {"run_on": "ray"}}
     for name, value in EVALUATION_OTHER.items():
-        after = name_of({name: value} | ({"tasks": "folder"} if name == "task" else {}))
+        after = name_of({name: value} | needs.get(name, {}))
         assert (after != before) == (name in decided_by(Evaluation, "training")), name

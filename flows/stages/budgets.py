@@ -1,4 +1,4 @@
-"""The division of a selection's budget: bounds and weights of datasets, and budgets in tokens.
+"""The division of a selection's budget: bounds, balance and weights of datasets, and budgets in tokens.
 
 Without these the budget is divided once, before any choice. With bounds of datasets, or tokens that groups leave over, it is
 divided again after a round of choice (tagcos_stream/selection/shares.py), until nothing is to change. What a round settled is in
@@ -58,7 +58,7 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int, pi
     Parameters
     ----------
     run
-        With the settings count, fraction or tokens, and share.
+        With the settings count, fraction or tokens, share and balance.
     pool
         N examples that may be chosen, with dataset, tokens and target_tokens.
     groups
@@ -95,6 +95,8 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int, pi
     names, codes = np.unique(datasets, return_inverse=True)
     there = dict(zip(names.tolist(), np.bincount(codes, amounts * grouped).astype(np.int64).tolist(), strict=True))
     in_datasets = METHODS[settings.method].within == "datasets"
+    if settings.balance == "equal" and not in_datasets:
+        weights = {name: weights.get(name, 1.0) / has for name, has in there.items() if has}
     weighs = len({weights.get(name, 1.0) for name in there}) > 1
     if not shares and not weighs and not (in_datasets and costs is not None):
         return Budget(groups, datasets, total, unit, costs, {}, {}, pinned)

@@ -22,7 +22,7 @@ OWN = "own"  # a selection by the run's own settings
 APART = ("method", "seed", "sticky")
 OF_CLUSTERS = tuple(name for name in decided_by(Settings, "clusters") if name not in APART)
 OF_CHOICE = tuple(name for name in decided_by(Settings, "choice") if name not in APART)
-OF_ANY = ("where",)  # read by every method
+OF_ANY = ("where", "balance")  # read by every method
 OF_FEATURES = ("target", "target_where")  # read by the methods that read features
 VARIED = (*OF_CLUSTERS, *OF_CHOICE, *OF_ANY, *OF_FEATURES)
 

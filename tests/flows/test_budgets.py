@@ -83,6 +83,27 @@ def test_share__weights_part_the_budget_by_weight_times_rows(root: Root) -> None
         assert found == {"sums": 19, "colours": 7, "cities": 4}, method
 
 
+def test_balance__equal_gives_every_dataset_as_much_and_chooses_within_it(root: Root) -> None:
+    few = "dataset <> 'sums' OR example_id < '4'"
+    there = len(features(root).filter(pl.col("dataset") == "sums", pl.col("example_id") < "4"))
+    assert 12 <= there < 20
+    for method in ("random", "omp", "balanced"):
+        changes: dict[str, Any] = {"method": method, "where": few, "balance": "equal"}
+        equal = reselect(root, count=24, **changes).run_id
+        assert amounts(root, equal) == {"sums": 8, "colours": 8, "cities": 8}, method
+        found = amounts(root, reselect(root, count=2 * there + 40, **changes).run_id)
+        half = (there + 40) // 2
+        assert found["sums"] == there, "all that it has"
+        assert sorted((found["colours"], found["cities"])) == [half, there + 40 - half]
+        if method == "omp":
+            chosen = selections.selection(root.catalog, equal).filter(dataset="cities")
+            alone = reselect(root, count=8, method=method, where="dataset = 'cities'").run_id
+            assert set(chosen["example_id"]) == set(selections.selection(root.catalog, alone)["example_id"])
+    assert amounts(root, reselect(root, method="random", count=24, where=few).run_id)["sums"] < 8
+    weighted = reselect(root, method="omp", count=24, where=few, balance="equal", share="sums=::2").run_id
+    assert amounts(root, weighted) == {"sums": 12, "colours": 6, "cities": 6}
+
+
 def test_source_weight__is_the_weight_of_its_dataset(tmp_path: Path, model_folder: Path) -> None:
     lines = []
     for topic, weight in zip(TOPICS, (1, 3, 1), strict=True):
