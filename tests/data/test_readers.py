@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tagcos_stream.data.containers.parquet import rows_at_once
 from tagcos_stream.data.read import Limits
 from tagcos_stream.types import UserError
 from tests.data.tools import GOOD, chat, read, write, write_bytes
@@ -265,6 +266,57 @@ def test_packed__of_many_short_rows_stops(tmp_path: Path, kind: str) -> None:
     again = read(path, limits=Limits(rows_from=5_000), start_row=3_000, block_rows=1_000)  # goes on to the same end
     assert again.rejects.equals(got.rejects)
     assert len(read(path, limits=Limits(rows_from=n)).occurrences) == n
+
+
+TABLES = ["a.parquet", "coded.arrow", "zstd.arrow"]
+
+
+def _table(path: Path, prompts: list[str], answers: list[str]) -> Path:
+    table = pa.table({"prompt": prompts, "completion": answers})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=len(table) // 3)
+        return path
+    if path.stem == "coded":
+        table = pa.table({name: table[name].dictionary_encode() for name in table.column_names}).combine_chunks()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(path, table.schema, options=options) as out:
+        out.write_table(table, max_chunksize=None if path.stem == "coded" else len(table) // 3)
+    return path
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table__of_long_rows_that_repeat_stops(tmp_path: Path, name: str) -> None:
+    n = 1_200
+    path = _table(tmp_path / name, ["x" * 8_000] * n, [str(i) for i in range(n)])
+    limits = Limits(ratio_from=1 << 20, max_ratio=100, block_bytes=1 << 18)
+    got = read(path, limits=limits)
+    assert 100 < len(got.occurrences) < n
+    assert got.blocks[-1].ended_early == "zip_bomb"
+    assert "more than max_ratio 100; rows from here on are not read; unpack the file" in got.rejects["detail"][-1]
+    again = read(path, limits=limits, start_row=50)  # goes on to the same end
+    assert again.rejects.equals(got.rejects)
+    assert len(read(path, limits=Limits(block_bytes=1 << 18)).occurrences) == n  # below ratio_from
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table__of_many_short_rows_stops(tmp_path: Path, name: str) -> None:
+    n = 30_000
+    path = _table(tmp_path / name, ["a"] * n, ["b"] * n)
+    got = read(path, limits=Limits(rows_from=5_000), block_rows=1_000)
+    assert 5_000 <= len(got.occurrences) < n
+    assert got.blocks[-1].ended_early == "zip_bomb"
+    assert "less than min_row_bytes 16 a row; rows from here on are not read; unpack" in got.rejects["detail"][-1]
+    again = read(path, limits=Limits(rows_from=5_000), start_row=3_000, block_rows=1_000)  # goes on to the same end
+    assert again.rejects.equals(got.rejects)
+    assert len(read(path, limits=Limits(rows_from=n)).occurrences) == n
+
+
+def test_parquet__batches_of_long_texts_are_few_rows(tmp_path: Path) -> None:
+    """A dictionary's text may be megabytes long and stand in every row: what is decoded at once is bounded by it."""
+    path = _table(tmp_path / "a.parquet", ["x" * 600_000] * 20, ["b"] * 20)
+    with path.open("rb") as raw:
+        rows = rows_at_once(raw, pq.ParquetFile(path), 0, ["prompt", "completion"], Limits(block_bytes=1 << 20))
+    assert rows == (256 << 20) // (2 * 600_001)
 
 
 def test_json__shapes_of_a_file(tmp_path: Path) -> None:

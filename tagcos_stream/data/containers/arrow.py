@@ -8,8 +8,8 @@ from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 
-from tagcos_stream.data.containers.base import Limits, Raw
-from tagcos_stream.data.containers.columns import framed, short, wanted
+from tagcos_stream.data.containers.base import UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
+from tagcos_stream.data.containers.columns import framed, plain_bytes, short, wanted
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote
 from tagcos_stream.types import UserError
@@ -33,7 +33,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     except (pa.ArrowException, OSError) as e:
         raise UserError(f"{file.url}: is not a readable Arrow file: {short(e)}") from None
     columns = wanted(opened.schema, file, limits)
-    row, done = 0, start_row
+    most_rows = max(limits.rows_from, file.size // limits.min_row_bytes)
+    row, done, made = 0, start_row, 0
     for i in range(count):
         try:
             whole = opened.get_batch(i) if magic == b"ARROW1" else opened.read_next_batch()
@@ -47,14 +48,24 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
                 yield Raw(row + 1, file.size, rejects=Rejects(Reject(row, "corrupt_file", detail, "")))
                 done = row + 1
             break
-        step = max(1, min(block_rows, limits.block_bytes // max(whole.nbytes // max(whole.num_rows, 1), 1)))
-        for offset in range(0, whole.num_rows, step):
-            part = whole.slice(offset, step)
+        step = max(1, min(block_rows, limits.block_bytes // max(plain_bytes(whole) // max(whole.num_rows, 1), 1)))
+        offset = 0
+        while offset < whole.num_rows:
+            try:
+                check_ratio(made, file.size, limits.ratio_from, limits, UNPACK_TABLE)
+                if row == most_rows:
+                    raise too_many_rows(row + whole.num_rows - offset, file.size, limits, UNPACK_TABLE)
+            except LimitReached as e:
+                found = Rejects(Reject(row, e.args[0], e.args[1], "")) if row >= start_row else Rejects()
+                yield Raw(max(row + 1, start_row), file.size, rejects=found)
+                return
+            part = whole.slice(offset, min(step, most_rows - row))
+            while (size := plain_bytes(part)) > 2 * limits.block_bytes and part.num_rows > 1:
+                part = part.slice(0, part.num_rows // 2)
+            made, offset = made + size, offset + part.num_rows
             skip = max(start_row - row, 0)
             if skip < part.num_rows:
-                read = (
-                    file.size * (i + (offset + part.num_rows) / whole.num_rows) / count if magic == b"ARROW1" else source.tell()
-                )
+                read = file.size * (i + offset / whole.num_rows) / count if magic == b"ARROW1" else source.tell()
                 yield framed(part.slice(skip), row + skip, min(int(read), file.size))
                 done = row + part.num_rows
             row += part.num_rows

@@ -14,6 +14,7 @@ from tagcos_stream.data.rejects import SNIPPET, Reject, Rejects
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
 UNPACK = "rows from here on are not read; unpack the file to read it whole"
+UNPACK_TABLE = "rows from here on are not read; unpack the file, that is, write it as .jsonl, to read it whole"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -22,10 +23,10 @@ class Limits:
     """What a file may ask of us. Rows or files beyond a limit become rejects that carry the limit's name.
 
     max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
-    succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
-    ratio counting from ratio_from bytes of output. min_row_bytes: of a compressed file as stored, for each of its rows on
-    average, counting from rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its
-    rows.
+    succession, and elements of a list with nothing between their commas. max_unpacked_bytes: of a compressed file.
+    max_ratio: of a compressed file, or of a Parquet or Arrow file whose dictionaries are written out, counting from
+    ratio_from bytes of output. min_row_bytes: of such a file as stored, for each of its rows on average, counting from
+    rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
     """
 
     max_row_bytes: int = 16 << 20
@@ -76,6 +77,19 @@ class LimitReached(Exception):
     """The rest of a file is not read; args are reason and detail."""
 
 
+def check_ratio(made: int, stored: float, start: float, limits: Limits, remedy: str) -> None:
+    """LimitReached where `made` bytes, more than `start`, come from so few `stored` bytes that the ratio is over its limit."""
+    if made > start and made > limits.max_ratio * stored:
+        raise LimitReached("zip_bomb", f"{made:,} bytes from {stored:,.0f}: more than max_ratio {limits.max_ratio}; {remedy}")
+
+
+def too_many_rows(rows: int, stored: int, limits: Limits, remedy: str) -> LimitReached:
+    """Rows of which each has fewer bytes of the file than the limit, on average."""
+    return LimitReached(
+        "zip_bomb", f"{rows:,} rows from {stored:,} bytes: less than min_row_bytes {limits.min_row_bytes} a row; {remedy}"
+    )
+
+
 class Unpacked:
     """A binary stream, unpacked on the fly, that counts what was read of the file as it lies."""
 
@@ -118,17 +132,9 @@ class Unpacked:
         if self.packing:
             if self._out > self._limits.max_unpacked_bytes:
                 raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
-            if self._out > self._limits.ratio_from and self._out > self._limits.max_ratio * self.bytes_read:
-                raise LimitReached(
-                    "zip_bomb",
-                    f"{self._out:,} bytes from {self.bytes_read:,}: more than max_ratio {self._limits.max_ratio}; {UNPACK}",
-                )
+            check_ratio(self._out, self.bytes_read, self._limits.ratio_from, self._limits, UNPACK)
             if data and self.rows > self._limits.rows_from and self.rows * self._limits.min_row_bytes > self.bytes_read:
-                raise LimitReached(
-                    "zip_bomb",
-                    f"{self.rows:,} rows from {self.bytes_read:,} bytes: less than min_row_bytes {self._limits.min_row_bytes} "
-                    f"a row; {UNPACK}",
-                )
+                raise too_many_rows(self.rows, self.bytes_read, self._limits, UNPACK)
         return data
 
 

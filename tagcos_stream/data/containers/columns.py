@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.oasst import FLAT_FIELDS
@@ -36,6 +37,45 @@ def framed(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
     casts = [pl.col(n).cast(pl.String) for n, t in frame.schema.items() if t in (pl.Categorical, pl.Enum)]
     rejects = Rejects(*(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", "") for i in bad))
     return Raw(first + part.num_rows, bytes_read, rows=rows, frame=frame.with_columns(casts), rejects=rejects)
+
+
+def plain_bytes(part: pa.RecordBatch) -> int:
+    """Bytes of the rows once values that a dictionary or a view shares among them are written out for each."""
+    return sum(map(_plain_bytes, part.columns))
+
+
+def _plain_bytes(values: pa.Array) -> int:
+    kind = values.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_bytes(values.storage)
+    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+        lengths = pc.cast(pc.binary_length(values.dictionary), pa.int64()).take(values.indices)
+        return int(values.indices.nbytes) + int(pc.sum(lengths).as_py() or 0)
+    if pa.types.is_string_view(kind):
+        return 16 * len(values) + int(pl.Series(values).str.len_bytes().cast(pl.Int64).sum())
+    if pa.types.is_struct(kind):
+        return len(values) // 8 + sum(map(_plain_bytes, values.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return 4 * len(values) + _plain_bytes(values.flatten())
+    return int(values.nbytes)
+
+
+def longest(part: pa.RecordBatch) -> int:
+    """Bytes of the longest text of each dictionary in the batch, all together."""
+    return sum(map(_longest, part.columns))
+
+
+def _longest(values: pa.Array) -> int:
+    kind = values.type
+    if pa.types.is_dictionary(kind) and _is_text(kind.value_type):
+        return int(pc.max(pc.binary_length(values.dictionary)).as_py() or 0)
+    if pa.types.is_struct(kind):
+        return sum(_longest(values.field(i)) for i in range(kind.num_fields))
+    return _longest(values.values) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else 0
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
 
 
 def has_json(kind: pa.DataType) -> bool:

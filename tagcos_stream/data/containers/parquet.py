@@ -8,20 +8,23 @@ from typing import IO, TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tagcos_stream.data.containers.base import Limits, Raw
-from tagcos_stream.data.containers.columns import framed, short, wanted
+from tagcos_stream.data.containers.base import UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
+from tagcos_stream.data.containers.columns import framed, longest, plain_bytes, short, wanted
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
+BATCH_ROWS = 256  # that are decoded at once: a row may be many times as long as its part of the file
+MOST_DECODED = 256 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
 MAX_LOST = 1_000_000  # rows of a damaged row group that are rejected one by one; a damaged file may claim any number
 
 
 def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
     """Rows of a Parquet file; row = its number in the file. Pages are read as they are needed, whatever the size of a row group.
 
+    The ratio is that of a row group to its part of the file, so that it does not depend on the row that reading goes on from.
     Where a row group is damaged, its rows from there on are rejects, and reading goes on with the next.
     """
     try:
@@ -31,20 +34,36 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     columns = wanted(table.schema_arrow, file, limits)
     meta = table.metadata
     total = max(1, sum(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
+    stored = [_stored(meta.row_group(i)) for i in range(meta.num_row_groups)]
+    most_rows = max(limits.rows_from, file.size // limits.min_row_bytes)
     end, done = 0, start_row
     for group in range(meta.num_row_groups):
         n = meta.row_group(group).num_rows
         row, end = end, end + n
         if end <= start_row:
             continue
-        batch = max(1, min(block_rows, limits.block_bytes // max(meta.row_group(group).total_byte_size // max(n, 1), 1)))
+        share = stored[group] / max(1, sum(stored))
+        mean = max(meta.row_group(group).total_byte_size // max(n, 1), 1)
+        most = max(1, min(block_rows, limits.block_bytes // mean))
+        batch = min(most, BATCH_ROWS, rows_at_once(raw, table, group, columns, limits))
+        made = 0
         try:
-            for part in table.iter_batches(batch, row_groups=[group], columns=columns):
+            for part in _joined(table.iter_batches(batch, row_groups=[group], columns=columns), most, limits.block_bytes):
+                part = part.slice(0, max(0, most_rows - row))
                 skip = max(start_row - row, 0)
                 row += part.num_rows
                 if skip < part.num_rows:
                     yield framed(part.slice(skip), row - part.num_rows + skip, int(file.size * row / total))
                     done = row
+                made += plain_bytes(part)
+                if row < total:
+                    check_ratio(made, share * file.size, share * limits.ratio_from, limits, UNPACK_TABLE)
+                if row == most_rows < total:
+                    raise too_many_rows(total, file.size, limits, UNPACK_TABLE)
+        except LimitReached as e:
+            found = Rejects(Reject(row, e.args[0], e.args[1], "")) if row >= start_row else Rejects()
+            yield Raw(max(row + 1, start_row), int(file.size * row / total), rejects=found)
+            return
         except (pa.ArrowException, OSError) as e:
             if end - row > MAX_LOST:
                 detail = f"parquet: {short(e)}; rows from here on are not read"
@@ -58,3 +77,51 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
                 yield Raw(lost.stop, int(file.size * lost.stop / total), rejects=rejects)
                 done = lost.stop
     yield Raw(done, file.size)
+
+
+def _stored(group: pq.RowGroupMetaData) -> int:
+    return sum(max(0, group.column(i).total_compressed_size) for i in range(group.num_columns))
+
+
+def _joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """The batches joined until they have that many rows or bytes; what came before an error is given before it is raised."""
+    held: list[pa.RecordBatch] = []
+    count = made = 0
+    error: Exception | None = None
+    while error is None:
+        try:
+            part = next(batches)
+        except StopIteration:
+            break
+        except (pa.ArrowException, OSError) as e:
+            error = e
+            break
+        held.append(part)
+        count, made = count + part.num_rows, made + plain_bytes(part)
+        if count >= rows or made >= size:
+            yield pa.concat_batches(held)
+            held, count, made = [], 0, 0
+    if held:
+        yield pa.concat_batches(held)
+    if error is not None:
+        raise error
+
+
+def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: list[str], limits: Limits) -> int:
+    """Rows of a group that fit in memory even if each has the longest text of every dictionary.
+
+    What a dictionary's text takes in memory is not in the metadata, so that it is read once with its first row.
+    """
+    meta = table.metadata.row_group(group)
+    chunks = [meta.column(i) for i in range(meta.num_columns)]
+    coded = [c for c in chunks if c.has_dictionary_page and c.path_in_schema.split(".")[0] in columns]
+    if sum(c.num_values * c.total_uncompressed_size for c in coded) <= limits.block_bytes:
+        return BATCH_ROWS
+    try:
+        paths = [c.path_in_schema for c in coded]
+        probe = pq.ParquetFile(raw, metadata=table.metadata, read_dictionary=paths, buffer_size=1 << 20, pre_buffer=False)
+        first = next(probe.iter_batches(1, row_groups=[group], columns=columns))
+    except (pa.ArrowException, OSError, StopIteration):
+        return BATCH_ROWS  # met again, and then reported, where the rows are read
+    values = max(c.num_values for c in coded) // max(1, meta.num_rows) + 1
+    return max(1, MOST_DECODED // max(1, values * longest(first)))
