@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
+import io
 import json
 import random
 import resource
@@ -22,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.catalog import pool, runs
 from storage.root import open_root
@@ -60,6 +63,17 @@ def _long_chats(n: int) -> bytes:
     return b"\n".join(row.replace("#", f"{i:x}").encode() for i in range(n))
 
 
+def _table(ending: str, prompts: list[str], answers: list[str]) -> bytes:
+    """Pairs as Parquet (dictionary-coded, zstd) or Arrow (zstd)."""
+    table, out = pa.table({"prompt": prompts, "completion": answers}), io.BytesIO()
+    if ending == "parquet":
+        pq.write_table(table, out, compression="zstd")
+    else:
+        with pa.ipc.new_file(out, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table, max_chunksize=10_000)
+    return out.getvalue()
+
+
 def _distinct(form: str, separator: str, most: int = SIZE) -> bytes:
     """As many rows of the form, no two alike, as fit."""
     rows, size, i = [], 0, 0
@@ -84,6 +98,14 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "gzip of one good pair again and again": ("a.jsonl.gz", lambda: _packed(b'{"input":"a","output":"b"}\n' * 5 * MB)),
     "the same, CSV": ("a.csv.gz", lambda: _packed(b"prompt,completion\n" + b"a,b\n" * 5 * MB)),
     "gzip of 20 KB chats that differ in their answers": ("a.jsonl.gz", lambda: _packed(_long_chats(9_000))),
+    "Parquet of one 1 KB pair a million times": ("a.parquet", lambda: _table("parquet", ["long " * 200] * MB, ["b"] * MB)),
+    "Parquet of short pairs": ("a.parquet", lambda: _table("parquet", ["a"] * 5 * MB, ["b"] * 5 * MB)),
+    "Parquet of 20 KB prompts and answers that differ": (
+        "a.parquet",
+        lambda: _table("parquet", ["long " * 4_000] * 50_000, [f"{i:x}" for i in range(50_000)]),
+    ),
+    "Arrow of 1 KB pairs, zstd": ("a.arrow", lambda: _table("arrow", ["long " * 200] * MB, ["b"] * MB)),
+    "Arrow of short pairs, zstd": ("a.arrow", lambda: _table("arrow", ["a"] * 5 * MB, ["b"] * 5 * MB)),
     "line breaks": ("a.jsonl", lambda: b"\n" * SIZE),
     "line breaks, CSV": ("a.csv", lambda: b"prompt,completion\n" + b"\n" * SIZE),
     "CSV header of 100,000 columns": ("a.csv", lambda: (_cells(100_000, "prompt") + "\na,b\n").encode()),
