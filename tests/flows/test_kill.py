@@ -1,6 +1,6 @@
 """Killed at any moment, a run resumes with the same command and ends with the same selection, bit for bit.
 
-The long version (`python -m pytest -m slow tests/flows/test_kill.py`) kills 40 times, in every stage; the short one a few times.
+The long versions (`python -m pytest -m slow tests/flows/test_kill.py`) kill in every stage, the short ones twice.
 """
 
 from __future__ import annotations
@@ -15,34 +15,46 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from flows import pipeline
 from flows.pipeline import STAGES
+from flows.progress import SilentReporter
 from storage import check
 from storage.catalog import selections
 from storage.database import Catalog
 from storage.root import Root, open_root
+from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
+from tests.flows.processes import start
 
 NEWEST = "SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC LIMIT 1"
 CHECKOUT = Path(__file__).parents[2]
 Maker = Callable[..., dict[str, Any]]
 
 
-def start(values: dict[str, Any], log: Path) -> subprocess.Popen[bytes]:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"]
-    command = [sys.executable, "-m", "flows.cli.main", "run", *values["sources"], *flags]
-    with log.open("ab") as out:
-        return subprocess.Popen(command, cwd=CHECKOUT, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def arguments(values: dict[str, Any]) -> list[str]:
+    return [
+        "run",
+        *values["sources"],
+        *(f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"),
+    ]
+
+
+def ended(process: BaseProcess) -> int:
+    process.join(timeout=300)
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def finish(values: dict[str, Any], log: Path) -> None:
-    assert start(values, log).wait(timeout=300) == 0, log.read_text(encoding="utf-8")[-3000:]
+    assert ended(start(arguments(values), log)) == 0, log.read_text(encoding="utf-8")[-3000:]
 
 
 def selection(root: Root) -> pl.DataFrame:
@@ -85,9 +97,9 @@ REFRESH_BEGINS = {"ingest": "", "gradients": "loading model", "cluster": "gradie
 BEGINS = {"ingest": "", "warm-up": "ingest:", "gradients": "warm-up: 8/8", "cluster": "gradients: ", "select": "regroup:"}
 
 
-def await_stage(process: subprocess.Popen[bytes], mark: str, root: Path, log: Path) -> None:
+def await_stage(process: BaseProcess, mark: str, root: Path, log: Path) -> None:
     """Wait until the process has said this, or has ended."""
-    while process.poll() is None and not (mark in log.read_text(encoding="utf-8") and (root / "catalog.duckdb").is_file()):
+    while process.exitcode is None and not (mark in log.read_text(encoding="utf-8") and (root / "catalog.duckdb").is_file()):
         time.sleep(0.002)
 
 
@@ -120,16 +132,16 @@ def kill_often(
         while not is_complete(root, run):
             before, first = committed(root), stage_reached(root, run)
             log = folder / f"log-{attempt}-{sum(killed.values())}"
-            process = start(mine, log)
+            process = start(arguments(mine), log)
             ahead = [stage for stage in begins if list(STAGES).index(stage) >= list(STAGES).index(first)]
             stage = min(begins, key=lambda name: killed[name])  # every stage in turn; one that is past waits for a fresh root
             if stage in ahead and sum(killed.values()) < kills:
                 await_stage(process, "ingest:" if stage == first != "ingest" else begins[stage], root, log)
                 time.sleep(rng.uniform(0, 1) * seconds[stage])
-                process.send_signal(signal.SIGKILL)
-            process.wait(timeout=300)
-            assert process.returncode in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-3000:]
-            if process.returncode == -signal.SIGKILL:
+                process.kill()
+            code = ended(process)
+            assert code in (0, -signal.SIGKILL), log.read_text(encoding="utf-8")[-3000:]
+            if code == -signal.SIGKILL:
                 killed[stage_reached(root, run)] += 1
             assert before <= committed(root), "a committed block was computed again"
         opened = open_root(str(root), create=False)
@@ -138,36 +150,58 @@ def kill_often(
     return killed
 
 
-@pytest.fixture
-def longer_settings(small_settings: Maker, tmp_path: Path) -> dict[str, Any]:
+def longer_settings(small_settings: Maker, folder: Path, per_topic: int, **changes: Any) -> dict[str, Any]:
     """A pool with enough blocks and clusters that a kill finds every stage at work."""
-    folder = tmp_path / "longer"
     folder.mkdir()
     for topic in TOPICS:
-        lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(250)]
-        (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return small_settings(sources=(str(folder),), block_rows=16, clusters=12, warmup_examples=64)
+        write(folder / f"{topic}.jsonl", topic, range(per_topic))
+    return small_settings(sources=(str(folder),), block_rows=16, **changes)
 
 
-def test_run__killed_and_resumed_equals_uninterrupted(longer_settings: dict[str, Any], tmp_path: Path) -> None:
+def write(path: Path, topic: str, numbers: range) -> None:
+    path.write_text("".join(json.dumps({"messages": conversation(topic, n)}) + "\n" for n in numbers), encoding="utf-8")
+
+
+def test_run__killed_and_resumed_equals_uninterrupted(small_settings: Maker, tmp_path: Path) -> None:
+    values = longer_settings(small_settings, tmp_path / "longer", 120, clusters=12, warmup_examples=64)
     begins = {stage: BEGINS[stage] for stage in ("gradients", "select")}
-    killed = kill_often(longer_settings, tmp_path, kills=2, seed=1, begins=begins)
+    killed = kill_often(values, tmp_path, kills=2, seed=1, begins=begins)
     assert sum(killed.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("kills", "stages"), [(2, ["gradients", "cluster"]), pytest.param(12, [*REFRESH_BEGINS], marks=pytest.mark.slow)]
+)
+def test_refresh__killed_and_resumed_equals_uninterrupted(
+    small_settings: Maker, tmp_path: Path, kills: int, stages: list[str]
+) -> None:
+    folder = tmp_path / "longer"
+    values = longer_settings(small_settings, folder, 100, clusters=8, refit="never")
+    pipeline.run(load_settings(values), SilentReporter())
+    for topic in TOPICS:
+        write(folder / f"more-{topic}.jsonl", topic, range(200, 240))
+    (tmp_path / "kills").mkdir()
+    begins = {stage: REFRESH_BEGINS[stage] for stage in stages}
+    killed = kill_often(values, tmp_path / "kills", kills=kills, seed=5, begun=Path(values["root"]), begins=begins)
+    assert sum(killed.values()) == kills
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_run__killed_forty_times_in_every_stage(longer_settings: dict[str, Any], tmp_path: Path) -> None:
-    killed = kill_often(longer_settings, tmp_path, kills=40, seed=2)
+def test_run__killed_forty_times_in_every_stage(small_settings: Maker, tmp_path: Path) -> None:
+    values = longer_settings(small_settings, tmp_path / "longer", 250, clusters=12, warmup_examples=64)
+    killed = kill_often(values, tmp_path, kills=40, seed=2)
     print(f"kills by stage: {dict(killed)}")
     assert sum(killed.values()) >= 40
     assert set(killed) >= {"ingest", "warm-up", "gradients", "cluster", "select"}
 
 
-def test_run__interrupted_by_ctrl_c_says_how_to_go_on(longer_settings: dict[str, Any], tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    process = start(longer_settings, log)
-    root = Path(longer_settings["root"])
+def test_run__interrupted_by_ctrl_c_says_how_to_go_on(small_settings: Maker, tmp_path: Path) -> None:
+    values = longer_settings(small_settings, tmp_path / "longer", 120)
+    log, root = tmp_path / "log", Path(values["root"])
+    command = [sys.executable, "-m", "flows.cli.main", *arguments(values)]
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not committed(root) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -176,7 +210,7 @@ def test_run__interrupted_by_ctrl_c_says_how_to_go_on(longer_settings: dict[str,
     assert "Go on with the same command:\n  tagcos run" in log.read_text(encoding="utf-8")
     before = committed(root)
     assert open_root(str(root), create=False).catalog.read("SELECT status FROM runs")["status"].to_list() == ["interrupted"]
-    finish(longer_settings, log)
+    finish(values, log)
     assert before
     assert before <= committed(root)
-    assert len(selection(open_root(str(root), create=False))) == 75
+    assert len(selection(open_root(str(root), create=False))) == 36

@@ -137,7 +137,8 @@ def test_page__each_command_as_it_stands(prefect: Prefect) -> None:
     assert stages(prefect, chosen["run_id"][0]).get("gradients", {"computed": 0})["computed"] == 0
     assert re.fullmatch(r"select-tagcos-data-\d{4}-\d\d-\d\d-0\.2", prefect.runs()[-1]["name"])
 
-    assert all(run["name"][:20] in prefect.run(RUNS) for run in prefect.runs())
+    listed = prefect.run(RUNS)
+    assert all(run["name"][:20] in listed for run in prefect.runs())
     assert "tagcos-summary" in prefect.run(ARTIFACTS)
     assert again in prefect.run(STATUS)
     assert f"{again}.html" in prefect.run(REPORT)

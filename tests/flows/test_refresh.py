@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -24,8 +23,8 @@ from tagcos_stream.clustering import drift
 from tagcos_stream.config import load_settings
 from tests import naive
 from tests.benchmarks import bench_refresh
-from tests.flows.conftest import TOPICS, First, conversation, features_of
-from tests.flows.test_kill import REFRESH_BEGINS, kill_often
+from tests.flows.conftest import TOPICS, First, features_of
+from tests.flows.test_kill import write
 
 Maker = Callable[..., dict[str, Any]]
 CHOICE = ["example_id", "rank", "round", "score", "residual_after", "weight", "group_id"]
@@ -45,10 +44,6 @@ def chosen(values: dict[str, Any], run_id: str) -> pl.DataFrame:
 
 def record(values: dict[str, Any], run_id: str) -> dict[str, Any]:
     return opened(values).catalog.read("FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()[0]
-
-
-def write(path: Path, topic: str, numbers: range) -> None:
-    path.write_text("".join(json.dumps({"messages": conversation(topic, n)}) + "\n" for n in numbers), encoding="utf-8")
 
 
 def blocks_of(values: dict[str, Any]) -> set[tuple[Any, ...]]:
@@ -358,26 +353,6 @@ def test_refresh__sticky_churns_less_and_reports_both(small_settings: Maker, poo
     assert churn["sticky"]["kept_by_sticky"] > 0
     assert churn["sticky"]["churn"] < churn["plain"]["churn"]
     assert churn["sticky"]["churn_without_sticky"] == pytest.approx(churn["plain"]["churn"])
-
-
-@pytest.mark.parametrize(
-    ("kills", "stages"), [(2, ["gradients", "cluster"]), pytest.param(12, [*REFRESH_BEGINS], marks=pytest.mark.slow)]
-)
-def test_refresh__killed_and_resumed_equals_uninterrupted(
-    small_settings: Maker, tmp_path: Path, kills: int, stages: list[str]
-) -> None:
-    folder = tmp_path / "longer"
-    folder.mkdir()
-    for topic in TOPICS:
-        write(folder / f"{topic}.jsonl", topic, range(150))
-    values = small_settings(sources=(str(folder),), block_rows=16, clusters=8, warmup_examples=16, refit="never")
-    run(values)
-    for topic in TOPICS:
-        write(folder / f"more-{topic}.jsonl", topic, range(200, 240))
-    (tmp_path / "kills").mkdir()
-    begins = {stage: REFRESH_BEGINS[stage] for stage in stages}
-    killed = kill_often(values, tmp_path / "kills", kills=kills, seed=5, begun=Path(values["root"]), begins=begins)
-    assert sum(killed.values()) == kills
 
 
 def test_refresh__that_finds_nothing_new_is_quick(tmp_path: Path) -> None:
