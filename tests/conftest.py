@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 TESTS = Path(__file__).parent
 QUICK = ("data", "method", "storage")  # folders whose tests are quick, unless they need a process or a server
 SERVERS = {"bucket", "s3_server"}  # fixtures that start one
+# at the priority of the tests, which are soon to need the kernels
+COMPILE = "from tagcos_stream import compile_ahead; compile_ahead.NICE = 0; compile_ahead.main()"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -31,6 +35,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_configure(config: pytest.Config) -> None:
     """Distribute files in their order: sorted by number of tests, long files of few tests would come last, to one process."""
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput"):
+        compile_kernels(config)
+
+
+def compile_kernels(config: pytest.Config) -> None:
+    """Fill an empty cache while the first tests run; otherwise every worker, and a process of each of its runs, would."""
+    from tagcos_stream.compile_ahead import marker
+
+    if not marker().exists():
+        process = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=TESTS.parent, stdin=subprocess.DEVNULL)
+        config.add_cleanup(lambda: process.wait() and None)
+        config.add_cleanup(process.terminate)
 
 
 def pytest_collection_finish() -> None:

@@ -1,15 +1,18 @@
 """Peak memory of warm-up and gradient stage on the CPU against their formulae, each measured in a process of its own.
 
-    python -m tests.benchmarks.gradient_memory LAYERS HIDDEN HEADS INNER VOCABULARY STAGE RANK LENGTH BUDGET DIM
+    python -m tests.benchmarks.gradient_memory LAYERS,HIDDEN,HEADS,INNER,VOCABULARY STAGE,RANK,LENGTH,BUDGET,DIM ...
 
-measures one case of a model of random weights and prints measured and formula, in bytes beyond weights and checkpoints.
+measures cases of a model of random weights and prints measured and formula of each, in bytes beyond weights and checkpoints. The
+process of a case is forked from one that has imported torch, but has started no thread and made no model.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,38 +22,46 @@ from typing import Any
 STAGES = ("warm-up", "gradients")
 
 
-def measure(
-    model: str, *, ranks: Sequence[int], shapes: Sequence[tuple[int, int]], dim: int
-) -> list[tuple[str, int, int, int, int]]:
-    """(stage, rank, length, measured bytes, formula's bytes) for every stage, rank and (length, token budget)."""
-    measured = []
-    for stage, rank, (length, budget) in itertools.product(STAGES, ranks, shapes):
-        case = [*model.split(), stage, *map(str, (rank, length, budget, dim))]
-        command = [sys.executable, "-m", "tests.benchmarks.gradient_memory", *case]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-        found, formula = map(int, done.stdout.split()[-2:])
-        measured.append((stage, rank, length, found, formula))
-    return measured
+def measure(model: str, *, cases: Sequence[tuple[int, tuple[int, int]]], dim: int) -> list[tuple[str, int, int, int, int]]:
+    """(stage, rank, length, measured bytes, formula's bytes) for every stage and case, a rank and (length, token budget)."""
+    measured = list(itertools.product(STAGES, cases))
+    given = [",".join(map(str, (stage, rank, *shape, dim))) for stage, (rank, shape) in measured]
+    command = [sys.executable, "-m", "tests.benchmarks.gradient_memory", model, *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()[-len(given) :]]
+    return [(stage, rank, shape[0], *pair) for (stage, (rank, shape)), pair in zip(measured, found, strict=True)]
 
 
 def report(_: Any = None) -> None:
     """A model of SmolLM2-135M's shape at two ranks and two lengths."""
     print("\nmemory beyond weights and checkpoints, SmolLM2-135M's shape, float32, D=8,192; measured / formula, GiB", flush=True)
     for stage, rank, length, found, formula in measure(
-        "30 576 9 1536 49152", ranks=(8, 128), shapes=((256, 1024), (1024, 1024)), dim=8192
+        "30,576,9,1536,49152", cases=list(itertools.product((8, 128), ((256, 1024), (1024, 1024)))), dim=8192
     ):
         print(f"  {stage:<10} r={rank:<4} length {length:>5}: {found / 2**30:.2f} / {formula / 2**30:.2f}", flush=True)
 
 
 def main() -> None:
     import torch
+
+    for module in ("peft", "transformers.trainer", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(module)
+    torch.set_num_threads(1)
+    for case in sys.argv[2:]:
+        if (child := os.fork()) == 0:
+            print(*measure_case(sys.argv[1], *case.split(",")), flush=True)
+            return
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"failed: {case}")
+
+
+def measure_case(model: str, stage: str, *numbers: str) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from tagcos_stream.gradients.adapter import attach_adapter
 
-    layers, hidden, heads, inner, vocabulary = map(int, sys.argv[1:6])
-    stage, (rank, length, budget, dim) = sys.argv[6], map(int, sys.argv[7:11])
-    torch.set_num_threads(1)
+    layers, hidden, heads, inner, vocabulary = map(int, model.split(","))
+    rank, length, budget, dim = map(int, numbers)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -61,9 +72,8 @@ def main() -> None:
         tie_word_embeddings=True,
     )
     base = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    model = attach_adapter(base, rank=rank, alpha=8, dropout=0.0, seed=0)
-    found, formula = {"warm-up": warm_up, "gradients": gradients}[stage](model, length, budget, dim)
-    print(found, formula)
+    adapted = attach_adapter(base, rank=rank, alpha=8, dropout=0.0, seed=0)
+    return {"warm-up": warm_up, "gradients": gradients}[stage](adapted, length, budget, dim)
 
 
 def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:

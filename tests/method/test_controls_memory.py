@@ -46,6 +46,7 @@ print(memory("VmHWM") - before, limit)
     ids=["kcenter", "streamed", "held", "facility-location", "log-det"],
 )
 def test_controls__measured_peak_stays_under_the_formula(method: str, held: bool) -> None:
-    code = PEAK.replace("CASE", f"{method!r}, 20_000, 512, 400, {held}")
+    rows = 10_000 if method == "facility-location" else 20_000  # whose time grows with the square of it
+    code = PEAK.replace("CASE", f"{method!r}, {rows}, 512, 400, {held}")
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert 0 < int(output[-2]) <= int(output[-1])

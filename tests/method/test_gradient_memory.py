@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from tests.models import tiny_model
 @pytest.mark.parametrize(
     "cases",
     [
-        [((4,), ((64, 512),)), ((64,), ((256, 1024),))],
-        pytest.param([((4, 64), ((64, 512), (256, 1024)))], marks=pytest.mark.slow),
+        [(4, (64, 512)), (64, (256, 1024))],
+        pytest.param([*product((4, 64), ((64, 512), (256, 1024)))], marks=pytest.mark.slow),
     ],
     ids=["two", "all"],
 )
 def test_formulae__bound_the_measured_peaks(cases: list[Any]) -> None:
     """Every pair of rank and shape in the slow version; here the smallest of both and the largest of both."""
-    measured = [row for ranks, shapes in cases for row in measure("6 256 8 768 8192", ranks=ranks, shapes=shapes, dim=1024)]
-    assert len(measured) >= 4
+    measured = measure("6,256,8,768,8192", cases=cases, dim=1024)
+    assert len(measured) == 2 * len(cases)
     for stage, rank, length, found, formula in measured:
         assert found <= formula <= 3 * found, (stage, rank, length, found / 2**20, formula / 2**20)
 

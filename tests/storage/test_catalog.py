@@ -109,7 +109,14 @@ def older(path: Path, sql: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-@pytest.mark.parametrize("versions", range(1, SCHEMA_VERSION))
+# the first passes through the states of all others, which have no views: these are tried one by one when asked for
+STARTS = [
+    version if version in (1, SCHEMA_VERSION // 2, SCHEMA_VERSION - 1) else pytest.param(version, marks=pytest.mark.slow)
+    for version in range(1, SCHEMA_VERSION)
+]
+
+
+@pytest.mark.parametrize("versions", STARTS)
 def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions: int) -> None:
     path = tmp_path / "catalog.duckdb"
     connection = older(path, old_sql(tmp_path / "sql", versions))
