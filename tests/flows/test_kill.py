@@ -202,7 +202,7 @@ def test_run__interrupted_by_ctrl_c_says_how_to_go_on(small_settings: Maker, tmp
     command = [sys.executable, "-m", "flows.cli.main", *arguments(values)]
     with log.open("ab") as out:
         process = subprocess.Popen(command, cwd=CHECKOUT, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not committed(root) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
