@@ -16,8 +16,8 @@ from tagcos_stream.types import UserError
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
-BATCH_ROWS = 256  # that are decoded at once: a row may be many times as long as its part of the file
-MOST_DECODED = 256 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
+BATCH_ROWS = 256  # that are decoded at once where the longest text is not known
+MOST_DECODED = 64 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
 MAX_LOST = 1_000_000  # rows of a damaged row group that are rejected one by one; a damaged file may claim any number
 
 
@@ -45,7 +45,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         share = stored[group] / max(1, sum(stored))
         mean = max(meta.row_group(group).total_byte_size // max(n, 1), 1)
         most = max(1, min(block_rows, limits.block_bytes // mean))
-        batch = min(most, BATCH_ROWS, rows_at_once(raw, table, group, columns, limits))
+        batch = min(most, rows_at_once(raw, table, group, columns, most))
         made = 0
         try:
             for part in _joined(table.iter_batches(batch, row_groups=[group], columns=columns), most, limits.block_bytes):
@@ -99,7 +99,7 @@ def _joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator
         held.append(part)
         count, made = count + part.num_rows, made + plain_bytes(part)
         if count >= rows or made >= size:
-            yield pa.concat_batches(held)
+            yield held[0] if len(held) == 1 else pa.concat_batches(held)
             held, count, made = [], 0, 0
     if held:
         yield pa.concat_batches(held)
@@ -107,16 +107,17 @@ def _joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator
         raise error
 
 
-def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: list[str], limits: Limits) -> int:
-    """Rows of a group that fit in memory even if each has the longest text of every dictionary.
+def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: list[str], most: int) -> int:
+    """Rows of a group, `most` or fewer, that fit in memory even if each has the longest text of every dictionary.
 
     What a dictionary's text takes in memory is not in the metadata, so that it is read once with its first row.
     """
     meta = table.metadata.row_group(group)
     chunks = [meta.column(i) for i in range(meta.num_columns)]
     coded = [c for c in chunks if c.has_dictionary_page and c.path_in_schema.split(".")[0] in columns]
-    if sum(c.num_values * c.total_uncompressed_size for c in coded) <= limits.block_bytes:
-        return BATCH_ROWS
+    part = min(most / max(1, meta.num_rows), 1.0)
+    if sum(part * c.num_values * c.total_uncompressed_size for c in coded) <= MOST_DECODED:
+        return most
     try:
         paths = [c.path_in_schema for c in coded]
         probe = pq.ParquetFile(raw, metadata=table.metadata, read_dictionary=paths, buffer_size=1 << 20, pre_buffer=False)
@@ -124,4 +125,4 @@ def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: lis
     except (pa.ArrowException, OSError, StopIteration):
         return BATCH_ROWS  # met again, and then reported, where the rows are read
     values = max(c.num_values for c in coded) // max(1, meta.num_rows) + 1
-    return max(1, MOST_DECODED // max(1, values * longest(first)))
+    return max(1, min(most, MOST_DECODED // max(1, values * longest(first))))
