@@ -47,7 +47,12 @@ class AdaptedModel:
 
     def close(self) -> None:
         """Release the model's memory, as far as nothing else holds the model."""
+        device = "" if self._loaded is None else self._loaded[2].device
         self._loaded = None
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()  # for the processes that load their own
 
     def __enter__(self) -> AdaptedModel:
         return self

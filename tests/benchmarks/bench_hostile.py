@@ -105,7 +105,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: _table("parquet", ["long " * 4_000] * 50_000, [f"{i:x}" for i in range(50_000)]),
     ),
     "Arrow of 1 KB pairs, zstd": ("a.arrow", lambda: _table("arrow", ["long " * 200] * MB, ["b"] * MB)),
-    "Arrow of short pairs, zstd": ("a.arrow", lambda: _table("arrow", ["a"] * 5 * MB, ["b"] * 5 * MB)),
+    "Arrow of short pairs, zstd": ("a.arrow", lambda: _table("arrow", ["a"] * 2 * MB, ["b"] * 2 * MB)),
     "line breaks": ("a.jsonl", lambda: b"\n" * SIZE),
     "line breaks, CSV": ("a.csv", lambda: b"prompt,completion\n" + b"\n" * SIZE),
     "CSV header of 100,000 columns": ("a.csv", lambda: (_cells(100_000, "prompt") + "\na,b\n").encode()),

@@ -288,11 +288,11 @@ def _table(path: Path, prompts: list[str], answers: list[str]) -> Path:
 def test_table__of_long_rows_that_repeat_stops(tmp_path: Path, name: str) -> None:
     n = 1_200
     path = _table(tmp_path / name, ["x" * 8_000] * n, [str(i) for i in range(n)])
-    limits = Limits(ratio_from=1 << 20, max_ratio=100, block_bytes=1 << 18)
+    limits = Limits(ratio_from=1 << 20, max_table_ratio=100, block_bytes=1 << 18)
     got = read(path, limits=limits)
     assert 100 < len(got.occurrences) < n
     assert got.blocks[-1].ended_early == "zip_bomb"
-    assert "more than max_ratio 100; rows from here on are not read; unpack the file" in got.rejects["detail"][-1]
+    assert "more than max_table_ratio 100; rows from here on are not read; unpack the file" in got.rejects["detail"][-1]
     again = read(path, limits=limits, start_row=50)  # goes on to the same end
     assert again.rejects.equals(got.rejects)
     assert len(read(path, limits=Limits(block_bytes=1 << 18)).occurrences) == n  # below ratio_from

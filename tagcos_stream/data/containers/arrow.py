@@ -52,7 +52,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         offset = 0
         while offset < whole.num_rows:
             try:
-                check_ratio(made, file.size, limits.ratio_from, limits, UNPACK_TABLE)
+                check_ratio(made, file.size, limits.ratio_from, limits.max_table_ratio, "max_table_ratio", UNPACK_TABLE)
                 if row == most_rows:
                     raise too_many_rows(row + whole.num_rows - offset, file.size, limits, UNPACK_TABLE)
             except LimitReached as e:

@@ -24,8 +24,9 @@ class Limits:
 
     max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
     succession, and elements of a list with nothing between their commas. max_unpacked_bytes: of a compressed file.
-    max_ratio: of a compressed file, or of a Parquet or Arrow file whose dictionaries are written out, counting from
-    ratio_from bytes of output. min_row_bytes: of such a file as stored, for each of its rows on average, counting from
+    max_ratio: of a compressed file, counting from ratio_from bytes of output; max_table_ratio: of a Parquet or Arrow file whose
+    dictionaries are written out, which a prompt that every row repeats does to it many hundred times, likewise.
+    min_row_bytes: of such a file as stored, for each of its rows on average, counting from
     rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
     """
 
@@ -35,6 +36,7 @@ class Limits:
     max_blank_lines: int = 1_000_000
     max_unpacked_bytes: int = 4 << 40
     max_ratio: int = 400
+    max_table_ratio: int = 4_000
     ratio_from: int = 64 << 20
     min_row_bytes: int = 16
     rows_from: int = 600_000
@@ -77,10 +79,10 @@ class LimitReached(Exception):
     """The rest of a file is not read; args are reason and detail."""
 
 
-def check_ratio(made: int, stored: float, start: float, limits: Limits, remedy: str) -> None:
-    """LimitReached where `made` bytes, more than `start`, come from so few `stored` bytes that the ratio is over its limit."""
-    if made > start and made > limits.max_ratio * stored:
-        raise LimitReached("zip_bomb", f"{made:,} bytes from {stored:,.0f}: more than max_ratio {limits.max_ratio}; {remedy}")
+def check_ratio(made: int, stored: float, start: float, most: int, name: str, remedy: str) -> None:
+    """LimitReached where `made` bytes, more than `start`, are over `most` times the `stored` ones; `name`: of that limit."""
+    if made > start and made > most * stored:
+        raise LimitReached("zip_bomb", f"{made:,} bytes from {stored:,.0f}: more than {name} {most}; {remedy}")
 
 
 def too_many_rows(rows: int, stored: int, limits: Limits, remedy: str) -> LimitReached:
@@ -132,7 +134,7 @@ class Unpacked:
         if self.packing:
             if self._out > self._limits.max_unpacked_bytes:
                 raise LimitReached("zip_bomb", f"unpacks to more than max_unpacked_bytes {self._limits.max_unpacked_bytes:,}")
-            check_ratio(self._out, self.bytes_read, self._limits.ratio_from, self._limits, UNPACK)
+            check_ratio(self._out, self.bytes_read, self._limits.ratio_from, self._limits.max_ratio, "max_ratio", UNPACK)
             if data and self.rows > self._limits.rows_from and self.rows * self._limits.min_row_bytes > self.bytes_read:
                 raise too_many_rows(self.rows, self.bytes_read, self._limits, UNPACK)
         return data

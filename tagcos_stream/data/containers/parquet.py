@@ -43,6 +43,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         if end <= start_row:
             continue
         share = stored[group] / max(1, sum(stored))
+        part_size, start = share * file.size, share * limits.ratio_from
         mean = max(meta.row_group(group).total_byte_size // max(n, 1), 1)
         most = max(1, min(block_rows, limits.block_bytes // mean))
         batch = min(most, rows_at_once(raw, table, group, columns, most))
@@ -57,7 +58,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
                     done = row
                 made += plain_bytes(part)
                 if row < total:
-                    check_ratio(made, share * file.size, share * limits.ratio_from, limits, UNPACK_TABLE)
+                    check_ratio(made, part_size, start, limits.max_table_ratio, "max_table_ratio", UNPACK_TABLE)
                 if row == most_rows < total:
                     raise too_many_rows(total, file.size, limits, UNPACK_TABLE)
         except LimitReached as e:
