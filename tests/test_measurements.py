@@ -7,7 +7,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tagcos_stream.evaluation.statistics import paired
 
 PAGES = Path(__file__).parents[1] / "docs" / "measurements"
 FILES = sorted(PAGES.glob("*.csv"))
@@ -75,3 +78,32 @@ def test_measurements__similarities_are_those_of_the_selections() -> None:
         if row["shared_with_defaults"]:
             shared, selected = int(row["shared_with_defaults"]), int(row["selected"])
             assert float(row["jaccard"]) == pytest.approx(shared / (2 * selected - shared), abs=1e-5)
+
+
+def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials() -> None:
+    rows = rows_of("primary-trials.csv")
+    datasets = list(rows[0])[5:]
+    of = {(row["method"], int(row["seed"])): row for row in rows}
+    pairs = [seed for seed in range(9) if ("balanced", seed) in of and ("tagcos", seed) in of]
+    assert len(of) == len(rows)
+    assert {int(cells[1]) for cells in table("primary.md", "method")[:2]} == {len(pairs)}
+    apart = np.array(
+        [[float(of["tagcos", seed][name]) - float(of["balanced", seed][name]) for name in (*datasets, "loss")] for seed in pairs]
+    )
+    by_dataset = apart[:, :-1]
+    without = (by_dataset.sum(axis=1, keepdims=True) - by_dataset) / (len(datasets) - 1)
+    worst = int(without.mean(axis=0).argmax())
+    found = [np.median(by_dataset, axis=1), without[:, worst], by_dataset.mean(axis=1), apart[:, -1]]
+    told = table("primary.md", "`tagcos` minus `balanced`")
+    assert [cells[0] for cells in told] == [
+        "median dataset",
+        f"mean over datasets without `{datasets[worst]}`, the worst case",
+        "mean over datasets",
+        "mean over examples",
+    ]
+    for values, cells in zip(found, told, strict=True):
+        pair = paired(values)
+        assert cells[1:] == [f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", f"{pair.p:.4f}", f"{pair.detectable:.4f}"]
+    for cells in table("primary.md", "dataset"):
+        pair = paired(by_dataset[:, datasets.index(cells[0])])
+        assert cells[-1] == f"{pair.mean:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
