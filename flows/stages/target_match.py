@@ -40,9 +40,6 @@ def measure_target(run: RunContext, features: Features, target: Target) -> dict[
     chosen_rows = segments.open_features(run.root.files, features.space_id, chosen)
     limits: dict[str, Any] = {"memory_limit": run.memory_limit, "threads": run.settings.threads}
     near = nearest(chosen_rows, rows, **limits)
-    with run.reporter.stage("compare pool with target", "examples") as progress:
-        possible = nearest(segments.open_features(run.root.files, features.space_id, pool), rows, **limits)
-        progress(len(pool), len(pool))
     targets.record_coverage(
         run.catalog,
         run.run_id,
@@ -51,9 +48,7 @@ def measure_target(run: RunContext, features: Features, target: Target) -> dict[
             "example_id",
             chosen_id=chosen["example_id"].gather(near.rows),
             chosen_cosine=pl.Series(near.cosines),
-            pool_id=pool["example_id"].gather(possible.rows),
-            pool_cosine=pl.Series(possible.cosines),
-        ),
+        ).hstack(_nearest_of_pool(run, features, target)),
         chosen=chosen.select(
             "example_id",
             part=target.examples["part"].gather(near.queries),
@@ -71,3 +66,32 @@ def measure_target(run: RunContext, features: Features, target: Target) -> dict[
         weighted += share[here] @ found
     errors = relative_error(plain / len(chosen), mean), relative_error(weighted, mean)
     return {"target_error_plain": round(errors[0], 4), "target_error_weighted": round(errors[1], 4)}
+
+
+def _nearest_of_pool(run: RunContext, features: Features, target: Target) -> pl.DataFrame:
+    """pool_id and pool_cosine of each target example: its nearest example of the pool, from an earlier run as far as it knows it.
+
+    A new target set is compared with the whole pool. One that an earlier run had is compared with what the pool gained since, and
+    target examples whose nearest example left the pool with all of it.
+    """
+    pool, key = features.pool, ["part", "example_id"]
+    wanted = target.examples.select(key).with_row_index("place")
+    known, compared = targets.compared_pool(run.catalog, run.run_id, features.space_id, target.target_id)
+    known = known.join(pool.select(pool_id="example_id"), on="pool_id", how="semi")
+    gained = pool.join(compared, on="example_id", how="anti", maintain_order="left")
+    found = [known]
+    for rows, some in ((pool, wanted.join(known, on=key, how="anti")), (gained, wanted.join(known, on=key, how="semi"))):
+        if rows.is_empty() or some.is_empty():
+            continue
+        with run.reporter.stage("compare pool with target", "examples") as progress:
+            near = nearest(
+                segments.open_features(run.root.files, features.space_id, rows),
+                target.features.rows[some["place"].to_numpy()],
+                memory_limit=run.memory_limit,
+                threads=run.settings.threads,
+            )
+            progress(len(rows), len(rows))
+        ids = rows["example_id"].gather(near.rows)
+        found.append(some.select(*key, pool_id=ids, pool_cosine=pl.Series(near.cosines)))
+    best = pl.concat(found).sort("pool_cosine", descending=True, maintain_order=True).unique(key, keep="first")
+    return wanted.join(best, on=key, how="left", maintain_order="left").select("pool_id", "pool_cosine")

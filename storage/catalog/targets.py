@@ -262,6 +262,35 @@ def record_coverage(catalog: Catalog, run_id: str, *, wanted: pl.DataFrame, chos
         replace_of_run(connection, "selection_targets", run_id, chosen)
 
 
+def compared_pool(catalog: Catalog, run_id: str, space_id: str, target_id: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Find what the newest other run with the same target set and features knows of the pool's nearest examples.
+
+    Parameters
+    ----------
+    catalog
+        Of the root.
+    run_id
+        The run that asks.
+    space_id
+        Its feature space.
+    target_id
+        Its target set.
+
+    Returns
+    -------
+    tuple of pl.DataFrame
+        part, example_id, pool_id and pool_cosine of the target examples; and example_id of the pool that they were compared with.
+        Both are empty if there is no such run.
+    """
+    query = """SELECT run_id FROM runs WHERE status = 'complete' AND run_id <> $run AND space_id = $space AND target_id = $target
+            AND run_id IN (SELECT n.run_id FROM target_nearest n)
+        ORDER BY finished_at DESC LIMIT 1"""
+    found = catalog.read(query, {"run": run_id, "space": space_id, "target": target_id})["run_id"].to_list()
+    base = found[0] if found else None
+    known = catalog.read("SELECT part, example_id, pool_id, pool_cosine FROM target_nearest WHERE run_id = ?", [base])
+    return known, catalog.read("SELECT example_id FROM pool_of(?)", [base])
+
+
 def repeats(catalog: Catalog, run_id: str) -> dict[str, int]:
     """Count the rows that a run leaves out because they repeat an example of its target set.
 

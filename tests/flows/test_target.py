@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from flows import pipeline
 from flows.context import open_settings_root, start_or_resume
 from flows.plan import Plan
-from flows.progress import SilentReporter
+from flows.progress import SilentReporter, Stage
 from flows.report.build import make_report
 from flows.stages.ingest import ingest
 from storage import check
@@ -26,6 +28,17 @@ from tagcos_stream.data.same_words import word_keys
 from tagcos_stream.types import UserError
 from tests import naive
 from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
+
+
+class Comparisons(SilentReporter):
+    """Keeps how many examples of the pool were compared with the target, each time."""
+
+    def __init__(self) -> None:
+        self.rows: list[float] = []
+
+    @contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        yield lambda done, total=None: self.rows.append(done) if title == "compare pool with target" else None
 
 
 def write(path: Path, conversations: list[list[dict[str, str]]], dataset: str | None = None) -> None:
@@ -212,6 +225,37 @@ def test_target__with_where_shares_and_tokens_keeps_what_each_promises(root: Roo
     # a condition that is joined and holds for every row changes nothing; neither do bounds that do not bind
     assert again(where=f"target_tokens <= {bound} AND target_tokens > 0").equals(chosen)
     assert again(share=(*asked["share"], "colours=0:100%")).equals(chosen)
+
+
+def test_target__pool_is_compared_once_and_then_what_it_gains_or_loses(made: Path, root: Root, model_folder: Path) -> None:
+    def nearest(run_id: str) -> list[tuple[str, str, str, float]]:
+        rows = root.catalog.read("SELECT part, example_id, pool_id, pool_cosine FROM target_nearest WHERE run_id = ?", [run_id])
+        return rows.sort("part", "example_id").rows()
+
+    def run(pool: list[Path], **changes: Any) -> tuple[str, list[float]]:
+        values = {"sources": tuple(map(str, pool)), "root": root.url, "model": str(model_folder), "target": ("wanted",)}
+        compared = Comparisons()
+        return pipeline.run(load_settings(SMALL | values | changes), compared).run_id, compared.rows
+
+    base = runs.find_run(root.catalog)
+    compared = Comparisons()
+    again = pipeline.reselect(root.url, base, compared, ridge=2.0).run_id
+    assert compared.rows == []
+    assert nearest(again) == nearest(base)
+    # a row that says nearly what a target example says becomes its nearest, by looking at the new rows only
+    more = made / "more.jsonl"
+    close = conversation("sums", 104)
+    write(more, [[close[0], {**close[1], "content": close[1]["content"] + " Yes."}], conversation("colours", 300)])
+    grown, looked = run([made / "pool", more])
+    assert looked == [2]
+    changed = [(old, new) for old, new in zip(nearest(base), nearest(grown), strict=True) if old != new]
+    assert changed
+    assert all(new[3] > old[3] for old, new in changed)
+    # without it, the target examples it was nearest to are compared with the whole pool, and nothing is known that was not
+    shrunk, looked = run([made / "pool"], seed=1)
+    assert len(looked) == 1
+    assert [row[:3] for row in nearest(shrunk)] == [row[:3] for row in nearest(base)]
+    assert [row[3] for row in nearest(shrunk)] == pytest.approx([row[3] for row in nearest(base)], abs=1e-6)
 
 
 def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Root) -> None:
