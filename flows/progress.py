@@ -139,6 +139,18 @@ class SilentReporter:
         yield lambda done, total=None: None
 
 
+def forward(stage: Stage) -> Stage:
+    """Wrap a stage's callback so that it never goes back: workers tell what they did, and results come later than that."""
+    most = 0.0
+
+    def update(done: float, total: float | None = None) -> None:
+        nonlocal most
+        most = max(most, done)
+        stage(most, total)
+
+    return update
+
+
 def default_reporter() -> Reporter:
     """Return progress bars for a terminal, lines for a log file."""
     return BarReporter() if sys.stderr.isatty() else LineReporter()

@@ -18,7 +18,7 @@ from flows.compare.training import Trained, Trial, TrialSpec, passes, train_tria
 from flows.compare.trials import Unit, plan_units, run_settings
 from flows.context import versions
 from flows.models import AdaptedModel, check_device, check_model
-from flows.progress import Reporter, default_reporter
+from flows.progress import Reporter, default_reporter, forward
 from flows.workers.executor import partitioned, place_of, sharing
 from storage.catalog import evaluations, heldout, runs, selections, spaces
 from storage.catalog.evaluations import Setup, UnitKey
@@ -149,7 +149,8 @@ class _Bench:
         total, spent = sum(trial.cost for trial in trials), 0.0
         spec = self._spec(len(trials))
         copies: dict[UnitKey, UnitKey] = {}  # units that wait for their twin
-        with self.reporter.stage("evaluate", "tokens") as progress:
+        with self.reporter.stage("evaluate", "tokens") as stage:
+            progress = forward(stage)
             progress(0, total)
             within = lambda cost: progress(cost, total)  # noqa: E731
             for n, found in enumerate(partitioned(train_trials, spec, trials, self.settings, progress=within), 1):

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from flows.context import RunContext
+from flows.progress import forward
 from flows.results import Features, FeatureSpaces
 from flows.stages import vectors
 from flows.stages.answers import compute_answer_losses, hash_answers
@@ -125,7 +126,8 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...], asks_ifd: bool) -
     spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), asks_ifd, own)
     seconds = model_seconds = 0.0
     done = total - left
-    with run.reporter.stage("gradients", "examples") as progress:
+    with run.reporter.stage("gradients", "examples") as stage:
+        progress = forward(stage)
         progress(done, total)
         within = lambda n: progress(total - left + n, total)  # noqa: E731
         for block in partitioned(compute, spec, tasks, settings, ahead=AHEAD, progress=within):

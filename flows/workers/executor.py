@@ -8,16 +8,29 @@ number of threads). The driver gets results as they finish, and alone writes to 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import queue
 import signal
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flows.workers.work import Progress, Work, WorkerResources
 from tagcos_stream.config import Settings
 from tagcos_stream.machine import available_cpus, set_environment_defaults
 from tagcos_stream.types import UserError
+
+TELL_EVERY = 1.0  # seconds between two messages of a process about its progress
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a process has done so far, in the unit of the work's progress."""
+
+    worker: int
+    amount: float
 
 
 def place_of(settings: Settings) -> str:
@@ -54,22 +67,24 @@ def partitioned(
 ) -> Iterator[Any]:
     """Do all tasks; on threads in order, else in the order in which they finish.
 
-    `ahead` is how many tasks `work` takes before it yields the first one's result; `progress` gets the work done within tasks, on
-    threads. `needs_model`: whether `work` runs the model, on the device of the settings; otherwise processes get no device, and
-    torch is not imported to count them.
+    `ahead` is how many tasks `work` takes before it yields the first one's result; `progress` gets the work done by all workers
+    so far, within tasks too, but not on Ray. `needs_model`: whether `work` runs the model, on the device of the settings;
+    otherwise processes get no device, and torch is not imported to count them.
     """
     place = place_of(settings)
     if place == "threads":
         yield from work(spec, WorkerResources(settings.device, settings.threads), iter(tasks), progress)
     elif place == "processes":
-        yield from _in_processes(work, spec, tasks, settings, settings.device if needs_model else "cpu")
+        yield from _in_processes(work, spec, tasks, settings, settings.device if needs_model else "cpu", progress)
     else:
         from flows.workers.ray_executor import on_ray
 
         yield from on_ray(work, spec, tasks, settings, ahead)
 
 
-def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, device: str) -> Iterator[Any]:
+def _in_processes(
+    work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, device: str, progress: Progress | None
+) -> Iterator[Any]:
     devices = devices_of(device, min(settings.workers, len(tasks)))
     threads = settings.threads or max(1, available_cpus() // max(1, len(devices)))
     set_environment_defaults()  # the processes inherit them
@@ -81,8 +96,8 @@ def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Setting
     for _ in devices:
         todo.put(None)
     processes = [
-        context.Process(target=_worker, args=(work, spec, WorkerResources(device, threads), todo, done), daemon=True)
-        for device in devices
+        context.Process(target=_worker, args=(n, work, spec, WorkerResources(device, threads), todo, done), daemon=True)
+        for n, device in enumerate(devices)
     ]
     # A terminal sends Ctrl-C to every process. It is for the driver, which stops the workers; they start with it blocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -92,34 +107,49 @@ def _in_processes(work: Work, spec: Any, tasks: Sequence[Any], settings: Setting
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        yield from _collect(processes, done, len(tasks))
+        yield from _collect(processes, done, len(tasks), progress)
     finally:
         for process in processes:
             process.terminate()
             process.join()
 
 
-def _worker(work: Work, spec: Any, resources: WorkerResources, todo: Any, done: Any) -> None:
+def _worker(number: int, work: Work, spec: Any, resources: WorkerResources, todo: Any, done: Any) -> None:
+    told = -math.inf
+
+    def tell(amount: float) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_EVERY:
+            told = time.monotonic()
+            done.put(_Done(number, amount))
+
     try:
-        for result in work(spec, resources, iter(todo.get, None), None):
+        for result in work(spec, resources, iter(todo.get, None), tell):
             done.put(result)
     except Exception as error:  # for the driver, which raises it: nobody sees this process's standard error
         done.put(error)
 
 
-def _collect(processes: Sequence[Any], done: Any, expected: int) -> Iterator[Any]:
+def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progress | None) -> Iterator[Any]:
+    amounts = dict.fromkeys(range(len(processes)), 0.0)
     while expected:
         try:
             result = done.get(timeout=1.0)
         except queue.Empty:
-            lost = [process for process in processes if process.exitcode not in (None, 0)]
-            if lost:
-                raise UserError(
-                    f"a worker ended with exit code {lost[0].exitcode} (-9 often means out of memory): lower --workers or "
-                    "--batch-tokens; run the same command again to go on"
-                ) from None
-            continue
-        if isinstance(result, Exception):
-            raise result
-        expected -= 1
-        yield result
+            pass
+        else:
+            if isinstance(result, Exception):
+                raise result
+            if not isinstance(result, _Done):
+                expected -= 1
+                yield result
+                continue
+            amounts[result.worker] = result.amount
+            if progress is not None:
+                progress(sum(amounts.values()))
+        lost = [process for process in processes if process.exitcode not in (None, 0)]
+        if lost:
+            raise UserError(
+                f"a worker ended with exit code {lost[0].exitcode} (-9 often means out of memory): lower --workers or "
+                "--batch-tokens; run the same command again to go on"
+            )

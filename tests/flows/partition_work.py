@@ -24,6 +24,20 @@ def echo(spec: None, resources: WorkerResources, tasks: Iterator[int], progress:
     yield from tasks
 
 
+def slow(spec: float, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
+    """Each task takes `spec` seconds, in five parts that are told one by one; task 3 kills its worker."""
+    done = 0.0
+    for task in tasks:
+        if task == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for _ in range(5):
+            time.sleep(spec / 5)
+            done += 0.2
+            if progress is not None:
+                progress(done)
+        yield task
+
+
 def deadly(spec: str, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Dies at task 3: once, where `spec` names a file that it can make, else each time."""
     for task in tasks:

@@ -27,7 +27,7 @@ from storage.root import open_root
 from tagcos_stream.clustering import assign, exact_pass, kmeans, stream
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
-from tests.flows.partition_work import deadly, echo, outlived, quits, squares
+from tests.flows.partition_work import deadly, echo, outlived, quits, slow, squares
 
 Maker = Callable[..., dict[str, Any]]
 HAVE_RAY = True
@@ -113,6 +113,25 @@ def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
 def test_partitioned__a_killed_process_is_named() -> None:
     with pytest.raises(UserError, match="exit code -9"):
         list(partitioned(deadly, "", [1, 2, 3], Settings(run_on="processes")))
+
+
+def test_partitioned__processes_tell_what_they_did_within_tasks() -> None:
+    told: list[float] = []
+    found = partitioned(slow, 3.0, [0, 1], Settings(run_on="processes", workers=2), progress=told.append)
+    assert next(found) in (0, 1)
+    before = list(told)
+    assert before == sorted(before)
+    assert 0 < before[0] < 1
+    assert 1 < before[-1] < 2  # of both processes
+    assert len(list(found)) == 1
+
+
+def test_partitioned__a_killed_process_is_named_while_others_tell_their_progress() -> None:
+    found = partitioned(slow, 1.5, [3, *range(10, 20)], Settings(run_on="processes", workers=2), progress=lambda amount: None)
+    done = []
+    with pytest.raises(UserError, match="exit code -9"):
+        done.extend(found)
+    assert len(done) < 10
 
 
 def test_settings__refuse_places_that_contradict() -> None:
