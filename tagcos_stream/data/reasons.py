@@ -27,7 +27,8 @@ REASONS = {
     "wrong_container": "the file is of another kind than its name says, or its text is not UTF-8 with line feeds",
     "corrupt_file": "the file ends early or cannot be decoded from here on; what came before was read",
     "blank_lines": "more blank lines, or empty elements of a list, in succession than the limit max_blank_lines",
-    "zip_bomb": "the file unpacks to more than max_ratio, max_table_ratio or max_unpacked_bytes, or to rows below min_row_bytes",
+    "zip_bomb": "the file unpacks to more than max_ratio, max_table_ratio, max_batch_bytes or max_unpacked_bytes, or to rows "
+    "below min_row_bytes",
     "unread_list": "a second list in a JSON object: name it with `field` to read it",
     "empty_file": "the file holds nothing",
     "tree_broken": "a message whose parent is not in its tree, or a deleted one",

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,6 +75,16 @@ def _table(ending: str, prompts: list[str], answers: list[str]) -> bytes:
     return out.getvalue()
 
 
+def _long_text(size: int) -> bytes:
+    """Arrow (zstd) of one text of so many zero bytes; making it takes no memory of that size."""
+    buffers = [None, pa.py_buffer(np.array([0, size])), pa.py_buffer(np.zeros(size, np.uint8))]
+    prompt, out = pa.Array.from_buffers(pa.large_string(), 1, buffers), io.BytesIO()
+    batch = pa.record_batch({"prompt": prompt, "completion": ["a"]})
+    with pa.ipc.new_stream(out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch)
+    return out.getvalue()
+
+
 def _distinct(form: str, separator: str, most: int = SIZE) -> bytes:
     """As many rows of the form, no two alike, as fit."""
     rows, size, i = [], 0, 0
@@ -106,6 +117,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "Arrow of 1 KB pairs, zstd": ("a.arrow", lambda: _table("arrow", ["long " * 200] * MB, ["b"] * MB)),
     "Arrow of short pairs, zstd": ("a.arrow", lambda: _table("arrow", ["a"] * 2 * MB, ["b"] * 2 * MB)),
+    "Arrow of one text of 6 GiB, zstd": ("a.arrow", lambda: _long_text(6 << 30)),
     "line breaks": ("a.jsonl", lambda: b"\n" * SIZE),
     "line breaks, CSV": ("a.csv", lambda: b"prompt,completion\n" + b"\n" * SIZE),
     "CSV header of 100,000 columns": ("a.csv", lambda: (_cells(100_000, "prompt") + "\na,b\n").encode()),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tagcos_stream.data.containers.arrow_sizes import BatchSizes
 from tagcos_stream.data.containers.parquet import rows_at_once
 from tagcos_stream.data.read import Limits
 from tagcos_stream.types import UserError
@@ -309,6 +311,83 @@ def test_table__of_many_short_rows_stops(tmp_path: Path, name: str) -> None:
     again = read(path, limits=Limits(rows_from=5_000), start_row=3_000, block_rows=1_000)  # goes on to the same end
     assert again.rejects.equals(got.rejects)
     assert len(read(path, limits=Limits(rows_from=n)).occurrences) == n
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("packing", [None, "zstd", "lz4"])
+def test_batch_sizes__are_those_of_the_batches(kind: str, packing: str | None) -> None:
+    n = 2_000
+    columns: dict[str, Any] = {
+        "text": [f"{i}" * (i % 50) for i in range(n)],
+        "coded": pa.array([("u", "v", "w")[i % 3] for i in range(n)]).dictionary_encode(),
+        "turns": [[{"role": "user", "content": "c" * (i % 9)}] * (i % 4) for i in range(n)],
+        "missing": [None if i % 3 else i for i in range(n)],
+        "views": pa.array([f"{i}" * (i % 30) for i in range(n)]).cast(pa.string_view()),
+        "nothing": pa.nulls(n),
+    }
+    batches = pa.table(columns).to_batches(700)
+    out, options = io.BytesIO(), pa.ipc.IpcWriteOptions(compression=packing)
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(out, batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    with pa.BufferReader(out.getvalue()) as source:
+        source.seek(5)
+        sizes = BatchSizes(source, is_file=kind == "file")
+        found = [sizes.next() for _ in range(len(batches) + 1)]
+        assert source.tell() == 5
+    # the parts of a sliced array are padded to whole bytes, and view buffers are written whole with each batch
+    most = [batch.nbytes + sum(b.size for b in batch["views"].buffers()[2:]) + 1_000 for batch in batches]
+    assert found[-1] == 0
+    for size, batch, limit in zip(found, batches, most, strict=False):
+        assert size == 0 if packing is None else batch.nbytes <= size <= limit
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow__batches_beyond_the_limit_are_not_unpacked(tmp_path: Path, kind: str) -> None:
+    path, options = tmp_path / "a.arrow", pa.ipc.IpcWriteOptions(compression="zstd")
+    small, large = (pa.record_batch({"prompt": ["x" * n] * 10, "completion": ["y"] * 10}) for n in (10, 300_000))
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(path, small.schema, options=options) as out:
+        for batch in (small, large, small):
+            out.write_batch(batch)
+    limits = Limits(max_batch_bytes=1 << 20)
+    got = read(path, limits=limits)
+    assert (len(got.occurrences), got.reasons) == (10, {10: "zip_bomb"})
+    assert "zip_bomb" in [block.ended_early for block in got.blocks]
+    assert got.rejects["detail"][-1].startswith("a batch unpacks to 3,000,")
+    assert (
+        "more than max_batch_bytes 1,048,576; rows from here on are not read; write the file in smaller"
+        in got.rejects["detail"][-1]
+    )
+    assert read(path, limits=limits, start_row=5).rejects.equals(got.rejects)
+    assert len(read(path).occurrences) == 30
+    # not unpacked: damage within the batches is not met
+    path.write_bytes(path.read_bytes().replace(b"\x28\xb5\x2f\xfd", b"dama"))
+    assert read(path, limits=Limits(max_batch_bytes=10)).reasons == {0: "zip_bomb"}
+    assert read(path).reasons == {0: "corrupt_file"}
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_batch_sizes__of_damaged_metadata_are_errors_or_harmless(kind: str) -> None:
+    batch = pa.record_batch({"prompt": ["x" * 50] * 10, "completion": ["y"] * 10})
+    out = io.BytesIO()
+    with (pa.ipc.new_file if kind == "file" else pa.ipc.new_stream)(
+        out, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
+        writer.write_batch(batch)
+    whole, rng = out.getvalue(), random.Random(0)
+    seen = set()
+    for _ in range(3_000):
+        data = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        with pa.BufferReader(bytes(data[: rng.choice((len(data), rng.randrange(20, len(data))))])) as source:
+            sizes = BatchSizes(source, is_file=kind == "file")
+            try:
+                for _ in range(5):
+                    seen.add(sizes.next() > 0)
+            except ValueError as e:
+                seen.add(type(e))
+    assert seen == {True, False, ValueError}
 
 
 def test_parquet__batches_of_long_texts_are_few_rows(tmp_path: Path) -> None:

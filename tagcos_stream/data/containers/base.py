@@ -25,9 +25,9 @@ class Limits:
     max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
     succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
     ratio counting from ratio_from bytes of output. max_table_ratio: likewise of a Parquet or Arrow file with its dictionaries
-    written out; it is higher, since a prompt that all rows repeat is stored once. min_row_bytes: of a packed file or a table, for
-    each of its rows on average, counting from rows_from rows. block_bytes: input that is held at once; a block ends there when it
-    has not reached its rows.
+    written out; it is higher, since a prompt that all rows repeat is stored once. max_batch_bytes: that a compressed batch of an
+    Arrow file unpacks to, which is held at once. min_row_bytes: of a packed file or a table, for each of its rows on average,
+    counting from rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
     """
 
     max_row_bytes: int = 16 << 20
@@ -37,6 +37,7 @@ class Limits:
     max_unpacked_bytes: int = 4 << 40
     max_ratio: int = 400
     max_table_ratio: int = 4_000
+    max_batch_bytes: int = 4 << 30
     ratio_from: int = 64 << 20
     min_row_bytes: int = 16
     rows_from: int = 600_000
