@@ -19,7 +19,7 @@ import torch
 
 from tagcos_stream.evaluation.losses import ExampleLosses
 from tagcos_stream.gradients.adapter import adapter_parameters, draw_adapter
-from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.batching import halving, plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.random_bits import draws
 from tagcos_stream.types import UserError
@@ -140,19 +140,15 @@ def _step(
     parameters: Sequence[torch.nn.Parameter],
 ) -> tuple[np.ndarray, int]:
     """(losses (B,), the token budget that was enough); leaves the gradient of the step in the parameters."""
-    while True:
+
+    def once(budget: int) -> np.ndarray:
         for parameter in parameters:
             parameter.grad = None
         losses = np.empty(len(batch))
-        try:
-            for part in plan_batches([len(encoded[i]) for i in batch], token_budget):
-                chosen = batch[part]
-                losses[part] = measured.backward([encoded[i] for i in chosen], weights[chosen] / len(batch))
-            return losses, token_budget
-        except torch.OutOfMemoryError as error:
-            if token_budget <= max(len(encoded[i]) for i in batch):
-                raise UserError(
-                    f"out of device memory at one example a pass ({error}): lower --max-length or --lora-rank"
-                ) from error
-        torch.cuda.empty_cache()
-        token_budget = max(1, token_budget // 2)
+        for part in plan_batches([len(encoded[i]) for i in batch], budget):
+            chosen = batch[part]
+            losses[part] = measured.backward([encoded[i] for i in chosen], weights[chosen] / len(batch))
+        return losses
+
+    longest = max(len(encoded[i]) for i in batch)
+    return halving(once, token_budget, longest, "lower --max-length or --lora-rank")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.batching import halving, plan_batches
 from tagcos_stream.gradients.chat import Encoded, NoTargets, SpecialTokens, encode
 from tagcos_stream.gradients.extract import GradientExtractor
 from tagcos_stream.gradients.memory import MAX_BATCH_ROWS
@@ -69,20 +69,29 @@ def answer_losses(
     checkpoints
         Of the feature space.
     encoded
-        n examples.
+        n examples, at least 1.
     token_budget
-        Tokens of a pass, padding included.
+        Tokens of a pass, padding included; halved where device memory runs out.
 
     Returns
     -------
     np.ndarray
         (n,) float64, nats; not finite where the model's output is not.
+
+    Raises
+    ------
+    UserError
+        Device memory does not hold one example.
     """
-    losses = np.zeros(len(encoded))
-    batches = plan_batches(np.array([len(e) for e in encoded]), token_budget, MAX_BATCH_ROWS)
     weights = checkpoint_weights([checkpoint.weight for checkpoint in checkpoints])
-    for checkpoint, weight in zip(checkpoints, weights, strict=True):
-        extractor.use(checkpoint)
-        for batch in batches:
-            losses[batch] += weight * extractor.losses([encoded[i] for i in batch]).double().cpu().numpy()
-    return losses
+
+    def once(budget: int) -> np.ndarray:
+        losses = np.zeros(len(encoded))
+        batches = plan_batches(np.array([len(e) for e in encoded]), budget, MAX_BATCH_ROWS)
+        for checkpoint, weight in zip(checkpoints, weights, strict=True):
+            extractor.use(checkpoint)
+            for batch in batches:
+                losses[batch] += weight * extractor.losses([encoded[i] for i in batch]).double().cpu().numpy()
+        return losses
+
+    return halving(once, token_budget, max(len(e) for e in encoded), "lower the maximum length")[0]

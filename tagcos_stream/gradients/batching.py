@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from tagcos_stream.types import UserError
+
 MAX_PADDING = 0.05  # of a batch's tokens
+
+Result = TypeVar("Result")
 
 
 def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_rows: int | None = None) -> list[np.ndarray]:
@@ -48,3 +53,39 @@ def plan_batches(lengths: np.ndarray | Sequence[int], token_budget: int, max_row
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def halving(compute: Callable[[int], Result], token_budget: int, longest: int, remedy: str) -> tuple[Result, int]:
+    """Compute with a token budget, and again with half of it for as long as device memory runs out.
+
+    Parameters
+    ----------
+    compute
+        Gets the token budget, and begins anew each time.
+    token_budget
+        To begin with.
+    longest
+        Tokens of the longest row: with a budget of these, a batch is one row.
+    remedy
+        For the message where not even that fits.
+
+    Returns
+    -------
+    tuple
+        What `compute` returned, and the budget that was enough.
+
+    Raises
+    ------
+    UserError
+        One row is too much.
+    """
+    import torch
+
+    while True:
+        try:
+            return compute(token_budget), token_budget
+        except torch.OutOfMemoryError as error:
+            if token_budget <= longest:
+                raise UserError(f"out of device memory at one example a batch ({error}): {remedy}") from error
+        torch.cuda.empty_cache()  # after the error is gone, whose traceback holds tensors
+        token_budget = max(1, token_budget // 2)

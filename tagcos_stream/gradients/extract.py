@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.gradients.adapter import adapter_parameters, require_fit
-from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.batching import halving, plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.hidden import HIDDEN, pooled
 from tagcos_stream.gradients.hooks import AdapterCapture
@@ -257,17 +257,15 @@ def block_features(
 
     One checkpoint at a time over the whole block. Out of device memory: the budget is halved and the block begun again.
     """
-    halvings = 0
-    while True:
-        try:
-            return _block_once(extractor, checkpoints, encoded, token_budget, halvings, progress)
-        except torch.OutOfMemoryError as error:
-            if token_budget <= max(len(e) for e in encoded):
-                raise UserError(
-                    f"out of device memory at one example a batch ({error}): lower the maximum length or the rank"
-                ) from error
-        torch.cuda.empty_cache()
-        token_budget, halvings = max(1, token_budget // 2), halvings + 1
+    halvings = -1
+
+    def once(budget: int) -> BlockFeatures:
+        nonlocal halvings
+        halvings += 1
+        return _block_once(extractor, checkpoints, encoded, budget, halvings, progress)
+
+    longest = max(len(e) for e in encoded)
+    return halving(once, token_budget, longest, "lower the maximum length or the rank")[0]
 
 
 def _block_once(

@@ -16,7 +16,8 @@ from tagcos_stream.gradients.answers import answer_losses, without_prompt
 from tagcos_stream.gradients.chat import encode
 from tagcos_stream.gradients.extract import GradientExtractor, block_features
 from tagcos_stream.gradients.projection.projections import make_projection
-from tests.models import random_checkpoint, tiny_model, tiny_tokenizer
+from tagcos_stream.types import UserError
+from tests.models import random_checkpoint, random_encoded, tiny_model, tiny_tokenizer
 from tests.naive import naive_ifd
 
 PAIRS = [("What is 3 + 4?", "3 + 4 = 7"), ("Name a colour.", "deep blue is a colour."), ("Why?", "It lies by a river.")]
@@ -42,6 +43,23 @@ def test_ifd__equals_plain_passes_of_the_model() -> None:
     given = block_features(extractor, [checkpoint], whole, token_budget=64).loss
     ref = [naive_ifd(model, tokenizer, *pair) for pair in PAIRS]
     np.testing.assert_allclose(given / behind, ref, rtol=1e-5)
+
+
+def test_answer_losses__halves_the_budget_when_out_of_memory() -> None:
+    class SmallDevice(GradientExtractor):
+        def losses(self, batch: Any) -> Any:
+            if len(batch) * max(len(e) for e in batch) > 60:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().losses(batch)
+
+    model = attach_adapter(tiny_model("llama"), rank=4, alpha=8, seed=1)
+    projection, checkpoint = make_projection(dim=64, seed=0), random_checkpoint(model)
+    plenty, small = (kind(model, variants=("sgd",), projection=projection) for kind in (GradientExtractor, SmallDevice))
+    encoded = random_encoded([13] * 7)
+    ref = answer_losses(plenty, [checkpoint], encoded, token_budget=200)
+    np.testing.assert_allclose(answer_losses(small, [checkpoint], encoded, token_budget=200), ref, rtol=1e-5)
+    with pytest.raises(UserError, match=r"one example a batch .*: lower the maximum length"):
+        answer_losses(small, [checkpoint], random_encoded([61]), token_budget=200)
 
 
 def test_without_prompt__has_the_targets_of_the_whole_and_nothing_after_them() -> None:
