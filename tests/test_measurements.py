@@ -80,30 +80,38 @@ def test_measurements__similarities_are_those_of_the_selections() -> None:
             assert float(row["jaccard"]) == pytest.approx(shared / (2 * selected - shared), abs=1e-5)
 
 
-def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials() -> None:
-    rows = rows_of("primary-trials.csv")
-    datasets = list(rows[0])[5:]
-    of = {(row["method"], int(row["seed"])): row for row in rows}
-    pairs = [seed for seed in range(9) if ("balanced", seed) in of and ("tagcos", seed) in of]
+def pairs_of(rows: list[dict[str, str]], one: tuple[str, str], other: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
+    """(S, datasets + 1) differences of the seeds that both (method, setting) have, the loss last; and names of the datasets."""
+    datasets = list(rows[0])[list(rows[0]).index("loss") + 1 :]
+    of = {(row["method"], row.get("setting", ""), int(row["seed"])): row for row in rows}
     assert len(of) == len(rows)
-    assert {int(cells[1]) for cells in table("primary.md", "method")[:2]} == {len(pairs)}
-    apart = np.array(
-        [[float(of["tagcos", seed][name]) - float(of["balanced", seed][name]) for name in (*datasets, "loss")] for seed in pairs]
-    )
+    seeds = [seed for seed in range(9) if (*one, seed) in of and (*other, seed) in of]
+    columns = (*datasets, "loss")
+    return np.array([[float(of[*one, s][c]) - float(of[*other, s][c]) for c in columns] for s in seeds]), datasets
+
+
+def robust(apart: np.ndarray, datasets: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """By seed: the median dataset, and the mean without the dataset that is worst to leave out, with its name."""
     by_dataset = apart[:, :-1]
     without = (by_dataset.sum(axis=1, keepdims=True) - by_dataset) / (len(datasets) - 1)
     worst = int(without.mean(axis=0).argmax())
-    found = [np.median(by_dataset, axis=1), without[:, worst], by_dataset.mean(axis=1), apart[:, -1]]
+    return np.median(by_dataset, axis=1), without[:, worst], datasets[worst]
+
+
+def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials() -> None:
+    apart, datasets = pairs_of(rows_of("primary-trials.csv"), ("tagcos", ""), ("balanced", ""))
+    assert {int(cells[1]) for cells in table("primary.md", "method")[:2]} == {len(apart)}
+    median, without, worst = robust(apart, datasets)
     told = table("primary.md", "`tagcos` minus `balanced`")
     assert [cells[0] for cells in told] == [
         "median dataset",
-        f"mean over datasets without `{datasets[worst]}`, the worst case",
+        f"mean over datasets without `{worst}`, the worst case",
         "mean over datasets",
         "mean over examples",
     ]
-    for values, cells in zip(found, told, strict=True):
+    for values, cells in zip((median, without, apart[:, :-1].mean(axis=1), apart[:, -1]), told, strict=True):
         pair = paired(values)
         assert cells[1:] == [f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", f"{pair.p:.4f}", f"{pair.detectable:.4f}"]
     for cells in table("primary.md", "dataset"):
-        pair = paired(by_dataset[:, datasets.index(cells[0])])
+        pair = paired(apart[:, datasets.index(cells[0])])
         assert cells[-1] == f"{pair.mean:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
