@@ -311,8 +311,9 @@ class Settings(BaseModel):
     )
     gain_per: Literal["row", "token"] = setting(
         "choice",
-        "token",
-        description="With `tokens`: whether the pursuit chooses by gain per row or by gain per token.",
+        "row",
+        description="With `tokens`: whether the pursuit chooses by gain per row, or by gain per token, which takes more and "
+        "shorter examples.",
     )
     share: tuple[str, ...] = setting(
         "run",  # a choice is named by the rows and the budget that follow from it

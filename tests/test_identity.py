@@ -41,7 +41,7 @@ OTHER: dict[str, Any] = {
     "method": "herding", "fraction": 0.2, "count": 5, "where": "loss < 4", "target_where": "true", "exclude": "loss > 9",
     "include": "loss < 1",
     "ridge": 0.5, "tol": 1e-3, "sticky": 0.1,
-    "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "row",
+    "match_lengths": "run-1", "tokens": "500k", "tokens_all": True, "gain_per": "token",
     "share": ("code=0.1:0.3",), "seed": 1, "target": ("clean.jsonl",),
     "balance": "equal",
     "memory_limit": 2.0, "run_on": "processes", "workers": 3, "gpus_per_worker": 0.5, "threads": 2, "wait": 5.0,

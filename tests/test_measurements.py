@@ -115,3 +115,28 @@ def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials()
     for cells in table("primary.md", "dataset"):
         pair = paired(apart[:, datasets.index(cells[0])])
         assert cells[-1] == f"{pair.mean:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+
+
+def test_measurements__differences_of_the_follow_up_are_those_of_the_trials() -> None:
+    rows = rows_of("followup-trials.csv")
+
+    def told_of(values: np.ndarray) -> str:
+        pair = paired(values)
+        return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
+
+    for cells in table("followup.md", "method")[:-1]:
+        method, _, setting = cells[0].replace("`", "").partition(", ")
+        mine = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
+        assert int(cells[1]) == len(mine)
+        assert f"{np.mean([float(row['loss']) for row in mine]):.4f}" == cells[4].split(" ")[0]
+    for against in ("balanced", "random"):
+        for cells in table("followup.md", f"minus `{against}`"):
+            method, _, setting = cells[0].replace("`", "").partition(", ")
+            apart, datasets = pairs_of(rows, (method, setting), (against, ""))
+            median, without, worst = robust(apart, datasets)
+            without_worst = f"{told_of(without)} (`{worst}"
+            assert cells[1:] == [str(len(apart)), told_of(median), without_worst + "`)", told_of(apart[:, -1])]
+    apart, datasets = pairs_of(rows, ("tagcos", "gain_per=row"), ("tagcos", ""))
+    median, without, _ = robust(apart, datasets)
+    told = table("followup.md", "gain per row minus gain per token")
+    assert [cells[1] for cells in told] == [told_of(values) for values in (median, without, apart[:, -1])]
