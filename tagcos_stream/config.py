@@ -50,8 +50,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clusters": 100,
         "fraction": 0.05,
     },
-    # leaves out rows whose prompt does not help the answer, and repeated answers; a row without a value passes
-    "clean": {"where": "coalesce(ifd, 0) < 1 AND coalesce(repeated, 1) < 3"},
+    # leaves out rows whose prompt does not help the answer, and repeated answers that are longer than a label such as "yes" or
+    # "not duplicate"; a row without a value passes
+    "clean": {"where": "coalesce(ifd, 0) < 1 AND (coalesce(repeated, 1) < 3 OR target_tokens < 8)"},
 }
 
 

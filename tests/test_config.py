@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
+import polars as pl
 import pytest
 
 from tagcos_stream.config import MACHINE_FIELDS, PRESETS, SPACE_FIELDS, Settings, load_settings
@@ -65,3 +67,18 @@ def test_warmup_size__is_a_share_within_bounds() -> None:
     assert Settings().warmup_size(40) == 40
     assert Settings().warmup_size(10_000) == 500
     assert Settings().warmup_size(10_000_000) == 3840
+
+
+def test_preset_clean__excludes_canned_replies_and_no_labels() -> None:
+    rows = pl.DataFrame(
+        {
+            "name": ["good", "label", "canned", "prompt does not help", "unknown"],
+            "ifd": [0.6, 0.3, 0.97, 1.02, None],
+            "repeated": [1, 67, 9, 1, None],
+            "target_tokens": [40, 2, 12, 30, None],
+        }
+    )
+    with duckdb.connect() as connection:
+        connection.register("rows", rows.to_arrow())
+        passed = connection.execute(f"SELECT name FROM rows WHERE {PRESETS['clean']['where']}").fetchall()
+    assert [name for (name,) in passed] == ["good", "label", "unknown"]
