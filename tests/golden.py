@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -32,8 +34,9 @@ METHODS = (
 
 
 def processor() -> str:
-    """What decides the last bits here: the vector instructions that PyTorch uses."""
-    return torch.backends.cpu.get_cpu_capability()
+    """What decides the last bits here: the vector instructions that PyTorch uses, and whose processor its libraries tune for."""
+    found = re.search(r"vendor_id\s*:\s*(\w+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    return f"{torch.backends.cpu.get_cpu_capability()} {found[1] if found else platform.machine()}"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
