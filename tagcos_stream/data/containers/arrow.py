@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 import pyarrow as pa
 
 from tagcos_stream.data.containers.arrow_sizes import MAGIC, BatchSizes
-from tagcos_stream.data.containers.base import UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
+from tagcos_stream.data.containers.base import REST, UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
 from tagcos_stream.data.containers.columns import framed, plain_bytes, short, wanted
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote
@@ -17,8 +17,6 @@ from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
-
-REST = "rows from here on are not read"
 
 
 def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:

@@ -13,8 +13,9 @@ from tagcos_stream.data.containers.content import other_content
 from tagcos_stream.data.rejects import SNIPPET, Reject, Rejects
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
-UNPACK = "rows from here on are not read; unpack the file to read it whole"
-UNPACK_TABLE = "rows from here on are not read; unpack the file, that is, write it as .jsonl, to read it whole"
+REST = "rows from here on are not read"
+UNPACK = f"{REST}; unpack the file to read it whole"
+UNPACK_TABLE = f"{REST}; unpack the file, that is, write it as .jsonl, to read it whole"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -167,9 +168,7 @@ def snippet(data: bytes | str) -> str:
 
 def blank_lines(limits: Limits) -> LimitReached:
     """A run of blank lines, or of empty elements of a list, beyond the limit."""
-    return LimitReached(
-        "blank_lines", f"more than max_blank_lines {limits.max_blank_lines:,} in succession; rows from here on are not read"
-    )
+    return LimitReached("blank_lines", f"more than max_blank_lines {limits.max_blank_lines:,} in succession; {REST}")
 
 
 def oversized(row: int, data: bytes, limits: Limits) -> Reject:

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tagcos_stream.data.containers.base import UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
+from tagcos_stream.data.containers.base import REST, UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
 from tagcos_stream.data.containers.columns import framed, longest, plain_bytes, short, wanted
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.types import UserError
@@ -67,7 +67,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
             return
         except (pa.ArrowException, OSError) as e:
             if end - row > MAX_LOST:
-                detail = f"parquet: {short(e)}; rows from here on are not read"
+                detail = f"parquet: {short(e)}; {REST}"
                 yield Raw(
                     max(row, start_row) + 1, file.size, rejects=Rejects(Reject(max(row, start_row), "corrupt_file", detail, ""))
                 )
