@@ -2,8 +2,9 @@
 
 FOLDER holds one Parquet file per dataset with a `messages` column. OUT gets files of the same names with a sample of their rows:
 --rows draws from every dataset in proportion to its size, --each draws equally many. --bad makes a share of the rows of every
-dataset bad, a third in each way of `WAYS`; the column `made_bad` of OUT names it, null for a row as it was. Draws are seeded by
-dataset, so that the same command makes the same pool.
+dataset bad, a third in each way of `WAYS`; the column `made_bad` of OUT names it, null for a row as it was. --held names a second
+folder, which gets rows that OUT has not, as they are, to measure on. Draws are seeded by dataset: the same command makes the same
+pool, and the same held-out rows whatever is made bad.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000, help="in all, in natural proportions")
     parser.add_argument("--each", type=int, help="of every dataset, in place of --rows")
     parser.add_argument("--bad", type=float, default=0.0, help="share of bad rows in every dataset")
+    parser.add_argument("--held", type=Path, metavar="FOLDER", help="folder for held-out rows")
+    parser.add_argument("--held-rows", type=int, default=16, help="of every dataset at most")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     frames = {path.stem: pl.read_parquet(path) for path in sorted(chosen.folder.glob("*.parquet"))}
@@ -167,6 +170,10 @@ def main() -> None:
         made.write_parquet(chosen.out / f"{name}.parquet")
         bad = made["made_bad"].drop_nulls().value_counts(sort=True, name="rows").rows()
         print(f"{name}: {len(made)} of {len(frame)} rows{''.join(f', {rows} {way}' for way, rows in bad)}")
+        if chosen.held:
+            chosen.held.mkdir(parents=True, exist_ok=True)
+            rest = frame.join(drawn, on="messages", how="anti", maintain_order="left")
+            draw(rest, name, chosen.held_rows, chosen.seed).write_parquet(chosen.held / f"{name}.parquet")
 
 
 if __name__ == "__main__":
