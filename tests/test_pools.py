@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from tests.benchmarks.datamodelling import half, score
-from tests.benchmarks.pools import CANNED, WAYS, draw, shares, single_exchanges, spoil, write_rows
+from tests.benchmarks.pools import CANNED, WAYS, draw, main, shares, single_exchanges, spoil, write_rows
 
 
 def conversations(count: int) -> list[dict[str, Any]]:
@@ -92,3 +92,23 @@ def test_score__one_for_what_predicts_and_none_for_chance() -> None:
     assert abs(chance) < 4 * spread
     assert 0.3 < mean < 0.9
     assert 0 < error < 0.2
+
+
+def test_main__held_out_rows_are_not_in_the_pool_and_stay_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "all").mkdir()
+    pl.DataFrame(conversations(60)).write_parquet(tmp_path / "all" / "a.parquet")
+    pl.DataFrame(conversations(12)).write_parquet(tmp_path / "all" / "b.parquet")  # fewer than are asked for
+    held = {}
+    for name, bad in {"clean": "0", "dirty": "0.3"}.items():
+        rows = ["--each", "10", "--bad", bad, "--held", str(tmp_path / name / "held"), "--held-rows", "4"]
+        monkeypatch.setattr("sys.argv", ["pools", str(tmp_path / "all"), str(tmp_path / name), *rows])
+        main()
+        held[name] = {file.stem: pl.read_parquet(file) for file in (tmp_path / name / "held").iterdir()}
+        for file, drawn in held[name].items():
+            pool = pl.read_parquet(tmp_path / name / f"{file}.parquet")
+            questions = [{row["messages"][0]["content"] for row in part.to_dicts()} for part in (pool, drawn)]
+            assert not questions[0] & questions[1]
+            assert (pool["made_bad"].null_count() == 10) == (name == "clean")
+    assert {file: len(drawn) for file, drawn in held["clean"].items()} == {"a": 4, "b": 2}
+    for file, drawn in held["clean"].items():
+        assert drawn.equals(held["dirty"][file])
