@@ -49,6 +49,8 @@ def sweep(root: Root, found: list[Orphan]) -> int:
     """Remove them; returns the bytes freed. Call it as the root's writer, with a list made as the root's writer."""
     for orphan in found:
         root.files.delete(orphan.key)
+    for folder in LITTERED:
+        root.files.delete(f"{folder}/{TEMPORARY}")  # a folder that was left empty goes with the last of its files
     return sum(orphan.bytes for orphan in found)
 
 

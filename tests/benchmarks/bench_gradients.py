@@ -3,9 +3,8 @@
     python -m tests.benchmarks.bench_gradients --data FOLDER/mix [--model FOLDER_OR_GGUF] [--peers PYTHON_WITH_BERGSON_AND_DATTRI]
 
 Ours and the plain pass are timed batch by batch in turn, ours and the libraries pass by pass, so that what else the machine does
-falls on both. Parts: speed; quality
-of the projections; plans (padding, packing, order of checkpoints); memory (measured against the formulae). On a GPU, with models
-of random weights up to 7B: tests/benchmarks/gpu.py.
+falls on both. Parts: speed; quality of the projections; plans (padding, packing, order of checkpoints); training (that of `tagcos
+evaluate`); memory (measured against the formulae). On a GPU, with models of random weights up to 7B: tests/benchmarks/gpu.py.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor
 from tagcos_stream.gradients.projection.quality import projection_quality
-from tests.benchmarks import gradient_memory, gradient_plans, gradient_setting
+from tests.benchmarks import gradient_memory, gradient_plans, gradient_setting, gradient_training
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, row, setting, timed, total
 from tests.models import random_checkpoint
 from tests.naive import padding_share
 
 RELEASED_INTERVAL = 16  # gradients that the released code collects before it projects them
-PARTS = ("speed", "quality", "plans", "memory")
+PARTS = ("speed", "quality", "plans", "training", "memory")
 
 
 def main() -> None:
@@ -67,6 +66,7 @@ def main() -> None:
         "speed": speed,
         "quality": quality,
         "plans": gradient_plans.plans,
+        "training": gradient_training.training,
         "memory": gradient_memory.report,
     }
     for part in options.parts:

@@ -92,9 +92,13 @@ def extractor(base: Any, rank: int, variants: Sequence[str]) -> tuple[GradientEx
 
 def plain_pass(ex: GradientExtractor, batch: list[Encoded]) -> None:
     """What transformers computes in a training step: loss from the labels, gradients of the LoRA weights, nothing else."""
-    inputs = {name: tensor.to(ex.device) for name, tensor in _collate(batch).items()}
     ex.model.zero_grad()
-    ex.model(**inputs, use_cache=False).loss.backward()
+    ex.model(**plain_inputs(ex, batch), use_cache=False).loss.backward()
+
+
+def plain_inputs(ex: GradientExtractor, batch: list[Encoded]) -> dict[str, torch.Tensor]:
+    """Ids, mask and labels, padded to the longest example, on the extractor's device."""
+    return {name: tensor.to(ex.device) for name, tensor in _collate(batch).items()}
 
 
 def alternate(runs: list[Callable[[list[Encoded]], Any]], batches: list[list[Encoded]], repeats: int) -> list[float]:

@@ -18,20 +18,25 @@ MODULES = ["flows.cli.main", "flows.pipeline", "peft", "transformers.trainer", "
 CONTEXT = get_context("forkserver")
 
 
-def start(command: Sequence[str], log: Path) -> BaseProcess:
-    """Begin `tagcos COMMAND`, single-threaded; what it prints is appended to a file."""
+def start(command: Sequence[str], log: Path, *, session: bool = False) -> BaseProcess:
+    """Begin `tagcos COMMAND`, single-threaded; what it prints is appended to a file.
+
+    With `session` it leads a session of its own, so that it may start processes and be killed with them (`os.killpg`).
+    """
     CONTEXT.set_forkserver_preload(MODULES)
     with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # which torch reads when it is imported
         forkserver.ensure_running()
     log.touch()
-    process = CONTEXT.Process(target=_run, args=(list(command), str(log)), daemon=True)
+    process = CONTEXT.Process(target=_run, args=(list(command), str(log), session), daemon=not session)
     process.start()
     return process
 
 
-def _run(command: list[str], log: str) -> None:
+def _run(command: list[str], log: str, session: bool) -> None:
     from flows.cli.main import main
 
+    if session:
+        os.setsid()
     with open(log, "ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

@@ -1,9 +1,9 @@
 """Kill commands at random moments and finish them: `python -m tests.proofs.kills FOLDER --kills 1000 [--command run ...]`.
 
-Each trial starts one command of `COMMANDS` on a root of its own in FOLDER and kills it (SIGKILL, with every process that it
-started) at a random moment between a third and the whole of the time that it takes undisturbed, one time in four twice. The same
-command then runs to its end. Its outcome must equal that of the command that was never killed, `tagcos check` must find nothing,
-and after `tagcos gc` no temporary file may be left.
+Each trial starts one command of `COMMANDS` on a root of its own in FOLDER, in a process that has done its imports, and kills it
+(SIGKILL, with every process that it started) at a random moment between a tenth and the whole of the time that it takes
+undisturbed, one time in four twice. The same command then runs to its end. Its outcome must equal that of the command that was
+never killed, `tagcos check` must find nothing, and after `tagcos gc` no temporary file may be left.
 
 `--signal INT` and `--signal TERM` interrupt instead: the command must end within MOST_SECONDS with exit code 130 or 143 and one
 line that says how to go on, without a traceback, and the rest is as above.
@@ -25,14 +25,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,10 @@ from storage.catalog import selections
 from storage.gc import orphans, sweep
 from storage.root import Root, open_root
 from tests.flows.conftest import SMALL, TOPICS, conversation
+from tests.flows.processes import start
 from tests.models import tiny_model, tiny_tokenizer
 
-CHECKOUT = Path(__file__).parents[2]
-OLD = CHECKOUT / "tests" / "storage" / "root-schema-8.tar.gz"
+OLD = Path(__file__).parents[1] / "storage" / "root-schema-8.tar.gz"
 NEWEST = "SELECT run_id FROM runs WHERE status = 'complete' ORDER BY finished_at DESC, run_id DESC LIMIT 1"
 SIGNALS = {"KILL": "SIGKILL", "INT": "SIGINT", "TERM": "SIGTERM", "WORKER": "Ray workers"}  # and their columns in the table
 ENDED = {"INT": 130, "TERM": 143}
@@ -227,24 +226,17 @@ def ray_workers(driver: int) -> list[int]:
     return sorted(found)
 
 
-def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli.main", *command],
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+def ended(process: BaseProcess, timeout: float) -> int | None:
+    """The exit code of a process within so many seconds; None if it still runs."""
+    process.join(timeout)
+    return process.exitcode
 
 
 def finish(command: Sequence[str], log: Path) -> float:
     """Run to the end; returns seconds."""
     begin = time.perf_counter()
-    code = start(command, log).wait(timeout=600)
-    if code:
+    code = ended(start(command, log, session=True), 600)
+    if code != 0:
         raise RuntimeError(f"tagcos {' '.join(command)} ended with {code}: {log.read_text(encoding='utf-8')[-3000:]}")
     return time.perf_counter() - begin
 
@@ -318,7 +310,7 @@ class Proof:
         if how == "WORKER":
             done["kills"], done["stopped"] = self.kill_workers(arguments, rng)
         for _ in range(0 if how == "WORKER" else 1 + (rng.random() < 0.25)):
-            after = rng.uniform(seconds / 3, seconds)
+            after = rng.uniform(seconds / 10, seconds)
             took = self.kill(arguments, after, how)
             if took is None:
                 break
@@ -338,20 +330,17 @@ class Proof:
         """Seconds that a command took to end after its signal; None if it had ended before."""
         log = self.folder / "interrupted"
         log.write_bytes(b"")
-        process = start(arguments, log)
-        try:
-            process.wait(timeout=after)
-        except subprocess.TimeoutExpired:
+        process = start(arguments, log, session=True)
+        assert process.pid
+        if ended(process, after) is None:
             if how == "TERM":  # as `kill` does; a terminal's Ctrl-C reaches every process
                 process.terminate()
             else:
                 os.killpg(process.pid, signal.Signals[f"SIG{how}"])
         begin = time.perf_counter()
-        try:
-            code = process.wait(timeout=60)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        code = ended(process, 60)
+        if code is None:
+            os.killpg(process.pid, signal.SIGKILL)
         took, text = time.perf_counter() - begin, log.read_text(encoding="utf-8")
         where = f"tagcos {' '.join(arguments)}, {how} after {after:.3f} s: exit code {code}, {took:.1f} s later: {text[-6000:]}"
         if code == 0:
@@ -368,21 +357,18 @@ class Proof:
         """Seconds after the start of a command at which workers of Ray were killed, and whether it stopped for that."""
         log = self.folder / "interrupted"
         log.write_bytes(b"")
-        process, begin, killed = start(arguments, log), time.perf_counter(), []
-        try:
-            for _ in range(rng.randint(1, 3)):
-                while process.poll() is None and not ray_workers(process.pid):
-                    time.sleep(0.1)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=rng.uniform(0, 6))
-                if process.poll() is None and (workers := ray_workers(process.pid)):
-                    with suppress(ProcessLookupError):
-                        os.kill(rng.choice(workers), signal.SIGKILL)
-                        killed.append(round(time.perf_counter() - begin, 3))
-            code = process.wait(timeout=600)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        process, begin, killed = start(arguments, log, session=True), time.perf_counter(), []
+        assert process.pid
+        for _ in range(rng.randint(1, 3)):
+            while process.is_alive() and not ray_workers(process.pid):
+                time.sleep(0.1)
+            if ended(process, rng.uniform(0, 6)) is None and (workers := ray_workers(process.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(workers), signal.SIGKILL)
+                    killed.append(round(time.perf_counter() - begin, 3))
+        code = ended(process, 600)
+        if code is None:
+            os.killpg(process.pid, signal.SIGKILL)
         text = log.read_text(encoding="utf-8")
         assert code == 0 or (code == 2 and "were lost one after the other" in text), f"exit code {code}: {text[-6000:]}"
         return killed, code == 2
