@@ -74,6 +74,35 @@ def test_thread_defaults__follow_the_quota_and_leave_what_the_user_set(tmp_path:
     assert environment["OMP_NUM_THREADS"] == "7"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
+    ],
+)
+def test_wait_policy__is_passive_unless_the_user_set_one(before: dict[str, str], after: dict[str, str], tmp_path: Path) -> None:
+    machine.set_environment_defaults(before, tmp_path, package=tmp_path)
+    assert before == after
+
+
+def test_wait_policy__is_set_before_torch_is_imported() -> None:
+    code = """
+import os, sys
+from flows.cli import main
+assert "torch" not in sys.modules
+sys.argv = ["tagcos", "status", "--root", "none"]
+try:
+    main.main()
+except SystemExit:
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "PASSIVE"
+
+
 def test_instruction_sets__as_cpuinfo_lists_them(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "cpuinfo").write_text("processor : 0\nflags : fpu avx avx2 avx512f fma\n\nprocessor : 1\nflags : fpu\n")

@@ -1,10 +1,10 @@
 """Gradient passes beside a busy process, by the wait policy of OpenMP's threads, all in one run.
 
-    python -m tests.benchmarks.bench_neighbour [--rounds 5] [--tokens 512] [--layers 8]
+    python -m tests.benchmarks.bench_neighbour [--rounds 5] [--tokens 512] [--layers 8] [--loops 1]
 
 Each policy has a process of its own, because OpenMP reads its variables when it is loaded. The processes compute the same batches
-in turn, with and without a pure Python loop running, so that other work on the machine falls on all of them; medians are printed
-as shares of the rate without the variables and without the loop. The features' digests show whether bits differ.
+in turn, with and without pure Python loops running, so that other work on the machine falls on all of them; medians are printed
+as shares of the rate without the variables and without the loops. The features' digests show whether bits differ.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=512, help="a batch")
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--loops", type=int, default=1, help="busy processes beside")
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -56,15 +57,15 @@ def main() -> None:
     try:
         for _ in range(options.rounds + 1):
             for beside in (False, True):
-                neighbour = subprocess.Popen([sys.executable, "-c", LOOP]) if beside else None
+                loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(options.loops if beside else 0)]
                 try:
                     for name, child in children.items():
                         spent, digests[name] = ask(child)
                         seconds.setdefault((name, beside), []).append(spent)
                 finally:
-                    if neighbour is not None:
-                        neighbour.kill()
-                        neighbour.wait()
+                    for loop in loops:
+                        loop.kill()
+                        loop.wait()
     finally:
         for child in children.values():
             child.communicate()
@@ -81,7 +82,10 @@ def report(options: argparse.Namespace, seconds: dict[tuple[str, bool], list[flo
     # the first round, in which memory is allocated and kernels are compiled, does not count
     medians = {key: statistics.median(values[1:]) for key, values in seconds.items()}
     first = options.policies[0]
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.tokens} tokens a batch, {options.rounds} rounds")
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {options.tokens} tokens a batch, {options.layers} layers, "
+        f"{options.rounds} rounds, beside {options.loops} loops"
+    )
     print(f"{'':<38}{'seconds':>8}{'rate':>8}{'beside':>8}{'of own':>8}  bits")
     for name in options.policies:
         quiet, beside = medians[name, False], medians[name, True]

@@ -24,7 +24,7 @@ def start(command: Sequence[str], log: Path, *, session: bool = False) -> BasePr
     With `session` it leads a session of its own, so that it may start processes and be killed with them (`os.killpg`).
     """
     CONTEXT.set_forkserver_preload(MODULES)
-    with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # which torch reads when it is imported
+    with patch.dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE"):  # which torch reads when it is imported
         forkserver.ensure_running()
     log.touch()
     process = CONTEXT.Process(target=_run, args=(list(command), str(log), session), daemon=not session)
