@@ -10,8 +10,14 @@ import pytest
 from tests.conftest import QUICK, SERVERS, TESTS
 from tests.test_layers import imports
 
-# files whose every test starts a process or a server
-OTHERS = {"data/test_memory.py", "data/test_remote.py", "method/test_controls_memory.py", "method/test_omp_memory.py"}
+# files whose every test starts a process or a server, or takes many seconds
+OTHERS = {
+    "data/test_memory.py",
+    "data/test_remote.py",
+    "method/test_controls_memory.py",
+    "method/test_omp_memory.py",
+    "storage/test_processes.py",
+}
 FILES = sorted(path for folder in QUICK for path in (TESTS / folder).glob("test_*.py"))
 
 

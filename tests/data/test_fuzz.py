@@ -140,6 +140,7 @@ def test_fuzz__ten_thousand_mutated_rows(tmp_path: Path) -> None:
     check_lines(tmp_path / "a.jsonl", lines, block_rows=5)  # small blocks, so that many are clean
 
 
+@pytest.mark.process  # some seconds
 def test_fuzz__one_bad_row_among_good_ones(tmp_path: Path) -> None:
     good = [json.dumps(chat(i)).encode() for i in range(3)]
     for i, line in enumerate(_lines(400, seed=2)):
@@ -193,6 +194,7 @@ records = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.process  # some seconds
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(records | values, min_size=1, max_size=8))
 def test_fuzz__any_json_values(tmp_path: Path, rows: list[Any]) -> None:

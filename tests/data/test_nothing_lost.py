@@ -83,6 +83,7 @@ def strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and value.startswith("text number") else []
 
 
+@pytest.mark.process  # some seconds
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows())
 def test_rows__every_text_stands_in_the_example_once_or_the_reject_names_its_field(row: dict[str, Any]) -> None:
@@ -233,6 +234,7 @@ def test_transcripts__plain_marks_only_where_asked_for() -> None:
     assert reject({"text": "Nothing of the kind"}, shape="transcript")[0] == "unknown_shape"
 
 
+@pytest.mark.process  # some seconds
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(rows(), min_size=1, max_size=6))
 def test_rows__in_columns_give_what_they_give_one_by_one(tmp_path: Path, rows: list[dict[str, Any]]) -> None:

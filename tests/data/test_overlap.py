@@ -69,6 +69,7 @@ def test_decontaminated__moves_rows_to_rejects(tmp_path: Path) -> None:
         read_eval([str(tmp_path / "none.jsonl")])
 
 
+@pytest.mark.process  # some seconds
 def test_decontaminated__finds_the_known_overlap(shared_data: Path) -> None:
     index = read_eval([str(shared_data / "eval" / "mmlu"), str(shared_data / "eval" / "tydiqa")])
     (file,) = resolve_sources([str(shared_data / "mix" / "dolly.parquet")])

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,6 +31,11 @@ def start(command: Sequence[str], log: Path, *, session: bool = False) -> BasePr
     log.touch()
     process = CONTEXT.Process(target=_run, args=(list(command), str(log), session), daemon=not session)
     process.start()
+    while session and process.is_alive():
+        with suppress(ProcessLookupError):  # it has just ended
+            if os.getpgid(process.pid or 0) == process.pid:
+                break
+        time.sleep(0.001)
     return process
 
 

@@ -85,6 +85,7 @@ def test_fit__one_cluster_takes_one_pass() -> None:
     np.testing.assert_array_equal(comp.labels, 0)
 
 
+@pytest.mark.process  # some seconds
 def test_fit__is_as_good_as_scikit_learn_to_convergence() -> None:
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score

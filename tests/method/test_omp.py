@@ -168,6 +168,7 @@ def test_omp__near_copies_are_told_apart_in_float64() -> None:
     assert comp.stats.exact_checks > 0
 
 
+@pytest.mark.process  # some seconds
 def test_omp__hundred_thousand_equal_rows_are_taken_in_order() -> None:
     A = np.ones((100_000, 8), np.float32)
     comp = omp_select(A, np.ones(8), 3000)

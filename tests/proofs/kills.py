@@ -336,7 +336,8 @@ class Proof:
             if how == "TERM":  # as `kill` does; a terminal's Ctrl-C reaches every process
                 process.terminate()
             else:
-                os.killpg(process.pid, signal.Signals[f"SIG{how}"])
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(process.pid, signal.Signals[f"SIG{how}"])
         begin = time.perf_counter()
         code = ended(process, 60)
         if code is None:

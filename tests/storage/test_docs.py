@@ -25,6 +25,7 @@ def test_docs__name_every_view_and_macro() -> None:
     assert [name for name in made if not re.search(rf"\b{name}\b", shown)] == []
 
 
+@pytest.mark.process  # some seconds
 def test_docs__every_query_answers(filled: Root) -> None:
     first = runs.list_runs(filled.catalog)["run_id"][0]
     second = tiny.run(filled, examples=340).run_id

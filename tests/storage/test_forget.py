@@ -81,6 +81,7 @@ def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple
     return root, run_id, number
 
 
+@pytest.mark.process  # some seconds
 def test_forget__leaves_the_text_nowhere(secret: tuple[Root, str, int], tmp_path: Path) -> None:
     root, run_id, number = secret
     gone, other = tiny.example_id(number), next(iter(selections.chosen_by(root.catalog, run_id) - {tiny.example_id(number)}))

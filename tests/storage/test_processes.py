@@ -60,6 +60,7 @@ def agree(root: Root, whole: Root) -> None:
     assert [finding for finding in check(root) if finding.damage] == []
 
 
+@pytest.mark.process  # some seconds
 def test_interrupt__after_every_commit_and_before_it(filled: Root, make_root: Callable[[str], Root]) -> None:
     """One root, stopped after each commit, and once between each file's write and the commit that would name it."""
     root = make_root("stopped")

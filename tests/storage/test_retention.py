@@ -44,6 +44,7 @@ def many(filled: Root) -> tuple[Root, list[str]]:
     return filled, [first, second, third, last]
 
 
+@pytest.mark.process  # some seconds
 def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[Root, list[str]]) -> None:
     root, (first, second, third, last) = many
     assert retention.to_drop(root, unnamed=True).runs == [second]
@@ -96,6 +97,7 @@ def test_retention__every_table_that_names_a_run_is_dropped_from_or_kept_on_purp
         assert named == kept | set(dropped[column]), column
 
 
+@pytest.mark.process  # some seconds
 def test_retention__drops_features_that_no_run_uses_any_more(many: tuple[Root, list[str]]) -> None:
     root, (_, second, _, _) = many
     with root.catalog.transaction() as connection:
