@@ -27,7 +27,7 @@ def named(page: Path) -> str:
 
 def test_docs__every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r"- ([\w/]+\.md)", yaml.safe_dump(yaml.safe_load(text)["nav"]))
+    listed = re.findall(r"- ([\w/-]+\.md)", yaml.safe_dump(yaml.safe_load(text)["nav"]))
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
 
 

@@ -140,3 +140,35 @@ def test_measurements__differences_of_the_follow_up_are_those_of_the_trials() ->
     median, without, _ = robust(apart, datasets)
     told = table("followup.md", "gain per row minus gain per token")
     assert [cells[1] for cells in told] == [told_of(values) for values in (median, without, apart[:, -1])]
+
+
+def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
+    own = {"GSM8K": "gsm8k", "Code Alpaca": "code_alpaca"}
+    rows = rows_of("preset-target-trials.csv")
+
+    def told_of(values: np.ndarray) -> str:
+        pair = paired(values)
+        return f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
+
+    def differences(pool: str, one: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
+        """To random selection, of the pool's datasets and the loss; and their names."""
+        apart, datasets = pairs_of([row for row in rows if row["pool"] == pool], one, ("random", ""))
+        kept = [place for place, name in enumerate(datasets) if name not in own.values()]
+        return apart[:, [*kept, -1]], [datasets[place] for place in kept]
+
+    told = [cells[1:] for cells in table("preset-target.md", "`random`, preset minus none")]
+    for column, pool in enumerate(("clean", "dirty")):
+        apart, datasets = differences(pool, ("random", "preset clean"))
+        median, without, worst = robust(apart, datasets)
+        mean = apart[:, :-1].mean(axis=1)
+        assert [row[column] for row in told] == [told_of(median), f"{told_of(without)} (`{worst}`)".strip("`"), told_of(mean)]
+    for cells in table("preset-target.md", "minus `random`"):
+        method, target = cells[:2]
+        clean = [row for row in rows if row["pool"] == "clean"]
+        apart, datasets = pairs_of(clean, (method, target), ("random", ""))
+        columns = {name: apart[:, datasets.index(column)] for name, column in own.items()}
+        (other,) = set(own) - {target}
+        mean = differences("clean", (method, target))[0][:, :-1].mean(axis=1)
+        p = f"{paired(columns[target]).p:.4f}"
+        assert cells[2] == str(len(apart))
+        assert cells[4:] == [told_of(columns[target]), p, told_of(columns[other]), told_of(mean)]
