@@ -33,10 +33,15 @@ METHODS = (
 )  # fmt: skip
 
 
-def processor() -> str:
-    """What decides the last bits here: the vector instructions that PyTorch uses, and whose processor its libraries tune for."""
-    found = re.search(r"vendor_id\s*:\s*(\w+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    return f"{torch.backends.cpu.get_cpu_capability()} {found[1] if found else platform.machine()}"
+def processor() -> tuple[str, str]:
+    """What decides the last bits here: the vector instructions that PyTorch uses, and whose processor its libraries tune for.
+
+    The second name also has the processor's family: OpenBLAS takes other kernels for some than for the rest of the first name.
+    """
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    vendor, family = (re.search(rf"{name}\s*:\s*(\w+)", text) for name in ("vendor_id", "cpu family"))
+    name = f"{torch.backends.cpu.get_cpu_capability()} {vendor[1] if vendor else platform.machine()}"
+    return name, f"{name} family {family[1] if family else 'unknown'}"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _came_out(root: Any, run_id: str) -> dict[str, Any]:
 def main() -> None:
     kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        kept[processor()] = outcome(Path(folder))
+        kept[processor()[-1]] = outcome(Path(folder))
     FILE.write_text(json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -41,10 +41,12 @@ def test_measurements__csv_files_are_rectangular_and_linked(path: Path) -> None:
 
 
 def test_measurements__kills_are_those_of_the_trials() -> None:
-    sent = Counter[tuple[str, str, str]]()
+    sent = Counter[tuple[str, ...]]()
     for row in rows_of("kill-trials.csv"):
-        sent[row["command"], row["signal"], row["day"]] += len(row["killed_at"].split())
-    columns = [("KILL", "2026-11-29"), ("KILL", "2026-11-28"), ("INT", "2026-11-28"), ("TERM", "2026-11-28")]
+        sent[row["command"], row["signal"], row["day"], row["start"]] += len(row["killed_at"].split())
+    evening = ("KILL", "2026-11-29", "imports done")
+    earlier = [("KILL", "2026-11-29"), ("KILL", "2026-11-28"), ("INT", "2026-11-28"), ("TERM", "2026-11-28")]
+    columns = [evening, *((*column, "new process") for column in earlier)]
     told = {cells[0]: [int(cell) for cell in cells[1:]] for cells in table("robustness.md", "command")}
     whole = told.pop("all")
     assert told == {command: [sent[command, *column] for column in columns] for command in told}

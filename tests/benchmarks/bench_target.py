@@ -1,14 +1,18 @@
 """What selecting for a target costs: `python -m tests.benchmarks.bench_target WORK [--rows 20000] [--dim 8192] [--target 100]`.
 
-A root with made features, selected from again for the pool's mean and for a target, several times in turn; prints seconds of the
-stage select, and of the processor.
+A root with made features, selected from again for the pool's mean, for a target that the pool was compared with before, and for
+the same target as if it were new, several times in turn. Each selection has a process of its own, whose peak memory is printed
+beside the seconds of the stage select and those of the processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +38,28 @@ def main() -> None:
     values: dict[str, Any] = {"dim": chosen.dim, "clusters": chosen.clusters, "target": (str(chosen.work / "wanted.jsonl"),)}
     settings = made_settings(chosen.work, **values)
     base = start_run(settings, Shape(chosen.dim, 8, 0))
-    print("target | stage select, seconds | processor, seconds")
+    print("target | stage select, seconds | processor, seconds | peak memory, MiB")
     for turn in range(chosen.repeats):
-        for target in ("none", "wanted"):
-            began = time.process_time()
-            changes = {"target": (target,), "ridge": 1 + 1e-6 * (turn + 1)}  # another setting, so that no choice is copied
-            run_id = pipeline.reselect(settings.root, base, SilentReporter(), **changes).run_id
-            spent = time.process_time() - began
-            found = open_root(settings.root, create=False).catalog.read(
-                "SELECT seconds, detail FROM stages WHERE stage = 'select' AND run_id = ?", [run_id]
-            )
-            assert json.loads(found["detail"][0])["copied"] == 0
-            print(f"{target} | {found['seconds'][0]:.1f} | {spent:.1f}", flush=True)
+        for place, (name, target) in enumerate({"none": "none", "known": "wanted", "new": "wanted"}.items(), 3 * turn):
+            if name == "new":
+                with open_root(settings.root, create=False).catalog.transaction() as connection:
+                    connection.execute("DELETE FROM target_nearest")  # what was compared
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                spent = alone.submit(select, settings.root, base, target, 1 + 1e-6 * (place + 1)).result()
+            print(" | ".join([name, *spent]), flush=True)
+
+
+def select(root: str, base: str, target: str, ridge: float) -> tuple[str, str, str]:
+    """Select with a ridge that no run had, so that no choice is copied."""
+    began = time.process_time()
+    run_id = pipeline.reselect(root, base, SilentReporter(), target=(target,), ridge=ridge).run_id
+    spent = time.process_time() - began
+    found = open_root(root, create=False).catalog.read(
+        "SELECT seconds, detail FROM stages WHERE stage = 'select' AND run_id = ?", [run_id]
+    )
+    assert json.loads(found["detail"][0])["copied"] == 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return f"{found['seconds'][0]:.1f}", f"{spent:.1f}", f"{peak:.0f}"
 
 
 if __name__ == "__main__":
