@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,6 +19,7 @@ from flows import pipeline
 from flows.progress import SilentReporter
 from storage.root import open_root
 from tests.benchmarks.features import Shape
+from tests.benchmarks.gradient_memory import status
 from tests.benchmarks.made_root import conversations, made_settings, start_run
 
 
@@ -58,7 +58,7 @@ def select(root: str, base: str, target: str, ridge: float) -> tuple[str, str, s
         "SELECT seconds, detail FROM stages WHERE stage = 'select' AND run_id = ?", [run_id]
     )
     assert json.loads(found["detail"][0])["copied"] == 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = status("VmHWM") / 2**20
     return f"{found['seconds'][0]:.1f}", f"{spent:.1f}", f"{peak:.0f}"
 
 

@@ -96,7 +96,7 @@ def warm_up(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
     train(1, 3)  # what libraries hold once and for all
     before = _rested()
     train(2 * (budget // length), length)
-    return _status("VmHWM") - before, warmup_bytes(model_shape(model), length, budget, dropout=False)
+    return status("VmHWM") - before, warmup_bytes(model_shape(model), length, budget, dropout=False)
 
 
 def gradients(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]:
@@ -113,7 +113,7 @@ def gradients(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]
     block_features(ex, [checkpoint], random_encoded([length] * rows, vocabulary=model.config.vocab_size), token_budget=budget)
     shape = model_shape(model)
     options = {"token_budget": budget, "max_length": length, "block_rows": rows, "dim": dim, "variants": 1}
-    return _status("VmHWM") - before, working_bytes(shape, **options)
+    return status("VmHWM") - before, working_bytes(shape, **options)
 
 
 def _rested() -> int:
@@ -121,10 +121,11 @@ def _rested() -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
+    """Bytes of an entry of this process's status, such as VmHWM, its peak of resident memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
