@@ -31,7 +31,7 @@ def _rank(options: argparse.Namespace, rank: int) -> None:
     base, encoded = setting(options)
     encoded = encoded[: len(encoded) // PLAN.batch_size * PLAN.batch_size]
     ex, _ = extractor(base, rank, ("adam",))
-    ids = [str(i) for i in range(len(encoded))]
+    ids = [f"{i:032x}" for i in range(len(encoded))]
     batches = [[encoded[i] for i in batch] for batch in plan_batches([len(e) for e in encoded], options.token_budget)]
     places = order(ids, len(encoded), seed=0).reshape(-1, PLAN.batch_size)
     optimizer = torch.optim.AdamW(adapter_parameters(ex.model).values(), lr=PLAN.learning_rate)
