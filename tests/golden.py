@@ -36,12 +36,12 @@ METHODS = (
 def processor() -> tuple[str, str]:
     """What decides the last bits here: the vector instructions that PyTorch uses, and whose processor its libraries tune for.
 
-    The second name also has the processor's family: OpenBLAS takes other kernels for some than for the rest of the first name.
+    The first name also has the processor's family, for those where OpenBLAS takes other kernels than for the rest of the second.
     """
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     vendor, family = (re.search(rf"{name}\s*:\s*(\w+)", text) for name in ("vendor_id", "cpu family"))
     name = f"{torch.backends.cpu.get_cpu_capability()} {vendor[1] if vendor else platform.machine()}"
-    return name, f"{name} family {family[1] if family else 'unknown'}"
+    return f"{name} family {family[1] if family else 'unknown'}", name
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _came_out(root: Any, run_id: str) -> dict[str, Any]:
 def main() -> None:
     kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        kept[processor()[-1]] = outcome(Path(folder))
+        kept[processor()[0]] = outcome(Path(folder))
     FILE.write_text(json.dumps(kept, separators=(",", ":"), sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -39,6 +39,12 @@ def start(command: Sequence[str], log: Path, *, session: bool = False) -> BasePr
     return process
 
 
+def ended(process: BaseProcess, timeout: float = 300) -> int | None:
+    """The exit code of a process within so many seconds; None if it still runs."""
+    process.join(timeout)
+    return process.exitcode
+
+
 def _run(command: list[str], log: str, session: bool) -> None:
     from flows.cli.main import main
 

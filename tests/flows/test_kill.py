@@ -32,7 +32,7 @@ from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
-from tests.flows.processes import start
+from tests.flows.processes import ended, start
 
 NEWEST = "SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC LIMIT 1"
 CHECKOUT = Path(__file__).parents[2]
@@ -45,12 +45,6 @@ def arguments(values: dict[str, Any]) -> list[str]:
         *values["sources"],
         *(f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "sources"),
     ]
-
-
-def ended(process: BaseProcess) -> int:
-    process.join(timeout=300)
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def finish(values: dict[str, Any], log: Path) -> None:
