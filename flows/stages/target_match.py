@@ -76,9 +76,11 @@ def _nearest_of_pool(run: RunContext, features: Features, target: Target) -> pl.
     """
     pool, key = features.pool, ["part", "example_id"]
     wanted = target.examples.select(key).with_row_index("place")
-    known, compared = targets.compared_pool(run.catalog, run.run_id, features.space_id, target.target_id)
-    known = known.join(pool.select(pool_id="example_id"), on="pool_id", how="semi")
-    gained = pool.join(compared, on="example_id", how="anti", maintain_order="left")
+    known, new_ids = targets.compared_pool(run.catalog, run.run_id, features.space_id, target.target_id)
+    # each by a look at the pool for the few: a join, or the set of its ids, would take memory for all of them
+    still = pool.filter(pl.col("example_id").is_in(known["pool_id"].implode()))["example_id"]
+    known = known.filter(pl.col("pool_id").is_in(still.implode()))
+    gained = pool.filter(pl.col("example_id").is_in(new_ids["example_id"].implode()))
     found = [known]
     for rows, some in ((pool, wanted.join(known, on=key, how="anti")), (gained, wanted.join(known, on=key, how="semi"))):
         if rows.is_empty() or some.is_empty():

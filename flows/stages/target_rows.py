@@ -14,7 +14,7 @@ from storage.catalog import targets
 from tagcos_stream.memory import require_memory
 from tagcos_stream.selection.groups import Groups
 from tagcos_stream.selection.targets import TargetRows, group_targets
-from tagcos_stream.types import ArrayRows, UserError
+from tagcos_stream.types import UserError
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,10 @@ def target_of_groups(target: Target, groups: Groups, view: PoolClustering | None
     n_groups = len(groups.sizes)
     if view is None:
         return GroupTargets(*group_targets(target.features, np.zeros(len(target.features.parts), np.int64), n_groups))
-    from tagcos_stream.clustering.assign import assign  # torch takes seconds to import
+    from tagcos_stream.clustering.nearest import NearestCentroid  # Numba takes seconds to import
 
     present = np.flatnonzero(groups.sizes)
-    labels = assign(ArrayRows(target.features.rows), view.reader.centroids[present]).labels
+    rows = target.features.rows
+    labels, _ = NearestCentroid(view.reader.centroids[present])(rows, np.arange(len(rows), dtype=np.uint64))
     vectors, weights = group_targets(target.features, present[labels], n_groups)
     return GroupTargets(vectors.astype(np.float32), weights)  # as the means of clusters are

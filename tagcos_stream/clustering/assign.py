@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.kernels import decide, squares
+from tagcos_stream.clustering.kernels import squares
+from tagcos_stream.clustering.nearest import NearestCentroid
 from tagcos_stream.clustering.stream import Stretch, batches, row_numbers, span, stream, stretches
 from tagcos_stream.clustering.sums import ClusterSums
 from tagcos_stream.types import RowBlocks
@@ -30,38 +31,24 @@ class Assigned:
     totals: ClusterSums
 
 
-class Assigner:
-    """Nearest of (K, D) centroids, the lowest of equals; equal centroids share their rows evenly, by key."""
+class Assigner(NearestCentroid):
+    """As `NearestCentroid`, for many rows: products in float32 on a torch device say which distances are worth computing."""
 
     def __init__(self, centroids: np.ndarray, device: str = "cpu") -> None:
+        super().__init__(centroids)
         self.device = device
-        self.shape = centroids.shape
-        groups: dict[bytes, list[int]] = {}
-        for k, centroid in enumerate(centroids):
-            groups.setdefault(centroid.tobytes(), []).append(k)
-        members = list(groups.values())
-        self._first = np.array([group[0] for group in members])
-        self._copies = np.array([len(group) for group in members])
-        self._members = np.concatenate([np.array(group) for group in members])
-        self._begin = np.concatenate([[0], np.cumsum(self._copies)])[:-1]
-        self._centroids = np.ascontiguousarray(centroids[self._first], np.float32)
         self._device_centroids = torch.from_numpy(self._centroids).to(device)
         self._lengths = (self._device_centroids.double() ** 2).sum(1)
         self._squares = self._lengths.float()
         self._longest = float(self._lengths.max())
 
-    def __call__(self, batch: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels (r,) int64 and squared distances (r,) float64 of rows (r, D) float32 with keys (r,) uint64."""
+    def _scores(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores = torch.addmm(self._squares, torch.from_numpy(batch).to(self.device), self._device_centroids.T, alpha=-2)
         lengths = np.empty(len(batch))
         squares(batch, lengths)
         # the error of |c|^2 - 2 <x, c> in float32, whatever the order of its D additions; twice, as two are compared
         dim = batch.shape[1]
-        slack = 2 * EPS * (2 * (dim + 2) * np.sqrt(lengths * self._longest) + 3 * self._longest)
-        near, squared = np.empty(len(batch), np.int64), np.empty(len(batch))
-        decide(batch, self._centroids, scores.cpu().numpy(), slack, near, squared)
-        copy = (keys % self._copies[near].astype(np.uint64)).astype(np.int64)
-        return self._members[self._begin[near] + copy], squared
+        return scores.cpu().numpy(), 2 * EPS * (2 * (dim + 2) * np.sqrt(lengths * self._longest) + 3 * self._longest)
 
 
 def visit(rows: RowBlocks, which: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,7 +164,9 @@ def test_target__selection_stands_for_the_target_and_says_so(root: Root) -> None
     assert root.catalog.read("FROM why(?)", [repeat[0]])["reason"].to_list() == [f"left out: repeats target example {repeat[1]}"]
 
 
-def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root) -> None:
+def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it, which takes seconds and 150 MiB, would fail
+
     def again(**changes: Any) -> str:
         return pipeline.reselect(root.url, base, SilentReporter(), **changes).run_id
 

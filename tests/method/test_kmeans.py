@@ -13,6 +13,7 @@ from tagcos_stream.clustering import kmeans
 from tagcos_stream.clustering import stream as kmeans_batches
 from tagcos_stream.clustering.assign import Assigned, Assigner, assign_stretch
 from tagcos_stream.clustering.exact_pass import StretchSums, pass_sums
+from tagcos_stream.clustering.nearest import NearestCentroid
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 from tests.benchmarks.features import Shape
@@ -48,6 +49,19 @@ def test_assign__equals_naive(seed: int) -> None:
     np.testing.assert_allclose(distances, ref_distances, atol=2e-3)
     assert labels.dtype == np.int32
     assert distances.dtype == np.float32
+    alone, squared = NearestCentroid(C)(X, np.arange(n, dtype=np.uint64))
+    np.testing.assert_array_equal(alone, labels)
+    np.testing.assert_array_equal(np.sqrt(squared).astype(np.float32), distances)
+
+
+def test_nearest_centroid__shares_rows_of_equal_centroids_by_key() -> None:
+    C = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    X = np.array([[2, 0]] * 6 + [[0, 1]], np.float32)
+    keys = np.array([0, 1, 2, 3, 4, 5, 5], np.uint64)
+    for nearest in (NearestCentroid(C), Assigner(C)):
+        labels, squared = nearest(X, keys)
+        assert labels.tolist() == [0, 2, 3, 0, 2, 3, 1]
+        assert squared.tolist() == [1.0] * 6 + [0.0]
 
 
 @pytest.mark.parametrize("seed", range(10))
