@@ -16,7 +16,7 @@ from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, convert
 from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
-from tests.data.test_fuzz import check_lines
+from tests.data.mutations import check_lines
 
 NAMES = {"dataset", "source_id", "message_tree_id"}  # of the row and its dataset: no text of the example
 NUMBERS = itertools.count()

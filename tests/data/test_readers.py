@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
@@ -20,65 +19,15 @@ from tagcos_stream.data.containers.arrow_sizes import BatchSizes
 from tagcos_stream.data.containers.parquet import rows_at_once
 from tagcos_stream.data.read import Limits
 from tagcos_stream.types import UserError
-from tests.data.tools import GOOD, chat, read, write, write_bytes
+from tests.data.tools import FILE_KINDS, GOOD, chat, make_file, read, write, write_bytes
 
 BAD: Any = {"messages": [{"role": "user", "content": "no answer"}]}
 ROWS = [BAD if i % 7 == 3 else chat(i) for i in range(60)]
 
 
-def _make(path: Path, rows: list[Any]) -> Path:
-    """The rows as a file of the kind that the path's ending names."""
-    kind = path.name.split(".", 1)[1]
-    if kind.startswith("jsonl") or kind.startswith("ndjson"):
-        return write(path, rows)
-    if kind == "pretty.json":
-        return write_bytes(path, json.dumps(rows, indent=2).encode())
-    if kind == "object.json":
-        return write_bytes(path, json.dumps({"version": 1, "note": [1, 2], "data": rows, "end": {"a": []}}).encode())
-    if kind.startswith("json"):
-        return write_bytes(path, json.dumps(rows).encode())
-    if kind.startswith(("csv", "tsv")):
-        out = io.StringIO()
-        writer = csv.writer(out, delimiter="\t" if kind.startswith("tsv") else ",")
-        writer.writerow(["id", "messages"])
-        writer.writerows([[r.get("id", ""), json.dumps(r["messages"])] for r in rows])
-        return write_bytes(path, out.getvalue().encode())
-    frame = pl.DataFrame([{"id": r.get("id"), "messages": r["messages"]} for r in rows])
-    if kind == "parquet":
-        frame.write_parquet(path, row_group_size=17)
-    elif kind == "stream.arrow":
-        table = frame.to_arrow()
-        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_stream(f, table.schema) as out_:
-            out_.write_table(table, max_chunksize=13)
-    else:
-        frame.write_ipc(path)
-    return path
-
-
-KINDS = [
-    "jsonl",
-    "jsonl.gz",
-    "jsonl.zst",
-    "ndjson",
-    "json",
-    "json.gz",
-    "json.zst",
-    "pretty.json",
-    "object.json",
-    "csv",
-    "csv.gz",
-    "tsv",
-    "tsv.zst",
-    "parquet",
-    "arrow",
-    "stream.arrow",
-    "feather",
-]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FILE_KINDS)
 def test_read_file__every_kind_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
-    got = read(_make(tmp_path / f"a.{kind}", ROWS))
+    got = read(make_file(tmp_path / f"a.{kind}", ROWS))
     good = [i for i, r in enumerate(ROWS) if r is not BAD]
     assert got.occurrences["row"].to_list() == good
     assert got.texts == [[("user", f"Question {i}?"), ("assistant", f"Answer {i} é")] for i in good]
@@ -91,9 +40,9 @@ def test_read_file__every_kind_gives_the_same_rows(tmp_path: Path, kind: str) ->
     assert got.blocks[-1].bytes_read > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FILE_KINDS)
 def test_read_file__resumes_exactly(tmp_path: Path, kind: str) -> None:
-    path = _make(tmp_path / f"a.{kind}", ROWS)
+    path = make_file(tmp_path / f"a.{kind}", ROWS)
     whole = read(path)
     for start in (0, 1, 16, 17, 18, 59, 60, 61):
         rest = read(path, start_row=start, block_rows=7)
@@ -109,7 +58,7 @@ def test_read_file__resumes_exactly(tmp_path: Path, kind: str) -> None:
 
 def test_read_file__limit_takes_the_first_rows(tmp_path: Path) -> None:
     for kind in ("jsonl", "json", "parquet", "csv"):
-        got = read(_make(tmp_path / f"a.{kind}", ROWS), limit=10, block_rows=4)
+        got = read(make_file(tmp_path / f"a.{kind}", ROWS), limit=10, block_rows=4)
         assert got.blocks[-1].next_row == 10
         assert got.occurrences.height + got.rejects.height == 10
 
@@ -248,7 +197,7 @@ def test_file__whose_end_is_missing(tmp_path: Path, name: str, text: str, reason
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "json.zst"])
 def test_packed__whose_end_is_missing(tmp_path: Path, kind: str) -> None:
-    path = _make(tmp_path / f"a.{kind}", [{**row, "id": hash_text(i)} for i, row in enumerate(ROWS)])
+    path = make_file(tmp_path / f"a.{kind}", [{**row, "id": hash_text(i)} for i, row in enumerate(ROWS)])
     assert read(path).blocks[-1].ended_early is None
     path.write_bytes(path.read_bytes()[:-20])
     assert "corrupt_file" in {block.ended_early for block in read(path).blocks}
@@ -421,6 +370,20 @@ def test_json__shapes_of_a_file(tmp_path: Path) -> None:
     assert (read(path, key="test").occurrences.height, read(path, key="test").rejects.height) == (2, 0)
     path.write_text("[]", encoding="utf-8")
     assert read(path).blocks[-1].next_row == 0
+
+
+@pytest.mark.parametrize("first", ["{", "[", "{ ", "[\r", '{"', "[{", "[1"])
+def test_jsonl__a_first_row_that_was_cut_costs_one_row(tmp_path: Path, first: str) -> None:
+    good = json.dumps(GOOD)
+    path = tmp_path / "a.jsonl"
+    for following in (f"{good}\n{good}\n", f"\n{good}\n{good}", f"{good}\n{good}\n{{"):
+        path.write_text(f"{first}\n{following}", encoding="utf-8")
+        got = read(path)
+        assert len(got.occurrences) == 2
+        assert got.reasons[0] == "broken_json"
+    for whole in (json.dumps([GOOD, GOOD], indent=1), f"[\n{good},\n{good}\n]", f"[\n{good}\n,\n{good}]"):  # lists, not rows
+        path.write_text(whole, encoding="utf-8")
+        assert (len(read(path).occurrences), read(path).reasons) == (2, {})
 
 
 def test_json__a_broken_element_costs_one_row(tmp_path: Path) -> None:

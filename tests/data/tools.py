@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,11 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import zstandard
 
 from tagcos_stream.data.read import Limits, SourceSpec, read_file, resolve_sources
 from tagcos_stream.types import IngestBlock
 
+FILE_KINDS = [
+    "jsonl",
+    "jsonl.gz",
+    "jsonl.zst",
+    "ndjson",
+    "json",
+    "json.gz",
+    "json.zst",
+    "pretty.json",
+    "object.json",
+    "csv",
+    "csv.gz",
+    "tsv",
+    "tsv.zst",
+    "parquet",
+    "arrow",
+    "stream.arrow",
+    "feather",
+]
 GOOD = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 
 
@@ -71,3 +93,32 @@ def chat(i: int) -> dict[str, Any]:
         "id": f"row-{i}",
         "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i} é"}],
     }
+
+
+def make_file(path: Path, rows: list[Any]) -> Path:
+    """The rows as a file of the kind that the path's ending names."""
+    kind = path.name.split(".", 1)[1]
+    if kind.startswith("jsonl") or kind.startswith("ndjson"):
+        return write(path, rows)
+    if kind == "pretty.json":
+        return write_bytes(path, json.dumps(rows, indent=2).encode())
+    if kind == "object.json":
+        return write_bytes(path, json.dumps({"version": 1, "note": [1, 2], "data": rows, "end": {"a": []}}).encode())
+    if kind.startswith("json"):
+        return write_bytes(path, json.dumps(rows).encode())
+    if kind.startswith(("csv", "tsv")):
+        out = io.StringIO()
+        writer = csv.writer(out, delimiter="\t" if kind.startswith("tsv") else ",")
+        writer.writerow(["id", "messages"])
+        writer.writerows([[r.get("id", ""), json.dumps(r["messages"])] for r in rows])
+        return write_bytes(path, out.getvalue().encode())
+    frame = pl.DataFrame([{"id": r.get("id"), "messages": r["messages"]} for r in rows])
+    if kind == "parquet":
+        frame.write_parquet(path, row_group_size=17)
+    elif kind == "stream.arrow":
+        table = frame.to_arrow()
+        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_stream(f, table.schema) as out_:
+            out_.write_table(table, max_chunksize=13)
+    else:
+        frame.write_ipc(path)
+    return path

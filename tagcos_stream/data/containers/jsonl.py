@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
+import orjson
+
 from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked
 from tagcos_stream.data.containers.content import bare_returns
 from tagcos_stream.data.containers.json_list import read_json
@@ -38,6 +40,17 @@ def _is_json(head: bytes) -> bool:
     """Whether a file's first bytes are those of a list of objects, or of an object written over several lines."""
     text = head.removeprefix(BOM).lstrip(SPACE)
     first, _, rest = text.partition(b"\n")
-    if first.strip(SPACE) in (b"[", b"{"):
-        return True
+    second, _, third = rest.lstrip(SPACE).partition(b"\n")
+    match first.strip(SPACE):
+        case b"{":  # else a first row of which no more is left
+            return second[:1] in (b'"', b"}")
+        case b"[":
+            return not (_is_object(second) and third.lstrip(SPACE)[:1] == b"{")  # rows without a comma between them
     return first[:1] == b"[" and first[1:].lstrip(SPACE)[:1] == b"{" and not rest.strip(SPACE)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return False
