@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +118,7 @@ def _in_processes(
 
 
 def _worker(number: int, work: Work, spec: Any, resources: WorkerResources, todo: Any, done: Any) -> None:
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     told = -math.inf
 
     def tell(amount: float) -> None:
@@ -128,6 +132,14 @@ def _worker(number: int, work: Work, spec: Any, resources: WorkerResources, todo
             done.put(result)
     except Exception as error:  # for the driver, which raises it: nobody sees this process's standard error
         done.put(error)
+
+
+def _end_with_driver() -> None:
+    """End this process when its driver was killed: it would go on for nobody, beside the workers of the command that goes on."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    multiprocessing.connection.wait([driver.sentinel])
+    os._exit(1)
 
 
 def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progress | None) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 from flows import pipeline
@@ -113,6 +115,22 @@ def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
 def test_partitioned__a_killed_process_is_named() -> None:
     with pytest.raises(UserError, match="exit code -9"):
         list(partitioned(deadly, "", [1, 2, 3], Settings(run_on="processes")))
+
+
+def test_partitioned__processes_end_with_a_driver_that_was_killed() -> None:
+    code = (
+        "from flows.workers.executor import partitioned; from tagcos_stream.config import Settings; "
+        "from tests.flows.partition_work import slow; "
+        "found = partitioned(slow, 0.1, [0] * 10_000, Settings(run_on='processes', workers=2)); "
+        "[print(next(found), flush=True) for _ in range(3)]; next(found for found in found if found)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "0\n"
+        workers = [child for child in psutil.Process(driver.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        driver.kill()
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=30)[1] == []  # none alive
 
 
 def test_partitioned__processes_tell_what_they_did_within_tasks() -> None:
