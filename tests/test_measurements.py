@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tagcos_stream.evaluation.statistics import paired
+from tests.benchmarks.datamodelling import scores
 
 PAGES = Path(__file__).parents[1] / "docs" / "measurements"
 FILES = sorted(PAGES.glob("*.csv"))
@@ -174,3 +176,12 @@ def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
         p = f"{paired(columns[target]).p:.4f}"
         assert cells[2] == str(len(apart))
         assert cells[4:] == [told_of(columns[target]), p, told_of(columns[other]), told_of(mean)]
+
+
+def test_measurements__datamodelling_scores_are_those_of_the_halves() -> None:
+    found = scores(pl.read_csv(PAGES / "datamodelling-halves.csv"))
+    told = {cells[0]: cells[1:] for cells in table("datamodelling.md", "features")}
+    assert list(told) == list(found)
+    for name, (mean, error, together, spread) in found.items():
+        whole = "" if np.isnan(together) else f"{together:.2f} ± {spread:.2f}"
+        assert told[name] == [f"{mean:.3f} ± {error:.3f}", whole]

@@ -9,6 +9,7 @@ What is there already is used, so the same command continues, and several proces
 The features predict that training on a half lowers the loss of a query by the sum over the half of the products with the query's
 feature. The score is Spearman's rank correlation over the halves of this prediction with the loss measured, negative, as a mean
 over queries ± its standard error (jackknife over halves). *All queries* is the correlation for the mean loss of all queries.
+WORK/outcomes.csv gets what the table is made of.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from scipy.stats import spearmanr
 
 from flows import pipeline
@@ -26,6 +28,7 @@ from flows.models import CPU_TOKENS, load_adapted
 from flows.progress import SilentReporter
 from storage.arrays import segments
 from storage.catalog import runs, spaces, targets
+from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tests.benchmarks.pools import arguments, single_exchanges, write_rows
@@ -68,7 +71,7 @@ def train(
     run = runs.complete_run(root.catalog, run_id)
     settings = load_settings(pipeline.changed_settings(run, root.files.url, {}))
     loaded = load_adapted(settings, "cpu")
-    read = texts(root, loaded, settings)
+    read = texts(example_reader(root), loaded, settings)
     pool = spaces.features_pool(root.catalog, run_id, run["space_id"])
     encoded = [one for one in read.encode(pool) if one is not None]
     asked = [
@@ -99,8 +102,9 @@ def _file(work: Path, number: int) -> Path:
 
 
 def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """(Q,) rank correlations of the rows of two arrays (Q, S)."""
-    return np.array([spearmanr(a, b).statistic for a, b in zip(predicted, measured, strict=True)])
+    """(Q,) rank correlations of the rows of two arrays (Q, S); NaN for a prediction that is the same for all halves."""
+    pairs = zip(predicted, measured, strict=True)
+    return np.array([spearmanr(a, b).statistic if np.ptp(a) else np.nan for a, b in pairs])
 
 
 def score(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
@@ -132,30 +136,63 @@ def main() -> None:
     first, step = map(int, chosen.part.split("/"))
     options = {"batch_size": chosen.batch_size, "learning_rate": chosen.learning_rate, "threads": chosen.threads}
     train(root, run_id, chosen.work, range(first, chosen.halves, step), **options)
-    table(root, run_id, chosen.work, chosen.halves)
+    rows = outcomes(root, run_id, chosen.work, chosen.halves)
+    rows.write_csv(chosen.work / "outcomes.csv")
+    table(rows)
 
 
-def table(root: Root, run_id: str, work: Path, halves: int) -> None:
-    """Print the scores, of the halves that are there."""
+def outcomes(root: Root, run_id: str, work: Path, halves: int) -> pl.DataFrame:
+    """One row for each half that is there and each query: half, query, dataset, loss, and what each kind of features predicts.
+
+    A prediction is a gain: minus a loss, in a unit of its own. Features are of unit length; `sgd, not scaled` has those of the
+    pool times the length of their gradients. Two controls need no features: how many rows of the query's dataset a half has, and
+    how many target tokens.
+    """
     there = [number for number in range(halves) if _file(work, number).exists()]
-    gains = -np.array([np.loadtxt(_file(work, number)) for number in there]).T  # (Q, S)
     run = runs.complete_run(root.catalog, run_id)
-    print(f"\n{len(there)} halves, {len(gains)} queries; standard deviation of a query's loss {gains.std(axis=1).mean():.4f}")
-    print("| features | score | all queries |")
-    print("|---|--:|--:|")
+    found: dict[str, Any] = {"loss": np.array([np.loadtxt(_file(work, number)) for number in there])}  # (S, Q)
     for variant, space in root.catalog.read("SELECT variant, space_id FROM feature_spaces").iter_rows():
         pool = spaces.features_pool(root.catalog, run_id, space)
-        queries = _features(root, space, targets.with_features(root.catalog, run["target_id"], space))
-        products = queries @ _features(root, space, pool).T  # (Q, N)
-        chosen = np.array([half(len(pool), number) for number in there])
-        ways = {f"`{variant}`": products}
+        asked = targets.with_features(root.catalog, run["target_id"], space)
+        products = _features(root, space, asked) @ _features(root, space, pool).T  # (Q, N)
+        ways = {variant: products}
         if variant == "sgd":
-            ways["`sgd`, not scaled to unit length"] = products * pool["norm"].to_numpy()
+            ways["sgd, not scaled"] = products * pool["norm"].to_numpy()
+            ways["rows of its dataset"] = asked["part"].to_numpy()[:, None] == pool["dataset"].to_numpy()
+            ways["target tokens"] = np.broadcast_to(pool["target_tokens"].to_numpy(), products.shape)
         for name, values in ways.items():
-            predicted = values[:, chosen].sum(axis=2)  # (Q, S)
-            mean, error = score(predicted, gains)
-            together, spread = score(predicted.mean(axis=0, keepdims=True), gains.mean(axis=0, keepdims=True))
-            print(f"| {name} | {mean:.3f} ± {error:.3f} | {together:.2f} ± {spread:.2f} |", flush=True)
+            found[name] = np.array([values[:, half(len(pool), number)].sum(axis=1) for number in there])
+    queries = len(asked)
+    place = {"half": np.repeat(there, queries), "query": np.tile(np.arange(queries), len(there))}
+    columns = {name: values.ravel().round(6) for name, values in found.items()}
+    return pl.DataFrame(place | {"dataset": asked["part"].to_list() * len(there)} | columns)
+
+
+def scores(rows: pl.DataFrame) -> dict[str, tuple[float, float, float, float]]:
+    """Score, its standard error, and both for the mean of all queries, of each kind of features, from `outcomes`."""
+
+    def by_query(name: str) -> np.ndarray:
+        return rows.sort("query", "half")[name].to_numpy().reshape(rows["query"].n_unique(), -1)  # (Q, S)
+
+    found, gains = {}, -by_query("loss")
+    for name in rows.columns[4:]:
+        predicted = by_query(name)
+        together = score(predicted.mean(axis=0, keepdims=True), gains.mean(axis=0, keepdims=True))
+        found[name] = (*score(predicted, gains), *together)
+    return found
+
+
+def table(rows: pl.DataFrame) -> None:
+    """Print the scores of `outcomes`."""
+    spread = rows.group_by("query").agg(pl.col("loss").std())["loss"].mean()
+    print(f"\n{rows['half'].n_unique()} halves, {rows['query'].n_unique()} queries; a query's loss varies by {spread:.4f}")
+    print("| features | score | all queries |")
+    print("|---|--:|--:|")
+    for name, (mean, error, together, spread) in scores(rows).items():
+        whole = (
+            "" if np.isnan(together) else f"{together:.2f} ± {spread:.2f}"
+        )  # a half's rows are the same number for all queries
+        print(f"| `{name}` | {mean:.3f} ± {error:.3f} | {whole} |", flush=True)
 
 
 def _features(root: Root, space: str, rows: Any) -> np.ndarray:
