@@ -1,9 +1,10 @@
 """Kill commands at random moments and finish them: `python -m tests.proofs.kills FOLDER --kills 1000 [--command run ...]`.
 
 Each trial starts one command of `COMMANDS` on a root of its own in FOLDER, in a process that has done its imports, and kills it
-(SIGKILL, with every process that it started) at a random moment between a tenth and the whole of the time that it takes
-undisturbed, one time in four twice. The same command then runs to its end. Its outcome must equal that of the command that was
-never killed, `tagcos check` must find nothing, and after `tagcos gc` no temporary file may be left.
+(SIGKILL) at a random moment between a tenth and the whole of the time that it takes undisturbed, one time in four twice; with
+every process that it started, but in one trial of three without: those must end by themselves. The same command then runs to its
+end. Its outcome must equal that of the command that was never killed, `tagcos check` must find nothing, and after `tagcos gc` no
+temporary file may be left.
 
 `--signal INT` and `--signal TERM` interrupt instead: the command must end within MOST_SECONDS with exit code 130 or 143 and one
 line that says how to go on, without a traceback, and the rest is as above.
@@ -49,6 +50,7 @@ NEWEST = "SELECT run_id FROM runs WHERE status = 'complete' ORDER BY finished_at
 SIGNALS = {"KILL": "SIGKILL", "INT": "SIGINT", "TERM": "SIGTERM", "WORKER": "Ray workers"}  # and their columns in the table
 ENDED = {"INT": 130, "TERM": 143}
 MOST_SECONDS = 10.0  # from a signal to the end of the process, on a machine that does other work
+WORKER_SECONDS = 60.0  # from the kill of a command to the end of its workers, which look for it once they have started
 # what a write that was cut off may leave: .tmp- of the root's files, .partial and .old of exports and reports elsewhere
 TEMPORARY = re.compile(r"\.tmp-|\.partial$|\.old$")
 
@@ -225,6 +227,17 @@ def ray_workers(driver: int) -> list[int]:
     return sorted(found)
 
 
+def of_session(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            state, _, _, own = (place / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found.append(int(place.name))
+    return found
+
+
 def finish(command: Sequence[str], log: Path) -> float:
     """Run to the end; returns seconds."""
     begin = time.perf_counter()
@@ -309,7 +322,7 @@ class Proof:
             done["kills"], done["stopped"] = self.kill_workers(arguments, rng)
         for _ in range(0 if how == "WORKER" else 1 + (rng.random() < 0.25)):
             after = rng.uniform(seconds / 10, seconds)
-            took = self.kill(arguments, after, how)
+            took = self.kill(arguments, after, how, alone=number % 3 == 2)
             if took is None:
                 if not done["kills"]:  # the whole of it takes less than when it was timed
                     self.keep_reference(name, after, wanted)
@@ -326,8 +339,8 @@ class Proof:
         assert [path for path in folder.rglob("*") if TEMPORARY.search(path.name)] == [], where
         return done
 
-    def kill(self, arguments: Sequence[str], after: float, how: str) -> float | None:
-        """Seconds that a command took to end after its signal; None if it had ended before."""
+    def kill(self, arguments: Sequence[str], after: float, how: str, *, alone: bool = False) -> float | None:
+        """Seconds that a command took to end after its signal; None if it had ended before. alone: kill no process it started."""
         log = self.folder / "interrupted"
         log.write_bytes(b"")
         process = start(arguments, log, session=True)
@@ -335,6 +348,8 @@ class Proof:
         if ended(process, after) is None:
             if how == "TERM":  # as `kill` does; a terminal's Ctrl-C reaches every process
                 process.terminate()
+            elif how == "KILL" and alone:
+                process.kill()
             else:
                 with suppress(ProcessLookupError):  # it has just ended
                     os.killpg(process.pid, signal.Signals[f"SIG{how}"])
@@ -343,6 +358,9 @@ class Proof:
         if code is None:
             os.killpg(process.pid, signal.SIGKILL)
         took, text = time.perf_counter() - begin, log.read_text(encoding="utf-8")
+        while (left := of_session(process.pid)) and time.perf_counter() - begin < took + WORKER_SECONDS:
+            time.sleep(0.1)
+        assert not left, f"tagcos {' '.join(arguments)}, {how} after {after:.3f} s: processes {left} are left"
         where = f"tagcos {' '.join(arguments)}, {how} after {after:.3f} s: exit code {code}, {took:.1f} s later: {text[-6000:]}"
         if code == 0:
             assert how == "KILL" or took < MOST_SECONDS / 5, f"the signal was lost: {where}"
