@@ -189,9 +189,8 @@ def table(rows: pl.DataFrame) -> None:
     print("| features | score | all queries |")
     print("|---|--:|--:|")
     for name, (mean, error, together, spread) in scores(rows).items():
-        whole = (
-            "" if np.isnan(together) else f"{together:.2f} ± {spread:.2f}"
-        )  # a half's rows are the same number for all queries
+        # of all queries together every half has the same number of rows
+        whole = "" if np.isnan(together) else f"{together:.2f} ± {spread:.2f}"
         print(f"| `{name}` | {mean:.3f} ± {error:.3f} | {whole} |", flush=True)
 
 

@@ -310,6 +310,7 @@ class Proof:
         folder = self.fresh(name)
         arguments = COMMANDS[name].arguments(folder)
         rng = random.Random(f"{name} {how} {number}")
+        alone = rng.random() < 1 / 3
         done: dict[str, Any] = {
             "command": name,
             "signal": how,
@@ -322,7 +323,7 @@ class Proof:
             done["kills"], done["stopped"] = self.kill_workers(arguments, rng)
         for _ in range(0 if how == "WORKER" else 1 + (rng.random() < 0.25)):
             after = rng.uniform(seconds / 10, seconds)
-            took = self.kill(arguments, after, how, alone=number % 3 == 2)
+            took = self.kill(arguments, after, how, alone=alone)
             if took is None:
                 if not done["kills"]:  # the whole of it takes less than when it was timed
                     self.keep_reference(name, after, wanted)

@@ -76,12 +76,16 @@ def _is_lines(head: bytes) -> bool:
         orjson.loads(line)
     except ValueError:
         # a broken first row does not make the file one object: look at the second
-        second = rest.lstrip(SPACE).partition(b"\n")[0]
-        try:
-            return isinstance(orjson.loads(second), dict)
-        except ValueError:
-            return False
+        return is_object(rest.lstrip(SPACE).partition(b"\n")[0])
     return True
+
+
+def is_object(line: bytes) -> bool:
+    """Whether a line is a whole JSON object."""
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _elements(

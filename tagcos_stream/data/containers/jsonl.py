@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
-import orjson
-
 from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked
 from tagcos_stream.data.containers.content import bare_returns
-from tagcos_stream.data.containers.json_list import read_json
+from tagcos_stream.data.containers.json_list import is_object, read_json
 from tagcos_stream.data.containers.lines import read_lines
 from tagcos_stream.data.rejects import Reject, Rejects
 
@@ -45,12 +43,5 @@ def _is_json(head: bytes) -> bool:
         case b"{":  # else a first row of which no more is left
             return second[:1] in (b'"', b"}")
         case b"[":
-            return not (_is_object(second) and third.lstrip(SPACE)[:1] == b"{")  # rows without a comma between them
+            return not (is_object(second) and third.lstrip(SPACE)[:1] == b"{")  # rows without a comma between them
     return first[:1] == b"[" and first[1:].lstrip(SPACE)[:1] == b"{" and not rest.strip(SPACE)
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(line), dict)
-    except ValueError:
-        return False
