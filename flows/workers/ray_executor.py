@@ -7,6 +7,7 @@ gives it to another. Ray's own calls, not prefect-ray's: under Prefect's Ray run
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 from collections import deque
@@ -30,18 +31,29 @@ class RayWorker:
 
     def __init__(self, work: Work, spec: Any, resources: WorkerResources) -> None:
         self._work, self._spec, self._resources = work, spec, resources
-        self._todo: queue.Queue[Any] = queue.Queue()
+        self._todo: queue.Queue[tuple[int, Any]] = queue.Queue()
 
-    def give(self, task: Any) -> None:
-        """None: there is no more."""
-        self._todo.put(task)
+    def give(self, number: int, task: Any) -> None:
+        """Number n from 0, since calls of an actor with several threads may overtake each other; None: there is no more."""
+        self._todo.put((number, task))
+
+    def _tasks(self) -> Iterator[Any]:
+        """Tasks in the order of their numbers."""
+        early: dict[int, Any] = {}
+        for number in itertools.count():
+            while number not in early:
+                early.update([self._todo.get()])
+            task = early.pop(number)
+            if task is None:
+                return
+            yield task
 
     def results(self) -> Iterator[Any]:
         """Yield None once the worker is ready, then each result; last the error that ended the work, if there is one."""
         yield None
         try:
             # not "yield from": Ray sends into its generators, and what it sends would reach an iterator that takes nothing
-            for result in self._work(self._spec, self._resources, iter(self._todo.get, None), None):  # noqa: UP028
+            for result in self._work(self._spec, self._resources, self._tasks(), None):  # noqa: UP028
                 yield result
         except Exception as error:  # as it is: Ray would wrap it
             yield error
@@ -51,6 +63,7 @@ class RayWorker:
 class _Worker:
     actor: Any
     in_hand: deque[Any] = field(default_factory=deque)  # given, no result yet; results come in this order
+    given: int = 0
     closed: bool = False  # it gets no more tasks, and ends after those in hand
 
 
@@ -68,14 +81,17 @@ def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahea
         actor = ray.remote(RayWorker).options(max_concurrency=2, **needs).remote(work, shared, resources)
         workers[actor.results.options(num_returns="streaming").remote()] = _Worker(actor)
 
+    def give(worker: _Worker, task: Any) -> None:
+        worker.actor.give.remote(worker.given, task)
+        worker.given += 1
+
     def feed(worker: _Worker) -> None:
         while todo and not worker.closed and len(worker.in_hand) < ahead:
-            task = todo.popleft()
-            worker.in_hand.append(task)
-            worker.actor.give.remote(task)
+            worker.in_hand.append(todo.popleft())
+            give(worker, worker.in_hand[-1])
         if not todo and not worker.closed:
             worker.closed = True
-            worker.actor.give.remote(None)
+            give(worker, None)
 
     for _ in range(min(settings.workers, len(tasks))):
         start()
@@ -88,6 +104,7 @@ def on_ray(work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, ahea
                 result = ray.get(next(stream))
             except (StopIteration, ray.exceptions.RayActorError) as error:
                 del workers[stream]
+                ray.kill(worker.actor)  # else it may live as long as `worker` names it, and hold what its successor needs
                 if isinstance(error, StopIteration) and worker.closed and not worker.in_hand:
                     continue
                 # lost, however its stream ends: the stream of a killed worker may end without an error

@@ -23,6 +23,7 @@ from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
 from flows.workers.executor import partitioned
 from flows.workers.kmeans import spread
+from flows.workers.work import WorkerResources
 from storage.arrays.segments import open_features
 from storage.catalog import clusterings, runs, selections
 from storage.root import open_root
@@ -38,6 +39,8 @@ try:
 except ImportError:
     HAVE_RAY = False
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="ray is not installed: pip install 'tagcos-stream[ray]'")
+# while Ray waits it drops what the handler of a signal raises, so that a test that hangs would hang for ever
+most_time = pytest.mark.timeout(method="thread")
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +211,7 @@ def test_run__processes_select_the_same_as_threads(
 
 
 @needs_ray
+@most_time
 @pytest.mark.usefixtures("short_stretches")
 def test_run__ray_with_its_root_in_an_object_store_selects_the_same_as_threads(
     small_settings: Maker, cluster: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +226,7 @@ def test_run__ray_with_its_root_in_an_object_store_selects_the_same_as_threads(
 
 
 @needs_ray
+@most_time
 def test_ray__every_task_once_and_mistakes_reach_the_driver(cluster: None) -> None:
     settings = Settings(run_on="ray", workers=2)
     for ahead in (1, 3):
@@ -233,6 +238,7 @@ def test_ray__every_task_once_and_mistakes_reach_the_driver(cluster: None) -> No
 
 
 @needs_ray
+@most_time
 def test_ray__what_a_lost_worker_had_in_hand_is_done_again(cluster: None, tmp_path: Path) -> None:
     settings = Settings(run_on="ray", workers=2)
     assert sorted(partitioned(deadly, str(tmp_path / "died"), list(range(12)), settings, ahead=3)) == list(range(12))
@@ -241,6 +247,7 @@ def test_ray__what_a_lost_worker_had_in_hand_is_done_again(cluster: None, tmp_pa
 
 
 @needs_ray
+@most_time
 def test_ray__a_worker_that_ends_with_tasks_in_hand_is_lost(cluster: None, tmp_path: Path) -> None:
     for workers in (1, 2):
         settings = Settings(run_on="ray", workers=workers)
@@ -250,12 +257,30 @@ def test_ray__a_worker_that_ends_with_tasks_in_hand_is_lost(cluster: None, tmp_p
 
 
 @needs_ray
+@most_time
+def test_ray__a_lost_worker_leaves_its_processors_to_the_next(cluster: None, tmp_path: Path) -> None:
+    settings = Settings(run_on="ray", workers=1, threads=2)  # all that there are
+    assert sorted(partitioned(quits, str(tmp_path / "once"), list(range(9)), settings, ahead=3)) == list(range(9))
+
+
+def test_ray__a_worker_takes_tasks_in_the_order_of_their_numbers() -> None:
+    from flows.workers.ray_executor import RayWorker
+
+    worker = RayWorker(echo, None, WorkerResources("cpu", 1))
+    for number in (2, 0, 3, 1):
+        worker.give(number, None if number == 3 else 10 * number)
+    assert list(worker.results()) == [None, 0, 10, 20]
+
+
+@needs_ray
+@most_time
 def test_ray__a_task_given_back_goes_to_a_new_worker(cluster: None, tmp_path: Path) -> None:
     """Not to one that was already closed: it would end with the task in hand."""
     assert sorted(partitioned(outlived, str(tmp_path / "died"), [0, 1], Settings(run_on="ray", workers=2))) == [0, 1]
 
 
 @needs_ray
+@most_time
 def test_ray__a_request_that_no_node_meets_is_refused(cluster: None) -> None:
     with pytest.raises(UserError, match=r"asks for 1 CPUs and 4 GPUs, but the cluster's nodes have 2 CPUs and 0 GPUs"):
         list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=4)))
