@@ -280,6 +280,7 @@ METHODS = Registry(
         "herding-clusters": "tagcos_stream.selection.herding:HERDING_CLUSTERS",
         "facility-location": "tagcos_stream.selection.facility_location:FACILITY_LOCATION",
         "log-det": "tagcos_stream.selection.log_det:LOG_DET",
+        "spice": "tagcos_stream.selection.log_det:SPICE",
         "balanced": "tagcos_stream.selection.balanced:BALANCED",
         "length-matched": "tagcos_stream.selection.length_matched:LENGTH_MATCHED",
         "shuffled": "tagcos_stream.selection.shuffled:SHUFFLED",

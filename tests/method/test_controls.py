@@ -23,7 +23,7 @@ from tagcos_stream.selection.budget import fill
 from tagcos_stream.selection.facility_location import facility_location
 from tagcos_stream.selection.herding import herding
 from tagcos_stream.selection.kcenter import kcenter
-from tagcos_stream.selection.log_det import log_det
+from tagcos_stream.selection.log_det import PENALTY, log_det
 from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Registry, Words
 from tagcos_stream.selection.targets import TargetRows
 from tagcos_stream.types import ArrayRows, UserError
@@ -299,10 +299,12 @@ def test_submodular__choose_what_their_definitions_choose(monkeypatch: pytest.Mo
         draw = draws(ids(len(rows), seed), seed)
         located = facility_location(ArrayRows(rows, 13), budget)
         spread = log_det(ArrayRows(rows, 13), budget, draw)
+        agreeing = log_det(ArrayRows(rows, 13), budget, draw, penalty=PENALTY)
         known = {"features": rows, "draw": draw}
         for choice, ref in (
             (located, naive.choose_facility_location(known, budget)),
             (spread, naive.choose_log_det(known, budget)),
+            (agreeing, naive.choose_spice(known, budget)),
         ):
             assert len(set(choice.indices.tolist())) == min(budget, len(rows))
             if seed % 3 == 0 and rows.shape[1] > 2:  # copies tie, and so do clumps and rows on a line
@@ -327,6 +329,25 @@ def test_submodular__gains_fall_and_add_up() -> None:
     assert located.scores.sum() == pytest.approx(np.maximum(S[:, located.indices].max(axis=1), 0).sum(), rel=1e-5)
     kernel = (S + np.eye(150))[np.ix_(spread.indices, spread.indices)]
     assert spread.scores.sum() == pytest.approx(np.linalg.slogdet(kernel)[1], rel=1e-5)
+
+
+def test_spice__penalty_keeps_the_chosen_from_opposing_each_other() -> None:
+    rows = np.random.default_rng(9).standard_normal((300, 30)).astype(np.float32)
+    rows[:, 0] += np.where(np.arange(300) % 3, 2, -2)  # a third opposes the others
+    draw = (np.arange(300) == 1).astype(np.float64)
+
+    def opposing(choice: Choice) -> int:
+        U = rows[choice.indices] / np.linalg.norm(rows[choice.indices], axis=1, keepdims=True)
+        return int((U @ U.mean(axis=0) < 0).sum())
+
+    counts = [opposing(log_det(rows, 60, draw, penalty=penalty)) for penalty in (0.0, PENALTY, 100.0)]
+    assert counts[0] > counts[1] > counts[2], counts
+    assert METHODS["spice"].choose(Group({"draw": draw}, rows), 60, {}, Limits()).indices.tolist() == (
+        log_det(rows, 60, draw, penalty=PENALTY).indices.tolist()
+    )
+    margins = log_det(rows, 20, draw, penalty=PENALTY).margins
+    following = log_det(rows, 21, draw, penalty=PENALTY)
+    assert following.scores[20] == pytest.approx(margins[following.indices[20]], abs=1e-6)
 
 
 def test_facility_location__evaluates_few_rows_again(monkeypatch: pytest.MonkeyPatch) -> None:

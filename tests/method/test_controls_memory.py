@@ -18,8 +18,8 @@ def run(method, rows, budget):
         return kcenter.kcenter(rows, budget, begin=[0])
     if method == "facility-location":
         return facility_location.facility_location(rows, budget)
-    if method == "log-det":
-        return log_det.log_det(rows, budget, np.arange(rows.n_rows))
+    if method in ("log-det", "spice"):
+        return log_det.log_det(rows, budget, np.arange(rows.n_rows), penalty=log_det.PENALTY if method == "spice" else 0.0)
     return herding.herding(rows, np.full(rows.dim, 0.5), budget)
 method, n, dim, budget, held = CASE
 gram_columns.HELD_BYTES = 1 << 30 if held else 0
@@ -29,8 +29,8 @@ run(method, ArrayRows(A[:500], 100), 20)
 limit = gram_columns.peak_bytes(dim, n, 1000)
 if method == "facility-location":
     limit = facility_location.peak_bytes(dim, n, 1000)
-if method in ("kcenter", "log-det"):
-    limit = {"kcenter": kcenter, "log-det": log_det}[method].peak_bytes(dim, n, budget, 1000)
+if method in ("kcenter", "log-det", "spice"):
+    limit = {"kcenter": kcenter}.get(method, log_det).peak_bytes(dim, n, budget, 1000)
 with open("/proc/self/clear_refs", "w") as reset:
     reset.write("5")  # the peak so far belongs to making the data and to Numba compiling
 before = memory("VmRSS")
@@ -42,8 +42,15 @@ print(memory("VmHWM") - before, limit)
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("method", "held"),
-    [("kcenter", False), ("herding", False), ("herding", True), ("facility-location", False), ("log-det", False)],
-    ids=["kcenter", "streamed", "held", "facility-location", "log-det"],
+    [
+        ("kcenter", False),
+        ("herding", False),
+        ("herding", True),
+        ("facility-location", False),
+        ("log-det", False),
+        ("spice", False),
+    ],
+    ids=["kcenter", "streamed", "held", "facility-location", "log-det", "spice"],
 )
 def test_controls__measured_peak_stays_under_the_formula(method: str, held: bool) -> None:
     rows = 10_000 if method == "facility-location" else 20_000  # whose time grows with the square of it

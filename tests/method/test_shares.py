@@ -176,7 +176,9 @@ def test_divide__without_bounds_changes_nothing_and_with_them_parts_every_group(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from(["random", "longest", "herding", "kcenter", "log-det", "facility-location"]))
+@given(
+    st.integers(0, 10**6), st.sampled_from(["random", "longest", "herding", "kcenter", "log-det", "spice", "facility-location"])
+)
 def test_tokens__a_ranking_gives_the_prefix_that_fits(seed: int, name: str) -> None:
     r = np.random.default_rng(seed)
     n, method = int(r.integers(2, 40)), METHODS[name]
