@@ -145,10 +145,12 @@ def _end_with_driver() -> None:
 def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progress | None) -> Iterator[Any]:
     amounts = dict.fromkeys(range(len(processes)), 0.0)
     while expected:
+        all_ended = all(process.exitcode == 0 for process in processes)  # then what they did is there
         try:
             result = done.get(timeout=1.0)
         except queue.Empty:
-            pass
+            if all_ended:
+                raise RuntimeError(f"all workers ended with {expected} of their tasks not done") from None
         else:
             if isinstance(result, Exception):
                 raise result

@@ -155,6 +155,11 @@ def test_partitioned__a_killed_process_is_named_while_others_tell_their_progress
     assert len(done) < 10
 
 
+def test_partitioned__processes_that_end_with_tasks_left_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="all workers ended with 3 of their tasks not done"):
+        list(partitioned(quits, "", [1, 2, 3], Settings(run_on="processes", workers=2)))
+
+
 def test_settings__refuse_places_that_contradict() -> None:
     for wrong, words in (({"run_on": "threads", "workers": 2}, "one worker"), ({"gpus_per_worker": 1}, "run_on to ray")):
         with pytest.raises(UserError, match=words):
