@@ -17,6 +17,8 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # before torch is imported: threads of several test processes on the same cores must not spin while they wait for each other;
 # this halves the CPU time of a run of the tiny model, and processes that tests start inherit it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# else each of the processes that tests start compiles this package anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 TESTS = Path(__file__).parent

@@ -50,14 +50,14 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
 
 
 def tiny_config(kind: str, **changes: Any) -> Any:
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 48,
     } | changes
-    ends = {"bos_token_id": 3, "eos_token_id": 0, "pad_token_id": 0}
+    ends: dict[str, Any] = {"bos_token_id": 3, "eos_token_id": 0, "pad_token_id": 0}
     if kind == "llama":
         return LlamaConfig(**sizes, **ends, num_key_value_heads=2, max_position_embeddings=512)
     if kind == "qwen2":

@@ -572,7 +572,7 @@ def naive_vector_feature(vector: list[float], projection: Any) -> np.ndarray:
 def example_id(messages: list[dict], tools: object = None, template_kwargs: object = None) -> str:
     """BLAKE2b-128 over `key bytes newline value newline` records: docs/formats.md."""
 
-    def canonical(v: object, keep_null: bool = False) -> str:
+    def canonical(v: Any, keep_null: bool = False) -> str:
         if v is None:
             return "null;"
         if isinstance(v, bool):

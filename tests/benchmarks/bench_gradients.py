@@ -62,7 +62,7 @@ def main() -> None:
         f"torch {torch.__version__}, D={DIM}, median of {options.repeats}",
         flush=True,
     )
-    runs = {
+    runs: dict[str, Callable[[argparse.Namespace], None]] = {
         "speed": speed,
         "quality": quality,
         "plans": gradient_plans.plans,
@@ -154,7 +154,7 @@ def beside_peer(
     )
     script = Path(__file__).with_name("peers_gradients.py")
     command = [options.peers, str(script), peer, folder, str(file), str(rank), str(torch.get_num_threads()), options.clock]
-    times = []
+    times: list[list[float]] = []
     with (
         log.open("w") as errors,
         subprocess.Popen(

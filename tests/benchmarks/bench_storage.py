@@ -123,7 +123,8 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
     # and a virtual machine gives freed memory back to its host, to be faulted in again.
     written = 0
     for workers in (1, 2, 4):
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for turn in range(rounds):
             written += 1
             writer = create_segment(files, "space", f"seg-{written:05d}", example_ids=ids, dim=dim)
@@ -136,7 +137,10 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
                 times.append(timed(write))
         report(f"write, {workers} worker(s), fsync a block; plain: one file, one fsync", "0.5", ours, theirs)
 
-    warm, cold, warm_plain, cold_plain = [], [], [], []
+    warm: list[float] = []
+    cold: list[float] = []
+    warm_plain: list[float] = []
+    cold_plain: list[float] = []
     for turn in range(1, written + 1):
         segment = f"seg-{turn:05d}"
         plain = folder / f"plain-{turn}"
@@ -145,11 +149,11 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
         warm.append(timed(partial(sequential, rows)))
         plain_read(plain)
         warm_plain.append(timed(partial(plain_read, plain)))
-        both = [
+        reads = [
             (cold, folder / segment_group("space", segment), partial(sequential, rows)),
             (cold_plain, plain, partial(plain_read, plain)),
         ]
-        for times, place, read in both[:: -1 if turn % 2 else 1]:
+        for times, place, read in reads[:: -1 if turn % 2 else 1]:
             drop_cache(place)
             times.append(timed(read))
     report("sequential read, verified, page cache warm", "0.8", warm, warm_plain)
@@ -158,18 +162,22 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
     bench_gather(folder, files, plain, n, dim, rounds)
 
     labels = generator.integers(0, 100, n)
-    totals = {"distances": np.zeros(n, np.float32), "sums": np.zeros((100, dim)), "squares": np.zeros(100, np.int64)}
+    totals: dict[str, Any] = {
+        "distances": np.zeros(n, np.float32),
+        "sums": np.zeros((100, dim)),
+        "squares": np.zeros(100, np.int64),
+    }
     ours, theirs = [], []
     sequential(rows)
     plain_read(plain)
     for turn in range(rounds):
         name = f"c{turn}"
         write_centroids(files, name, np.zeros((100, dim), np.float32))
-        both = [
+        copies: list[tuple[list[float], Callable[[], object]]] = [
             (ours, partial(regroup, files, name, rows, labels, **totals)),
             (theirs, partial(plain_copy, plain, folder / f"copy-{turn}")),
         ]
-        for times, body in both[:: -1 if turn % 2 else 1]:
+        for times, body in copies[:: -1 if turn % 2 else 1]:
             times.append(timed(body))
     report("regroup into 100 clusters, verified; plain: copy the bytes, fsync", "0.5", ours, theirs)
     reader = open_clustering(files, "c0")

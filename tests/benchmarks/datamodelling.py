@@ -184,8 +184,8 @@ def scores(rows: pl.DataFrame) -> dict[str, tuple[float, float, float, float]]:
 
 def table(rows: pl.DataFrame) -> None:
     """Print the scores of `outcomes`."""
-    spread = rows.group_by("query").agg(pl.col("loss").std())["loss"].mean()
-    print(f"\n{rows['half'].n_unique()} halves, {rows['query'].n_unique()} queries; a query's loss varies by {spread:.4f}")
+    varies = rows.group_by("query").agg(pl.col("loss").std())["loss"].to_numpy().mean()
+    print(f"\n{rows['half'].n_unique()} halves, {rows['query'].n_unique()} queries; a query's loss varies by {varies:.4f}")
     print("| features | score | all queries |")
     print("|---|--:|--:|")
     for name, (mean, error, together, spread) in scores(rows).items():

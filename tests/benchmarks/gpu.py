@@ -54,7 +54,7 @@ class Results:
             if changed := [f"{k} {old[k]!r}, now {v!r}" for k, v in made_with.items() if old.get(k, v) != v]:
                 raise UserError(f"{self.path} was made with {'; '.join(changed)}: give --out another folder")
             self.content["made_with"] = old | made_with  # the study may begin in a later run than the checks
-        self.steps: dict[str, Row] = self.content["steps"]
+        self.steps: dict[str, Any] = self.content["steps"]
 
     def put(self, name: str, value: Any) -> None:
         self.steps[name] = value
@@ -100,11 +100,8 @@ def check(chosen: argparse.Namespace, results: Results, clock: Clock) -> None:
     """Exactness, then speed and memory of every shape and rank."""
     if "exactness" not in results.steps:
         results.put("exactness", gpu_checks.exactness(chosen.device) + gpu_checks.projection_agrees(chosen.device))
-    found = results.steps["exactness"]
-    worst = [
-        {**row, "passes": "yes" if row["error"] <= row["limit"] else "NO"}
-        for row in sorted(found, key=lambda row: row["error"] / row["limit"], reverse=True)  # type: ignore[index]
-    ]
+    found = sorted(results.steps["exactness"], key=lambda row: row["error"] / row["limit"], reverse=True)
+    worst = [{**row, "passes": "yes" if row["error"] <= row["limit"] else "NO"} for row in found]
     table("exactness: worst relative error, against autograd in float64 on the CPU, one example at a time", worst)
     rows = []
     for shape in chosen.shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -158,7 +159,7 @@ def speed(shape: str, rank: int, device: str, *, examples: int, repeats: int, to
     lengths = np.random.default_rng(0).lognormal(5, 0.6, examples).clip(16, LONGEST).astype(int)
     encoded = random_encoded(lengths.tolist(), vocabulary=vocabulary)
     batches = [[encoded[i] for i in batch] for batch in plan_batches(lengths, tokens, MAX_BATCH_ROWS)]
-    runs = [ex.features, partial(_passes, ex), partial(plain_pass, ex)]
+    runs: list[Callable[[list[Encoded]], Any]] = [ex.features, partial(_passes, ex), partial(plain_pass, ex)]
     found: Row = {}
     try:
         ours, passes, plain = alternate(runs, batches, repeats)

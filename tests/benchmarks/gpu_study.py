@@ -108,7 +108,7 @@ class Study:
 
         with safe_open(self.folder / "adapter.safetensors", framework="numpy") as file:
             facts = json.loads(file.metadata()["checkpoint"])
-            parts: dict[str, dict[str, np.ndarray]] = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
+            parts: dict[str, Any] = {"weights": {}, "exp_avg": {}, "exp_avg_sq": {}}
             for key in file.keys():  # noqa: SIM118
                 part, name = key.split("/", 1)
                 parts[part][name] = file.get_tensor(key)
@@ -185,7 +185,7 @@ class Study:
                 weights.append(found.weights * len(members))
         chosen = np.concatenate(rows)
         order = np.argsort(chosen)
-        arrays = {"rows": chosen[order]} | ({"weights": np.concatenate(weights)[order]} if weights else {})
+        arrays: dict[str, Any] = {"rows": chosen[order]} | ({"weights": np.concatenate(weights)[order]} if weights else {})
         np.savez(self.folder / f"chosen-{name}-{seed}.npz", **arrays)
         share = np.unique(self.datasets[chosen], return_counts=True)
         return {

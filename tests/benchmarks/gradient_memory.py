@@ -24,11 +24,11 @@ STAGES = ("warm-up", "gradients")
 
 def measure(model: str, *, cases: Sequence[tuple[int, tuple[int, int]]], dim: int) -> list[tuple[str, int, int, int, int]]:
     """(stage, rank, length, measured bytes, formula's bytes) for every stage and case, a rank and (length, token budget)."""
-    measured = list(itertools.product(STAGES, cases))
+    measured: list[tuple[str, tuple[int, tuple[int, int]]]] = list(itertools.product(STAGES, cases))
     given = [",".join(map(str, (stage, rank, *shape, dim))) for stage, (rank, shape) in measured]
     command = [sys.executable, "-m", "tests.benchmarks.gradient_memory", model, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()[-len(given) :]]
+    found: list[Any] = [[int(number) for number in line.split()] for line in done.stdout.splitlines()[-len(given) :]]
     return [(stage, rank, shape[0], *pair) for (stage, (rank, shape)), pair in zip(measured, found, strict=True)]
 
 
@@ -112,7 +112,7 @@ def gradients(model: Any, length: int, budget: int, dim: int) -> tuple[int, int]
     before = _rested()
     block_features(ex, [checkpoint], random_encoded([length] * rows, vocabulary=model.config.vocab_size), token_budget=budget)
     shape = model_shape(model)
-    options = {"token_budget": budget, "max_length": length, "block_rows": rows, "dim": dim, "variants": 1}
+    options: dict[str, Any] = {"token_budget": budget, "max_length": length, "block_rows": rows, "dim": dim, "variants": 1}
     return status("VmHWM") - before, working_bytes(shape, **options)
 
 

@@ -86,7 +86,7 @@ def fill(run: RunContext, shape: Shape, threads: int = 2) -> str:
         with ThreadPoolExecutor(threads) as pool:
             for block, rows_made, checksum in _in_order(pool, make, lacks[segment], ahead=2 * threads):
                 n = len(rows_made)
-                measured = {"row": np.array(rows_made), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
+                measured: dict[str, Any] = {"row": np.array(rows_made), "tokens": np.full(n, 20), "target_tokens": np.full(n, 9)}
                 measured |= {"loss": np.full(n, 2.0), "norm": np.full(n, 1.0), "status": ["ok"] * n}
                 spaces.commit_block(
                     run.catalog, run.run_id, space_id, segment, block, pl.DataFrame(measured), checksum=checksum, seconds=0.0

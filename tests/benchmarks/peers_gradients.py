@@ -59,7 +59,7 @@ def bergson_seconds(model: Any, examples: list[tuple[np.ndarray, np.ndarray]], b
         data = Dataset.from_dict(rows)
         collector = InMemoryCollector(
             model=model.base_model, cfg=config, processor=processor, target_modules=set(layers), data=data
-        )  # type: ignore[call-arg]
+        )
         computer = CollectorComputer(model=model, data=data, collector=collector, batches=batches, cfg=config)
         started = clock()
         computer.run_with_collector_hooks()

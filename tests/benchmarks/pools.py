@@ -165,7 +165,7 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         drawn = draw(frame, name, chosen.each or counts[name], chosen.seed)
-        schema = {**drawn.schema, "made_bad": pl.String}
+        schema: dict[str, Any] = {**drawn.schema, "made_bad": pl.String}
         made = pl.DataFrame(spoil(drawn.to_dicts(), name, chosen.bad, chosen.seed), schema=schema)
         made.write_parquet(chosen.out / f"{name}.parquet")
         bad = made["made_bad"].drop_nulls().value_counts(sort=True, name="rows").rows()
