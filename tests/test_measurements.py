@@ -146,6 +146,31 @@ def test_measurements__differences_of_the_follow_up_are_those_of_the_trials() ->
     assert [cells[1] for cells in told] == [told_of(values) for values in (median, without, apart[:, -1])]
 
 
+def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -> None:
+    rows = rows_of("equal-examples-trials.csv")
+
+    def told_of(values: np.ndarray) -> str:
+        pair = paired(values)
+        return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
+
+    for cells in table("equal-examples.md", "minus `random`"):
+        method, _, setting = cells[0].replace("`", "").partition(" by ")
+        apart, datasets = pairs_of(rows, (method, setting), ("random", ""))
+        median, without, worst = robust(apart, datasets)
+        expected = [
+            told_of(median),
+            f"{told_of(without)} (`{worst}`)",
+            told_of(apart[:, :-1].mean(axis=1)),
+            told_of(apart[:, -1]),
+        ]
+        assert cells[1:] == [str(len(apart)), *expected]
+    apart, datasets = pairs_of(rows, ("tagcos", "sgd"), ("random", ""))
+    for cells in table("equal-examples.md", "dataset"):
+        of = datasets.index(cells[0])
+        assert cells[1] == told_of(apart[:, of])
+        assert cells[2] == f"{(apart[:, of] < 0).sum()} of {len(apart)}"
+
+
 def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
     own = {"GSM8K": "gsm8k", "Code Alpaca": "code_alpaca"}
     rows = rows_of("preset-target-trials.csv")
