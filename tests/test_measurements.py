@@ -164,6 +164,13 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
             told_of(apart[:, -1]),
         ]
         assert cells[1:] == [str(len(apart)), *expected]
+    apart, datasets = pairs_of(rows, ("tagcos", "sgd"), ("tagcos", "adam-delta"))
+    median, without, worst = robust(apart, datasets)
+    told = table("equal-examples.md", "`sgd` minus `adam-delta`")
+    assert told[1][0] == f"mean over datasets without `{worst}`, the worst case"
+    for values, cells in zip((median, without, apart[:, :-1].mean(axis=1), apart[:, -1]), told, strict=True):
+        pair = paired(values)
+        assert cells[1:] == [told_of(values), f"{pair.p:.4f}", f"{pair.detectable:.4f}"]
     apart, datasets = pairs_of(rows, ("tagcos", "sgd"), ("random", ""))
     for cells in table("equal-examples.md", "dataset"):
         of = datasets.index(cells[0])
