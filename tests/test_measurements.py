@@ -102,6 +102,12 @@ def robust(apart: np.ndarray, datasets: list[str]) -> tuple[np.ndarray, np.ndarr
     return np.median(by_dataset, axis=1), without[:, worst], datasets[worst]
 
 
+def told_of(values: np.ndarray) -> str:
+    """Mean and interval of differences, as the tables write them."""
+    pair = paired(values)
+    return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
+
+
 def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials() -> None:
     apart, datasets = pairs_of(rows_of("primary-trials.csv"), ("tagcos", ""), ("balanced", ""))
     assert {int(cells[1]) for cells in table("primary.md", "method")[:2]} == {len(apart)}
@@ -124,10 +130,6 @@ def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials()
 def test_measurements__differences_of_the_follow_up_are_those_of_the_trials() -> None:
     rows = rows_of("followup-trials.csv")
 
-    def told_of(values: np.ndarray) -> str:
-        pair = paired(values)
-        return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
-
     for cells in table("followup.md", "method")[:-1]:
         method, _, setting = cells[0].replace("`", "").partition(", ")
         mine = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
@@ -149,10 +151,13 @@ def test_measurements__differences_of_the_follow_up_are_those_of_the_trials() ->
 def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -> None:
     rows = rows_of("equal-examples-trials.csv")
 
-    def told_of(values: np.ndarray) -> str:
-        pair = paired(values)
-        return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
-
+    for cells in table("equal-examples.md", "method")[:-1]:
+        method, _, setting = cells[0].replace("`", "").partition(" by ")
+        mine = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
+        assert int(cells[1]) == len(mine) > 0
+        assert {cells[2]} == {row["selected"] for row in mine}
+        assert cells[3] == f"{np.mean([int(row['tokens']) for row in mine]):,.0f}"
+        assert cells[4].split(" ")[0] == f"{np.mean([float(row['loss']) for row in mine]):.4f}"
     for cells in table("equal-examples.md", "minus `random`"):
         method, _, setting = cells[0].replace("`", "").partition(" by ")
         apart, datasets = pairs_of(rows, (method, setting), ("random", ""))
