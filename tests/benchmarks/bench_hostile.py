@@ -75,6 +75,16 @@ def _table(ending: str, prompts: list[str], answers: list[str]) -> bytes:
     return out.getvalue()
 
 
+def _pages(rows: int, columns: int) -> bytes:
+    """Parquet with a page for every cell of one letter."""
+    out, cells = io.BytesIO(), {f"c{i}": ["b"] * rows for i in range(columns)}
+    table = pa.table({"prompt": ["a"] * rows, "completion": ["b"] * rows, **cells})
+    pq.write_table(
+        table, out, compression="none", use_dictionary=False, write_statistics=False, data_page_size=1, write_batch_size=1
+    )
+    return out.getvalue()
+
+
 def _long_text(size: int) -> bytes:
     """Arrow (zstd) of one text of so many zero bytes; making it takes no memory of that size."""
     buffers = [None, pa.py_buffer(np.array([0, size])), pa.py_buffer(np.zeros(size, np.uint8))]
@@ -115,6 +125,8 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "a.parquet",
         lambda: _table("parquet", ["long " * 4_000] * 50_000, [f"{i:x}" for i in range(50_000)]),
     ),
+    "Parquet of a page a cell": ("a.parquet", lambda: _pages(130_000, 0)),
+    "Parquet of a page a cell, among many columns": ("a.parquet", lambda: _pages(130, 2_000)),
     "Arrow of 1 KB pairs, zstd": ("a.arrow", lambda: _table("arrow", ["long " * 200] * MB, ["b"] * MB)),
     "Arrow of short pairs, zstd": ("a.arrow", lambda: _table("arrow", ["a"] * 2 * MB, ["b"] * 2 * MB)),
     "Arrow of one text of 6 GiB, zstd": ("a.arrow", lambda: _long_text(6 << 30)),

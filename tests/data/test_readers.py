@@ -7,6 +7,7 @@ import io
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,7 @@ import zstandard
 
 from tagcos_stream.data.containers.arrow_sizes import BatchSizes
 from tagcos_stream.data.containers.parquet import rows_at_once
+from tagcos_stream.data.containers.parquet_pages import TooManyValues, held_at_once
 from tagcos_stream.data.read import Limits
 from tagcos_stream.types import UserError
 from tests.data.tools import FILE_KINDS, GOOD, chat, make_file, read, write, write_bytes
@@ -345,6 +347,100 @@ def test_parquet__batches_of_long_texts_are_few_rows(tmp_path: Path) -> None:
     with path.open("rb") as raw:
         rows = rows_at_once(raw, pq.ParquetFile(path), 0, ["prompt", "completion"], 8192)
     assert rows == (64 << 20) // (2 * 600_001)
+
+
+def _chunks(path: Path) -> list[pq.ColumnChunkMetaData]:
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    return [group.column(i) for i in range(group.num_columns)]
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("packing", ["zstd", "snappy", "none"])
+def test_parquet__what_is_held_at_once_is_the_largest_page_of_every_column(tmp_path: Path, packing: str, version: str) -> None:
+    path, lengths = tmp_path / "a.parquet", (10, 70_000, 20)
+    rows = {"prompt": ["x" * n for n in lengths], "turns": [[{"content": "y" * 50_000}]] * 3, "more": ["z" * 900_000] * 3}
+    options: dict[str, Any] = {"compression": packing, "data_page_version": version, "use_dictionary": False}
+    pq.write_table(pa.table(rows), path, data_page_size=1, write_batch_size=1, **options)
+    chunks = _chunks(path)
+    with path.open("rb") as raw:
+        held = [held_at_once(raw, [chunk], 1_000) for chunk in chunks]
+        assert held_at_once(raw, chunks[:2], 1_000) == sum(held[:2])
+    for size, texts in zip(held, (70_000, 50_000, 900_000), strict=True):  # a page a row, with its text's length and levels
+        assert texts < size < texts + 20
+    coded = tmp_path / "coded.parquet"
+    pq.write_table(pa.table({"prompt": ["x" * 5_000, "y" * 5_000] * 9}), coded, compression=packing)
+    with coded.open("rb") as raw:
+        assert held_at_once(raw, _chunks(coded), 1_000) == 2 * 5_004, "a dictionary is a page"
+
+
+def test_parquet__pages_beyond_the_limit_are_not_unpacked(tmp_path: Path) -> None:
+    path, schema = tmp_path / "a.parquet", pa.schema({"prompt": pa.string(), "completion": pa.string()})
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, data_page_size=1 << 30) as out:
+        for n in (10, 300_000, 10):
+            out.write_table(pa.table({"prompt": ["x" * n] * 10, "completion": ["y"] * 10}))
+    limits = Limits(max_batch_bytes=1 << 20)
+    got = read(path, limits=limits)
+    assert (len(got.occurrences), got.reasons) == (10, {10: "zip_bomb"})
+    pages = 10 * (300_000 + 4) + 6 + 10 * (1 + 4) + 6  # texts, their lengths, and the levels of the page
+    assert got.rejects["detail"][-1] == (
+        f"the largest pages of a row group unpack to {pages:,} bytes: more than max_batch_bytes 1,048,576; rows from here on are "
+        "not read; write the file in smaller pages to read it whole"
+    )
+    assert read(path, limits=limits, start_row=5).rejects.equals(got.rejects)
+    assert len(read(path).occurrences) == 30
+    # not unpacked: damage within the pages is not met
+    path.write_bytes(path.read_bytes().replace(b"\x28\xb5\x2f\xfd", b"dama"))
+    assert read(path, limits=Limits(max_batch_bytes=10)).reasons == {0: "zip_bomb"}
+    assert set(read(path).reasons.values()) == {"corrupt_file"}
+
+
+def test_parquet__headers_that_are_all_a_file_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"prompt": [f"{i:x}" for i in range(60_000)], "completion": ["b"] * 60_000})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, data_page_size=1, write_batch_size=1)
+    got = read(path)
+    assert (len(got.occurrences), got.reasons) == (0, {0: "zip_bomb"})
+    assert got.rejects["detail"][0] == "a row group has more page headers than its size is worth; rows from here on are not read"
+
+
+def _held(data: bytes, most_values: int) -> int:
+    chunk: Any = SimpleNamespace(data_page_offset=0, has_dictionary_page=False, total_compressed_size=len(data))
+    return held_at_once(io.BytesIO(data), [chunk], most_values)
+
+
+def test_page_headers__what_is_not_known_is_passed_over() -> None:
+    """Fields that no writer has yet must not hide the pages behind them."""
+    values = {  # by type of the compact protocol: true, false, a byte, numbers, a double, a text, list, set, map, structure
+        1: b"", 2: b"", 3: b"\x07", 4: b"\x80\x01", 5: b"\x02", 6: b"\xff\x7f", 7: bytes(8), 8: b"\x02ab", 9: b"\x22\x01\x02",
+        10: b"\xf1\x0f" + bytes(15), 11: b"\x01\x58\x02\x01c", 12: b"\x15\x02\x18\x01d\x00",
+    }  # fmt: skip
+    sizes = b"\x15\x00\x15\x0a\x15\x06"  # fields 1 to 3: kind, 5 bytes unpacked, 3 as they lie
+    for kind, value in values.items():
+        unknown = bytes([kind, 100]) + value  # field 50
+        first = sizes + unknown + b"\x00abc"
+        second = unknown + b"\x05\x04\x80\x10" + b"\x15\x00" + b"\x00"  # fields 2, with its number in full, and 3
+        assert _held(first + second, 100) == 1024, kind
+    too_deep = b"\x1c" * 100 + b"\x00" * 101
+    assert _held(first + too_deep + second, 1_000) == 5
+    with pytest.raises(TooManyValues):
+        _held(sizes + b"\x19\xf3" + b"\xff" * 4 + b"\x07" + bytes(1_000_000), 10_000)  # a list of 2 billion
+
+
+def test_page_headers__that_are_damaged_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [hash_text(i) for i in range(40)]
+    pq.write_table(pa.table({"prompt": texts, "completion": texts}), path, data_page_size=1, write_batch_size=4)
+    chunks, whole, rng = _chunks(path), path.read_bytes(), random.Random(0)
+    seen = set()
+    for _ in range(3_000):
+        data = bytearray(whole[: rng.choice((len(whole), rng.randrange(20, len(whole))))])
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        try:
+            seen.add(held_at_once(io.BytesIO(data), chunks, 1_000) > 0)
+        except TooManyValues as e:
+            seen.add(type(e))
+    assert seen >= {True, False}
 
 
 def test_json__shapes_of_a_file(tmp_path: Path) -> None:

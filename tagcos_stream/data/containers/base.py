@@ -23,12 +23,13 @@ BOM = b"\xef\xbb\xbf"
 class Limits:
     """What a file may ask of us. Rows or files beyond a limit become rejects that carry the limit's name.
 
-    max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in
-    succession, and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the
-    ratio counting from ratio_from bytes of output. max_table_ratio: likewise of a Parquet or Arrow file with its dictionaries
-    written out; it is higher, since a prompt that all rows repeat is stored once. max_batch_bytes: that a compressed batch of an
-    Arrow file unpacks to, which is held at once. min_row_bytes: of a packed file or a table, for each of its rows on average,
-    counting from rows_from rows. block_bytes: input that is held at once; a block ends there when it has not reached its rows.
+    max_row_bytes: one row of the file. max_turns: messages of one row. max_columns: of a table. max_blank_lines: in succession,
+    and elements of a list with nothing between their commas. max_unpacked_bytes, max_ratio: of a compressed file, the ratio
+    counting from ratio_from bytes of output. max_table_ratio: likewise of a Parquet or Arrow file with its dictionaries written
+    out; it is higher, since a prompt that all rows repeat is stored once. max_batch_bytes: that are unpacked at once, a
+    compressed batch of an Arrow file or the largest pages of a Parquet file's columns. min_row_bytes: of a packed file or a
+    table, for each of its rows on average, counting from rows_from rows. block_bytes: input that is held at once; a block ends
+    there when it has not reached its rows.
     """
 
     max_row_bytes: int = 16 << 20

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from tagcos_stream.data.containers.base import REST, UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
 from tagcos_stream.data.containers.columns import framed, longest, plain_bytes, short, wanted
+from tagcos_stream.data.containers.parquet_pages import TooManyValues, held_at_once
 from tagcos_stream.data.rejects import Reject, Rejects
+from tagcos_stream.data.remote import is_remote
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 256  # that are decoded at once where the longest text is not known
 MOST_DECODED = 64 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
+HEADER_VALUES = 100_000  # of page headers that are looked at, beside one for every 8 bytes of the file
 MAX_LOST = 1_000_000  # rows of a damaged row group that are rejected one by one; a damaged file may claim any number
 
 
@@ -46,9 +49,11 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         part_size, start = share * file.size, share * limits.ratio_from
         mean = max(meta.row_group(group).total_byte_size // max(n, 1), 1)
         most = max(1, min(block_rows, limits.block_bytes // mean))
-        batch = min(most, rows_at_once(raw, table, group, columns, most))
         made = 0
         try:
+            chunks = _chunks(meta.row_group(group), columns)
+            _check_pages(raw, chunks, is_remote(file.url), int(share * HEADER_VALUES + part_size / 8), limits)
+            batch = min(most, rows_at_once(raw, table, group, columns, most))
             for part in _joined(table.iter_batches(batch, row_groups=[group], columns=columns), most, limits.block_bytes):
                 part = part.slice(0, max(0, most_rows - row))
                 skip = max(start_row - row, 0)
@@ -80,8 +85,30 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     yield Raw(done, file.size)
 
 
+def _chunks(group: pq.RowGroupMetaData, columns: list[str]) -> list[pq.ColumnChunkMetaData]:
+    """Those of the columns to read, which may be nested."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+
+
 def _stored(group: pq.RowGroupMetaData) -> int:
     return sum(max(0, group.column(i).total_compressed_size) for i in range(group.num_columns))
+
+
+def _check_pages(raw: IO[bytes], chunks: list[pq.ColumnChunkMetaData], is_far: bool, values: int, limits: Limits) -> None:
+    """LimitReached where pages would take more memory than the limit.
+
+    A header costs a request in an object store, so that the sizes that the footer of a remote file states are taken for true.
+    """
+    if is_far and sum(chunk.total_uncompressed_size for chunk in chunks) <= limits.max_batch_bytes:
+        return
+    try:
+        size = held_at_once(raw, chunks, values)
+    except TooManyValues:
+        raise LimitReached("zip_bomb", f"a row group has more page headers than its size is worth; {REST}") from None
+    if size > limits.max_batch_bytes:
+        over = f"more than max_batch_bytes {limits.max_batch_bytes:,}; {REST}; write the file in smaller pages to read it whole"
+        raise LimitReached("zip_bomb", f"the largest pages of a row group unpack to {size:,} bytes: {over}")
 
 
 def _joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator[pa.RecordBatch]:
@@ -114,8 +141,7 @@ def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: lis
     What a dictionary's text takes in memory is not in the metadata, so that it is read once with its first row.
     """
     meta = table.metadata.row_group(group)
-    chunks = [meta.column(i) for i in range(meta.num_columns)]
-    coded = [c for c in chunks if c.has_dictionary_page and c.path_in_schema.split(".")[0] in columns]
+    coded = [chunk for chunk in _chunks(meta, columns) if chunk.has_dictionary_page]
     part = min(most / max(1, meta.num_rows), 1.0)
     if sum(part * c.num_values * c.total_uncompressed_size for c in coded) <= MOST_DECODED:
         return most
