@@ -220,7 +220,7 @@ class Settings(BaseModel):
     # features
     gradient: Variant = setting(
         "feature",
-        "adam-delta",
+        "sgd",
         description="Gradient variant (docs/gradients.md); adam is the published one, hidden reads hidden states, vectors "
         "reads vectors of your own.",
     )

@@ -177,7 +177,7 @@ def gradient_features(
     encoded: Sequence[Encoded | None],
     checkpoints: Sequence[Checkpoint],
     *,
-    variant: str = "adam-delta",
+    variant: str = "sgd",
     dim: int = 8192,
     projection: str = "sparse",
     seed: int = 0,
@@ -194,8 +194,8 @@ def gradient_features(
     checkpoints
         From `warm_up`; features are averaged over them, weighted by learning rate.
     variant
-        adam-delta, adam (as published), adam-corrected, preconditioned, sgd, sign, or hidden (hidden states, no
-        gradient).
+        sgd (the plain gradient), sign, adam (as published), adam-delta, adam-corrected, preconditioned, or hidden (hidden
+        states, no gradient).
     dim
         D.
     projection

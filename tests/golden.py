@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "sources": (str(pool),),
         "root": str(folder / "root"),
         "model": str(model),
+        "gradient": "adam-delta",
         "also_gradients": ("adam", "sgd"),
         "threads": 2,
         "batch_tokens": 512,  # the last bits of a feature depend on the rows that are computed with it
@@ -68,7 +68,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     for method in METHODS:
         steps[method] = pipeline.reselect(values["root"], None, SilentReporter(), method=method, fraction=0.15, sticky=None)
     last = list(steps.values())[-1].run_id  # the settings that it changed stay
-    steps["adam"] = pipeline.reselect(values["root"], last, SilentReporter(), method="tagcos", gradient="adam")
+    for variant in ("adam", "sgd"):  # outcomes made before 30 November 2026 are without sgd
+        steps[variant] = pipeline.reselect(values["root"], last, SilentReporter(), method="tagcos", gradient=variant)
     root = open_root(values["root"], create=False)
     return {name: _came_out(root, step.run_id) for name, step in steps.items()}
 
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

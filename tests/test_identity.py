@@ -34,7 +34,7 @@ OTHER: dict[str, Any] = {
     "adapter": "adapter", "warmup_examples": 100, "warmup_batch_size": 16, "learning_rate": 1e-3, "rise_steps": 3,
     "schedule_steps": 50, "lora_rank": 16, "lora_alpha": 64, "lora_dropout": 0.1, "rslora": True, "lora_targets": ("q_proj",),
     "lora_ranks": ("q_proj=4",), "checkpoints": 2,
-    "gradient": "sgd", "also_gradients": ("sign",), "projection": "rademacher", "dim": 4096, "feature_seed": 1, "block_rows": 64,
+    "gradient": "adam", "also_gradients": ("sign",), "projection": "rademacher", "dim": 4096, "feature_seed": 1, "block_rows": 64,
     "ifd": True, "vectors": ("vectors.parquet",),
     "batch_tokens": 512,
     "clusters": 7, "min_cluster_rows": 9, "max_cluster_rows": 10_000, "refit": "never",

@@ -183,6 +183,36 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
         assert cells[2] == f"{(apart[:, of] < 0).sum()} of {len(apart)}"
 
 
+@pytest.mark.parametrize("equal", ["examples", "tokens"])
+def test_measurements__differences_on_more_pools_are_those_of_the_trials(equal: str) -> None:
+    rows = [row for row in rows_of("more-pools-trials.csv") if row["equal"] == equal]
+
+    def kind(text: str) -> tuple[str, str]:
+        """Method and setting of a cell such as `tagcos` by `sgd`, `random` with its shares."""
+        method, _, setting = text.replace("`", "").replace(" with its shares", " by shares").partition(" by ")
+        return method, setting
+
+    for cells in table("more-pools.md", f"equal {equal}"):
+        mine = [row for row in rows if ((row["method"], row["setting"]), row["pool"]) == (kind(cells[0]), cells[1])]
+        assert int(cells[2]) == len(mine) > 0
+        assert cells[3] == f"{np.mean([int(row['selected']) for row in mine]):.0f}"
+        assert cells[4] == f"{np.mean([int(row['tokens']) for row in mine]):,.0f}"
+        assert cells[5].split(" ")[0] == f"{np.mean([float(row['loss']) for row in mine]):.4f}"
+    for cells in table("more-pools.md", f"difference, equal {equal}"):
+        one, _, other = cells[0].partition(" minus ")
+        pools = cells[1].split(" and ")
+        parts = [pairs_of([row for row in rows if row["pool"] == pool], kind(one), kind(other)) for pool in pools]
+        apart, datasets = np.concatenate([values for values, _ in parts]), parts[0][1]
+        median, without, worst = robust(apart, datasets)
+        expected = [
+            told_of(median),
+            f"{told_of(without)} (`{worst}`)",
+            told_of(apart[:, :-1].mean(axis=1)),
+            told_of(apart[:, -1]),
+        ]
+        assert cells[2:] == [str(len(apart)), *expected]
+
+
 def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
     own = {"GSM8K": "gsm8k", "Code Alpaca": "code_alpaca"}
     rows = rows_of("preset-target-trials.csv")

@@ -27,6 +27,7 @@ from tagcos_stream.selection.match import fitted_weights, relative_error, reserv
 from tagcos_stream.selection.pursuit.omp import omp_select
 from tests.benchmarks.pools import arguments, single_exchanges, write_rows
 
+DEFAULT = "adam-delta"  # of `gradient` when the table was made
 VARIANTS = ("adam", "adam-corrected", "preconditioned", "sgd", "sign")
 JUDGE = {"feature_seed": 1}
 CHOICES: dict[str, dict[str, Any]] = {
@@ -125,7 +126,7 @@ def main() -> None:
     root = str(chosen.work / "root")
     base: dict[str, Any] = {
         "sources": (str(chosen.work / "pool"),), "root": root, "model": chosen.model, "max_length": 256,
-        "also_gradients": VARIANTS, "fraction": chosen.fraction, "threads": chosen.threads,
+        "gradient": DEFAULT, "also_gradients": VARIANTS, "fraction": chosen.fraction, "threads": chosen.threads,
     }  # fmt: skip
     bench = Bench(root, base)
     print(f"{len(bench.ids)} examples, {len(bench.chosen)} selected")

@@ -129,7 +129,8 @@ def main() -> None:
     make(chosen.folder, chosen.work, chosen.examples, chosen.queries, chosen.characters)
     base: dict[str, Any] = {
         "sources": (str(chosen.work / "pool"),), "target": (str(chosen.work / "queries"),), "root": str(chosen.work / "root"),
-        "model": chosen.model, "max_length": 256, "also_gradients": VARIANTS[1:], "threads": chosen.threads,
+        "model": chosen.model, "max_length": 256, "threads": chosen.threads,
+        "gradient": VARIANTS[0], "also_gradients": VARIANTS[1:],
     }  # fmt: skip
     run_id = pipeline.run(load_settings(base), SilentReporter()).run_id
     root = open_root(base["root"], create=False)

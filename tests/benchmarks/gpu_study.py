@@ -47,7 +47,7 @@ Row = dict[str, Any]
 class Sizes:
     """What decides the results, beside the packed file and the model."""
 
-    variant: str = "adam-delta"
+    variant: str = "sgd"
     rank: int = 8
     dim: int = 8192
     fraction: float = 0.05  # of the pool's target tokens

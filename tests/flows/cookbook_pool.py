@@ -84,6 +84,7 @@ def make(folder: Path, root: str | None = None, *, first_only: bool = False) -> 
     tiny_model("llama").save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     settings: dict[str, Any] = {"root": root or str(folder / "my-pool"), "model": str(folder / "model"), "threads": 1}
+    settings["gradient"] = "adam-delta"  # by which the page has its answers
     settings |= {"fraction": 0.2, "max_length": 160, "warmup_examples": 16, "dim": 256, "clusters": 5, "min_cluster_rows": 3}
     settings |= {"block_rows": 32, "batch_tokens": 512, "max_rejects": 0.9, "wait": 5}
 

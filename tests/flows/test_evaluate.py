@@ -58,7 +58,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
     for topic in TOPICS:
         lines = [json.dumps({"messages": conversation(topic, n)}) for n in range(40)]
         (folder / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    values = {
+    values: dict[str, Any] = {
         "sources": tuple(str(folder / f"{topic}.jsonl") for topic in TOPICS),
         "root": str(folder / "root"),
         "model": str(model_folder),
@@ -152,7 +152,7 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     assert {(key.method, key.weighted, key.seed, key.regime) for key in done} == {("base", False, 0, "none")} | {
         (*unit, seed, regime) for unit in per_seed for seed in (0, 1) for regime in ("steps", "epochs")
     }
-    assert {key.gradient for key in done} == {"", "adam-delta"}
+    assert {key.gradient for key in done} == {"", "sgd"}
     for key, row in done.items():
         assert row["examples"] == {"base": 0, "full": 96 if key.regime == "epochs" else 16}.get(key.method, 10)
         assert row["steps"] == {"base": 0, "full": 24 if key.regime == "epochs" else 2}.get(key.method, 2)
@@ -170,7 +170,7 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
         return [encode_row(loaded.tokenizer, found[i], 96, False) for i in rows["example_id"]]  # type: ignore[misc]
 
     plan = training.Plan(batch_size=8, learning_rate=5e-3, schedule="cosine", rise=0.03)
-    weights = chosen["share"].to_numpy() / chosen["share"].mean()  # type: ignore[operator]
+    weights = chosen["share"].to_numpy() / chosen["share"].mean()
     ids = chosen["example_id"].to_list()
     training.finetune(model, encoded(chosen), ids, plan, steps=2, seed=1, weights=weights, token_budget=4096)
     aside = heldout.heldout(root.catalog, base)
@@ -210,20 +210,20 @@ def test_evaluate__every_unit_is_what_its_definition_says(root: Root, model_fold
     assert row["median_vs_random"] == pytest.approx(middle.mean())
     assert row["median_vs_random_se"] == pytest.approx(middle.std(ddof=1) / np.sqrt(2))
     everything = compact(evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), regime="steps"))
-    line = everything.filter(method="tagcos adam-delta").row(0, named=True)
+    line = everything.filter(method="tagcos sgd").row(0, named=True)
     assert line["datasets ahead"] == f"{row['datasets_ahead']}/3"
     assert line["median dataset vs random"].startswith(f"{middle.mean():+.4f} ± ")
     table = compact(results)
-    assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos adam-delta", "tagcos adam-delta weighted"}
+    assert set(table["method"]) == {"base", "random", "longest", "full", "tagcos sgd", "tagcos sgd weighted"}
     for query in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         assert len(root.catalog.read(query)) > 0, query
-    everything = report(root.catalog, name, "random")
-    assert len(everything["units"]) == 21
-    tagcos = next(r for r in everything["comparisons"] if (r["method"], r["weighted"], r["regime"]) == ("tagcos", False, "steps"))
-    assert tagcos["difference"] == pytest.approx((ours - random).mean())
-    assert tagcos["median_dataset"] == pytest.approx(middle.mean())
-    assert tagcos["low"] < tagcos["difference"] < tagcos["high"]
-    assert tagcos["p"] <= tagcos["p_holm"] <= 1
+    reported = report(root.catalog, name, "random")
+    assert len(reported["units"]) == 21
+    compared = next(r for r in reported["comparisons"] if (r["method"], r["weighted"], r["regime"]) == ("tagcos", False, "steps"))
+    assert compared["difference"] == pytest.approx((ours - random).mean())
+    assert compared["median_dataset"] == pytest.approx(middle.mean())
+    assert compared["low"] < compared["difference"] < compared["high"]
+    assert compared["p"] <= compared["p_holm"] <= 1
     assert check.check(root) == []
 
 
@@ -307,7 +307,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
             said.append(text)
 
     one = asked(
-        root, model=str(other), method=("random", "tagcos"), gradient=("hidden", "adam-delta"), seeds=1, regime="steps",
+        root, model=str(other), method=("random", "tagcos"), gradient=("hidden", "sgd"), seeds=1, regime="steps",
         heldout_files=str(own),
     )  # fmt: skip
     name = evaluate.evaluate(one, Listening())
@@ -322,7 +322,7 @@ def test_evaluate__variants_other_models_and_own_files(root: Root, tmp_path: Pat
         ("base", ""),
         ("random", ""),
         ("tagcos", "hidden"),
-        ("tagcos", "adam-delta"),
+        ("tagcos", "sgd"),
     }
     runs_of = {key.gradient: row["selection_run"] for key, row in done.items() if key.method == "tagcos"}
     spaces = {gradient: runs.run_status(root.catalog, run).run["space_id"] for gradient, run in runs_of.items()}
@@ -352,7 +352,7 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
     losses = {(r["method"], r["setting"], r["weighted"]): r["value"] for r in results.to_dicts()}
     assert len(losses) == len(results) == 1 + 1 + 2 * 5
     assert losses["tagcos", "clusters=1", False] == losses["omp", "", False]
-    assert "tagcos adam-delta clusters=1 weighted" in compact(results)["method"].to_list()
+    assert "tagcos sgd clusters=1 weighted" in compact(results)["method"].to_list()
     # what is named, and nothing else
     vary = "tol=0.5; where=dataset <> 'sums'"
     only = evaluate.evaluate(asked(root, **changes | {"vary": vary}, learning_rate=4e-3), SilentReporter())
@@ -457,8 +457,8 @@ def test_plot__a_diagnosis_is_a_curve(tmp_path: Path) -> None:
 
 
 def test_select__a_variant_that_was_not_computed_is_refused(root: Root) -> None:
-    with pytest.raises(UserError, match=r"gradient sgd: 0 examples of the pool .* --also-gradients sgd"):
-        pipeline.reselect(root.url, None, SilentReporter(), gradient="sgd")
+    with pytest.raises(UserError, match=r"gradient adam: 0 examples of the pool .* --also-gradients adam"):
+        pipeline.reselect(root.url, None, SilentReporter(), gradient="adam")
 
 
 @pytest.mark.parametrize(

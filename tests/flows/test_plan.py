@@ -145,10 +145,10 @@ def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(
 ) -> None:
     values = small_settings()
     first_run(values)
-    variant = planned(values | {"also_gradients": ("sgd",)})
+    variant = planned(values | {"also_gradients": ("adam",)})
     assert {name: variant.step(name).compute for name in STAGES} == dict(zip(STAGES, (0, 0, 120, 0, 0), strict=True))
-    assert variant.step("warm-up").reason == "same adapter; new spaces for sgd"
-    agrees(variant, run(values | {"also_gradients": ("sgd",)}))
+    assert variant.step("warm-up").reason == "same adapter; new spaces for adam"
+    agrees(variant, run(values | {"also_gradients": ("adam",)}))
 
     control = planned(values | {"method": "random"})
     assert counts(control)["cluster"] == (0, 0)
@@ -163,7 +163,8 @@ def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(
 
 def test_plan__after_an_interruption_is_what_is_left(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     values = small_settings()
-    write_block, written = worker.segments.SegmentWriter.write_block, []
+    write_block = worker.segments.SegmentWriter.write_block
+    written: list[int] = []
 
     def stops(self: Any, block: int, rows: Any) -> int:
         if len(written) == 2:

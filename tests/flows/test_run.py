@@ -219,16 +219,16 @@ def test_run__near_duplicates_and_evaluation_overlap_leave_the_pool_with_a_reaso
 
 
 def test_run__several_variants_in_one_pass_share_an_adapter(small_settings: Maker, tmp_path: Path) -> None:
-    run(small_settings(also_gradients=("sgd", "adam")))
+    run(small_settings(also_gradients=("adam-delta", "adam")))
     catalog = open_root(str(tmp_path / "root"), create=False).catalog
     spaces = catalog.read("SELECT variant, space_id FROM feature_spaces ORDER BY variant")
     assert spaces["variant"].to_list() == ["adam", "adam-delta", "sgd"]
     assert catalog.read("SELECT count(DISTINCT fingerprint->'checkpoints') AS n FROM feature_spaces").item() == 1
     assert catalog.read("SELECT count(*) AS n FROM feature_rows WHERE status = 'ok'").item() == 3 * 120
     # the other variant's features are there: selecting by it computes nothing, and equals a run of its own
-    outcome = run(small_settings(gradient="sgd"))
+    outcome = run(small_settings(gradient="adam-delta"))
     assert outcome.stages["gradients"]["computed"] == 0
-    alone = run(small_settings(gradient="sgd", root=str(tmp_path / "alone")))
+    alone = run(small_settings(gradient="adam-delta", root=str(tmp_path / "alone")))
     assert selected(str(tmp_path / "root"), outcome.run_id).equals(selected(str(tmp_path / "alone"), alone.run_id))
 
 
@@ -240,7 +240,7 @@ def test_run__hidden_states_with_gradients_and_alone(
     together = pipeline.reselect(root, reporter=SilentReporter(), gradient="hidden", method="omp")  # no gradient is computed
     catalog = open_root(root, create=False).catalog
     found = catalog.read("SELECT variant, fingerprint->'checkpoints' AS made FROM feature_spaces ORDER BY variant")
-    assert found["variant"].to_list() == ["adam-delta", "hidden"]
+    assert found["variant"].to_list() == ["hidden", "sgd"]
     assert found["made"].n_unique() == 1
 
     loads: list[str] = []
