@@ -41,7 +41,8 @@ class Probe:
             self.checkpoint = without_adapter(adapter_parameters(self.loaded.model))
             return 0.0
         if self.settings.adapter:
-            self.checkpoint = import_checkpoint(self.settings.adapter, self.loaded.model)
+            moments = bool(self.settings.moment_variants)
+            self.checkpoint = import_checkpoint(self.settings.adapter, self.loaded.model, moments=moments)
             return 0.0
         size = min(self.settings.warmup_batch_size, len(self.encoded))
         sample = self.encoded[: 2 * size]

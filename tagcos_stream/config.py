@@ -23,6 +23,7 @@ GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
 Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign", "vectors"]
 VECTORS = "vectors"  # the variant that no model computes: vectors of the user's own
+WITHOUT_MOMENTS = ("hidden", "sgd", "sign", VECTORS)  # variants that do not read Adam's moments of the warm-up
 if TYPE_CHECKING:
     MethodName = str
 else:
@@ -186,7 +187,8 @@ class Settings(BaseModel):
         "weights",
         None,
         panel="Warm-up",
-        description="Trainer or PEFT checkpoint folder with optimizer.pt, to use in place of a warm-up.",
+        description="Trainer or PEFT checkpoint folder, to use in place of a warm-up; with optimizer.pt for variants that read "
+        "Adam's moments.",
     )
     warmup_examples: int | None = setting(
         "warmup",
@@ -521,6 +523,11 @@ class Settings(BaseModel):
     def model_variants(self) -> tuple[str, ...]:
         """Those of the variants that a model computes; without any, a run needs no model."""
         return tuple(variant for variant in self.variants if variant != VECTORS)
+
+    @property
+    def moment_variants(self) -> tuple[str, ...]:
+        """Those of the variants that read Adam's moments of the warm-up."""
+        return tuple(variant for variant in self.model_variants if variant not in WITHOUT_MOMENTS)
 
     @property
     def reads_base_model(self) -> bool:

@@ -19,7 +19,7 @@ from storage.examples import example_reader
 from tagcos_stream import identity
 from tagcos_stream.config import VECTORS
 from tagcos_stream.gradients.chat import Encoded, template_fingerprint
-from tagcos_stream.types import Checkpoint
+from tagcos_stream.types import Checkpoint, UserError
 
 
 def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
@@ -53,6 +53,11 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
         sibling = next(iter(known.values()), None)
         if sibling is not None:
             made, fingerprint = spaces.load_checkpoints(run.root.files, sibling), sibling.fingerprint
+            if settings.moment_variants and any(checkpoint.adam_steps == 0 for checkpoint in made):
+                raise UserError(
+                    f"adapter {settings.adapter}: no Adam moments were found with it, and {', '.join(settings.moment_variants)} "
+                    "reads them: give the folder its optimizer.pt, run the warm-up here, or use --gradient sgd"
+                )
         else:
             made, fingerprint, detail = _make_adapter(run, pool)
         for variant in wanted:
@@ -82,9 +87,9 @@ def _make_adapter(run: RunContext, pool: Pool) -> tuple[list[Checkpoint], dict[s
     elif settings.adapter:
         from tagcos_stream.gradients.import_checkpoint import import_checkpoint
 
-        made = [import_checkpoint(settings.adapter, loaded.model)]
+        made = [import_checkpoint(settings.adapter, loaded.model, moments=bool(settings.moment_variants))]
         detail = {"reused": False, "imported": settings.adapter}
-        detail |= {"imported_step": made[0].step, "adapter": adapter_settings(loaded.model)}
+        detail |= {"imported_step": made[0].step, "moments": made[0].adam_steps > 0, "adapter": adapter_settings(loaded.model)}
     else:
         sample = _warmup_sample(run, pool, loaded)
         longest, shape = max(map(len, sample)), model_shape(loaded.model)

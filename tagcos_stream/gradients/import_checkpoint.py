@@ -23,7 +23,7 @@ OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")  # the second is FSDP's
 _WRAPPERS = re.compile(r"\b(?:module|_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
-def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
+def import_checkpoint(folder: str | Path, model: Any, *, moments: bool = True) -> Checkpoint:
     """The adapter weights and Adam moments of a checkpoint folder, matched to a model's parameters.
 
     The optimizer's file is read with weights_only: it cannot run code.
@@ -34,6 +34,8 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
         With adapter_model.safetensors and optimizer.pt, or FSDP's optimizer.bin.
     model : PeftModel
         With its adapter attached by `attach_from_checkpoint`.
+    moments : bool
+        Whether there must be moments. If not, a folder without moments that can be read gives zeros, of no optimizer step.
 
     Raises
     ------
@@ -43,17 +45,30 @@ def import_checkpoint(folder: str | Path, model: Any) -> Checkpoint:
     folder = Path(folder)
     parameters = adapter_parameters(model)
     weights = _fitting(adapter_weights(folder), parameters, folder / "adapter_model.safetensors")
+    try:
+        m, v, adam_steps = _moments(folder, model, parameters)
+    except UserError:
+        if moments:
+            raise
+        m = v = {name: np.zeros_like(values) for name, values in weights.items()}
+        adam_steps = 0
+    (step, adam_steps), rate = _progress(folder, adam_steps)
+    return Checkpoint(step, rate, 1.0, adam_steps, weights, m, v)
+
+
+def _moments(
+    folder: Path, model: Any, parameters: dict[str, torch.nn.Parameter]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
+    """Adam's two moments by parameter, and the optimizer steps behind them."""
     path = _optimizer_file(folder)
     states = _by_name(_optimizer_state(path), model, parameters, path)
-    parts = {
-        part: _fitting({name: state[part] for name, state in states.items()}, parameters, path)
-        for part in ("exp_avg", "exp_avg_sq")
-    }
+    m, v = (
+        _fitting({name: state[part] for name, state in states.items()}, parameters, path) for part in ("exp_avg", "exp_avg_sq")
+    )
     steps = {int(state["step"]) for state in states.values()}
     if len(steps) != 1 or min(steps) < 1:
         raise UserError(f"{path}: parameters were stepped {sorted(steps)} times, expected one count of at least 1 for all")
-    step, rate = _progress(folder, steps.pop())
-    return Checkpoint(step[0], rate, 1.0, step[1], weights, parts["exp_avg"], parts["exp_avg_sq"])
+    return m, v, steps.pop()
 
 
 def _optimizer_file(folder: Path) -> Path:
@@ -67,8 +82,8 @@ def _optimizer_file(folder: Path) -> Path:
             "fsdp_state_dict_type FULL_STATE_DICT (optimizer.bin) or without DeepSpeed, or run the warm-up here"
         )
     raise UserError(
-        f"{folder}: no optimizer.pt or optimizer.bin: the moments are needed; save checkpoints without save_only_model, "
-        "or run the warm-up here"
+        f"{folder}: no optimizer.pt or optimizer.bin, and this variant reads Adam's moments: save checkpoints without "
+        "save_only_model, run the warm-up here, or use --gradient sgd"
     )
 
 

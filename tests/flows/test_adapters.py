@@ -33,8 +33,8 @@ def read(values: dict[str, Any], query: str) -> Any:
 
 
 def trained(folder: Path, **adapter: Any) -> Path:
-    options = {"rank": 3, "alpha": 6, "dropout": 0.0, "seed": 1, "target_modules": ["q_proj", "down_proj"]} | adapter
-    train_checkpoint(attach_adapter(tiny_model(), **options), random_encoded([9, 14, 20, 7]), folder)
+    options: dict[str, Any] = {"rank": 3, "alpha": 6, "dropout": 0.0, "seed": 1, "target_modules": ["q_proj", "down_proj"]}
+    train_checkpoint(attach_adapter(tiny_model(), **options | adapter), random_encoded([9, 14, 20, 7]), folder)
     return folder / "checkpoint-3"
 
 
@@ -83,8 +83,22 @@ def test_run__an_adapter_of_another_model_is_refused_with_both_listed(
     assert "4 in the model, only there: " in said
     assert "q_proj.lora_A.weight (3, 64)" in said
     (folder / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match=r"no optimizer\.pt or optimizer\.bin: the moments are needed"):
-        run(small_settings(adapter=str(folder), root=str(tmp_path / "other")))
+
+
+def test_run__an_adapter_without_moments_serves_the_variants_that_read_none(small_settings: Maker, tmp_path: Path) -> None:
+    folder = trained(tmp_path / "trainer")
+    whole = small_settings(adapter=str(folder), root=str(tmp_path / "whole"))
+    chosen = "SELECT example_id, rank, weight FROM selections ORDER BY rank"
+    assert run(whole).stages["warm-up"]["moments"] is True
+    (folder / "optimizer.pt").unlink()
+    values = small_settings(adapter=str(folder))
+    with pytest.raises(UserError, match=r"no optimizer\.pt or optimizer\.bin, and this variant reads Adam's moments"):
+        run(values | {"also_gradients": ("adam",)})
+    assert run(values).stages["warm-up"]["moments"] is False
+    assert read(values, chosen).equals(read(whole, chosen)), "sgd reads no moments"
+    with pytest.raises(UserError, match=r"no Adam moments were found with it, and adam reads them"):
+        run(values | {"also_gradients": ("adam",)})
+    assert run(values | {"also_gradients": ("sign",)}).stages["gradients"]["computed"] == 120
 
 
 def test_run__ranks_of_single_layers_are_part_of_the_space(small_settings: Maker) -> None:
@@ -114,7 +128,7 @@ def test_run__records_how_the_gradient_stage_spent_its_time(small_settings: Make
 def test_run__what_does_not_fit_in_memory_is_refused_before_it_starts(small_settings: Maker, done: tuple[str, ...]) -> None:
     values = small_settings()
     if done:
-        run(values | {"gradient": "sgd"})  # leaves the adapter, so that the gradient stage is the first to run the model
+        run(values | {"gradient": "adam"})  # leaves the adapter, so that the gradient stage is the first to run the model
     stage = "the gradient stage" if done else "the warm-up"
     with pytest.raises(
         UserError, match=rf"{stage} of .* needs .* GiB in addition to the model.*memory_limit 0.001 GiB.*lower batch_tokens"
