@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,10 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # else each of the processes that tests start compiles this package anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# the tests' folders lie in memory where there is room: on a slow disk a quarter of the time is fsync
+with suppress(OSError):
+    if shutil.disk_usage("/dev/shm").free >= 6 << 30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
 TESTS = Path(__file__).parent
@@ -47,8 +53,12 @@ def compile_kernels(config: pytest.Config) -> None:
 
     if not marker().exists():
         process = subprocess.Popen([sys.executable, "-c", COMPILE], cwd=TESTS.parent, stdin=subprocess.DEVNULL)
-        config.add_cleanup(lambda: process.wait() and None)
-        config.add_cleanup(process.terminate)
+        config.add_cleanup(lambda: _end(process))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 def pytest_collection_finish() -> None:

@@ -101,21 +101,21 @@ def faults(node: Function) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PUBLIC)
-def test_docstrings__public_functions_document_arguments_results_and_errors(path):
+def test_docstrings__public_functions_document_arguments_results_and_errors(path: str) -> None:
     tree = ast.parse((ROOT / path).read_text())
     found = {name: lacking for name, node in public_functions(tree) if (lacking := faults(node))}
     assert not found
 
 
-def test_docstrings__modules_that_the_api_page_shows_whole_are_checked():
+def test_docstrings__modules_that_the_api_page_shows_whole_are_checked() -> None:
     blocks = (ROOT / "docs/api.md").read_text().split(":::")[1:]
     whole = {block.split()[0] for block in blocks if "members:" not in block}
     missing = {module.replace(".", "/") + ".py" for module in whole if not module.startswith("flows.")} - set(PUBLIC)
     assert not missing, "add them to SECTIONED"
 
 
-def test_docstrings__sections_name_arguments_that_exist():
-    found = {}
+def test_docstrings__sections_name_arguments_that_exist() -> None:
+    found: dict[str, str | list[str]] = {}
     for path in EVERY:
         text = path.read_text()
         found |= {str(path): title for title in GOOGLE.findall(text)}
@@ -125,7 +125,7 @@ def test_docstrings__sections_name_arguments_that_exist():
     assert not found
 
 
-def test_docstrings__the_check_finds_what_is_missing():
+def test_docstrings__the_check_finds_what_is_missing() -> None:
     source = '''
 def shown(rows, *, limit=None) -> int:
     """Count rows.

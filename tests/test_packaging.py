@@ -25,7 +25,7 @@ def requirements() -> dict[str, Requirement]:
 
 def constraints() -> dict[str, tuple[Requirement, str]]:
     """Every line of constraints.txt with its reason, by canonical name."""
-    found = {}
+    found: dict[str, tuple[Requirement, str]] = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         text, _, reason = (part.strip() for part in line.partition("#"))
         if text:

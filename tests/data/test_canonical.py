@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -43,7 +44,7 @@ full = st.lists(
 @given(
     full, st.none() | st.lists(json_values, min_size=1, max_size=2), st.none() | st.dictionaries(texts, json_values, max_size=2)
 )
-def test_example_id__equals_naive(messages: list[Message], tools: list | None, kwargs: dict | None) -> None:
+def test_example_id__equals_naive(messages: list[Any], tools: list | None, kwargs: dict | None) -> None:
     given = (None if tools is None else json.dumps(tools), None if kwargs is None else json.dumps(kwargs))
     assert example_id(messages, *given) == naive.example_id(messages, tools, kwargs)
 

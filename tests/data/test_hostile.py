@@ -84,8 +84,9 @@ def test_trees__whose_threads_repeat_too_much_are_rejects(tmp_path: Path, tree: 
     got = read(write(tmp_path / "a.jsonl", [tree]))
     assert got.reasons == {0: "tree_broken"}
     assert f"{says}, limit MAX_THREADS" in got.rejects["detail"][0]
-    assert read(write(tmp_path / "a.jsonl", [_tree(2, 3)])).occurrences.height + read(tmp_path / "a.jsonl").rejects.height
-    flat, waiting = [], [(None, tree["prompt"])]
+    assert read(write(tmp_path / "a.jsonl", [_tree(2, 3)])).reasons == {0: "role_order"}, "not for its size"
+    flat: list[dict[str, Any]] = []
+    waiting: list[tuple[str | None, dict[str, Any]]] = [(None, tree["prompt"])]
     while waiting:
         parent, node = waiting.pop()
         flat.append({"message_id": str(len(flat)), "parent_id": parent, "role": node["role"], "text": node["text"]})

@@ -126,7 +126,7 @@ def test_saved__folders_of_datasets_are_read_without_their_metadata(tmp_path: Pa
 
 
 def test_arrow_json__nested_columns_are_what_they_mean(tmp_path: Path) -> None:
-    turns = [
+    turns: list[list[dict[str, Any]]] = [
         [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": [{"type": "text", "text": "No."}]}],
         [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": "3"}],
     ]

@@ -326,7 +326,7 @@ def test_batch_sizes__of_damaged_metadata_are_errors_or_harmless(kind: str) -> N
     ) as writer:
         writer.write_batch(batch)
     whole, rng = out.getvalue(), random.Random(0)
-    seen = set()
+    seen: set[Any] = set()
     for _ in range(3_000):
         data = bytearray(whole)
         for _ in range(rng.randrange(1, 4)):
@@ -431,7 +431,7 @@ def test_page_headers__that_are_damaged_are_harmless(tmp_path: Path) -> None:
     texts = [hash_text(i) for i in range(40)]
     pq.write_table(pa.table({"prompt": texts, "completion": texts}), path, data_page_size=1, write_batch_size=4)
     chunks, whole, rng = _chunks(path), path.read_bytes(), random.Random(0)
-    seen = set()
+    seen: set[Any] = set()
     for _ in range(3_000):
         data = bytearray(whole[: rng.choice((len(whole), rng.randrange(20, len(whole))))])
         for _ in range(rng.randrange(1, 4)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,21 @@ def test_scores__every_container_gives_the_same_and_ids_are_those_without(tmp_pa
     elif kind == "json":
         path.write_text(json.dumps(rows(VALUES)))
     else:
-        {"csv": frame.write_csv, "parquet": frame.write_parquet, "arrow": frame.write_ipc}[kind](path)
+        writers: dict[str, Callable[[Path], Any]] = {
+            "csv": frame.write_csv,
+            "parquet": frame.write_parquet,
+            "arrow": frame.write_ipc,
+        }
+        writers[kind](path)
     plain = read(path)
     assert plain.occurrences["scores"].null_count() == 4
     for options in (OPTIONS, EXACT):
         for block_rows in (1, 8192):
             got = read(path, options=options, block_rows=block_rows)
             found = scores_of(got)
-            assert [one and {name: pytest.approx(value) for name, value in one.items()} for one in found] == SCORED
+            assert [
+                None if one is None else {name: pytest.approx(value) for name, value in one.items()} for one in found
+            ] == SCORED
             assert got.occurrences.drop("scores").equals(plain.occurrences.drop("scores"))
 
 
@@ -75,7 +83,7 @@ def test_scores__what_is_no_number_rejects_its_row_by_name(tmp_path: Path) -> No
 
 
 def test_scores__of_a_thread_are_those_of_its_last_message(tmp_path: Path) -> None:
-    tree = [
+    tree: list[dict[str, Any]] = [
         {"message_id": f"{n}{role}", "parent_id": f"{n}prompter" if role == "assistant" else None, "role": role, "text": "t"}
         | {"message_tree_id": str(n), "quality": score}
         for n, score in enumerate((1, "bad", 3, None))

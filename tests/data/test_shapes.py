@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -58,7 +59,7 @@ def test_docs__name_every_shape_reason_limit_and_field() -> None:
 
 
 def test_shapes__equal_naive_on_the_common_four(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "messages": [
                 {"role": "system", "content": "s"},

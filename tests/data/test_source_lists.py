@@ -75,7 +75,7 @@ def test_llama_factory__ranking_entries_are_refused_with_the_remedy_that_reads_t
         [("user", "Who flies?", None), ("assistant", "Owls.", None)],
         [("user", "Who swims?", None), ("assistant", "Otters.", None)],
     ]
-    talks = [[("user", "Hi", None), ("assistant", "Ho", []), ("user", "So?", None), ("assistant", "Yes.", None)]]
+    talks: list[Any] = [[("user", "Hi", None), ("assistant", "Ho", []), ("user", "So?", None), ("assistant", "Yes.", None)]]
     assert turns_of(str(toml)) == {"talks": talks}
     assert turns_of(SourceSpec(f"{info}#pairs", options=RowOptions(preference="chosen"))) == {"pairs": pairs}
     every = turns_of(SourceSpec(str(info), options=RowOptions(preference="chosen")))
@@ -146,7 +146,7 @@ def test_axolotl__the_trainer_s_tokenizer_is_noted(tmp_path: Path) -> None:
 
 
 def test_axolotl__no_role_to_train_leaves_the_marked_turns(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     turns += [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b", "learn": True}]
     write(tmp_path / "a.jsonl", [{"messages": turns}])
     asked = {"roles_to_train": [], "message_field_training": "learn"}

@@ -204,6 +204,8 @@ def test_evaluate__at_equal_tokens_gives_every_method_as_many_tokens(root: Root)
     units = {unit.key.method: unit for unit in plan_units(asked, base, root, SilentReporter()) if unit.selection}
     budget = round(0.2 * pool["target_tokens"].sum())
     for method in ("random", "longest"):
-        spent = int(selections.selection(root.catalog, units[method].selection)["target_tokens"].sum())
+        chosen = units[method].selection
+        assert chosen is not None
+        spent = int(selections.selection(root.catalog, chosen)["target_tokens"].sum())
         assert budget - int(pool["target_tokens"].max()) < spent <= budget
     assert units["longest"].rows < units["random"].rows

@@ -99,7 +99,8 @@ def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:
 
 
 def test_progress__tells_the_time_left_once_it_means_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, lines = [0.0], []
+    now = [0.0]
+    lines: list[str] = []
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with progress.LineReporter(lines.append, every=0.0).stage("gradients", "examples") as update:
         for seconds, done in ((1, 1), (9, 50), (20, 5), (30, 100), (60, 200)):

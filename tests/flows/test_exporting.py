@@ -32,7 +32,10 @@ from tagcos_stream.types import UserError
 from tests.models import tiny_model, tiny_tokenizer
 
 U, A, S, T = "user", "assistant", "system", "tool"
-TOOL = {"type": "function", "function": {"name": "f", "description": "adds", "parameters": {"type": "object", "x": [1, 2.5]}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "description": "adds", "parameters": {"type": "object", "x": [1, 2.5]}},
+}
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{{"x": [1, 2.5], "y": null}}'}}
 
@@ -378,7 +381,7 @@ def test_export__trl_trains_on_it_by_weight(
             disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
 
-    plain = SFTTrainer(tiny_model("llama"), args=settings(2, 1), train_dataset=data, processing_class=tokenizer)
+    plain: Any = SFTTrainer(tiny_model("llama"), args=settings(2, 1), train_dataset=data, processing_class=tokenizer)
     assert plain.train_dataset["labels"] == data["labels"]  # taken as they are, without weights
 
     def step(batch: int, accumulate: int) -> Any:

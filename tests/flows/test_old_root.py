@@ -58,9 +58,9 @@ def test_old_root__migrates_keeps_its_selections_and_selects_again(unpacked: tup
     # the same settings choose the same again, and the old runs are explained in words, too
     for run, rows in expected.items():
         again = pipeline.reselect(root.url, run, SilentReporter(), sticky=None)
-        found = selections.selection(root.catalog, again.run_id).sort("group_id", "rank")
+        chosen_again = selections.selection(root.catalog, again.run_id).sort("group_id", "rank")
         if json.loads(root.catalog.read("SELECT config FROM runs WHERE run_id = ?", [run]).item())["sticky"] is None:
-            assert found["example_id"].to_list() == [row[0] for row in rows]
+            assert chosen_again["example_id"].to_list() == [row[0] for row in rows]
         chosen = root.catalog.read("FROM why(?, run := ?)", [rows[0][0], run]).row(0, named=True)
         method = known.filter(run_id=run)["method"].item()
         assert chosen["reason"].startswith(f"chosen by {method}: {METHODS[method].words.chosen.split('{')[0]}")

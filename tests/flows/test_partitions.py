@@ -112,7 +112,7 @@ def test_partitioned__counts_devices_only_for_work_that_runs_the_model(monkeypat
 def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
     for place in ("threads", "processes"):
         with pytest.raises(UserError, match="task -1 is below 0"):
-            list(partitioned(squares, 3, [1, -1, 2], Settings(run_on=place)))  # type: ignore[arg-type]
+            list(partitioned(squares, 3, [1, -1, 2], Settings(run_on=place)))
 
 
 def test_partitioned__a_killed_process_is_named() -> None:
@@ -149,7 +149,7 @@ def test_partitioned__processes_tell_what_they_did_within_tasks() -> None:
 
 def test_partitioned__a_killed_process_is_named_while_others_tell_their_progress() -> None:
     found = partitioned(slow, 1.5, [3, *range(10, 20)], Settings(run_on="processes", workers=2), progress=lambda amount: None)
-    done = []
+    done: list[Any] = []
     with pytest.raises(UserError, match="exit code -9"):
         done.extend(found)
     assert len(done) < 10

@@ -65,7 +65,7 @@ def test_diagnose__has_the_pins_of_the_run_in_every_selection(root: Root, tmp_pa
     run_id = reselect(root, method="tagcos", count=15, include=str(listed)).run_id
     said: list[str] = []
     reporter = SilentReporter()
-    reporter.say = said.append  # type: ignore[method-assign]
+    reporter.say = said.append  # type: ignore[assignment]
     methods = ("random", "omp", "tagcos", "kcenter")
     diagnose.diagnose(root.url, run_id, methods=methods, fractions=(0.125, 0.01), seeds=(0,), reporter=reporter)
     assert said[0] == f"the 6 examples that {run_id} pins are in every selection"

@@ -234,8 +234,11 @@ def test_parameters__are_readable_and_checked(prefect: Prefect) -> None:
     assert set(changes["properties"]) == {"root", "run", "out", "format", *SELECT_FIELDS}
 
     before = len(prefect.runs())
-    good = {"sources": ["pool"], "model": "m"}
-    for wrong in ({"dim": "many"}, {"dim": 3}, {"fraction": 2}, {"gradient": "steepest"}, {"sources": []}, {"run_on": "moon"}):
+    good: dict[str, Any] = {"sources": ["pool"], "model": "m"}
+    faults: list[dict[str, Any]] = [
+        {"dim": "many"}, {"dim": 3}, {"fraction": 2}, {"gradient": "steepest"}, {"sources": []}, {"run_on": "moon"},
+    ]  # fmt: skip
+    for wrong in faults:
         with pytest.raises(Refused) as refused:
             begin(prefect, "tagcos-refresh/on-demand", **(good | wrong))
         assert 400 <= refused.value.status < 500, wrong

@@ -82,7 +82,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Root:
     (folder / "pool").mkdir()
     for topic, count in zip(TOPICS, (24, 24, 8), strict=True):
         write(folder / "pool" / f"{topic}.jsonl", [{"messages": conversation(topic, n)} for n in range(count)])
-    values = {
+    values: dict[str, Any] = {
         "sources": (str(folder / "pool"),),
         "root": str(folder / "root"),
         "model": str(model_folder),
@@ -227,7 +227,7 @@ def test_top__says_what_sets_the_run_apart(page: Path, sql: Sql) -> None:
     assert build._defaults("fraction") == [None, DEFAULT_FRACTION]  # a run records the fraction that it used
     base = sql("SELECT base_run FROM refreshes WHERE run_id = RUN")[0][0]
     assert f"Since {base}, by dataset (pool, chosen): " in top
-    before, now = (dict(sql(f"SELECT dataset, pool FROM by_source({run})")) for run in (f"'{base}'", "RUN"))
+    before, now = (dict[str, int](sql(f"SELECT dataset, pool FROM by_source({run})")) for run in (f"'{base}'", "RUN"))
     assert NASTY_NAME.split(">")[0] in top
     assert f" 0 → {now[NASTY_NAME]}, chosen 0 → " in top
     assert NASTY_NAME not in before

@@ -75,7 +75,7 @@ def test_scores__that_no_row_has_are_reported_and_names_are_checked(tmp_path: Pa
         pipeline.run(load_settings(values | {"where": "quality > 3"}), SilentReporter())
     said: list[str] = []
     reporter = SilentReporter()
-    reporter.say = said.append  # type: ignore[method-assign]
+    reporter.say = said.append  # type: ignore[assignment]
     with pytest.raises(UserError, match="0 of 8 examples may be chosen, but 2 are to be: 8 fail qualty > 3: no value"):
         pipeline.run(load_settings(values | {"where": "qualty > 3", "method": "random", "fraction": 0.2}), reporter)
     assert "no row has a value of qualty, which the sources name as a score" in said

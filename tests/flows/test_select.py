@@ -186,7 +186,7 @@ def test_select__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_pa
     base = runs.complete_run(root.catalog)["run_id"]
     shutil.copytree(tmp_path / "root", tmp_path / "other")
     other = open_root(str(tmp_path / "other"), create=False)
-    changes = {"method": method, "fraction": 0.2}
+    changes: dict[str, Any] = {"method": method, "fraction": 0.2}
     reference = selections.selection(other.catalog, reselect(other, base, **changes).run_id).drop("run_id")
     for after in (5, 14):
         with pytest.raises(KeyboardInterrupt):
@@ -269,8 +269,8 @@ def test_diagnose__takes_the_newest_run_that_has_clusters(root: Root) -> None:
     runs.promote(root.catalog, drawn)
     said: list[str] = []
     reporter = SilentReporter()
-    reporter.say = said.append  # type: ignore[method-assign]
-    measured = {"methods": ("random",), "fractions": (0.1,), "seeds": (0,), "reporter": reporter}
+    reporter.say = said.append  # type: ignore[assignment]
+    measured: dict[str, Any] = {"methods": ("random",), "fractions": (0.1,), "seeds": (0,), "reporter": reporter}
     base = diagnose.diagnose(root.url, **measured)
     assert base != drawn
     assert said == [f"run {drawn} has no clusters to measure by: measured on {base}, the newest run that has them"]
@@ -282,7 +282,7 @@ def test_diagnose__chooses_from_what_the_run_might_choose_from(root: Root) -> No
     run_id = reselect(root, where="dataset <> 'sums' AND loss > 0", fraction=0.1).run_id
     said: list[str] = []
     reporter = SilentReporter()
-    reporter.say = said.append  # type: ignore[method-assign]
+    reporter.say = said.append  # type: ignore[assignment]
     methods = ("tagcos", "random")
     diagnose.diagnose(root.url, run_id, methods=methods, fractions=(0.1, 0.7), seeds=(0,), reporter=reporter)
     assert said[0] == f"measured on the 80 of 120 examples that {run_id} might choose from"
@@ -305,7 +305,7 @@ def test_diagnose__chooses_from_what_the_run_might_choose_from(root: Root) -> No
 def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
     said: list[str] = []
     reporter = SilentReporter()
-    reporter.say = said.append  # type: ignore[method-assign]
+    reporter.say = said.append  # type: ignore[assignment]
     base = diagnose.diagnose(root.url, methods=("omp", "random"), fractions=(0.1,), memory_limit=0.02, reporter=reporter)
     assert diagnose.table(root.url, base)["method"].to_list() == ["random"]
     assert len(said) == 1

@@ -122,12 +122,13 @@ def test_vectors__are_the_features_and_every_command_works_on_them(made: Path, t
     assert "120" in make_report(opened(tmp_path), again.run_id)
     assert tagcos("export", again.run_id, "--root", tmp_path / "root", "--out", tmp_path / "chosen.jsonl")[0] == 0
     assert check.check(opened(tmp_path)) == []
-    for changes, says in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"method": "longest"}, "method longest reads target_tokens, which 120 of 120 examples do not have"),
         ({"method": "stratified"}, "method stratified reads target_tokens"),
         ({"tokens": "500"}, "a budget in tokens reads target_tokens"),
         ({"method": "ifd"}, "ifd was not computed"),
-    ):
+    ]
+    for changes, says in refused:
         with pytest.raises(UserError, match=says):
             pipeline.reselect(str(tmp_path / "root"), base, SilentReporter(), **changes)
     asked = {"root": str(tmp_path / "root"), "run": base, "heldout_files": (str(made / "pool" / f"{TOPICS[0]}-0.jsonl"),)}

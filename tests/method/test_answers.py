@@ -34,7 +34,7 @@ def test_ifd__equals_plain_passes_of_the_model() -> None:
     model = attach_adapter(tiny_model("llama"), rank=4, alpha=8, seed=1).to(torch.float64)
     extractor = GradientExtractor(model, variants=("sgd",), projection=make_projection(dim=64, seed=0))
     checkpoint = random_checkpoint(model)
-    rows = [{"messages": conversation(pair), "template_kwargs": None} for pair in PAIRS]
+    rows: list[dict[str, Any]] = [{"messages": conversation(pair), "template_kwargs": None} for pair in PAIRS]
     whole = [encode(tokenizer, row["messages"], max_length=128) for row in rows]
     alone = [without_prompt(tokenizer, row, one, max_length=128) for row, one in zip(rows, whole, strict=True)]
     found = [one for one in alone if one is not None]
@@ -64,7 +64,7 @@ def test_answer_losses__halves_the_budget_when_out_of_memory() -> None:
 
 def test_without_prompt__has_the_targets_of_the_whole_and_nothing_after_them() -> None:
     tokenizer = tiny_tokenizer()
-    row = {"messages": conversation(*PAIRS), "template_kwargs": None}
+    row: dict[str, Any] = {"messages": conversation(*PAIRS), "template_kwargs": None}
     entire = encode(tokenizer, row["messages"], max_length=1000)
     first = int(np.flatnonzero(entire.target)[0])
     for longest in (first + 3, len(entire) - 3, 1000):  # cut within the first answer, within the last, and not at all
@@ -83,7 +83,7 @@ def test_without_prompt__is_none_where_the_template_takes_no_empty_turn() -> Non
         "{{ '<|' + m['role'] + '|>' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
-    row = {"messages": conversation(PAIRS[0]), "template_kwargs": None}
+    row: dict[str, Any] = {"messages": conversation(PAIRS[0]), "template_kwargs": None}
     whole = encode(tokenizer, row["messages"], max_length=128)
     assert without_prompt(tokenizer, row, whole, max_length=128) is None
 

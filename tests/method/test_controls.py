@@ -109,7 +109,7 @@ def test_draws__are_uniform_and_differ_by_seed() -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 45))
-def test_best__equals_naive_with_ties_by_draw(values: list[int], budget: int) -> None:
+def test_best__equals_naive_with_ties_by_draw(values: list[float], budget: int) -> None:
     numbers = np.array(values, np.float64)
     drawn = draws(ids(len(values)), 3)
     choice = scores.best(numbers, drawn, budget)

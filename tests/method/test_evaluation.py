@@ -35,6 +35,11 @@ def naive_loss(model: Any, one: Encoded) -> torch.Tensor:
     return F.cross_entropy(logits[at - 1], torch.from_numpy(one.input_ids[at].astype(np.int64)))
 
 
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def naive_finetune(model: Any, encoded: list[Encoded], places: np.ndarray, weights: np.ndarray, steps: int, seed: int) -> None:
     """The specification: one example at a time, torch's own optimizer, the rate written out."""
     draw_adapter(model, seed)
@@ -45,9 +50,9 @@ def naive_finetune(model: Any, encoded: list[Encoded], places: np.ndarray, weigh
         batch = places[4 * step : 4 * step + 4]
         optimizer.zero_grad()
         torch.stack([weights[i] * naive_loss(model, encoded[i]) / 4 for i in batch]).sum().backward()
-        length = torch.sqrt(torch.stack([(p.grad**2).sum() for p in parameters]).sum())
+        length = torch.sqrt(torch.stack([(gradient_of(p) ** 2).sum() for p in parameters]).sum())
         for p in parameters:
-            p.grad *= min(1.0, 1.0 / float(length + 1e-6))
+            p.grad = gradient_of(p) * min(1.0, 1.0 / float(length + 1e-6))
         share = (step + 1) / (rise + 1) if step < rise else (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * share
@@ -69,12 +74,12 @@ def test_losses__are_those_of_one_example_at_a_time(kind: str) -> None:
     parameters = adapter_parameters(model)
     measured = ExampleLosses(model).backward(encoded, weights)
     assert measured == pytest.approx(expected, abs=2e-6)
-    found = {name: p.grad.clone() for name, p in parameters.items()}
+    found = {name: gradient_of(p).clone() for name, p in parameters.items()}
     for p in parameters.values():
         p.grad = None
     sum(w * naive_loss(model, one) for w, one in zip(weights, encoded, strict=True)).backward()
     for name, p in parameters.items():
-        assert torch.allclose(found[name], p.grad, atol=3e-6, rtol=1e-4), name
+        assert torch.allclose(found[name], gradient_of(p), atol=3e-6, rtol=1e-4), name
 
 
 @pytest.mark.process

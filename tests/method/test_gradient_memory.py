@@ -34,7 +34,7 @@ def test_formulae__bound_the_measured_peaks(cases: list[Any]) -> None:
 
 def test_peak_bytes__is_a_function_of_the_configuration() -> None:
     shape = model_shape(attach_adapter(tiny_model(), rank=4, alpha=8, seed=0))
-    options = {"token_budget": 1024, "max_length": 128, "block_rows": 64, "dim": 1024, "variants": 1}
+    options: dict[str, Any] = {"token_budget": 1024, "max_length": 128, "block_rows": 64, "dim": 1024, "variants": 1}
     one, three = (peak_bytes(shape, **options, checkpoints=c) for c in (1, 3))
     assert three - one == 2 * 3 * 4 * shape.adapter_parameters
     assert one == shape.weight_bytes + 12 * shape.adapter_parameters + working_bytes(shape, **options)

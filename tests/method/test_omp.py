@@ -28,7 +28,7 @@ def case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     r = np.random.default_rng(seed)
     n, dim = int(r.integers(1, 90)), int(r.choice([1, 2, 3, 5, 16, 64, 200]))
     budget = int(r.integers(0, n + 3))
-    A = r.standard_normal((n, dim))
+    A: np.ndarray = r.standard_normal((n, dim))
     kind, aim = KINDS[seed % len(KINDS)], TARGETS[seed % len(TARGETS)]
     if kind == "correlated":
         A += 3 * r.standard_normal(dim)
@@ -129,7 +129,7 @@ def test_omp__cases_cover_drops_and_restarts(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_omp__streamed_and_held_choose_the_same(dtype: type) -> None:
-    A = unit_rows(900, 512, 5).astype(dtype)
+    A: np.ndarray = unit_rows(900, 512, 5).astype(dtype)
     b = A.mean(axis=0, dtype=np.float64)
     held = omp_select(A, b, 90)
     assert held.stats.held

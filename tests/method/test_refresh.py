@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def keys(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**63, n).astype(np.uint64)
 
 
-def fitted(X: np.ndarray, clusters: int, **options: int) -> tuple[kmeans.Clustering, np.ndarray]:
+def fitted(X: np.ndarray, clusters: int, **options: Any) -> tuple[kmeans.Clustering, np.ndarray]:
     rows, key = ArrayRows(X, 100), keys(len(X))
     state = deque(kmeans.fit(rows, clusters, seed=0), maxlen=1).pop()
     return kmeans.finalise(rows, state, key, **options), key
@@ -163,6 +164,7 @@ def test_keep_earlier__keeps_as_many_as_the_match_allows(margin: float) -> None:
     if margin == 10.0:
         assert kept == dropped  # nobody loses by as much
     ref = naive.naive_weights(X, target, held.indices.tolist())
+    assert held.weights is not None
     np.testing.assert_allclose(held.weights, ref, atol=1e-6)
     left = target - ref @ X[held.indices].astype(np.float64)
     assert held.residual == pytest.approx(np.linalg.norm(left) / np.linalg.norm(target), rel=1e-6)

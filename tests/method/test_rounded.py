@@ -45,7 +45,8 @@ def test_every_float16_widens_exactly() -> None:
 def test_products_of_whole_numbers_are_exact(rows: int, probes: int, dim: int, kind: type) -> None:
     r = np.random.default_rng(rows)
     W = width(dim)
-    codes, right = np.zeros((rows, W), kind), np.zeros((probes, W), np.int16)
+    codes: np.ndarray = np.zeros((rows, W), kind)
+    right = np.zeros((probes, W), np.int16)
     codes[:, :dim] = r.integers(-127, 128, (rows, dim))
     right[:, :dim] = r.integers(-(2**15), 2**15, (probes, dim)) if dim < 300 else r.integers(-5000, 5000, (probes, dim))
     whole = np.full((probes, rows + 5), -1, np.int32)

@@ -64,7 +64,7 @@ def test_settings__take_shares_as_tables_and_one_kind_of_budget() -> None:
         ({"share": ("code=a lot",)}, "'a lot' is not an amount"),
     ):
         with pytest.raises(UserError, match=said):
-            load_settings(wrong)  # type: ignore[arg-type]
+            load_settings(wrong)
 
 
 def test_bounds__round_minima_up_and_maxima_down_or_enclose_the_share() -> None:
@@ -226,6 +226,7 @@ def test_tokens__the_pursuit_gives_a_prefix_with_weights_of_just_its_rows(name: 
         assert choice.indices.tolist() == owner[expected].tolist(), f"seed {seed}"
         chosen = rows[expected].astype(np.float64)
         weights = nonnegative_ridge(chosen @ chosen.T, chosen @ group.target, 0.1)
+        assert choice.weights is not None
         np.testing.assert_allclose(choice.weights, weights, atol=1e-7)
         assert choice.residual == pytest.approx(
             np.linalg.norm(group.target - weights @ chosen) / np.linalg.norm(group.target), rel=1e-6

@@ -98,7 +98,7 @@ def test_tasks__a_few_of_every_part_the_same_always(tmp_path: Path) -> None:
 def test_tasks__digests_of_the_chat_protocol_are_those_of_earlier_evaluations(tmp_path: Path) -> None:
     """A digest is part of an evaluation's identity: another value would measure everything again."""
     folder = str(write_tasks(tmp_path))
-    chat, paper = ({t.name: t.digest for t in read_tasks(folder, (), None, protocol)} for protocol in ("chat", "paper"))  # type: ignore[arg-type]
+    chat, paper = ({t.name: t.digest for t in read_tasks(folder, (), None, protocol)} for protocol in ("chat", "paper"))
     assert chat == {
         "mmlu": "fca1bc2d626d0c80", "bbh": "2147866c8839dbee", "gsm8k": "e96cdf387938b494", "tydiqa": "d7b406f67693b0a8",
     }  # fmt: skip
@@ -374,7 +374,7 @@ def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
             if following in ends:
                 break
             ids.append(following)
-        wanted.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip())
+        wanted.append(str(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)).strip())
     for budget in (1, 10_000):
         assert answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=budget) == wanted
     stop = next(character for character in wanted[0][1:-1] if character.isascii())

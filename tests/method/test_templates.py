@@ -44,7 +44,7 @@ def answer(content: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list | None]] = {
+CONVERSATIONS: dict[str, tuple[list[Any], list | None]] = {
     "plain": ([QUESTION, answer("It is fine.")], None),
     "turns": (
         [{"role": "system", "content": "Be brief."}, QUESTION, answer("Fine."), MORE, answer("  Two\n\nlines \n")],

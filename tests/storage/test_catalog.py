@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import polars as pl
@@ -140,8 +141,12 @@ def test_migrate__an_older_store_opens_with_its_content(tmp_path: Path, versions
 def test_migrate__units_of_an_evaluation_are_kept(tmp_path: Path) -> None:
     """As schema 7 left them: without a setting."""
     path = tmp_path / "catalog.duckdb"
-    unit = {"evaluation_id": "e", "method": "tagcos", "gradient": "sgd", "fraction": 0.1, "seed": 1, "regime": "steps"}
-    measured = {"examples": 3, "steps": 2, "passes": 5.0, "tokens": 7, "train_seconds": 1.0, "measure_seconds": 1.0}
+    unit: dict[str, Any] = {
+        "evaluation_id": "e", "method": "tagcos", "gradient": "sgd", "fraction": 0.1, "seed": 1, "regime": "steps",
+    }  # fmt: skip
+    measured: dict[str, Any] = {
+        "examples": 3, "steps": 2, "passes": 5.0, "tokens": 7, "train_seconds": 1.0, "measure_seconds": 1.0,
+    }  # fmt: skip
     connection = older(path, old_sql(tmp_path / "sql", 7))
     for regime in ("steps", "epochs"):
         row = unit | {"regime": regime, "weighted": False}
@@ -157,15 +162,15 @@ def test_migrate__units_of_an_evaluation_are_kept(tmp_path: Path) -> None:
 
 def test_migrate__advice_is_in_the_terms_of_this_version(tmp_path: Path) -> None:
     path = tmp_path / "catalog.duckdb"
-    counts = {"pool": 3, "added": 1, "returned": 0, "retired": 0}
+    counts: dict[str, Any] = {"pool": 3, "added": 1, "returned": 0, "retired": 0}
     connection = older(path, old_sql(tmp_path / "sql", 24))
     for run_id, advice in (("a", "keep"), ("b", "cluster anew"), ("c", "cluster anew and warm up anew")):
         insert_row(connection, "refreshes", run_id=run_id, **counts, advice=advice, refitted=False, decided_at=utc_now())
     connection.close()
     opened = Catalog(path)
     opened.upgrade()
-    advice = opened.read("SELECT advice FROM refreshes ORDER BY run_id")["advice"].to_list()
-    assert advice == ["keep", "recluster", "recluster and repeat warm-up"]
+    found = opened.read("SELECT advice FROM refreshes ORDER BY run_id")["advice"].to_list()
+    assert found == ["keep", "recluster", "recluster and repeat warm-up"]
 
 
 def test_migrate__clusters_of_an_older_format_are_made_again(filled: Root) -> None:

@@ -73,7 +73,8 @@ def secret(root: Root, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple
         connection.execute("UPDATE runs SET error = ?", [f"cannot render {message_text(number)!r}"])
     snapshot.publish(root, run_id)
     assert root.path is not None
-    for name, options in (("a.jsonl", {}), ("a.parquet", {}), ("folder", {"format": "datasets"})):
+    written: list[tuple[str, dict[str, Any]]] = [("a.jsonl", {}), ("a.parquet", {}), ("folder", {"format": "datasets"})]
+    for name, options in written:
         exports.export(root, run_id, root.path / "exports" / name, **options)
         exports.export(root, run_id, tmp_path / "elsewhere" / name, **options)
     for key, rest in (("reports/a.html", message_text(number)), ("reports/b.html", "nothing")):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_root__begun_by_two_at_once_is_one(tmp_path: Path) -> None:
         "import sys; from storage.root import open_root\n"
         "for url in sys.stdin:\n    print(open_root(url.strip()).store_id, flush=True)\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
         both = [stack.enter_context(subprocess.Popen([sys.executable, "-c", code], **pipes, text=True)) for _ in range(2)]
         for number in range(30):

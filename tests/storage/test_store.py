@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -360,7 +361,7 @@ def test_comparison__means_over_seeds_and_their_overlap(filled: Root) -> None:
     run_id = runs.list_runs(filled.catalog)["run_id"][0]
     assert diagnostics.units_done(filled.catalog, run_id) == {("tagcos", 0.1, 0), ("tagcos", 0.1, 1)}
     # said again, it replaces: one unit stays one unit
-    again = {"method": "tagcos", "fraction": 0.1, "seed": 1, "dimensions": "reserved", "seconds": 1.0}
+    again: dict[str, Any] = {"method": "tagcos", "fraction": 0.1, "seed": 1, "dimensions": "reserved", "seconds": 1.0}
     diagnostics.commit(filled.catalog, run_id, rows=tiny.measured(1), **again)
     assert len(filled.catalog.read("FROM diagnostics WHERE dimensions = 'reserved' AND cluster IS NULL")) == 2
     assert len(filled.catalog.read("FROM match_of(?)", [run_id])) == 3
@@ -384,7 +385,7 @@ def test_adopt_pool__is_the_same_pool_without_reading_anything(filled: Root) -> 
 def test_stored_examples__a_part_of_before_is_read_with_nulls(tmp_path: Path) -> None:
     train = pl.List(pl.Struct({"begin": pl.Int64, "end": pl.Int64}))
     kind = pl.List(pl.Struct({"role": pl.String, "content": pl.String, "name": pl.String, "train": train}))
-    turns = [
+    turns: list[list[dict[str, Any]]] = [
         [
             {"role": "user", "content": "a", "name": "Ann", "train": [{"begin": 0, "end": 1}]},
             {"role": "assistant", "content": "b"},
