@@ -183,7 +183,7 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
         assert cells[2] == f"{(apart[:, of] < 0).sum()} of {len(apart)}"
 
 
-@pytest.mark.parametrize("equal", ["examples", "tokens"])
+@pytest.mark.parametrize("equal", ["examples", "tokens", "tokens and steps"])
 def test_measurements__differences_on_more_pools_are_those_of_the_trials(equal: str) -> None:
     rows = [row for row in rows_of("more-pools-trials.csv") if row["equal"] == equal]
 
