@@ -108,6 +108,21 @@ def told_of(values: np.ndarray) -> str:
     return f"{pair.mean:+.4f}" + ("" if pair.low is None else f" [{pair.low:+.4f}, {pair.high:+.4f}]")
 
 
+def summary(rows: list[dict[str, str]]) -> list[str]:
+    """Of the trials of a method, as the tables write it: seeds, mean of selected examples and of tokens, loss with its error."""
+    selected, tokens = (np.mean([int(row[column]) for row in rows]) for column in ("selected", "tokens"))
+    losses = np.array([float(row["loss"]) for row in rows])
+    error = f" ± {losses.std(ddof=1) / np.sqrt(len(losses)):.4f}" if len(losses) > 1 else ""
+    return [str(len(rows)), f"{selected:.0f}", f"{tokens:,.0f}", f"{losses.mean():.4f}{error}"]
+
+
+def differences(apart: np.ndarray, datasets: list[str]) -> list[str]:
+    """As the tables write them: pairs, median dataset, worst mean without a dataset, mean over datasets, mean over examples."""
+    median, without, worst = robust(apart, datasets)
+    means = told_of(apart[:, :-1].mean(axis=1)), told_of(apart[:, -1])
+    return [str(len(apart)), told_of(median), f"{told_of(without)} (`{worst}`)", *means]
+
+
 def test_measurements__differences_of_the_primary_pair_are_those_of_the_trials() -> None:
     apart, datasets = pairs_of(rows_of("primary-trials.csv"), ("tagcos", ""), ("balanced", ""))
     assert {int(cells[1]) for cells in table("primary.md", "method")[:2]} == {len(apart)}
@@ -153,22 +168,10 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
 
     for cells in table("equal-examples.md", "method")[:-1]:
         method, _, setting = cells[0].replace("`", "").partition(" by ")
-        mine = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
-        assert int(cells[1]) == len(mine) > 0
-        assert {cells[2]} == {row["selected"] for row in mine}
-        assert cells[3] == f"{np.mean([int(row['tokens']) for row in mine]):,.0f}"
-        assert cells[4].split(" ")[0] == f"{np.mean([float(row['loss']) for row in mine]):.4f}"
+        assert cells[1:] == summary([row for row in rows if (row["method"], row["setting"]) == (method, setting)])
     for cells in table("equal-examples.md", "minus `random`"):
         method, _, setting = cells[0].replace("`", "").partition(" by ")
-        apart, datasets = pairs_of(rows, (method, setting), ("random", ""))
-        median, without, worst = robust(apart, datasets)
-        expected = [
-            told_of(median),
-            f"{told_of(without)} (`{worst}`)",
-            told_of(apart[:, :-1].mean(axis=1)),
-            told_of(apart[:, -1]),
-        ]
-        assert cells[1:] == [str(len(apart)), *expected]
+        assert cells[1:] == differences(*pairs_of(rows, (method, setting), ("random", "")))
     apart, datasets = pairs_of(rows, ("tagcos", "sgd"), ("tagcos", "adam-delta"))
     median, without, worst = robust(apart, datasets)
     told = table("equal-examples.md", "`sgd` minus `adam-delta`")
@@ -194,23 +197,12 @@ def test_measurements__differences_on_more_pools_are_those_of_the_trials(equal: 
 
     for cells in table("more-pools.md", f"equal {equal}"):
         mine = [row for row in rows if ((row["method"], row["setting"]), row["pool"]) == (kind(cells[0]), cells[1])]
-        assert int(cells[2]) == len(mine) > 0
-        assert cells[3] == f"{np.mean([int(row['selected']) for row in mine]):.0f}"
-        assert cells[4] == f"{np.mean([int(row['tokens']) for row in mine]):,.0f}"
-        assert cells[5].split(" ")[0] == f"{np.mean([float(row['loss']) for row in mine]):.4f}"
+        assert cells[2:] == summary(mine)
     for cells in table("more-pools.md", f"difference, equal {equal}"):
         one, _, other = cells[0].partition(" minus ")
         pools = cells[1].split(" and ")
         parts = [pairs_of([row for row in rows if row["pool"] == pool], kind(one), kind(other)) for pool in pools]
-        apart, datasets = np.concatenate([values for values, _ in parts]), parts[0][1]
-        median, without, worst = robust(apart, datasets)
-        expected = [
-            told_of(median),
-            f"{told_of(without)} (`{worst}`)",
-            told_of(apart[:, :-1].mean(axis=1)),
-            told_of(apart[:, -1]),
-        ]
-        assert cells[2:] == [str(len(apart)), *expected]
+        assert cells[2:] == differences(np.concatenate([values for values, _ in parts]), parts[0][1])
 
 
 def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
@@ -221,7 +213,7 @@ def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
         pair = paired(values)
         return f"{pair.mean:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
 
-    def differences(pool: str, one: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
+    def to_random(pool: str, one: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
         """To random selection, of the pool's datasets and the loss; and their names."""
         apart, datasets = pairs_of([row for row in rows if row["pool"] == pool], one, ("random", ""))
         kept = [place for place, name in enumerate(datasets) if name not in own.values()]
@@ -229,7 +221,7 @@ def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
 
     told = [cells[1:] for cells in table("preset-target.md", "`random`, preset minus none")]
     for column, pool in enumerate(("clean", "dirty")):
-        apart, datasets = differences(pool, ("random", "preset clean"))
+        apart, datasets = to_random(pool, ("random", "preset clean"))
         median, without, worst = robust(apart, datasets)
         mean = apart[:, :-1].mean(axis=1)
         assert [row[column] for row in told] == [told_of(median), f"{told_of(without)} (`{worst}`)".strip("`"), told_of(mean)]
@@ -239,7 +231,7 @@ def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
         apart, datasets = pairs_of(clean, (method, target), ("random", ""))
         columns = {name: apart[:, datasets.index(column)] for name, column in own.items()}
         (other,) = set(own) - {target}
-        mean = differences("clean", (method, target))[0][:, :-1].mean(axis=1)
+        mean = to_random("clean", (method, target))[0][:, :-1].mean(axis=1)
         p = f"{paired(columns[target]).p:.4f}"
         assert cells[2] == str(len(apart))
         assert cells[4:] == [told_of(columns[target]), p, told_of(columns[other]), told_of(mean)]
