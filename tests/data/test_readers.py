@@ -410,9 +410,10 @@ def _held(data: bytes, most_values: int) -> int:
 
 def test_page_headers__what_is_not_known_is_passed_over() -> None:
     """Fields that no writer has yet must not hide the pages behind them."""
-    values = {  # by type of the compact protocol: true, false, a byte, numbers, a double, a text, list, set, map, structure
+    values = {  # by type of the compact protocol: true, false, a byte, numbers, a double, a text, list, set, map, structure, UUID
         1: b"", 2: b"", 3: b"\x07", 4: b"\x80\x01", 5: b"\x02", 6: b"\xff\x7f", 7: bytes(8), 8: b"\x02ab", 9: b"\x22\x01\x02",
         10: b"\xf1\x0f" + bytes(15), 11: b"\x01\x58\x02\x01c", 12: b"\x15\x02\x18\x01d\x00",
+        13: bytes(16),
     }  # fmt: skip
     sizes = b"\x15\x00\x15\x0a\x15\x06"  # fields 1 to 3: kind, 5 bytes unpacked, 3 as they lie
     for kind, value in values.items():
@@ -420,6 +421,11 @@ def test_page_headers__what_is_not_known_is_passed_over() -> None:
         first = sizes + unknown + b"\x00abc"
         second = unknown + b"\x05\x04\x80\x10" + b"\x15\x00" + b"\x00"  # fields 2, with its number in full, and 3
         assert _held(first + second, 100) == 1024, kind
+    # more bits than the type has: Arrow leaves them off
+    assert _held(b"\x15\x00\x15\x8a\x80\x80\x80\x10\x15\x06\x00", 100) == 5
+    assert _held(b"\x15\x00\x15\x8b\x80\x80\x80\x00\x15\x06\x00", 100) == 0, "negative"
+    assert _held(b"\x15\x00\x05\x84\x80\x08\x0a\x15\x06\x00", 100) == 5, "field 65,538 is field 2"
+    assert _held(sizes + b"\x18\x82\x80\x80\x80\x10ab\x00abc" + second, 100) == 1024, "a text of two bytes"
     too_deep = b"\x1c" * 100 + b"\x00" * 101
     assert _held(first + too_deep + second, 1_000) == 5
     with pytest.raises(TooManyValues):

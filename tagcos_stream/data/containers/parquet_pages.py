@@ -16,7 +16,7 @@ WINDOW = 1 << 12  # bytes of a file that are read at first for a header
 MOST_HEADER = 16 << 20  # bytes, the most that Arrow reads; a header may quote the smallest and the largest text of its page
 MOST_DEPTH = 64  # structures within each other, as in Thrift
 _UNPACKED, _PACKED = 2, 3  # fields of PageHeader
-_TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 5, 7, 8, 9, 10, 11, 12
+_TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13
 
 
 class TooManyValues(Exception):
@@ -36,7 +36,10 @@ class _Allowance:
 
 
 class _Compact:
-    """Values of the compact protocol, one after the other; EOFError at the end of the bytes, ValueError where they are none."""
+    """Values of the compact protocol, one after the other; EOFError at the end of the bytes, ValueError where they are none.
+
+    Numbers are cut to the bits of their type, as Arrow's reader does: else a header could say one thing here and another there.
+    """
 
     def __init__(self, data: bytes, allowance: _Allowance) -> None:
         self._data, self._allowance = data, allowance
@@ -52,9 +55,16 @@ class _Compact:
         return value | byte << shift
 
     def number(self) -> int:
-        """A signed number, in zigzag form."""
-        value = self.varint()
+        """A signed number of 32 bits, in zigzag form."""
+        value = self.varint() & 0xFFFFFFFF
         return value >> 1 ^ -(value & 1)
+
+    def count(self) -> int:
+        """How many bytes or values follow."""
+        value = self.varint() & 0xFFFFFFFF
+        if value >= 1 << 31:
+            raise ValueError("a count is negative")
+        return value
 
     def pass_over(self, kind: int, depth: int = 0, *, in_list: bool = False) -> None:
         """Leave out a value of a type."""
@@ -70,17 +80,19 @@ class _Compact:
         elif kind == _DOUBLE:
             self._pass(8)
         elif kind == _BINARY:
-            self._pass(self.varint())
+            self._pass(self.count())
         elif kind in (_LIST, _SET):
             head = self._byte()
-            for _ in range(head >> 4 if head >> 4 < 15 else self.varint()):
+            for _ in range(head >> 4 if head >> 4 < 15 else self.count()):
                 self.pass_over(head & 15, depth + 1, in_list=True)
         elif kind == _MAP:
-            size = self.varint()
+            size = self.count()
             kinds = self._byte() if size else 0
             for _ in range(size):
                 self.pass_over(kinds >> 4, depth + 1, in_list=True)
                 self.pass_over(kinds & 15, depth + 1, in_list=True)
+        elif kind == _UUID:
+            self._pass(16)
         elif kind == _STRUCT:
             for _field, inner in self.fields():
                 self.pass_over(inner, depth + 1)
@@ -92,6 +104,7 @@ class _Compact:
         field = 0
         while head := self._byte():
             field = field + (head >> 4) if head >> 4 else self.number()
+            field = (field + 0x8000 & 0xFFFF) - 0x8000  # 16 bits
             yield field, head & 15
 
     def _byte(self) -> int:
