@@ -128,12 +128,13 @@ def matrix_rate(n: int = 1024, seconds: float = 0.2) -> float:
 def set_environment_defaults(
     environment: MutableMapping[str, str] = os.environ, root: Path = Path("/"), package: Path = Path(__file__).parent
 ) -> None:
-    """Set environment variables that torch, OpenBLAS and Numba read when they are imported; what is set already stays.
+    """Set environment variables that libraries read when they are imported; what is set already stays.
 
     - ``OMP_WAIT_POLICY``: passive. Threads that spin while they wait for each other cost a loaded machine up to ten times the
       processor time of a small run, and gain 2% at most on a quiet one; no bit of a result changes.
     - ``OMP_NUM_THREADS``, ``NUMBA_NUM_THREADS``: under a CPU quota below the number of cores, as many as the quota has CPUs.
     - ``NUMBA_CACHE_DIR``: where compiled kernels cannot be kept next to the source, a folder in the user's cache.
+    - ``USE_HUB_KERNELS``: off. transformers would download native code for some models, where the package kernels is installed.
 
     Parameters
     ----------
@@ -144,6 +145,7 @@ def set_environment_defaults(
     package : Path
         Folder of the source.
     """
+    environment.setdefault("USE_HUB_KERNELS", "0")
     if "GOMP_SPINCOUNT" not in environment:
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cpus = available_cpus(root)

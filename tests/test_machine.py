@@ -66,6 +66,7 @@ def test_thread_defaults__follow_the_quota_and_leave_what_the_user_set(tmp_path:
     environment: dict[str, str] = {}
     machine.set_environment_defaults(environment, free)
     assert "OMP_NUM_THREADS" not in environment
+    assert environment["USE_HUB_KERNELS"] == "0"
     machine.set_environment_defaults(environment, limited)
     expected = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"} if machine.affinity() > 1 else {}
     assert {name: value for name, value in environment.items() if name.endswith("_NUM_THREADS")} == expected
@@ -84,7 +85,7 @@ def test_thread_defaults__follow_the_quota_and_leave_what_the_user_set(tmp_path:
 )
 def test_wait_policy__is_passive_unless_the_user_set_one(before: dict[str, str], after: dict[str, str], tmp_path: Path) -> None:
     machine.set_environment_defaults(before, tmp_path, package=tmp_path)
-    assert before == after
+    assert before == after | {"USE_HUB_KERNELS": "0"}
 
 
 def test_wait_policy__is_set_before_torch_is_imported() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import torch
 
 from tagcos_stream.credentials import redact
-from tagcos_stream.gradients.gguf_cache import gguf_once
+from tagcos_stream.gradients.gguf_loading import gguf_loading
 from tagcos_stream.types import UserError
 
 
@@ -67,7 +70,9 @@ def load_model(
     UserError
         The model cannot be loaded, or an argument is invalid.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with _no_hub_kernels():
+        import peft  # noqa: F401 -- with bitsandbytes, where it is installed
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     check_device(device)
@@ -80,18 +85,16 @@ def load_model(
         options["use_safetensors"] = True
     options |= {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        with gguf_once() if "gguf_file" in options else nullcontext():
+        with gguf_loading() if "gguf_file" in options else nullcontext():
             tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+            if "gguf_file" in options:
+                options["quantization_config"] = GgufConfig(dequantize=True)  # weights left packed have no gradients
             options |= {"dtype": getattr(torch, dtype), **_quantization(quantize, dtype, device)}
             model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(ref, error) from error
-    if "gguf_file" in options:  # dequantised on loading but still marked as quantised, which prevents training and saving
-        model.hf_quantizer, model.is_quantized = None, False
-        for owner, attribute in ((model, "quantization_method"), (model.config, "quantization_config")):
-            owner.__dict__.pop(attribute, None)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers on a CPU: packed for inference in
             module.support_avx512bf16_for_cpu = False  # the first pass, they would silently return no gradient
@@ -220,6 +223,22 @@ def _refuse_pickled(ref: str, folder: Path) -> None:
             f"model {ref!r}: {pickled[0]} holds pickled weights, which can run code when they are read; save the model as "
             "safetensors (save_pretrained does) in an environment where you trust the file"
         )
+
+
+@contextmanager
+def _no_hub_kernels() -> Iterator[None]:
+    """Hide the package `kernels` from libraries imported in the body, unless USE_HUB_KERNELS is set to true.
+
+    With it, bitsandbytes downloads native code from the hub as soon as it is imported, and runs it. Not thread-safe.
+    """
+    hide = "kernels" not in sys.modules and os.environ.get("USE_HUB_KERNELS", "").upper() not in ("1", "ON", "YES", "TRUE")
+    if hide:
+        sys.modules["kernels"] = None  # type: ignore[assignment] -- an import fails as if it were not installed
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["kernels"]
 
 
 def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:

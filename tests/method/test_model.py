@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +172,31 @@ def test_load_model__gradients_pass_through_quantised_weights(tmp_path: Path, qu
     assert bool(((comp.features["sgd"] - ref.features["sgd"]).norm(dim=1) < limit).all())
 
 
-def test_gguf_once__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_model__imports_no_package_that_fetches_native_code(saved: Path, tmp_path: Path) -> None:
+    # a stand-in for `kernels` from PyPI, which says that it was imported
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('kernels was imported')\n")
+    (tmp_path / "kernels-0.18.5.dist-info").mkdir()
+    (tmp_path / "kernels-0.18.5.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.5\n")
+
+    def end_of(code: str, **environment: str) -> str:
+        both = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+        environment = {name: value for name, value in os.environ.items() if name != "USE_HUB_KERNELS"} | environment
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"PYTHONPATH": both}, capture_output=True, text=True, check=False
+        )
+        return done.stderr.strip().splitlines()[-1] if done.returncode else done.stdout.strip()
+
+    load = f"from tagcos_stream.gradients.model import load_model; print(type(load_model({str(saved)!r}).model).__name__)"
+    assert end_of(load) == "LlamaForCausalLM"
+    assert end_of(load, USE_HUB_KERNELS="1") == "kernels was imported"
+    assert end_of("import transformers.modeling_utils") == "kernels was imported"
+
+
+def test_gguf_loading__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
 
-    from tagcos_stream.gradients.gguf_cache import gguf_once
+    from tagcos_stream.gradients.gguf_loading import gguf_loading
 
     made: list[str] = []
 
@@ -182,7 +205,7 @@ def test_gguf_once__makes_each_reader_once_and_puts_things_back(monkeypatch: pyt
         return object()
 
     monkeypatch.setattr(gguf, "GGUFReader", reader)
-    with gguf_once():
+    with gguf_loading():
         assert gguf.GGUFReader("a") is gguf.GGUFReader("a")
         gguf.GGUFReader("b")
     assert made == ["a", "b"]
