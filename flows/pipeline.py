@@ -14,7 +14,7 @@ from flows.context import DoStage, Result, RunContext, open_settings_root, run_s
 from flows.models import check_device, check_model
 from flows.plan import Plan, find_spaces, make_plan, plan_from_pool, plan_reselect
 from flows.progress import Reporter, default_reporter
-from flows.recompute import ASK_ABOVE, Recompute, recomputed
+from flows.recompute import Confirm, recomputed
 from flows.reference import need_reference
 from flows.stages.adopt import adopt, space_of_variant
 from flows.stages.cluster import cluster
@@ -37,9 +37,6 @@ from tagcos_stream.types import TERMINATED, TransientError, UserError
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
 # selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
 RESELECT_STAGES = ("pool", "cluster", "select", "publish")
-
-
-Confirm = Callable[[Recompute], bool]
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ def run(
     do_stage
         Does one stage: here, or as a task of an orchestrator.
     confirm
-        Asked before a changed setting makes gradients be computed again that take longer than ASK_ABOVE; by default nobody is.
+        Asked before a changed setting makes gradients be computed again that take longer than ASK_ABOVE. By default nobody is,
+        and the setting `max_recompute` is the limit.
 
     Returns
     -------
@@ -76,7 +74,8 @@ def run(
     Raises
     ------
     UserError
-        The question was answered with no, or a mistake that the user can correct; the run is recorded as failed with it.
+        The question was answered with no, the limit is exceeded, or a mistake that the user can correct; the run is recorded as
+        failed with it.
     """
     _check(settings)
     reporter = reporter or default_reporter()
@@ -93,8 +92,7 @@ def run(
         again = recomputed(plan, settings, run.catalog, run.run_id)
         if again is not None:
             reporter.say(again.summary)
-            if confirm is not None and (again.seconds or 0) >= ASK_ABOVE and not confirm(again):
-                raise again.declined()
+            again.check(settings.max_recompute, confirm)
         spaces = stage("warm-up", warm_up, run, pool)
         features = stage("gradients", compute_gradients, run, spaces)
         clusters = stage("cluster", cluster, run, features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flows.plan import Plan
@@ -11,6 +12,7 @@ from tagcos_stream.config import Settings
 from tagcos_stream.types import UserError
 
 ASK_ABOVE = 600.0  # seconds of gradients
+Confirm = Callable[["Recompute"], bool]
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,31 @@ class Recompute:
         cost = "" if self.seconds is None else f", about {duration(self.seconds)} at the speed of {self.run_id}"
         return f"settings changed ({self.reason}): the gradients of {self.examples:,} examples are computed again{cost}"
 
-    def declined(self) -> UserError:
-        """The error of a user who does not want it."""
-        return UserError(
-            f"stopped before the gradients, as {self.summary}; give the earlier settings, or --yes to compute them. "
-            "`tagcos run --dry-run` shows the plan"
-        )
+    def check(self, max_hours: float, confirm: Confirm | None) -> None:
+        """Stop a run whose user does not want this.
+
+        Parameters
+        ----------
+        max_hours
+            The setting `max_recompute`: the limit where nobody can be asked.
+        confirm
+            Asked instead, above ASK_ABOVE.
+
+        Raises
+        ------
+        UserError
+            The answer was no, or the limit is exceeded.
+        """
+        seconds = self.seconds or 0.0
+        if confirm is not None:
+            allowed, why = seconds < ASK_ABOVE or confirm(self), ""
+        else:
+            allowed, why = max_hours > 0 and seconds <= 3600 * max_hours, f", max_recompute is {max_hours:g} h"
+        if not allowed:
+            raise UserError(
+                f"stopped before the gradients, as {self.summary}{why}; give the earlier settings, or accept it in one run with "
+                "--yes (in a flow, a larger max_recompute). `tagcos run --dry-run` shows the plan"
+            )
 
 
 def recomputed(plan: Plan, settings: Settings, catalog: Catalog, run_id: str) -> Recompute | None:

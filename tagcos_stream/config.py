@@ -265,6 +265,14 @@ class Settings(BaseModel):
         panel="Gradient features",
         description="Tokens per forward and backward pass. Default: 1024 on a CPU; on a GPU as many as fit, at most 8192.",
     )
+    max_recompute: float = setting(
+        "machine",
+        1.0,
+        ge=0,
+        panel="Gradient features",
+        description="Stop before changed settings make gradients that take more hours than this be computed again, where nobody "
+        "is asked; 0: compute none again.",
+    )
 
     # clusters
     clusters: int | None = setting(

@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
 }
 OTHER: dict[str, Any] = {
     "sources": ("/pool/b.jsonl",), "root": "elsewhere", "max_rejects": 0.9, "near_duplicates": 0.8, "heldout": 0.1,
-    "decontaminate": ("eval.jsonl",), "max_retired": 0.5, "checks": "checks",
+    "decontaminate": ("eval.jsonl",), "max_retired": 0.5, "max_recompute": 0.5, "checks": "checks",
     "model": "org/other", "revision": "v2", "trust_remote_code": True, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit",
     "max_length": 2048, "too_long": "reject", "special_tokens": "escape",
     "adapter": "adapter", "warmup_examples": 100, "warmup_batch_size": 16, "learning_rate": 1e-3, "rise_steps": 3,

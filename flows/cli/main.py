@@ -31,6 +31,7 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted; 143 terminated."
 )
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
+NO_LIMIT = 1e9  # hours of gradients
 CHANGING = ("check", "gc", "forget")  # repeated, these do what is left
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run(
         bool, typer.Option("--dry-run", help="Print what would be computed and what is reused, and why; write nothing.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask before changed settings make long gradients be computed again.")
+        bool, typer.Option("--yes", help="Compute gradients again where settings changed, however long it takes, and do not ask.")
     ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -84,13 +85,15 @@ def run(
     """Select a coreset from SOURCES: ingest, warm-up, gradients, clustering, selection. Run again, it does only what is new."""
     if sources:
         settings["sources"] = tuple(sources)
+    if yes:
+        settings["max_recompute"] = NO_LIMIT
     given = load_settings(settings, toml=config, preset=preset)
     if dry_run:
         from flows.pipeline import dry_run as plan
 
         print_plan(plan(given), as_json)
         return
-    _run(given, prefect=prefect, out=out, as_json=as_json, yes=yes, quiet=quiet)
+    _run(given, prefect=prefect, out=out, as_json=as_json, ask=not yes, quiet=quiet)
 
 
 app.command()(takes_settings(select, SELECT_FIELDS, inherited=True))
@@ -131,7 +134,7 @@ def demo(
     print(f"\nyour own data:\n  tagcos run YOUR_FILES --model HUB_ID_OR_FOLDER --fraction {DEFAULT_FRACTION}")
 
 
-def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, yes: bool = True, quiet: bool = False) -> str:
+def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, ask: bool = False, quiet: bool = False) -> str:
     from flows import pipeline
     from flows.progress import SilentReporter
     from storage.exports import write as exports
@@ -142,8 +145,8 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, 
 
         run_id = run_flow(settings)
     else:
-        asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-        run_id = pipeline.run(settings, SilentReporter() if quiet else None, confirm=_confirm if asks else None).run_id
+        ask = ask and sys.stdin.isatty() and sys.stderr.isatty()
+        run_id = pipeline.run(settings, SilentReporter() if quiet else None, confirm=_confirm if ask else None).run_id
     tell_run(open_reader(settings.root), run_id, out, as_json)
     return run_id
 

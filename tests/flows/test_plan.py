@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import pipeline
+from flows import pipeline, recompute
 from flows.changes import recorded
 from flows.cli.main import app
 from flows.context import DoStage, run_stage
@@ -33,7 +33,7 @@ STAGES = ("ingest", "warm-up", "gradients", "cluster", "select")
 
 
 # a run of seconds is not asked about
-ASKING = "from flows import pipeline; pipeline.ASK_ABOVE = 0.0; from flows.cli.main import main; main()"
+ASKING = "from flows import recompute; recompute.ASK_ABOVE = 0.0; from flows.cli.main import main; main()"
 
 
 def in_terminal(arguments: list[str], answer: str) -> tuple[int, str]:
@@ -235,7 +235,7 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
         asked.append(again)
         return False
 
-    monkeypatch.setattr(pipeline, "ASK_ABOVE", 0.0)
+    monkeypatch.setattr(recompute, "ASK_ABOVE", 0.0)
     with pytest.raises(UserError, match=r"stopped before the gradients, as settings changed .*--yes"):
         pipeline.run(changed, reporter, confirm=refuse)
     (again,) = asked
@@ -249,7 +249,15 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
     code, shown = in_terminal(["run", *flags(values | {"max_length": 48})], "n")
     assert (code, shown.splitlines()[-1].split(",")[0]) == (2, "tagcos: stopped before the gradients")
     assert "Compute the gradients of 120 examples again? [y/N]: n" in shown
-    monkeypatch.setattr(pipeline, "ASK_ABOVE", 600.0)
+    monkeypatch.setattr(recompute, "ASK_ABOVE", 600.0)
+    # where nobody is asked, a setting is the limit
+    none = changed.model_copy(update={"max_recompute": 0.0})
+    with pytest.raises(UserError, match=r"at the speed of run-\S+, max_recompute is 0 h; give the earlier settings"):
+        pipeline.run(none, reporter)
+    less = taken / 3600 / 2
+    with pytest.raises(UserError, match="stopped before the gradients"):
+        pipeline.run(changed.model_copy(update={"max_recompute": less}), reporter)
+    assert root.catalog.read("SELECT count(*) FROM feature_spaces").item() == 1
     done = pipeline.run(changed, reporter, confirm=refuse)  # the same run goes on
     assert len(asked) == 1
     assert done.stages["gradients"]["computed"] == 120
@@ -257,3 +265,6 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
     reporter.said.clear()
     pipeline.run(changed, reporter, confirm=refuse)
     assert not [text for text in reporter.said if "settings changed" in text]
+    unattended = ["run", *flags(values | {"max_length": 40, "max_recompute": 0})]
+    assert isinstance(CliRunner().invoke(app, unattended).exception, UserError)
+    assert CliRunner().invoke(app, [*unattended, "--yes"]).exit_code == 0
