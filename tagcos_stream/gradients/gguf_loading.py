@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 
 @contextmanager
@@ -23,11 +24,12 @@ def gguf_loading() -> Iterator[None]:
     import gguf
     from transformers.integrations.gguf import kernels
 
-    wanted = [(gguf, name, lru_cache(maxsize=2)(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]
-    wanted.append((kernels, "kernelize_ggml_layers", lambda model: None))
-    kept = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+    replaced: list[tuple[Any, str, Any]] = [(kernels, "kernelize_ggml_layers", lambda model: None)]
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        replaced.append((gguf, name, lru_cache(maxsize=2)(getattr(gguf, name))))
+    kept = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     try:
-        for module, name, value in wanted:
+        for module, name, value in replaced:
             setattr(module, name, value)
         yield
     finally:

@@ -233,7 +233,7 @@ def _no_hub_kernels() -> Iterator[None]:
     """
     hide = "kernels" not in sys.modules and os.environ.get("USE_HUB_KERNELS", "").upper() not in ("1", "ON", "YES", "TRUE")
     if hide:
-        sys.modules["kernels"] = None  # type: ignore[assignment] -- an import fails as if it were not installed
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # an import fails as if it were not installed
     try:
         yield
     finally:
