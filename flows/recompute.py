@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.plan import Plan
+from flows.plan import Plan, find_model_spaces
 from storage.catalog import planning
 from storage.database import Catalog
 from tagcos_stream.config import Settings
@@ -82,7 +82,10 @@ def recomputed(plan: Plan, settings: Settings, catalog: Catalog, run_id: str) ->
     found = planning.features_elsewhere(catalog, run_id)
     if found is None:
         return None
-    reason = warm_up.reason if warm_up.compute else f"gradient is {settings.gradient}, for which there are no features"
+    if warm_up.compute:
+        reason = warm_up.reason
+    else:
+        reason = f"gradient is {settings.gradient}, the root has features of {', '.join(find_model_spaces(catalog, settings))}"
     return Recompute(found["examples"], found["run_id"], reason, found["seconds"])
 
 

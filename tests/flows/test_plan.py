@@ -265,6 +265,8 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
     reporter.said.clear()
     pipeline.run(changed, reporter, confirm=refuse)
     assert not [text for text in reporter.said if "settings changed" in text]
+    with pytest.raises(UserError, match=r"settings changed \(gradient is adam, the root has features of sgd\)"):
+        pipeline.run(load_settings(values | {"gradient": "adam", "max_recompute": 0}), reporter)
     unattended = ["run", *flags(values | {"max_length": 40, "max_recompute": 0})]
     assert isinstance(CliRunner().invoke(app, unattended).exception, UserError)
     assert CliRunner().invoke(app, [*unattended, "--yes"]).exit_code == 0
