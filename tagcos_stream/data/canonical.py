@@ -196,6 +196,7 @@ def plain_messages(role_codes: np.ndarray, contents: pl.Series, starts: np.ndarr
     flat = pl.DataFrame({"role": roles, "content": contents}).with_columns(absent)
     struct = flat.to_struct("messages").to_arrow(compat_level=pl.CompatLevel.oldest())
     assert len(struct) == n
-    nested = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(starts, pa.int64()), struct))
+    offsets = pl.Series(starts, dtype=pl.Int64).to_arrow()  # pa.array imports pandas for an array of numpy, where it is installed
+    nested = pl.from_arrow(pa.LargeListArray.from_arrays(offsets, struct))
     assert isinstance(nested, pl.Series)
     return nested.cast(MESSAGES)
