@@ -102,6 +102,12 @@ def robust(apart: np.ndarray, datasets: list[str]) -> tuple[np.ndarray, np.ndarr
     return np.median(by_dataset, axis=1), without[:, worst], datasets[worst]
 
 
+def kind_of(text: str) -> tuple[str, str]:
+    """Method and setting of a cell such as `tagcos` by `sgd`, `random` with its shares."""
+    method, _, setting = text.replace("`", "").replace(" with its shares", " by shares").partition(" by ")
+    return method, setting
+
+
 def told_of(values: np.ndarray) -> str:
     """Mean and interval of differences, as the tables write them."""
     pair = paired(values)
@@ -167,11 +173,9 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
     rows = rows_of("equal-examples-trials.csv")
 
     for cells in table("equal-examples.md", "method")[:-1]:
-        method, _, setting = cells[0].replace("`", "").partition(" by ")
-        assert cells[1:] == summary([row for row in rows if (row["method"], row["setting"]) == (method, setting)])
+        assert cells[1:] == summary([row for row in rows if (row["method"], row["setting"]) == kind_of(cells[0])])
     for cells in table("equal-examples.md", "minus `random`"):
-        method, _, setting = cells[0].replace("`", "").partition(" by ")
-        assert cells[1:] == differences(*pairs_of(rows, (method, setting), ("random", "")))
+        assert cells[1:] == differences(*pairs_of(rows, kind_of(cells[0]), ("random", "")))
     apart, datasets = pairs_of(rows, ("tagcos", "sgd"), ("tagcos", "adam-delta"))
     median, without, worst = robust(apart, datasets)
     told = table("equal-examples.md", "`sgd` minus `adam-delta`")
@@ -190,19 +194,42 @@ def test_measurements__differences_at_equal_examples_are_those_of_the_trials() -
 def test_measurements__differences_on_more_pools_are_those_of_the_trials(equal: str) -> None:
     rows = [row for row in rows_of("more-pools-trials.csv") if row["equal"] == equal]
 
-    def kind(text: str) -> tuple[str, str]:
-        """Method and setting of a cell such as `tagcos` by `sgd`, `random` with its shares."""
-        method, _, setting = text.replace("`", "").replace(" with its shares", " by shares").partition(" by ")
-        return method, setting
-
     for cells in table("more-pools.md", f"equal {equal}"):
-        mine = [row for row in rows if ((row["method"], row["setting"]), row["pool"]) == (kind(cells[0]), cells[1])]
+        mine = [row for row in rows if ((row["method"], row["setting"]), row["pool"]) == (kind_of(cells[0]), cells[1])]
         assert cells[2:] == summary(mine)
     for cells in table("more-pools.md", f"difference, equal {equal}"):
         one, _, other = cells[0].partition(" minus ")
         pools = cells[1].split(" and ")
-        parts = [pairs_of([row for row in rows if row["pool"] == pool], kind(one), kind(other)) for pool in pools]
+        parts = [pairs_of([row for row in rows if row["pool"] == pool], kind_of(one), kind_of(other)) for pool in pools]
         assert cells[2:] == differences(np.concatenate([values for values, _ in parts]), parts[0][1])
+
+
+@pytest.mark.parametrize("steps", ["54", "16", "14"])
+def test_measurements__differences_by_plain_gradients_are_those_of_the_trials(steps: str) -> None:
+    rows = [row for row in rows_of("primary-sgd-trials.csv") if row["steps"] == steps]
+
+    for cells in table("primary-sgd.md", f"{steps} steps"):
+        assert cells[1:] == summary([row for row in rows if (row["method"], row["setting"]) == kind_of(cells[0])])
+    for cells in table("primary-sgd.md", f"difference, {steps} steps"):
+        one, _, other = cells[0].partition(" minus ")
+        assert cells[1:] == differences(*pairs_of(rows, kind_of(one), kind_of(other)))
+
+
+def test_measurements__datasets_by_plain_gradients_are_those_of_the_trials() -> None:
+    rows = [row for row in rows_of("primary-sgd-trials.csv") if row["steps"] == "54"]
+
+    to_random, datasets = pairs_of(rows, ("tagcos", "sgd"), ("random", ""))
+    to_balanced, _ = pairs_of(rows, ("tagcos", "sgd"), ("balanced", ""))
+    told = table("primary-sgd.md", "dataset")
+    assert len(told) == len(datasets)
+    for cells in told:
+        name = cells[0].strip("`")
+        means = [
+            np.mean([float(row[name]) for row in rows if row["method"] == method])
+            for method in ("base", "random", "balanced", "tagcos")
+        ]
+        of = datasets.index(name)
+        assert cells[1:] == [*(f"{mean:.3f}" for mean in means), told_of(to_random[:, of]), told_of(to_balanced[:, of])]
 
 
 def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
