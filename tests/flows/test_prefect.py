@@ -28,7 +28,7 @@ from tests.flows.server import CHECKOUT, Prefect, Refused, documented
 from tests.flows.test_audit import allowed
 
 SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, *_ = documented()
-PROMOTE, PUBLISH, ACCEPT = documented()[-3:]
+PROMOTE, PUBLISH, ACCEPT, COMPUTE_AGAIN = documented()[-4:]
 
 
 def write_pool(folder: Path, per_topic: int) -> None:
@@ -170,6 +170,9 @@ def test_guard__stops_the_night_and_leaves_the_day_before(prefect: Prefect) -> N
 
     prefect.run(ACCEPT)
     assert "-40 retired (cities.jsonl gone)" in prefect.runs()[-1]["state"]["message"]
+    prefect.run(COMPUTE_AGAIN)
+    assert prefect.runs()[-1]["state_type"] == "COMPLETED"
+    assert prefect.runs()[-1]["parameters"]["max_recompute"] == 24
     (prefect.folder / "cities.jsonl").rename(prefect.folder / "pool" / "cities.jsonl")
 
 
