@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -229,16 +230,20 @@ def _refuse_pickled(ref: str, folder: Path) -> None:
 def _no_hub_kernels() -> Iterator[None]:
     """Hide the package `kernels` from libraries imported in the body, unless USE_HUB_KERNELS is set to true.
 
-    With it, bitsandbytes downloads native code from the hub as soon as it is imported, and runs it. Not thread-safe.
+    With it, bitsandbytes downloads native code from the hub as soon as it is imported, and runs it; without, it warns that it
+    cannot. Not thread-safe.
     """
     hide = "kernels" not in sys.modules and os.environ.get("USE_HUB_KERNELS", "").upper() not in ("1", "ON", "YES", "TRUE")
+    warning = logging.getLogger("bitsandbytes.backends.cpu.ops")
     if hide:
         sys.modules["kernels"] = None  # type: ignore[assignment]  # an import fails as if it were not installed
+        warning.disabled = True
     try:
         yield
     finally:
         if hide:
             del sys.modules["kernels"]
+            warning.disabled = False
 
 
 def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:
