@@ -31,8 +31,8 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 check or doctor found something; 2 a mistake that one line explains; 130 interrupted; 143 terminated."
 )
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
-NO_LIMIT = 1e9  # hours of gradients
 CHANGING = ("check", "gc", "forget")  # repeated, these do what is left
+NO_LIMIT = 1e9  # hours of gradients, with --yes
 
 if TYPE_CHECKING:
     from flows.recompute import Recompute

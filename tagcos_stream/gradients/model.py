@@ -234,16 +234,18 @@ def _no_hub_kernels() -> Iterator[None]:
     cannot. Not thread-safe.
     """
     hide = "kernels" not in sys.modules and os.environ.get("USE_HUB_KERNELS", "").upper() not in ("1", "ON", "YES", "TRUE")
+    if not hide:
+        yield
+        return
     warning = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    if hide:
-        sys.modules["kernels"] = None  # type: ignore[assignment]  # an import fails as if it were not installed
-        warning.disabled = True
+    silent = warning.disabled
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # an import fails as if it were not installed
+    warning.disabled = True
     try:
         yield
     finally:
-        if hide:
-            del sys.modules["kernels"]
-            warning.disabled = False
+        del sys.modules["kernels"]
+        warning.disabled = silent
 
 
 def _quantization(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:

@@ -195,9 +195,11 @@ def test_load_model__imports_no_package_that_fetches_native_code(saved: Path, tm
 
 def test_gguf_loading__makes_each_reader_once_and_puts_things_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import gguf
+    from transformers.integrations.gguf import kernels
 
     from tagcos_stream.gradients.gguf_loading import gguf_loading
 
+    fetches = kernels.kernelize_ggml_layers
     made: list[str] = []
 
     def reader(path: str) -> object:
@@ -208,5 +210,7 @@ def test_gguf_loading__makes_each_reader_once_and_puts_things_back(monkeypatch: 
     with gguf_loading():
         assert gguf.GGUFReader("a") is gguf.GGUFReader("a")
         gguf.GGUFReader("b")
+        assert kernels.kernelize_ggml_layers is not fetches
+    assert kernels.kernelize_ggml_layers is fetches
     assert made == ["a", "b"]
     assert gguf.GGUFReader is reader
