@@ -184,8 +184,8 @@ EVALUATION_OTHER: dict[str, Any] = {
     "equal": "tokens",
     "epochs": 2.0, "steps": 5, "batch_size": 4, "learning_rate": 1e-3, "schedule": "linear", "rise": 0.1, "lora_rank": 4,
     "lora_alpha": 8, "lora_dropout": 0.1, "lora_targets": ("q_proj",),
-    "heldout_rows": 3, "heldout_files": ("x.jsonl",), "tasks": "folder", "task": ("mmlu",), "task_items": 4, "protocol": "paper",
-    "device": "cpu", "batch_tokens": 64, "memory_limit": 1.0, "threads": 1, "wait": 5.0,
+    "heldout_rows": 3, "heldout_files": ("x.jsonl",), "tasks": "folder", "task": ("mmlu",), "task_items": ("4",),
+    "protocol": "paper",    "device": "cpu", "batch_tokens": 64, "memory_limit": 1.0, "threads": 1, "wait": 5.0,
     "run_on": "ray", "workers": 2, "gpus_per_worker": 0.5,
 }  # fmt: skip
 

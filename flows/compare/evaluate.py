@@ -43,7 +43,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     root = open_root(asked.root, create=False, wait_seconds=asked.wait, on_wait=reporter.say)
     root.catalog.upgrade()
     base = runs.complete_run(root.catalog, asked.run)
-    tasks = read_tasks(asked.tasks, asked.task, asked.task_items, asked.protocol) if asked.tasks else []
+    tasks = read_tasks(asked.tasks, asked.task, asked.items_of_task(), asked.protocol) if asked.tasks else []
     if not tasks and not asked.heldout_files and heldout.heldout(root.catalog, base["run_id"]).is_empty():
         raise UserError(
             f"nothing to measure on: run {base['run_id']} holds no example out. Start a root with `tagcos run --heldout 0.05`, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,7 @@ RANDOM = "random"  # what all others are held against
 Regime = Literal["steps", "epochs"]
 Schedule = Literal["cosine", "linear", "constant"]
 TaskName = Literal["mmlu", "bbh", "gsm8k", "tydiqa"]
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 OWN = "own"  # a selection by the run's own settings
 # settings that may be varied: those of clusters and choice, but for what an evaluation varies anyway, and `sticky`, which
 # keeps the choices of an earlier run that no comparison has
@@ -124,8 +125,10 @@ class Evaluation(BaseModel):
     )
     tasks: str | None = setting("measured", None, description="Folder with task data (docs/evaluation.md); default no tasks.")
     task: tuple[TaskName, ...] = setting("measured", (), description="Tasks to measure; default all whose data is in the folder.")
-    task_items: int | None = setting(
-        "measured", None, ge=1, description="Questions of each part of a task, at most; default all."
+    task_items: tuple[str, ...] = setting(
+        "measured",
+        (),
+        description="Questions of each part of a task, at most: a number for all tasks, TASK=NUMBER for one; default all.",
     )
     protocol: Literal["chat", "paper"] = setting(
         "measured",
@@ -179,6 +182,24 @@ class Evaluation(BaseModel):
             raise ValueError(f"{value!r} is unknown; choose from {', '.join(METHODS)}")
         return value
 
+    @field_validator("task_items", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        values = (value,) if isinstance(value, str | int) else () if value is None else value
+        return tuple(dict.fromkeys(str(item) for item in values))
+
+    @field_validator("task_items")
+    @classmethod
+    def _limits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        limits = [item.rpartition("=") for item in value]
+        for item, (task, equals, number) in zip(value, limits, strict=True):
+            if (equals and task not in TASK_NAMES) or not number.isdecimal() or int(number) < 1:
+                known = ", ".join(TASK_NAMES)
+                raise ValueError(f"{item!r} is neither a number of at least 1 nor TASK=NUMBER with a task among {known}")
+        if len({task for task, _, _ in limits}) < len(limits):
+            raise ValueError(f"{', '.join(value)} limit the same twice: give one number for all tasks, one for each")
+        return value
+
     @field_validator("fraction")
     @classmethod
     def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -201,6 +222,18 @@ class Evaluation(BaseModel):
                 raise ValueError(f"{name} is empty: name at least one")
         check_workers(self.run_on, self.workers, self.gpus_per_worker)
         return self
+
+    def items_of_task(self) -> dict[str, int]:
+        """Return the limits on questions.
+
+        Returns
+        -------
+        dict
+            Questions of each part, at most, by task; tasks without a limit are left out.
+        """
+        given = {task: int(number) for task, _, number in (item.rpartition("=") for item in self.task_items)}
+        limits = {task: given.get(task, given.get("")) for task in TASK_NAMES}
+        return {task: limit for task, limit in limits.items() if limit is not None}
 
 
 check_declared(Evaluation)

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from tagcos_stream.types import UserError
 LETTERS = "ABCD"
 
 
-def read_tasks(folder: str, names: Sequence[str], items: int | None, protocol: Protocol = "chat") -> list[Task]:
+def read_tasks(folder: str, names: Sequence[str], items: Mapping[str, int], protocol: Protocol = "chat") -> list[Task]:
     """Read the tasks of a folder: those named, or all that it has data of.
 
-    Of every part at most `items` questions, those whose text hashes lowest, so that a choice of few is always the same one;
-    the protocol `paper` has limits of its own.
+    Of every part at most `items` of its task, those whose text hashes lowest, so that a choice of few is always the same one;
+    of a task that `items` lacks, all. The protocol `paper` has limits of its own.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def read_tasks(folder: str, names: Sequence[str], items: int | None, protocol: P
                 f"tasks {root / name}: {type(error).__name__} {error}; docs/evaluation.md says what is read"
             ) from error
         if task is not None:
-            most = items if protocol == "chat" else paper.at_most(name, items)
+            most = items.get(name) if protocol == "chat" else paper.at_most(name, items.get(name))
             kept = replace(task, questions=tuple(_few(task.questions, most)))
             tasks.append(kept if protocol == "chat" else paper.laid_out(kept, root / name))
         elif names:
@@ -146,9 +146,8 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
 def _tydiqa(folder: Path) -> Task | None:
     """Read dev/*.json in the shape of SQuAD, whose ids begin with the language.
 
-    tydiqa-one-shot.json: {language: [{"context", "question", "answers"}]}. A question that occurs twice counts once, and none
-    that
-    is a shot.
+    tydiqa-one-shot.json: {language: [{"context", "question", "answers"}]}. A question that occurs twice counts once, and one
+    that is a shot not at all.
     """
     files = sorted((folder / "dev").glob("*.json"))
     shown = [path for path in files if path.stem.endswith("one-shot")]

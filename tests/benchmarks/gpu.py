@@ -285,10 +285,11 @@ def run(words: list[str] | None) -> None:
     made_with = machine(chosen.device) | {"tokens_a_pass": chosen.tokens}
     packed, tasks = None, []
     if chosen.packed:
-        from tagcos_stream.evaluation.tasks import read_tasks
+        from tagcos_stream.evaluation.tasks import READERS, read_tasks
 
         packed = read_packed(chosen.packed)
-        tasks = read_tasks(chosen.tasks, (), chosen.task_items, chosen.protocol) if chosen.tasks else []
+        most = dict.fromkeys(READERS, chosen.task_items) if chosen.task_items else {}
+        tasks = read_tasks(chosen.tasks, (), most, chosen.protocol) if chosen.tasks else []
         made_with |= {
             "packed": packed.digest,
             "model": packed.facts.model,

@@ -380,7 +380,9 @@ def test_settings__varied_settings_may_be_joined_and_reach_the_methods_that_read
 
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:
     folder = write_tasks(tmp_path / "tasks")
-    one = asked(root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=1, task=("mmlu", "tydiqa"))
+    one = asked(
+        root, method="random", seeds=1, regime="steps", tasks=str(folder), task_items=("mmlu=1", "2"), task=("mmlu", "tydiqa")
+    )
     name = evaluate.evaluate(one, SilentReporter())
     found = scores(root, name).filter(method="random")
     items = {(row["measure"], row["part"]): row["items"] for row in found.iter_rows(named=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from tagcos_stream.evaluation import answering, paper, scorers
+from tagcos_stream.evaluation.config import load_evaluation
 from tagcos_stream.evaluation.questions import Question, Task
 from tagcos_stream.evaluation.tasks import read_tasks
 from tagcos_stream.gradients.adapter import attach_adapter
@@ -64,7 +66,7 @@ def write_tasks(folder: Path) -> Path:
 
 
 def test_tasks__read_what_is_published(tmp_path: Path) -> None:
-    tasks = {task.name: task for task in read_tasks(str(write_tasks(tmp_path)), (), None)}
+    tasks = {task.name: task for task in read_tasks(str(write_tasks(tmp_path)), (), {})}
     assert list(tasks) == ["mmlu", "bbh", "gsm8k", "tydiqa"]
     mmlu = tasks["mmlu"].questions
     assert [q.part for q in mmlu] == ["high_school_maths"] * 6 + ["law"] * 6
@@ -87,18 +89,51 @@ def test_tasks__read_what_is_published(tmp_path: Path) -> None:
 
 def test_tasks__a_few_of_every_part_the_same_always(tmp_path: Path) -> None:
     folder = str(write_tasks(tmp_path))
-    (few,) = read_tasks(folder, ("mmlu",), 2)
+    (few,) = read_tasks(folder, ("mmlu",), {"mmlu": 2})
     assert [q.part for q in few.questions] == ["high_school_maths"] * 2 + ["law"] * 2
-    assert few == read_tasks(folder, ("mmlu",), 2)[0]
-    (more,) = read_tasks(folder, ("mmlu",), 4)
+    assert few == read_tasks(folder, ("mmlu",), {"mmlu": 2})[0]
+    (more,) = read_tasks(folder, ("mmlu",), {"mmlu": 4})
     assert {q.prompt for q in few.questions} < {q.prompt for q in more.questions}
     assert few.digest != more.digest
+    one, other = read_tasks(folder, ("mmlu", "bbh"), {"mmlu": 1})
+    assert len(one.questions) == 2
+    assert [other] == read_tasks(folder, ("bbh",), {}), "it has no limit"
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ((), {}),
+        (None, {}),
+        (5, {"mmlu": 5, "bbh": 5, "gsm8k": 5, "tydiqa": 5}),
+        (["5", "gsm8k=50"], {"mmlu": 5, "bbh": 5, "gsm8k": 50, "tydiqa": 5}),
+        ("gsm8k=50", {"gsm8k": 50}),
+    ],
+)
+def test_tasks__a_limit_for_all_or_for_one(given: Any, limits: dict[str, int]) -> None:
+    assert load_evaluation({"task_items": given}).items_of_task() == limits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (0, "'0' is neither a number of at least 1 nor TASK=NUMBER with a task among mmlu, bbh, gsm8k, tydiqa"),
+        ("gsm=5", "'gsm=5' is neither"),
+        ("=5", "'=5' is neither"),
+        ("gsm8k=", "'gsm8k=' is neither"),
+        (["5", "6"], "5, 6 limit the same twice"),
+        (["mmlu=5", "mmlu=6"], "mmlu=5, mmlu=6 limit the same twice"),
+    ],
+)
+def test_tasks__a_limit_that_is_none_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_evaluation({"task_items": given})
 
 
 def test_tasks__digests_of_the_chat_protocol_are_those_of_earlier_evaluations(tmp_path: Path) -> None:
     """A digest is part of an evaluation's identity: another value would measure everything again."""
     folder = str(write_tasks(tmp_path))
-    chat, paper = ({t.name: t.digest for t in read_tasks(folder, (), None, protocol)} for protocol in ("chat", "paper"))
+    chat, paper = ({t.name: t.digest for t in read_tasks(folder, (), {}, protocol)} for protocol in ("chat", "paper"))
     assert chat == {
         "mmlu": "fca1bc2d626d0c80", "bbh": "2147866c8839dbee", "gsm8k": "e96cdf387938b494", "tydiqa": "d7b406f67693b0a8",
     }  # fmt: skip
@@ -152,7 +187,7 @@ def test_paper__texts_are_those_of_the_released_scripts(tmp_path: Path) -> None:
     """Plain text for MMLU and BBH; one turn of the user and the beginning of the answer for TyDiQA and GSM8K."""
     tokenizer, folder = tiny_tokenizer(), write_tasks(tmp_path)
     (folder / "gsm8k/train.jsonl").write_text('{"question": "And now?", "answer": "Two. #### 2"}\n')
-    tasks = {task.name: task for task in read_tasks(str(folder), (), None, "paper")}
+    tasks = {task.name: task for task in read_tasks(str(folder), (), {}, "paper")}
 
     def text(name: str, number: int, longest: int = 10_000) -> str:
         return answering.prompt_text(tokenizer, tasks[name].questions[number], longest)
@@ -179,7 +214,7 @@ def test_paper__passages_are_cut_and_may_be_asked_in_their_language(tmp_path: Pa
     squad["data"][0]["paragraphs"][0]["context"] = "Oslo " * 200
     (folder / "tydiqa/dev/again.json").write_text(json.dumps(squad))  # read first
     (folder / "tydiqa/wording.json").write_text(json.dumps({"finnish": ["Vastaa.", "Kappale:", "Kysymys:", "Vastaus:"]}))
-    (task,) = read_tasks(str(folder), ("tydiqa",), None, "paper")
+    (task,) = read_tasks(str(folder), ("tydiqa",), {}, "paper")
     finnish, english = (answering.prompt_text(tiny_tokenizer(), question, 10_000) for question in task.questions)
     assert "Vastaa.\n\nKappale: Kigali on iso.\nKysymys: Mikä?\nVastaus: Kigali\n\nKappale: " in finnish
     assert finnish.endswith("Vastaus:")
@@ -187,7 +222,7 @@ def test_paper__passages_are_cut_and_may_be_asked_in_their_language(tmp_path: Pa
     assert cut == ("Oslo " * 200)[: paper.CUT]  # a byte is a token here
     (folder / "tydiqa/wording.json").write_text('{"finnish": "Vastaa."}')
     with pytest.raises(UserError, match="must map each language to four texts"):
-        read_tasks(str(folder), ("tydiqa",), None, "paper")
+        read_tasks(str(folder), ("tydiqa",), {}, "paper")
 
 
 def test_paper__limits_of_a_part() -> None:
@@ -209,16 +244,16 @@ def test_tasks__a_broken_file_is_named(tmp_path: Path, path: str, content: str, 
     write_tasks(tmp_path)
     (tmp_path / path).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        read_tasks(str(tmp_path), (), None)
+        read_tasks(str(tmp_path), (), {})
 
 
 def test_tasks__what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
-        read_tasks(str(tmp_path / "nowhere"), (), None)
+        read_tasks(str(tmp_path / "nowhere"), (), {})
     with pytest.raises(UserError, match="no data of mmlu, bbh, gsm8k, tydiqa"):
-        read_tasks(str(tmp_path), (), None)
+        read_tasks(str(tmp_path), (), {})
     with pytest.raises(UserError, match="no data of bbh in"):
-        read_tasks(str(tmp_path), ("bbh",), None)
+        read_tasks(str(tmp_path), ("bbh",), {})
 
 
 @pytest.mark.parametrize(
@@ -387,6 +422,6 @@ def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
 
 def test_tasks__the_published_files(shared_data: Path) -> None:
     counted = {
-        t.name: (len(t.questions), len({q.part for q in t.questions})) for t in read_tasks(str(shared_data / "eval"), (), None)
+        t.name: (len(t.questions), len({q.part for q in t.questions})) for t in read_tasks(str(shared_data / "eval"), (), {})
     }
     assert counted == {"mmlu": (14042, 57), "bbh": (6511, 27), "gsm8k": (1319, 1), "tydiqa": (5077, 9)}
