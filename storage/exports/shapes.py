@@ -212,6 +212,8 @@ def _llama_factory_turn(message: Mapping[str, Any], notes: Counter[str]) -> Row:
         functions = [call["function"] for call in calls]
         role, value = "function_call", json.dumps(functions[0] if len(functions) == 1 else functions, ensure_ascii=False)
     if message["reasoning"]:
+        if "</think>" in message["reasoning"]:
+            raise Unfit("reasoning with </think> in it, at which LLaMA-Factory would end it")
         notes["reasoning stands in the text, between <think> and </think>"] += 1
         value = f"<think>\n{message['reasoning']}\n</think>\n\n{value}"
     return {"from": role, "value": value}

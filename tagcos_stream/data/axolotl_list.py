@@ -27,6 +27,7 @@ _CHANGES_ROWS = {
     "rl": 'only supervised datasets are read: name preference pairs as sources of a .toml list with preference = "chosen"',
 }
 _TOKENIZER = ("chat_template", "chat_template_jinja", "tokens", "added_tokens_overrides", "eot_tokens")
+_FILES = (".json", ".jsonl", ".parquet", ".csv")
 _LOADERS = ("json", "jsonl", "csv", "parquet", "arrow")  # in place of a path: the files are in data_files
 
 
@@ -81,10 +82,12 @@ def sources_of(i: int, row: Any, config: Mapping[str, Any], path: Path) -> list[
     spec: dict[str, Any] = {"columns": _columns(row, shape), "roles": roles, "shape": shape}
     spec["drop_system"] = bool(row.get("drop_system_message"))
     spec["train_roles"] = [roles.get(r) or ROLE_WORDS.get(str(r).lower(), r) for r in trained]
+    notes, places = _notes(row, config), _places(row, what, path)
     if row.get("split"):
         spec["split"] = row["split"]
-    notes = _notes(row, config)
-    return [spec_from({**spec, "path": place}, path, what, notes) for place in _places(row, what, path)]
+    elif not row.get("data_files") and _has_splits(places[0], path):
+        spec["split"] = "train"  # axolotl's default, of a dataset that may have several
+    return [spec_from({**spec, "path": place}, path, what, notes) for place in places]
 
 
 def _refuse(row: Mapping[str, Any], what: str) -> None:
@@ -146,6 +149,10 @@ def _places(row: Mapping[str, Any], what: str, path: Path) -> list[str]:
     return [_place(name, path) for name in files] or [base]
 
 
+def _has_splits(place: str, path: Path) -> bool:
+    return (place.startswith("hf://") and not place.endswith(_FILES)) or (path.parent / place).is_dir()
+
+
 def _place(where: str, path: Path) -> str:
-    local = (path.parent / where).exists() or "://" in where or where.endswith((".json", ".jsonl", ".parquet", ".csv"))
+    local = (path.parent / where).exists() or "://" in where or where.endswith(_FILES)
     return where if local else f"hf://datasets/{where}"

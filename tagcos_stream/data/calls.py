@@ -10,17 +10,25 @@ from typing import Any
 from tagcos_stream.data.canonical import canonical_json
 from tagcos_stream.data.reasons import RowError
 
+CALL_KEYS = ("tool_calls", "function_call", "tool_call", "toolCalls", "functionCall")  # of a turn
+ARGUMENT_KEYS = ("arguments", "args", "parameters", "input")  # of a call: OpenAI's, LangChain's, Llama 3.1's, Anthropic's
+REPLY_KEYS = ("result", "results", "output", "response", "observation")  # of a call: what the tool said
+_NO_ARGUMENTS = ("name", "id", "type", "index", "function")
+
 
 def read_calls(turn: Mapping[str, Any], what: str) -> str | None:
     """Return the tool calls of a turn in the form of Message.tool_calls; None if it has none.
 
-    Reads OpenAI's `tool_calls` (or its JSON text) and the older `function_call`.
+    Reads OpenAI's `tool_calls` (or its JSON text), the older `function_call`, and other spellings of both (CALL_KEYS).
     """
-    calls = turn.get("tool_calls") or turn.get("function_call")
-    if not calls:
-        return None
-    calls = _parsed(calls, f"{what}: tool_calls")
-    return spelled_calls(calls if isinstance(calls, list) else [calls], what)
+    found: dict[str, str] = {}
+    for name in CALL_KEYS:
+        calls = turn.get(name) and _parsed(turn[name], f"{what}: {name}")
+        if calls and (text := spelled_calls(calls if isinstance(calls, list) else [calls], what)):
+            found[name] = text
+    if len(set(found.values())) > 1:
+        raise RowError("unread_field", f"{what} has different calls under {' and '.join(found)}")
+    return next(iter(found.values()), None)
 
 
 def spelled_calls(calls: list[Any], what: str) -> str | None:
@@ -43,13 +51,32 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError("wrong_type", f"{what}: a tool call must have a function with a name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _object_or_text(arguments)
-    elif arguments is not None and not isinstance(arguments, dict):
-        raise RowError("wrong_type", f"{what}: arguments of a tool call must be an object, got {type(arguments).__name__}")
+    arguments = _arguments(call | function, what)
     out: dict[str, Any] = {} if call.get("id") is None else {"id": str(call["id"])}
     return out | {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+
+
+def _arguments(call: Mapping[str, Any], what: str) -> Any:
+    """The arguments of a call, under the one of ARGUMENT_KEYS that has any. RowError for other keys that may be arguments."""
+    if replies := [key for key in REPLY_KEYS if call.get(key) is not None]:
+        raise RowError("unread_field", f"{what}: a tool call has {', '.join(replies)}, which belongs in a turn of the tool")
+    found = {key: _spelled_arguments(call[key], what) for key in ARGUMENT_KEYS if call.get(key) is not None}
+    if any(value != next(iter(found.values())) for value in found.values()):
+        raise RowError("wrong_type", f"{what}: a tool call has different arguments under {' and '.join(found)}")
+    unknown = [str(key) for key, value in call.items() if value is not None and key not in (*_NO_ARGUMENTS, *ARGUMENT_KEYS)]
+    if unknown and not found:
+        raise RowError(
+            "wrong_type", f"{what}: a tool call has {', '.join(unknown)} and none of {', '.join(ARGUMENT_KEYS)}, which are read"
+        )
+    return next(iter(found.values()), None)
+
+
+def _spelled_arguments(arguments: Any, what: str) -> Any:
+    if isinstance(arguments, str):
+        return _object_or_text(arguments)
+    if not isinstance(arguments, dict):
+        raise RowError("wrong_type", f"{what}: arguments of a tool call must be an object, got {type(arguments).__name__}")
+    return arguments
 
 
 def _object_or_text(text: str) -> Any:
@@ -63,7 +90,8 @@ def _object_or_text(text: str) -> Any:
 def read_tools(value: Any) -> str | None:
     """Tools as compact JSON text, from a list, an object or their JSON text; None where there are none.
 
-    A function's `parameters` may be JSON text, which gives a column of tools one type; axolotl reads it so, too.
+    A tool of the list may be JSON text of an object, and so may a function's `parameters`, which gives a column of tools one
+    type; axolotl reads it so, too.
     """
     value = _parsed(value, "tools")
     if not value:
@@ -74,12 +102,19 @@ def read_tools(value: Any) -> str | None:
 
 
 def _tool(tool: Any) -> Any:
+    tool = _object_or_text(tool) if isinstance(tool, str) and tool.strip() else tool
     if not isinstance(tool, dict):
-        return tool
+        raise RowError("wrong_type", f"a tool must be an object, or its JSON text, got {str(tool)[:60]!r}")
     if isinstance(function := tool.get("function"), dict):
-        return tool | {"function": _tool(function)}
-    parameters = tool.get("parameters")
-    return tool | {"parameters": _object_or_text(parameters)} if isinstance(parameters, str) and parameters.strip() else tool
+        return tool | {"function": _function(function)}
+    return _function(tool)
+
+
+def _function(function: dict[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters")
+    if not isinstance(parameters, str) or not parameters.strip():
+        return function
+    return function | {"parameters": _object_or_text(parameters)}
 
 
 def read_template_kwargs(value: Any) -> str | None:

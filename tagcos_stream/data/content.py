@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ REASONING_PARTS = ("thinking", "reasoning")
 CALL_PARTS = ("tool_use", "tool_call")
 RESULT_PART = "tool_result"
 _VALUES = ("text", "value", "thinking", "reasoning", "content")  # where a part's text may stand
+# all that a part without a type may have: with other keys an object is no part but a turn, a search result, a call
+_UNTYPED = ("text", "value", "train", "weight", "index", "cache_control")
 
 
 @dataclass
@@ -72,8 +75,8 @@ class _Pieces:
 
 
 def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: str) -> None:
-    kind = part.get("type") or "text" if isinstance(part, dict) else type(part).__name__
-    text = next((part[k] for k in _VALUES if isinstance(part.get(k), str)), None) if isinstance(part, dict) else None
+    kind = (part.get("type") or _untyped(part, what)) if isinstance(part, dict) else type(part).__name__
+    text = _part_text(part, what) if isinstance(part, dict) else None
     if kind in TEXT_PARTS and text is not None:
         if found.calls and text:
             raise RowError("unsupported_content", f"{what} has text behind a tool call, which no message can hold in that order")
@@ -85,11 +88,42 @@ def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: st
             raise RowError("unsupported_content", f"{what} has a part of type {kind!r} behind its text")
         reasoning.add(text)
     elif kind in CALL_PARTS:
-        arguments = part.get("input") if kind == "tool_use" else None
-        found.calls.append({k: part.get(k) for k in ("id", "name")} | {"arguments": arguments} if kind == "tool_use" else text)
+        found.calls.append(part if part.get("name") or part.get("function") else text)
     elif kind == RESULT_PART:
-        content = part.get("content")
-        identity = part.get("tool_use_id")
-        found.results.append((None if identity is None else str(identity), text_of("" if content is None else content, what)))
+        content, identity = part.get("content"), part.get("tool_use_id")
+        text = "" if content is None or content == [] else text_of(reply(content, what), what)
+        found.results.append((None if identity is None else str(identity), text))
     else:
         raise RowError("unsupported_content", f"{what} has a part of type {kind!r}, which is not read")
+
+
+def _untyped(part: dict[str, Any], what: str) -> str:
+    """The type of a part that names none: text. RowError where it has more than text and its flags."""
+    if others := [str(key) for key, value in part.items() if key not in (*_UNTYPED, "type") and value is not None]:
+        raise RowError("unsupported_content", f"{what} has a part without a type that has {', '.join(others)}, which is not read")
+    return "text"
+
+
+def _part_text(part: dict[str, Any], what: str) -> str | None:
+    """The text of a part, None where it has none. RowError where it has several."""
+    found = {key: part[key] for key in _VALUES if isinstance(part.get(key), str)}
+    if len({text for text in found.values() if text}) > 1:
+        raise RowError("unsupported_content", f"{what} has a part with different texts under {' and '.join(found)}")
+    return max(found.values(), default=None, key=len)
+
+
+def reply(value: Any, what: str) -> Any:
+    """What a tool said: an object, or a list without any part of a turn's content, as JSON text; another value as it is.
+
+    A reply is data: a list of texts is not one text in pieces, and the fields of a search result are all meant.
+    """
+    if not isinstance(value, dict | list) or any(map(_is_part, value if isinstance(value, list) else [value])):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise RowError("too_deep", f"{what}: a tool's reply that is nested too deep for JSON text") from None
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and (isinstance(value.get("type"), str) or ("text" in value and set(value) <= set(_UNTYPED)))

@@ -1,17 +1,29 @@
-"""Rows that hold a whole conversation in one field: message lists, Gemini's contents, xLAM's calls, UltraChat's list of texts."""
+"""Rows with a whole conversation in one field: message lists, Gemini's contents, xLAM's calls, UltraChat's texts, transcripts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagcos_stream.data.calls import parsed_json, spelled_calls
-from tagcos_stream.data.content import one_text, text_of
+from tagcos_stream.data.content import one_text
 from tagcos_stream.data.pairs import read_system, with_system
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
+from tagcos_stream.data.transcripts import transcript_turns
 from tagcos_stream.data.turns import read_turns
 from tagcos_stream.types import Message
+
+CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+
+
+def holds_turns(value: object) -> bool:
+    """Whether a field's value is a conversation: a list, or its JSON text; counts and names stand under CHAT_FIELDS, too."""
+    if isinstance(value, str):
+        text = value.strip()
+        return text.startswith("[") and text != "[]"
+    return isinstance(value, list) and bool(value)
 
 
 def read_messages(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
@@ -22,6 +34,8 @@ def read_messages(row: Record, fields: Sequence[str], options: RowOptions) -> li
 def read_gemini(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
     """Gemini's contents: turns of `parts`, each with text, a functionCall or a functionResponse; systemInstruction before."""
     contents = row[fields[0]]
+    if isinstance(contents, str) and contents.lstrip()[:1] == "[":
+        contents = parsed_json(contents, fields[0])
     if not isinstance(contents, list):
         raise RowError("wrong_type", f"{fields[0]} must be a list of turns, got {type(contents).__name__}")
     turns = [_gemini_turn(turn, f"{fields[0]}: turn {i}") for i, turn in enumerate(contents)]
@@ -42,17 +56,32 @@ def _gemini_turn(turn: Any, what: str) -> Any:
 def _gemini_part(part: Any, what: str) -> Any:
     if not isinstance(part, dict):
         return part
+    held = [name for name in _GEMINI_PARTS if part.get(name)]
+    if len(held) > 1:
+        raise RowError("unsupported_content", f"{what} has a part with {' and '.join(held)}, of which only one can be read")
     if call := part.get("functionCall") or part.get("function_call"):
+        call = _mapping(call, held[0], what)
         return {"type": "tool_use", "id": call.get("id"), "name": call.get("name"), "input": call.get("args")}
     if answer := part.get("functionResponse") or part.get("function_response"):
-        import json
-
+        answer = _mapping(answer, held[0], what)
         response = answer.get("response")
-        text = response if isinstance(response, str) else json.dumps(response, ensure_ascii=False)
+        try:
+            text = response if isinstance(response, str) else json.dumps(response, ensure_ascii=False)
+        except RecursionError:
+            raise RowError("too_deep", f"{what}: {held[0]} is nested too deep for JSON text") from None
         return {"type": "tool_result", "tool_use_id": answer.get("id"), "name": answer.get("name"), "content": text}
     if not isinstance(part.get("text"), str):
         raise RowError("unsupported_content", f"{what} has a part of {', '.join(part) or 'nothing'}, which is not read")
     return {"type": "thinking" if part.get("thought") else "text", "text": part["text"]}
+
+
+_GEMINI_PARTS = ("text", "functionCall", "function_call", "functionResponse", "function_response")
+
+
+def _mapping(value: Any, name: str, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise RowError("wrong_type", f"{what}: {name} must be an object, got {type(value).__name__}")
+    return value
 
 
 def read_xlam(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
@@ -71,8 +100,22 @@ def read_xlam(row: Record, fields: Sequence[str], options: RowOptions) -> list[M
     return [*read_system(row), user, assistant]
 
 
+def is_data(value: object) -> bool:
+    """Whether the value of `data` is UltraChat's list of texts: tables and records stand under this name, too."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def read_data(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
     """UltraChat's data: texts by user and assistant in turn."""
-    texts = [text_of(text, "data") for text in row["data"]]
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    return with_system(row, read_turns(turns, options.turns, "data"))
+    if not is_data(row["data"]):
+        raise RowError("wrong_type", "data must be a list of texts, by user and assistant in turn")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(row["data"])]
+    return with_system(row, read_turns(turns, options.written_turns, "data"))
+
+
+def read_transcript(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
+    """The turns of the text in the first of `fields`."""
+    text = row[fields[0]]
+    if not isinstance(text, str):
+        raise RowError("wrong_type", f"{fields[0]} must be the text of a conversation, got {type(text).__name__}")
+    return with_system(row, read_turns(transcript_turns(text, fields[0]), options.written_turns, fields[0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -16,11 +17,22 @@ import pyarrow as pa
 import pyarrow.json
 
 from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
-from tagcos_stream.data.pairs import EXTRAS
+from tagcos_stream.data.pairs import EXTRAS, MORE_THAN_TEXT
+from tagcos_stream.data.preferences import refuse_marked
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.scores import score_columns
-from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, ID_FIELDS, ROW_FIELDS
-from tagcos_stream.data.turns import MEDIA_KEYS, NEXT_ROLES, ROLE_WORDS, TURN_KEYS
+from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, FLAGS, ID_FIELDS, ROW_FIELDS
+from tagcos_stream.data.turns import (
+    CALL_WORDS,
+    CONTENT_KEYS,
+    MEDIA_KEYS,
+    NEXT_ROLES,
+    REASONING_KEYS,
+    ROLE_KEYS,
+    ROLE_WORDS,
+    TURN_KEYS,
+)
 from tagcos_stream.types import ROLES
 
 PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output")
@@ -30,7 +42,9 @@ _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
 KNOWN_FIELDS = ROW_FIELDS | _FREE | set(CHAT_FIELDS)
 NOT_A_NUMBER = "a score that may not be a number"  # takes the place of a field that no shape allows: read_scores decides
 _NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
-_CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items()}
+_CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items() if word not in CALL_WORDS}  # a call is left to `turns`
+_ROLES, _CONTENTS = ("role", "from"), ("content", "value")  # keys that are read here
+_MEANT = dict.fromkeys((*ROLE_KEYS, *CONTENT_KEYS, *TURN_KEYS))  # what is not read here is left to `turns`
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
 for _before, _after in NEXT_ROLES.items():
     for _role in _after:
@@ -103,9 +117,7 @@ def _schema(record: object, scores: Sequence[str], keys: set[str] | None = None)
 
     A field that only names the row may be an integer.
     """
-    turn = pa.struct(
-        [(k, pa.string()) for k in ("role", "content", "from", "value", *TURN_KEYS, *_OTHER_KEYS) if keys is None or k in keys]
-    )
+    turn = pa.struct([(k, pa.string()) for k in _MEANT if keys is None or k in keys])
     fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(KNOWN_FIELDS)}
     fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
     fields |= {name: pa.list_(pa.string()) for name in MEDIA_KEYS if name.endswith("s")}
@@ -164,13 +176,13 @@ Flat = tuple[np.ndarray, np.ndarray, pl.Series, np.ndarray]  # clean rows among 
 def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int):  # type: ignore[no-untyped-def]
     """(row indices, their flat turns) for each shape that occurs in the block; no row is in two."""
     for name in ("messages", "conversations"):
-        if name in present and (keys := _turn_keys(frame[name].dtype)):
+        if name in present and (contents := _contents(frame[name].dtype)):
             repeated = "prompt" in present and frame["prompt"].dtype == pl.String
             picked = _only(present, {name}, {name, *(("prompt",) if repeated else ()), *_FREE}, frame.height)
             if repeated and len(picked):
-                picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), keys[1])]
+                picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), contents)]
             if len(picked):
-                yield picked, _flat_turns(frame[name].gather(picked), *keys, max_turns)
+                yield picked, _flat_turns(frame[name].gather(picked), max_turns)
     strings = {name for name in frame.columns if frame[name].dtype == pl.String}
     for prompt, answer in PAIRS:
         if {prompt, answer} <= strings & set(present):
@@ -181,25 +193,45 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int)
                 yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(text))
 
 
-def _is_first(prompts: pl.Series, turns: pl.Series, content_key: str) -> np.ndarray:
+def _is_first(prompts: pl.Series, turns: pl.Series, contents: Sequence[str]) -> np.ndarray:
     """Which rows' `prompt` is absent, or the content of their first turn or the one behind it (UltraChat's messages)."""
     same = prompts.is_null()
     for i in (0, 1):
-        content = turns.list.get(i, null_on_oob=True).struct.field(content_key)
-        same |= (prompts == content).fill_null(False)
+        turn = turns.list.get(i, null_on_oob=True).struct
+        for name in contents:
+            same |= (prompts == turn.field(name)).fill_null(False)
     return same.to_numpy()
 
 
 def _present(column: pl.Series) -> np.ndarray:
     """Which rows have something in the column that must be looked at."""
     if column.name == "label":
-        bad = ~column if column.dtype == pl.Boolean else column.cast(pl.String, strict=False).str.to_lowercase() == "false"
-        return bad.fill_null(False).to_numpy()
+        return _marked(column)
+    if column.dtype.is_float():
+        return (column.is_not_null() & column.is_not_nan()).to_numpy()
     if column.dtype == pl.List and column.name not in CHAT_FIELDS:
         return (column.list.len() > 0).fill_null(False).to_numpy()
+    if column.dtype == pl.String and column.name in REASONING_KEYS:
+        return (~column.str.to_lowercase().is_in(["", *FLAGS])).fill_null(False).to_numpy()
     if column.dtype == pl.String and column.name not in _NEEDED:
         return (column != "").fill_null(False).to_numpy()
     return column.is_not_null().to_numpy()
+
+
+def _marked(labels: pl.Series) -> np.ndarray:
+    """Which rows' `label` marks their answer as bad; a list or an object is never a mark."""
+    marks = [] if labels.dtype.is_nested() else [label for label in labels.unique() if _is_mark(label)]
+    if not marks:
+        return np.zeros(len(labels), bool)
+    return labels.is_in(marks).fill_null(False).to_numpy()
+
+
+def _is_mark(label: Any) -> bool:
+    try:
+        refuse_marked({"label": label})
+    except RowError:
+        return True
+    return False
 
 
 def _only(present: dict[str, np.ndarray], needed: set[str], allowed: set[str], n: int) -> np.ndarray:
@@ -213,36 +245,38 @@ def _only(present: dict[str, np.ndarray], needed: set[str], allowed: set[str], n
     return np.flatnonzero(mask)
 
 
-def _turn_keys(dtype: pl.DataType) -> tuple[str, str] | None:
-    """(role key, content key) of a list of turns whose role and content are text under one pair of names, else None."""
+def _contents(dtype: pl.DataType) -> list[str]:
+    """Keys of the content where the column is one of turns whose role and content are text, else none."""
     if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
-        return None
-    fields = {f.name: f.dtype for f in dtype.inner.fields}
-    pairs = [p for p in (("role", "content"), ("from", "value")) if fields.get(p[0]) == fields.get(p[1]) == pl.String]
-    return pairs[0] if pairs else None
+        return []
+    texts = {f.name for f in dtype.inner.fields if f.dtype == pl.String}
+    return [name for name in _CONTENTS if name in texts] if not texts.isdisjoint(_ROLES) else []
 
 
-def _flat_turns(column: pl.Series, role_key: str, content_key: str, max_turns: int) -> Flat:
+def _one_of(turns: pl.DataFrame, names: Sequence[str]) -> pl.Series:
+    """The text of each turn under one of the names, null where there is none, and where there are several: left to `turns`."""
+    texts = [turns[name] for name in names if turns.schema.get(name) == pl.String]
+    texts = [text for text in texts if text.null_count() < turns.height] or texts[:1]
+    if len(texts) == 1:
+        return texts[0]
+    several = texts[0].is_not_null() & texts[1].is_not_null()
+    return turns.select(pl.when(several).then(None).otherwise(pl.coalesce(texts))).to_series()
+
+
+def _flat_turns(column: pl.Series, max_turns: int) -> Flat:
     starts = np.zeros(len(column) + 1, np.int64)
     lengths = column.list.len().to_numpy().astype(np.int64)
     np.cumsum(lengths, out=starts[1:])
     turns = column.explode(empty_as_null=False).struct.unnest()
-    other = ("from", "value") if role_key == "role" else ("role", "content")
-    if set(other) <= set(turns.columns) and turns[other[0]].null_count() < turns.height:
-        both = turns[role_key].is_not_null() & turns[other[0]].is_not_null()
-        turns = turns.with_columns(
-            pl.when(both).then(None).otherwise(pl.coalesce(role_key, other[0])).alias(role_key),
-            pl.when(both).then(None).otherwise(pl.coalesce(content_key, other[1])).alias(content_key),
-        )
-    codes = turns[role_key].replace_strict(_CODES, default=255, return_dtype=pl.UInt8).to_numpy()
-    contents = turns[content_key]
+    codes = _one_of(turns, _ROLES).replace_strict(_CODES, default=255, return_dtype=pl.UInt8).to_numpy()
+    contents = _one_of(turns, _CONTENTS)
     answer = codes == ROLES.index("assistant")
     bad = contents.is_null().to_numpy() | (codes == 255)
     has_text = contents.str.contains(TEXT).fill_null(False).to_numpy()
     bad |= answer & ~has_text
-    used = {role_key, content_key, *other}
-    for name in turns.columns:
-        if name not in used and (name in TURN_KEYS or name in _OTHER_KEYS) and turns[name].null_count() < turns.height:
+    for name, dtype in turns.schema.items():
+        read = dtype == pl.String and name in (*_ROLES, *_CONTENTS)
+        if name in _MEANT and not read and turns[name].null_count() < turns.height:
             bad |= turns[name].is_not_null().to_numpy()
     before = np.empty_like(codes)
     before[1:] = codes[:-1]
@@ -255,9 +289,6 @@ def _flat_turns(column: pl.Series, role_key: str, content_key: str, max_turns: i
     kept = np.zeros(len(clean) + 1, np.int64)
     np.cumsum(lengths[clean], out=kept[1:])
     return clean, codes[keep], contents if keep.all() else contents.filter(pl.Series(keep)), kept
-
-
-_OTHER_KEYS = ("speaker", "author", "text", "message", "utterance")  # rarer names of role and content: left to `turns`
 
 
 def _sum(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -275,6 +306,9 @@ def _flat_pair(frame: pl.DataFrame, prompt: str, extras: list[str], answer: str,
         first = pl.when(more == "").then(first).when(first == "").then(more).otherwise(pl.concat_str(first, pl.lit("\n\n"), more))
     found = frame.select(first.alias("prompt"), pl.col(answer).alias("answer"))
     good = found.select(pl.col("prompt").str.contains(TEXT) & pl.col("answer").str.contains(TEXT)).to_series()
+    good &= frame.select(
+        ~pl.any_horizontal(pl.col(prompt, *extras, answer).str.contains(MORE_THAN_TEXT).fill_null(False))
+    ).to_series()
     if rendered:
         parts = [
             pl.col("text").str.contains(pl.col(n).fill_null("").str.strip_chars(), literal=True)
@@ -290,8 +324,12 @@ def _flat_pair(frame: pl.DataFrame, prompt: str, extras: list[str], answer: str,
 
 
 def _source_id(frame: pl.DataFrame) -> pl.Expr:
-    names = [n for n in ID_FIELDS if n in frame.columns and (frame[n].dtype == pl.String or frame[n].dtype.is_integer())]
-    return pl.coalesce(*(pl.col(n).cast(pl.String) for n in names), pl.lit(None, pl.String)).alias("source_id")
+    kinds = {name: frame[name].dtype for name in ID_FIELDS if name in frame.columns}
+    names = [name for name, kind in kinds.items() if kind in (pl.String, pl.Boolean) or kind.is_integer()]
+    texts = [pl.col(name).cast(pl.String) for name in names]
+    # as Python writes it: True
+    texts = [text.str.to_titlecase() if kinds[name] == pl.Boolean else text for name, text in zip(names, texts, strict=True)]
+    return pl.coalesce(*texts, pl.lit(None, pl.String)).alias("source_id")
 
 
 def _dataset(frame: pl.DataFrame, default: str) -> pl.Expr:

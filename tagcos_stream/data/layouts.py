@@ -10,6 +10,10 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+# words that name a split in the names of files and folders, as `datasets` knows them
+_SPLITS = re.compile(
+    r"(?:^|[-._ 0-9])(?:train|training|valid|validation|val|dev|test|testing|eval|evaluation)(?:[-._ 0-9]|$)", re.I
+)
 SHARD = re.compile(r"^(?P<split>.+?)-\d{4,6}-of-\d{4,6}(?:-[0-9a-f]{16})?$")
 BESIDE_SAVED = frozenset({"dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json"})
 _NO_NAME = frozenset({"data", "default", "main"})  # folders of a hub layout that do not name a dataset
@@ -19,6 +23,35 @@ def parts_of(place: str, source: str) -> list[str]:
     """Return a file's folders and name below its source; of a source that is the file itself, its name."""
     below = place.removeprefix(source.rstrip("/")).strip("/") if place.startswith(source.rstrip("/") + "/") else ""
     return list(PurePosixPath(below or place.rsplit("/", 1)[-1]).parts)
+
+
+def of_split(files: Sequence[tuple[Sequence[str], str]], split: str) -> list[bool]:
+    """Find the files that hold a split.
+
+    Parameters
+    ----------
+    files
+        F of them: folders and name below the source, and the name without endings.
+    split
+        Its name.
+
+    Returns
+    -------
+    list of bool
+        (F,) which ones do. Where no file says of which split it is, all are train, as in `datasets`.
+    """
+    found = [is_of_split(parts, stem, split) for parts, stem in files]
+    if split == "train" and not any(found) and not any(_says_split(parts, stem) for parts, stem in files):
+        return [True] * len(files)
+    return found
+
+
+def _says_split(parts: Sequence[str], stem: str) -> bool:
+    """Whether a file's name or a folder below the source names a split, or may name one in the hub's layout of shards."""
+    shard = SHARD.match(stem)
+    if shard and shard["split"] != "data" and "data" in parts[:-1]:
+        return True
+    return any(_SPLITS.search(name) for name in (*parts[:-1], stem))
 
 
 def is_of_split(parts: Sequence[str], stem: str, split: str) -> bool:

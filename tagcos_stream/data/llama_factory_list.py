@@ -23,7 +23,7 @@ _ROLE_TAGS = {
     "user_tag": "user",
     "assistant_tag": "assistant",
     "observation_tag": "tool",
-    "function_tag": "assistant",
+    "function_tag": "function_call",
     "system_tag": "system",
 }
 _KEY_TAGS = {"role_tag": "role", "content_tag": "content"}
@@ -89,12 +89,17 @@ def source_of(name: str, entry: Any, path: Path, asked: RowOptions) -> SourceSpe
         row["limit"] = entry["num_samples"]
     if entry.get("split"):
         row["split"] = entry["split"]
+    elif not _file(entry):
+        row["split"] = "train"  # of a hub dataset, LLaMA-Factory's default
     return spec_from(row | {"columns": columns}, path, what)
 
 
+def _file(entry: Mapping[str, Any]) -> Any:
+    return entry.get("file_name") or entry.get("cloud_file_name")
+
+
 def _place(entry: Mapping[str, Any], what: str) -> str:
-    where = entry.get("file_name") or entry.get("cloud_file_name")
-    if where is not None:
+    if where := _file(entry):
         return str(where)
     hub = entry.get("hf_hub_url")
     if not hub:

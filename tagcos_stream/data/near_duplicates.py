@@ -34,19 +34,17 @@ FOUND = pl.Schema(
 )
 
 
-def near_duplicates(
-    blocks: Iterable[pl.DataFrame], folder: Path, *, threshold: float = 0.8, prompts_only: bool = False, seed: int = 1
-) -> pl.DataFrame:
+def near_duplicates(blocks: Iterable[pl.DataFrame], folder: Path, *, threshold: float = 0.8, seed: int = 1) -> pl.DataFrame:
     """Rows that are nearly an earlier one, in order.
 
     blocks: frames with `example_id` and `messages`, each example once, in the order in which the first is to be kept. folder:
     an empty one for 654 bytes of work files a row, deleted at the end. threshold: estimated Jaccard likeness of the sets of
-    3-word runs, standard error 0.04. prompts_only: compare what comes before the first answer. Rows under 3 words are never
-    dropped. Returns a frame of FOUND; `detail` names the row that it is like and how much.
+    3-word runs, standard error 0.04. Rows under 3 words are never dropped. Returns a frame of FOUND; `detail` names the row that
+    it is like and how much.
     """
     if not 0 < threshold <= 1:
         raise UserError(f"near-duplicate threshold is {threshold}, must be above 0 and at most 1")
-    n = _sign(blocks, folder, prompts_only, seed)
+    n = _sign(blocks, folder, seed)
     try:
         return _match(folder, n, threshold)
     finally:
@@ -59,7 +57,7 @@ def peak_bytes(n: int) -> int:
     return 48 * n + (256 << 20)
 
 
-def _sign(blocks: Iterable[pl.DataFrame], folder: Path, prompts_only: bool, seed: int) -> int:
+def _sign(blocks: Iterable[pl.DataFrame], folder: Path, seed: int) -> int:
     """Signatures, bucket hashes and ids into files; returns the number of rows."""
     try:
         from rensa import RMinHash
@@ -70,7 +68,7 @@ def _sign(blocks: Iterable[pl.DataFrame], folder: Path, prompts_only: bool, seed
     try:
         with (folder / "signatures").open("wb") as signatures, (folder / "ids").open("wb") as ids:
             for block in blocks:
-                hashes, starts = runs(find_words(_texts(block, prompts_only)), SHINGLE)
+                hashes, starts = runs(find_words(_texts(block)), SHINGLE)
                 signed = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts.astype(np.uint64), PERMUTATIONS, seed)
                 matrix = np.array(signed.to_rows(), np.uint32).reshape(block.height, PERMUTATIONS)
                 empty = np.flatnonzero(np.diff(starts) == 0)
@@ -88,16 +86,8 @@ def _sign(blocks: Iterable[pl.DataFrame], folder: Path, prompts_only: bool, seed
     return n
 
 
-def _texts(block: pl.DataFrame, prompts_only: bool) -> list[str]:
-    out = []
-    for messages in block["messages"].to_list():
-        contents = []
-        for m in messages:
-            if prompts_only and m["role"] == "assistant":
-                break
-            contents.append(message_text(m))
-        out.append("\n".join(contents))
-    return out
+def _texts(block: pl.DataFrame) -> list[str]:
+    return ["\n".join(message_text(m) for m in messages) for messages in block["messages"].to_list()]
 
 
 def _bucket(values: np.ndarray) -> np.ndarray:

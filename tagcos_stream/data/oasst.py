@@ -61,7 +61,9 @@ def node(value: Any, parent: int, row: int = 0) -> Node:
     role = ROLE_WORDS.get(value["role"])
     if role is None:
         raise RowError("unknown_role", f"role {value['role'][:60]!r}")
-    return Node(parent, role, value["text"], bool(value.get("deleted")), row)
+    deleted = value.get("deleted")
+    is_deleted = deleted.strip().lower() in ("true", "1") if isinstance(deleted, str) else deleted == 1  # text in a CSV file
+    return Node(parent, role, value["text"], is_deleted, row)
 
 
 def check_size(nodes: list[Node], ends: list[int]) -> None:
@@ -117,13 +119,15 @@ def flat_trees(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int
     tree: object = None
     end = 0
     for row, record in rows:
-        own = record.get("message_tree_id") or (record["message_id"] if record["parent_id"] is None else tree)
+        parent = record["parent_id"]
+        if parent == "" or parent != parent:  # an empty cell, or NaN
+            parent = None
+        own = record.get("message_tree_id") or (record["message_id"] if parent is None else tree)
         if (own != tree or len(nodes) + len(broken) >= MAX_TREE) and (nodes or broken):
             yield end, _threads(nodes, broken)
             nodes, places, broken = [], {}, []
         tree, end = own, row + 1
         try:
-            parent = record["parent_id"]
             if parent is not None and parent not in places:
                 raise RowError("tree_broken", f"parent {str(parent)[:60]} is not before it; sort the file by message_tree_id")
             nodes.append(node(record, -1 if parent is None else places[parent], row))

@@ -1,23 +1,36 @@
-"""Rows with a prompt in one field and its answer in another: Alpaca, Dolly, prompt and completion, question and answer."""
+"""Rows with a prompt in one field and its answer in another: Alpaca, Dolly, prompt and completion, question and answer.
+
+Either may be text or turns: a list of them, its JSON text as in a cell of a table, or a transcript that ends where the answer
+begins. Turns of a prompt are context: no answer among them is trained on.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from tagcos_stream.data.content import one_text, text_of
+from tagcos_stream.data.calls import parsed_json, python_hint
+from tagcos_stream.data.content import one_text
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
-from tagcos_stream.data.turns import REASONING_KEYS, read_turns
+from tagcos_stream.data.transcripts import BEGINS, continued
+from tagcos_stream.data.turns import REASONING_KEYS, ROLE_KEYS, TurnOptions, read_turns
 from tagcos_stream.types import Message
 
 EXTRAS = ("input", "context")  # more of the prompt, behind it and a blank line
-SYSTEM_FIELDS = ("system", "system_prompt")
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 BESIDE_PAIR = (*SYSTEM_FIELDS, *EXTRAS, "history", *REASONING_KEYS)  # what every pair may have
+_TURNS_TEXT = r"""^[ \t\r\n]*\[[ \t\r\n]*\{[\s\S]*["'](?:role|from)["'][ \t\r\n]*:"""
+MORE_THAN_TEXT = f"{_TURNS_TEXT}|{BEGINS}"  # text of a pair that may be turns, also for Polars: `convert_columns` leaves it to us
+_TURNS = re.compile(_TURNS_TEXT)
+_LITERALS = re.compile(r"'(?:content|value)'\s*:")
 
 
 def read_system(row: Record) -> list[Message]:
     """An absent or empty system field is not a turn; one within a message list is always kept."""
-    found = {name: text for name in SYSTEM_FIELDS if row.get(name) is not None and (text := text_of(row[name], name))}
+    found = {name: text for name in SYSTEM_FIELDS if row.get(name) is not None and (text := _text(row[name], name))}
     if len(set(found.values())) > 1:
         raise RowError("unread_field", f"different texts under {' and '.join(found)}")
     return [{"role": "system", "content": next(iter(found.values()))}] if found else []
@@ -35,57 +48,87 @@ def with_system(row: Record, turns: list[Message]) -> list[Message]:
 
 
 def read_pair(row: Record, prompt: str, answer: str, options: RowOptions) -> list[Message]:
-    """system, the pairs of `history`, then prompt (with EXTRAS behind it) and answer."""
-    names = [prompt, *(name for name in EXTRAS if name != prompt)]
-    parts = [one_text(row[name], name) for name in names if row.get(name) is not None]
-    messages = read_system(row)
-    for pair in _history(row.get("history")):
-        messages += _exchange(text_of(pair[0], "history"), text_of(pair[1], "history"), options)
-    text = one_text(row.get(answer), answer)
-    if not text.strip() and not any(row.get(k) for k in REASONING_KEYS):
-        raise RowError("only_whitespace" if text else "empty_answer", f"{answer} is {'only white space' if text else 'empty'}")
-    messages += _exchange("\n\n".join(part for part in parts if part), text, options)
-    if reasoning := _reasoning(row):
-        messages[-1]["reasoning"] = reasoning
-    return messages
+    """The row's system field, its prompt and its answer."""
+    before, after = read_halves(row, prompt, answer, options)
+    return with_system(row, before) + after
 
 
-def _history(value: Any) -> list[Any]:
-    if not value:
-        return []
-    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        raise RowError("wrong_type", "history must be a list of [user, assistant] pairs")
-    return value
+def read_halves(row: Record, prompt: str, answer: str, options: RowOptions) -> tuple[list[Message], list[Message]]:
+    """The messages before a row's answer, and those of the answer.
+
+    Parameters
+    ----------
+    row
+        The record.
+    prompt, answer
+        The fields that hold them.
+    options
+        How rows are read.
+
+    Returns
+    -------
+    tuple
+        The prompt's turns; or the pairs of `history` and the prompt with EXTRAS behind it. Then the answer's.
+
+    Raises
+    ------
+    RowError
+        A field is of no form that is read, or does not say where it belongs.
+    """
+    given, said, keys = row.get(prompt), row.get(answer), options.context
+    turns = turns_in(given, prompt, options)
+    if isinstance(given, str) and isinstance(said, str) and (parts := continued(given, said, (prompt, answer))):
+        turns, said = parts
+        keys = TurnOptions({}, options.roles, ())
+    if turns is None:
+        before = _prompt(row, prompt, options)
+    else:
+        _refuse_beside(row, prompt, [name for name in (*EXTRAS, "history") if name not in (prompt, answer)])
+        before = untrained(read_turns(turns, keys, prompt))
+    return before, _answer(row, said, answer, options)
 
 
-def _exchange(prompt: str, answer: str, options: RowOptions) -> list[Message]:
-    user: Message = {"role": "user", "content": prompt}
-    assistant: Message = {"role": "assistant", "content": answer}
-    if "user" in options.train_roles:
-        user["train"] = [{"begin": 0, "end": len(prompt)}]
-    if "assistant" not in options.train_roles:
-        assistant["train"] = []
-    return [user, assistant]
+def turns_in(value: Any, name: str, options: RowOptions) -> list[Any] | None:
+    """Find turns where a text may stand.
 
+    Parameters
+    ----------
+    value
+        Of the field.
+    name
+        Of the field, for messages.
+    options
+        The names of roles and contents, where the file has its own.
 
-def _reasoning(row: Record) -> str | None:
-    found = {name: text_of(row[name], name) for name in REASONING_KEYS if row.get(name) not in (None, "", [])}
-    if len(set(found.values())) > 1:
-        raise RowError("unread_field", f"different texts under {' and '.join(found)}")
-    return next(iter(found.values()), None)
+    Returns
+    -------
+    list or None
+        The turns of a list, of the JSON text of one, or the one turn that the value is; None for text and its parts.
 
-
-def read_prompt_completion(row: Record, prompt: str, answer: str, options: RowOptions) -> list[Message]:
-    """Two strings, or two message lists (TRL): of lists the completion's assistant turns are trained on, the prompt's are not."""
-    if not _is_turns(row.get(prompt)) and not _is_turns(row.get(answer)):
-        return read_pair(row, prompt, answer, options)
-    for name in (*EXTRAS, "history", *REASONING_KEYS):
-        if name not in (prompt, answer) and row.get(name):
-            raise RowError(
-                "unread_field", f"{name} is given besides {prompt}, a list of turns, which does not say where it belongs"
-            )
-    before = untrained(_turns_or_text(row.get(prompt), prompt, "user", options))
-    return with_system(row, before) + _turns_or_text(row.get(answer), answer, "assistant", options)
+    Raises
+    ------
+    RowError
+        The text is a list of turns as Python prints it.
+    """
+    roles: Sequence[str] = (options.columns["role"],) if "role" in options.columns else ROLE_KEYS
+    if isinstance(value, dict):
+        return [value] if any(role in value for role in roles) else None
+    if isinstance(value, list):
+        return value if any(isinstance(part, dict) and any(role in part for role in roles) for part in value) else None
+    if not isinstance(value, str) or not (_TURNS.match(value) or ("role" in options.columns and value.lstrip()[:1] == "[")):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        hint = python_hint(value)
+        if hint and value.rstrip().endswith("]") and _LITERALS.search(value):
+            raise RowError("broken_json", f"{name}: a list of turns{hint}") from None
+        return None
+    roles = (options.columns.get("role", "role"), "from")  # the rarer words are names of other data in JSON, too
+    contents = (options.columns.get("content", "content"), "value")
+    if not isinstance(found, list) or not all(isinstance(t, dict) and any(role in t for role in roles) for t in found):
+        return None
+    return found if any(content in turn for turn in found for content in contents) else None
 
 
 def untrained(messages: list[Message]) -> list[Message]:
@@ -96,11 +139,68 @@ def untrained(messages: list[Message]) -> list[Message]:
     return messages
 
 
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and (not value or not all(isinstance(v, str) for v in value))
+def _prompt(row: Record, prompt: str, options: RowOptions) -> list[Message]:
+    """Read a prompt that is text: the pairs of `history`, then the prompt with EXTRAS behind it."""
+    names = [prompt, *(name for name in EXTRAS if name != prompt)]
+    parts = [_text(row[name], name) for name in names if row.get(name) is not None]
+    messages = []
+    for user, assistant in _history(row.get("history")):
+        messages += [
+            _said("user", one_text(user, "history"), options),
+            _said("assistant", one_text(assistant, "history"), options),
+        ]
+    return [*messages, _said("user", "\n\n".join(part for part in parts if part), options)]
 
 
-def _turns_or_text(value: Any, name: str, role: str, options: RowOptions) -> list[Message]:
-    if _is_turns(value):
-        return read_turns(value, options.turns if role == "assistant" else options.context, name)
-    return [{"role": role, "content": one_text(value, name)}]
+def _answer(row: Record, value: Any, name: str, options: RowOptions) -> list[Message]:
+    """The answer, with the reasoning that stands in a field of its own."""
+    turns = turns_in(value, name, options)
+    if turns is not None:
+        _refuse_beside(row, name, REASONING_KEYS)
+        return read_turns(turns, options.turns, name)
+    text, reasoning = one_text(value, name), _reasoning(row)
+    if not text.strip() and not reasoning:
+        raise RowError("only_whitespace" if text else "empty_answer", f"{name} is {'only white space' if text else 'empty'}")
+    message = _said("assistant", text, options)
+    if reasoning:
+        message["reasoning"] = reasoning
+    return [message]
+
+
+def _refuse_beside(row: Record, turns: str, names: Sequence[str]) -> None:
+    for name in names:
+        if row.get(name):
+            raise RowError(
+                "unread_field", f"{name} is given besides {turns}, which holds turns and does not say where it belongs"
+            )
+
+
+def _said(role: str, text: str, options: RowOptions) -> Message:
+    message: Message = {"role": role, "content": text}
+    if (role in options.train_roles) != (role == "assistant"):
+        message["train"] = [] if role == "assistant" else [{"begin": 0, "end": len(text)}]
+    return message
+
+
+def _text(value: Any, name: str) -> str:
+    """The one text of a field that may not hold turns."""
+    if isinstance(value, str) and turns_in(value, name, RowOptions()) is not None:
+        raise RowError("unread_field", f"{name} is a list of turns where one text belongs")
+    return one_text(value, name)
+
+
+def _history(value: Any) -> list[Any]:
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = parsed_json(value, "history")
+    if not value:
+        return []
+    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        raise RowError("wrong_type", "history must be a list of [user, assistant] pairs")
+    return value
+
+
+def _reasoning(row: Record) -> str | None:
+    found = {name: text for name in REASONING_KEYS if row.get(name) and (text := one_text(row[name], name))}
+    if len(set(found.values())) > 1:
+        raise RowError("unread_field", f"different texts under {' and '.join(found)}")
+    return next(iter(found.values()), None)

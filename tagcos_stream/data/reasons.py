@@ -29,7 +29,7 @@ REASONS = {
     "blank_lines": "more blank lines, or empty elements of a list, in succession than the limit max_blank_lines",
     "zip_bomb": "the file unpacks to more than max_ratio, max_table_ratio, max_batch_bytes or max_unpacked_bytes, or to rows "
     "below min_row_bytes",
-    "unread_list": "a second list in a JSON object: name it with `field` to read it",
+    "unread_list": "a second list in a JSON object: name it with `key` to read it",
     "empty_file": "the file holds nothing",
     "tree_broken": "a message whose parent is not in its tree, or a deleted one",
     "near_duplicate": "nearly the same text as an earlier example (asked for)",

@@ -38,6 +38,11 @@ class RowOptions:
         return TurnOptions(self.columns, self.roles, self.train_roles)
 
     @property
+    def written_turns(self) -> TurnOptions:
+        """The same for turns that no file names the keys of, since a reader made them from text."""
+        return TurnOptions({}, self.roles, self.train_roles)
+
+    @property
     def context(self) -> TurnOptions:
         """For turns that stand before what is trained on."""
         return TurnOptions(self.columns, self.roles, ())

@@ -6,19 +6,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tagcos_stream.data.calls import read_template_kwargs, read_tools
-from tagcos_stream.data.conversations import read_data, read_gemini, read_messages, read_xlam
+from tagcos_stream.data.conversations import (
+    CHAT_FIELDS,
+    holds_turns,
+    is_data,
+    read_data,
+    read_gemini,
+    read_messages,
+    read_transcript,
+    read_xlam,
+)
 from tagcos_stream.data.oasst import tree_threads
-from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair, read_prompt_completion
-from tagcos_stream.data.preferences import PREFERENCE_FIELDS, chosen_answer, refuse_marked, refuse_media
+from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair
+from tagcos_stream.data.preferences import MEDIA_FIELDS, PREFERENCE_FIELDS, chosen_answer, refuse_marked, refuse_media
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
-from tagcos_stream.data.transcripts import looks_like_transcript, read_transcript
-from tagcos_stream.data.turns import CONTENT_KEYS, MEDIA_KEYS, check
+from tagcos_stream.data.transcripts import looks_like_transcript
+from tagcos_stream.data.turns import REASONING_KEYS, check
+from tagcos_stream.data.unread import refuse_unread
 from tagcos_stream.types import Message
 
 
@@ -35,35 +45,28 @@ class Shape:
     """A form of row and how it is read.
 
     fields: what a row must have, one alternative after the other. read: (row, the fields matched, options) -> messages.
-    also_read: other fields that it reads. fits: a further condition on a row that has the fields.
+    also_read: other fields that it reads. fits: a further condition on the value of the first field.
     """
 
     name: str
     fields: tuple[tuple[str, ...], ...]
     read: Callable[[Record, tuple[str, ...], RowOptions], list[Message]]
     also_read: tuple[str, ...] = ()
-    fits: Callable[[Record], bool] | None = None
+    fits: Callable[[object], bool] | None = None
 
 
 def _pair(row: Record, fields: tuple[str, ...], options: RowOptions) -> list[Message]:
     return read_pair(row, fields[0], fields[1], options)
 
 
-CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
-
 # in order of trial: a row that has `messages` is a conversation whatever else it carries
 SHAPES: tuple[Shape, ...] = (
-    Shape("messages", tuple((name,) for name in CHAT_FIELDS), read_messages, SYSTEM_FIELDS),
-    Shape("gemini", (("contents",),), read_gemini, (*SYSTEM_FIELDS, "systemInstruction", "system_instruction")),
+    Shape("messages", tuple((name,) for name in CHAT_FIELDS), read_messages, SYSTEM_FIELDS, holds_turns),
+    Shape("gemini", (("contents",),), read_gemini, (*SYSTEM_FIELDS, "systemInstruction", "system_instruction"), holds_turns),
     Shape("xlam", (("query", "tools", "answers"),), read_xlam, SYSTEM_FIELDS),
     Shape("alpaca", (("instruction", "output"),), _pair, BESIDE_PAIR),
     Shape("dolly", (("instruction", "response"),), _pair, BESIDE_PAIR),
-    Shape(
-        "prompt_completion",
-        (("prompt", "completion"), ("prompt", "response")),
-        lambda row, fields, options: read_prompt_completion(row, fields[0], fields[1], options),
-        BESIDE_PAIR,
-    ),
+    Shape("prompt_completion", (("prompt", "completion"), ("prompt", "response")), _pair, BESIDE_PAIR),
     Shape(
         "question_answer",
         (("question", "answer"), ("question", "response"), ("query", "answer"), ("query", "response")),
@@ -71,7 +74,7 @@ SHAPES: tuple[Shape, ...] = (
         BESIDE_PAIR,
     ),
     Shape("input_output", (("input", "output"),), _pair, BESIDE_PAIR),
-    Shape("ultrachat", (("data",),), read_data, SYSTEM_FIELDS, lambda row: isinstance(row["data"], list)),
+    Shape("ultrachat", (("data",),), read_data, SYSTEM_FIELDS, is_data),
     Shape("transcript", (("text",), ("chat",)), read_transcript, SYSTEM_FIELDS, looks_like_transcript),
 )
 BY_NAME = {shape.name: shape for shape in SHAPES}
@@ -82,15 +85,20 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("oasst_tree", TREE_FIELDS),
 )
 REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input", "tools"}
+# what a prompt is about, which no shape reads
+ABOUT_FIELDS = ("document", "documents", "contexts", "passage", "passages", "article", "instructions", "choices", "options")
 # fields known to carry text of a prompt or an answer: what a shape leaves unread of them rejects the row
 TEXT_FIELDS = (
     frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.also_read) for name in fields)
-    | {"choices", "options", "suffix", *PREFERENCE_FIELDS}
+    | {"suffix", *ABOUT_FIELDS, *PREFERENCE_FIELDS}
 ) - {"tools"}
 # every top-level field that a converter reads
 ROW_FIELDS = (
-    TEXT_FIELDS | REQUIRED_FIELDS | {"tools", "functions", "chat_template_kwargs", "dataset", "source_id", "label", *MEDIA_KEYS}
+    TEXT_FIELDS | REQUIRED_FIELDS | {"tools", "functions", "chat_template_kwargs", "dataset", "source_id", "label", *MEDIA_FIELDS}
 )
+# cells of a table in fields that hold lists, and words in fields for reasoning that say how the answer was made
+EMPTY_CELLS, LIST_FIELDS = {"[]", "{}", "null"}, {"history", *ABOUT_FIELDS, *MEDIA_FIELDS}
+FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "minimal", "low", "medium", "high"}
 ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
 
@@ -101,10 +109,10 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
     """
     if not isinstance(record, dict):
         raise RowError("wrong_type", f"a row must be an object, got {type(record).__name__}")
-    row = _renamed(record, options.columns)
+    row = _without_nothing(_renamed(record, options.columns), options.columns)
     if options.shape == "oasst_tree" or (options.shape is None and _is_tree(row)):
         threads = [finished(thread, options) for thread in tree_threads(row)]
-        _refuse_unread(row, {"prompt"}, [message for thread in threads for message in thread])
+        refuse_unread(row, {"prompt"}, [message for thread in threads for message in thread], TEXT_FIELDS)
         return [Converted(thread) for thread in threads]
     refuse_media(row)
     refuse_marked(row)
@@ -117,7 +125,7 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
         messages = finished(messages, options)
     except RowError as e:
         raise RowError(e.reason, f"{' and '.join(name for name in row if name in read)}: {e.detail}") from None
-    _refuse_unread(row, read, messages)
+    refuse_unread(row, read, messages, TEXT_FIELDS)
     return [Converted(messages, _tools(row), read_template_kwargs(row.get("chat_template_kwargs")))]
 
 
@@ -139,25 +147,23 @@ def recognise(row: Record) -> str | None:
 
 def _is_tree(row: Record) -> bool:
     whole = row.get("message_tree_id") is not None and isinstance(row.get("prompt"), dict)
-    return whole and not any(row.get(name) for name in CHAT_FIELDS)
+    return whole and not any(holds_turns(row.get(name)) for name in CHAT_FIELDS)
 
 
 def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[str, ...]] | None:
-    """The first shape whose fields the row has, and those fields; an empty list of turns only where nothing else fits."""
-    empty = None
+    """The first shape whose fields the row has, and those fields; a conversation of another form only where nothing else fits."""
+    other = None
     if REQUIRED_FIELDS.isdisjoint(row):
         return None
     for shape in shapes:
         for fields in shape.fields:
             if fields[0] not in row or any(row.get(name) is None for name in fields):
                 continue
-            if shape.fits is not None and not shape.fits(row):
-                continue
-            if fields[0] in CHAT_FIELDS and not row[fields[0]]:
-                empty = empty or (shape, fields)
-                continue
-            return shape, fields
-    return empty
+            if shape.fits is None or shape.fits(row[fields[0]]):
+                return shape, fields
+            if shape.fits is holds_turns:
+                other = other or (shape, fields)  # its reader says what is wrong with it
+    return other
 
 
 def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]:
@@ -183,73 +189,25 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
     raise RowError("unknown_shape", f"no shape has these fields{asked}: {there}")
 
 
-def _refuse_unread(row: Record, read: set[str], messages: list[Message]) -> None:
-    """RowError where a field with text was not read and does not stand in the messages either."""
-    unread = [name for name in row if name in TEXT_FIELDS and name not in read and row[name] and _is_text(name, row[name])]
-    for name in unread:
-        if name == "text" and isinstance(row[name], str):
-            parts = [part for field in row if field in read for part in _texts(row[field])]
-            if _holds(row[name], parts):
-                continue  # the conversation as its template prints it
-        if not _stand_in(list(_texts(row[name])), messages):
-            raise RowError("unread_field", f"{name} has text that this row's shape leaves out; say what to read with `columns`")
-
-
-def _is_text(name: str, value: Any) -> bool:
-    """Whether the value is text of a prompt or an answer: other things stand under these names, too."""
-    if name == "data" and not isinstance(value, str):
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if name == "text" and isinstance(value, int | float):
-        return False
-    return next(_texts(value), None) is not None
-
-
-def _holds(text: str, parts: list[str]) -> bool:
-    """Whether the text contains every part; parts that are not in order are searched for up to a bound on the work."""
-    position, again = 0, 0
-    for part in parts:
-        if (found := text.find(part, position)) >= 0:
-            position = found + len(part)
-            continue
-        again += len(text)
-        if again > SEARCHED or part not in text:
-            return False
-    return True
-
-
-def _stand_in(texts: list[str], messages: list[Message]) -> bool:
-    """Return whether every text is that of a message or part of one, searched up to a bound on the work.
-
-    Short texts occur anywhere by chance.
-    """
-    contents = {m["content"].strip() for m in messages}
-    rest = [text for text in texts if text not in contents]
-    if any(len(text) < LONG for text in rest) or len(rest) * sum(map(len, contents)) > SEARCHED:
-        return False
-    return all(any(text in content for content in contents) for text in rest)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Texts of a field, of a list of them, or of a list of turns, without white space at their ends."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            if text := value.strip():
-                yield text
-        elif isinstance(value, list):
-            waiting += reversed(value)
-        elif isinstance(value, dict):
-            waiting += reversed([value[k] for k in CONTENT_KEYS if value.get(k)] or [*value.values()])
-        elif value is not None:
-            yield str(value)
-
-
 def _tools(row: Record) -> str | None:
     found = [read_tools(row[name]) for name in ("tools", "functions") if row.get(name)]
     if len({text for text in found if text}) > 1:
         raise RowError("unread_field", "tools and functions differ")
     return next((text for text in found if text), None)
+
+
+def _without_nothing(row: Record, columns: Mapping[str, str]) -> Record:
+    """The row with null for what says nothing: NaN, a table's cell for an empty list, a flag where reasoning may stand."""
+    nothing = [name for name, value in row.items() if isinstance(value, str | int | float) and _is_nothing(name, value, columns)]
+    return {**row, **dict.fromkeys(nothing)} if nothing else row
+
+
+def _is_nothing(name: str, value: str | int | float, columns: Mapping[str, str]) -> bool:
+    if value != value:
+        return True
+    if name in REASONING_KEYS and name not in columns:
+        return not isinstance(value, str) or value.strip().lower() in FLAGS
+    return name in LIST_FIELDS and isinstance(value, str) and value.strip() in EMPTY_CELLS
 
 
 def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
@@ -270,8 +228,6 @@ def _renamed(record: Record, columns: Mapping[str, str]) -> Record:
     return row
 
 
-SEARCHED = 100_000_000  # characters that are searched for the texts of a field, a tenth of a second
-LONG = 16  # characters of a text that counts as the same one where a message contains it
 KEPT_FIELDS = {"dataset", *ID_FIELDS}  # read of a row whose fields are mapped
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.turns import CALL_WORDS
 from tagcos_stream.types import ROLES, SIGNALS, UserError
 
 
@@ -18,9 +20,9 @@ class SourceSpec:
     path: file, folder, glob or URL, or a list of sources in another tool's form (`dataset_info.json#name`), whose entries then
     take what is given here. name: of the source, default the path's last part. dataset: written to every row that does not carry
     its own; default the file's name without its endings. format: json, jsonl, csv, tsv, parquet or arrow where the name does not
-    tell. key: which list of a JSON object. split: read only files with this word in their path (`train` finds
-    train-00000.parquet). limit: rows read of each file. weight: for whoever shares a budget over sources; ingest does not use
-    it. options: how rows become messages. notes: what a run reports about the source.
+    tell. key: which list of a JSON object. split: read only files of this split, by their names or folders (`train` finds
+    train-00000.parquet, and all files where none names a split). limit: rows read of each file. weight: for whoever shares a
+    budget over sources; ingest does not use it. options: how rows become messages. notes: what a run reports about the source.
     """
 
     path: str
@@ -82,11 +84,20 @@ def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] =
     for name in ("limit", "max_chars", "weight"):
         if name in row and row[name] <= 0:
             raise UserError(f"{path}: {what}: {name} is {row[name]}, must be above 0")
+    if (split := re.match(r"(.*?)(?:\[|\+)", row.get("split", ""))) is not None:
+        raise UserError(
+            f"{path}: {what}: split {row['split']!r} is a slice or a sum, which is not read: name one whole split, such as "
+            f"{split[1] or 'train'!r}; `limit` of a source bounds the rows of each file (num_samples in dataset_info.json)"
+        )
     if row.get("preference", "chosen") != "chosen":
         raise UserError(f"{path}: {what}: preference is {row['preference']!r}, must be chosen")
-    for name, values in (("train_roles", row.get("train_roles", ())), ("roles", row.get("roles", {}).values())):
-        if wrong := [str(v) for v in values if v not in ROLES]:
-            raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(ROLES)}")
+    named = {
+        "train_roles": (row.get("train_roles", ()), ROLES),
+        "roles": (row.get("roles", {}).values(), (*ROLES, CALL_WORDS[0])),
+    }
+    for name, (values, known) in named.items():
+        if wrong := [str(v) for v in values if v not in known]:
+            raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(known)}")
     _check_scores(row.get("scores", []), f"{path}: {what}")
     options: dict[str, Any] = {k: tuple(v) if k in ("train_roles", "scores") else v for k, v in row.items() if k in OPTION_FIELDS}
     own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": relative_to_list(path, row["path"])}

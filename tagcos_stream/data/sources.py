@@ -5,16 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import xxhash
 
 from tagcos_stream.data.containers.registry import CONTAINERS
-from tagcos_stream.data.layouts import BESIDE_SAVED, dataset_above, is_of_split, is_shard, parts_of
+from tagcos_stream.data.layouts import BESIDE_SAVED, dataset_above, is_shard, of_split, parts_of
 from tagcos_stream.data.remote import is_remote, list_files
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import SHAPE_NAMES
@@ -25,6 +25,7 @@ from tagcos_stream.types import UserError
 
 ENDINGS = {ending: name for name, (endings, _) in CONTAINERS.items() for ending in endings}
 PACKED = (".gz", ".zst")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -194,31 +195,17 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
             raise UserError(f"source {spec.path}: no file matches; check the pattern (** goes into folders)")
     else:
         raise UserError(f"source {spec.path}: no such file or folder")
-    if spec.split is not None:
-        base = str(path) if path.is_dir() else re.split(r"[*?\[]", str(path))[0].rpartition("/")[0]
-        there, split = paths, spec.split
-        paths = [p for p in paths if is_of_split(parts_of(p.as_posix(), base), stem(p.name), split)]
-        if not paths:
-            names = ", ".join(str(p.name) for p in there[:5])
-            raise UserError(f"source {spec.path}: no file of split {split!r} among its {len(there)} files ({names})")
+    base = str(path) if path.is_dir() else re.split(r"[*?\[]", str(path))[0].rpartition("/")[0]
+    paths = _of_split(spec, paths, base, Path.as_posix)
     return [_file(spec, p, alone) for p in paths]
 
 
 def _remote(spec: SourceSpec) -> list[SourceFile]:
     found = list_files(spec.path)
-    split = spec.split
-    files = [
-        f
-        for f in found
-        if (spec.format or container_of(f.url))
-        and f.url.rsplit("/", 1)[-1] not in BESIDE_SAVED
-        and (split is None or is_of_split(parts_of(f.url, spec.path), stem(f.url), split))
-    ]
+    files = [f for f in found if (spec.format or container_of(f.url)) and f.url.rsplit("/", 1)[-1] not in BESIDE_SAVED]
     if not files:
-        raise UserError(
-            f"source {spec.path}: {len(found)} files there, none that can be read"
-            + (f" of split {spec.split!r}" if spec.split else "")
-        )
+        raise UserError(f"source {spec.path}: {len(found)} files there, none that can be read")
+    files = _of_split(spec, files, spec.path, lambda f: f.url)
     return [
         SourceFile(
             spec.name or stem(spec.path),
@@ -231,6 +218,17 @@ def _remote(spec: SourceSpec) -> list[SourceFile]:
         )
         for f in files
     ]
+
+
+def _of_split(spec: SourceSpec, files: list[T], base: str, place: Callable[[T], str]) -> list[T]:
+    """The files that hold the split that the source asks for. UserError where none does."""
+    if spec.split is None:
+        return files
+    taken = of_split([(parts_of(place(f), base), stem(place(f))) for f in files], spec.split)
+    if not any(taken):
+        names = ", ".join(place(f).rsplit("/", 1)[-1] for f in files[:5])
+        raise UserError(f"source {spec.path}: no file of split {spec.split!r} among its {len(files)} files ({names})")
+    return [f for f, is_taken in zip(files, taken, strict=True) if is_taken]
 
 
 def _hidden(path: Path) -> bool:

@@ -8,10 +8,13 @@ from typing import Any
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.types import Message, TrainRange
 
-ADDING = ("train", "training")  # axolotl's: true also adds a turn that its role's default leaves out
-KEEPING = ("loss", "loss_mask", "loss_weight", "trainable", "weight")  # 0 leaves a turn out, 1 keeps its role's default
+# axolotl's and Home-LLM's: true also adds a turn that its role's default leaves out
+ADDING = ("train", "training", "train_on", "train_on_turn")
+# 0 leaves a turn out, 1 keeps its role's default; output_with_loss is XTuner's
+KEEPING = ("loss", "loss_mask", "loss_scale", "loss_weight", "trainable", "weight", "is_train", "output_with_loss")
 INVERTED = "masked"  # torchtune's: true leaves a turn out
-FLAGS = (*ADDING, *KEEPING, INVERTED)
+UNCLEAR = ("mask", "train_mask", "ignore_loss", "do_train")  # some mean by true what others mean by false
+FLAGS = (*ADDING, *KEEPING, INVERTED, *UNCLEAR)
 DETAIL = "train_detail"
 
 
@@ -60,8 +63,14 @@ def read_train(
 
 def _flag(turn: Mapping[str, Any], keys: Mapping[str, str], what: str) -> tuple[bool, bool] | None:
     """(does it add to the role's default, its value) of the turn's flag, None without one. RowError where flags disagree."""
-    names = (keys["train"],) if "train" in keys else FLAGS
+    names = (keys["train"],) if "train" in keys else (*ADDING, *KEEPING, INVERTED)
     found = {}
+    if "train" not in keys and (unclear := [name for name in UNCLEAR if turn.get(name) is not None]):
+        raise RowError(
+            "unread_field",
+            f"{what} has {', '.join(unclear)}, of which trainers take opposite meanings: where true means trained, map it in "
+            f"`columns` as train; where true leaves the turn out, name it {INVERTED}",
+        )
     for name in names:
         if (value := turn.get(name)) is not None:
             found[name] = _zero_or_one(value, what, name) != (name == INVERTED and "train" not in keys)

@@ -1,104 +1,208 @@
-"""Conversations written out as one text with marks between the turns: ChatML, Llama 2 and 3, Zephyr, Vicuna, USER/ASSISTANT.
+"""Conversations written out as one text with marks between the turns: ChatML, Llama 2 and 3, Zephyr and Phi-3, Vicuna, HH-RLHF.
 
-A text is taken apart at the marks of one form alone, all of it: what precedes the first mark must be white space or the
-form's own head, so that no text is lost.
+A text is taken apart at the marks of one form alone, all of it: what precedes the first mark must be white space or the token
+that begins every text, and no turn may hold a further mark, so that no text is lost and no mark is trained on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tagcos_stream.data.pairs import with_system
 from tagcos_stream.data.reasons import RowError
-from tagcos_stream.data.row_options import RowOptions
-from tagcos_stream.data.turns import read_turns
-from tagcos_stream.types import Message
 
 
 @dataclass(frozen=True)
 class Form:
     """How a kind of transcript marks its turns.
 
-    mark: a pattern with the group `role`, at a turn's begin; end: what may close a turn; head: what may precede them all.
-    plain: whether people write the marks in ordinary text, too, so that the form is read only where the shape is asked for.
+    mark: a pattern with the group `role`, at a turn's begin. left: what no turn may hold, besides the tokens of all forms: a mark
+    at a place where it does not count. words: whether the marks are words, which people write in ordinary text, too. plain:
+    whether they are so common that the form is read only where the shape is asked for.
     """
 
     mark: re.Pattern[str]
-    end: str
-    head: str = ""
+    left: re.Pattern[str] | None = None
+    words: bool = False
     plain: bool = False
 
 
 FORMS: dict[str, Form] = {
-    "chatml": Form(re.compile(r"<\|im_start\|>(?P<role>\w+)\n"), "<|im_end|>"),
-    "llama3": Form(re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>", "<|begin_of_text|>"),
-    "zephyr": Form(re.compile(r"(?:^|\n)<\|(?P<role>system|user|assistant)\|>\n"), "</s>"),
-    "vicuna": Form(re.compile(r"(?:^|\n)### ?(?P<role>System|Human|User|Assistant): ?"), ""),
-    "glaive": Form(re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), "<|endoftext|>", plain=True),
+    "chatml": Form(re.compile(r"<\|im_start\|>(?P<role>\w+)\n")),
+    "llama3": Form(re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n")),
+    "zephyr": Form(re.compile(r"(?:^|\n)<\|(?P<role>system|user|assistant)\|>\n")),
+    # in OpenAssistant's guanaco the marks follow the text without a line break; one in quotes is spoken of
+    "vicuna": Form(
+        re.compile(r"(?<![#`'\"])### ?(?P<role>System|Human|User|Assistant): ?"),
+        re.compile(r"(?<!#)### ?(?:System|Human|User|Assistant):"),
+        words=True,
+    ),
+    "hh": Form(
+        re.compile(r"(?:\A\s*|\n\n)(?P<role>Human|Assistant):"), re.compile(r"(?m)^[ \t]*(?:Human|Assistant):"), words=True
+    ),
+    "glaive": Form(re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), words=True, plain=True),
 }
+# how a text begins that may be a transcript, for regular expressions of Python and of Polars alike
+BEGINS = (
+    r"^[ \t\r\n]*(?:<s>|<bos>|<\|(?:begin_of_text|im_start|start_header_id|system|user|assistant)\|>|\[INST\]|Human:"
+    r"|### ?(?:System|Human|User|Assistant):)"
+)
+_BEGINS = re.compile(BEGINS)
+_HEAD = re.compile(r"(?:\s|<s>|<bos>|<\|begin_of_text\|>)*")
+_END = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|end|end_of_text|endoftext)\|>|</s>|<eos>|<end_of_turn>"
+)  # closes a turn; tokenizers add that of the text, whatever closes a turn in the form
+_TOKEN = re.compile(
+    r"<\|\w+\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+)
 _LLAMA2 = re.compile(r"\A\s*(?:<s>)?\s*\[INST\]")
 _LLAMA2_HEAD = re.compile(r"\s*(?:<s>)?\s*")
-_LLAMA2_SYSTEM = re.compile(r"\A<<SYS>>\n(?P<system>.*?)\n<</SYS>>\n\n", re.DOTALL)
+_LLAMA2_SYSTEM = re.compile(r"\A<<SYS>>(?P<system>.*?)<</SYS>>", re.DOTALL)
 
 
-def looks_like_transcript(row: dict[str, Any]) -> bool:
-    """Whether the row's text has unmistakable marks of a form, those of an assistant among them."""
-    text = row.get("text") if row.get("text") is not None else row.get("chat")
-    if not isinstance(text, str):
+def looks_like_transcript(value: object) -> bool:
+    """Whether a value is text with unmistakable marks of a form, those of an assistant among them."""
+    if not isinstance(value, str):
         return False
+    if _LLAMA2.match(value):
+        return "[/INST]" in value
+    form = _form_of(value)
+    return form is not None and not form.plain
+
+
+def begins_as_transcript(text: str) -> bool:
+    """Whether a text has a transcript's mark at its begin, and looks like one."""
+    return _BEGINS.match(text) is not None and looks_like_transcript(text)
+
+
+def transcript_turns(text: str, what: str) -> list[dict[str, str]]:
+    """The turns of a transcript, each {role, content}.
+
+    Parameters
+    ----------
+    text
+        All of it.
+    what
+        Names the text in messages.
+
+    Raises
+    ------
+    RowError
+        The text has no marks that are known, text outside its turns, or marks within them.
+    """
     if _LLAMA2.match(text):
-        return "[/INST]" in text
-    return any(not form.plain and _roles(form, text) >= {"assistant"} and form.mark.search(text) for form in FORMS.values())
+        return _llama2(text, what)
+    form = _form_of(text)
+    if form is None:
+        raise RowError("unknown_shape", f"{what} has no marks of turns that are known: {', '.join(FORMS)}, llama2")
+    return _without_open(_marked(text, what, form))
 
 
-def _roles(form: Form, text: str) -> set[str]:
-    return {match["role"].lower() for match in form.mark.finditer(text)}
+def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[dict[str, str]], str] | None:
+    """A prompt that is written out as a transcript, up to the mark of the answer.
+
+    Parameters
+    ----------
+    prompt
+        May end in the mark of the answer.
+    answer
+        May begin with it.
+    names
+        Of both, for messages.
+
+    Returns
+    -------
+    tuple or None
+        The turns of the prompt, and the answer without marks at its ends; None for a prompt that is plain text.
+
+    Raises
+    ------
+    RowError
+        The prompt begins with the tokens of a form, and does not end as a prompt of that form.
+    """
+    if not _BEGINS.match(prompt):
+        return None
+    if _LLAMA2.match(prompt):
+        if not prompt.rstrip().endswith("[/INST]"):
+            raise _no_prompt(names[0])
+        return _llama2(prompt, names[0]), _closed(answer, names[1], None)
+    form = next((form for form in FORMS.values() if not form.plain and _begins(form, prompt)), None)
+    if form is None:
+        return None
+    if (mark := form.mark.match(answer)) and mark["role"].lower() == "assistant":
+        prompt, answer = prompt + answer[: mark.end()], answer[mark.end() :]
+    *_, last = form.mark.finditer(prompt)
+    if last["role"].lower() != "assistant" or prompt[last.end() :].strip():
+        if form.words:
+            return None
+        raise _no_prompt(names[0])
+    return _without_open(_marked(prompt, names[0], form)), _closed(answer, names[1], form)
 
 
-def read_transcript(row: dict[str, Any], fields: Sequence[str], options: RowOptions) -> list[Message]:
-    """The turns of the text in the first of `fields`."""
-    name = fields[0]
-    text = row[name]
-    if not isinstance(text, str):
-        raise RowError("wrong_type", f"{name} must be the text of a conversation, got {type(text).__name__}")
-    turns = _llama2(text, name) if _LLAMA2.match(text) else _marked(text, name)
-    return with_system(row, read_turns(turns, options.turns, name))
+def _no_prompt(what: str) -> RowError:
+    return RowError(
+        "unsupported_content",
+        f"{what} begins with the marks of a transcript and does not end in the mark of the answer: write the turns as `messages`",
+    )
 
 
-def _marked(text: str, name: str) -> list[dict[str, str]]:
-    for form in FORMS.values():
-        marks = list(form.mark.finditer(text))
-        if not marks or not any(m["role"].lower() == "assistant" for m in marks):
-            continue
-        before = text[: marks[0].start()].strip()
-        if before and before != form.head:
-            raise RowError("unread_field", f"{name} has text before the first turn: {before[:60]!r}")
-        turns = []
-        for mark, following in zip(marks, [*marks[1:], None], strict=True):
-            content = text[mark.end() : following.start() if following else len(text)]
-            turns.append({"role": _word(mark["role"]), "content": _closed(content, form.end, name)})
-        while len(turns) > 1 and not turns[-1]["content"]:
-            turns.pop()  # a mark that asks for the next answer
-        return turns
-    raise RowError("unknown_shape", f"{name} has no marks of turns that are known: {', '.join(FORMS)}, llama2")
+def _form_of(text: str) -> Form | None:
+    """The form with an assistant's mark in the text; of several, the one whose marks the text begins with."""
+    forms = [form for form in FORMS.values() if any(m["role"].lower() == "assistant" for m in form.mark.finditer(text))]
+    return next((form for form in forms if _begins(form, text)), forms[0] if forms else None)
+
+
+def _begins(form: Form, text: str) -> bool:
+    first = form.mark.search(text)
+    return first is not None and _HEAD.fullmatch(text, 0, first.start()) is not None
+
+
+def _marked(text: str, what: str, form: Form) -> list[dict[str, str]]:
+    marks = list(form.mark.finditer(text))
+    before = text[: marks[0].start()]
+    if not _HEAD.fullmatch(before):
+        raise RowError("unread_field", f"{what} has text before the first turn: {before.strip()[:60]!r}")
+    turns = []
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        content = text[mark.end() : following.start() if following else len(text)]
+        turns.append({"role": _word(mark["role"]), "content": _closed(content, what, form)})
+    return turns
+
+
+def _without_open(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns without the last ones that are only a mark, which asks for the next answer."""
+    end = len(turns)
+    while end > 1 and not turns[end - 1]["content"]:
+        end -= 1
+    return turns[:end]
 
 
 def _word(role: str) -> str:
     return {"function response": "tool"}.get(role.lower(), role.lower())
 
 
-def _closed(content: str, end: str, name: str) -> str:
-    """The content without the mark that closes it, and without white space at its ends, which belongs to the form."""
-    content, found, behind = content.partition(end) if end else (content, "", "")
-    if found and behind.strip():
-        raise RowError("unread_field", f"{name} has text behind the end of a turn: {behind.strip()[:60]!r}")
-    return content.strip()
+def _closed(content: str, what: str, form: Form | None) -> str:
+    """The content without the marks that close it, and without white space at its ends, which belongs to the form."""
+    if end := _END.search(content):
+        behind = _END.sub("", content[end.start() :]).replace("<s>", "").strip()
+        if behind:
+            raise RowError("unread_field", f"{what} has text behind the end of a turn: {behind[:60]!r}")
+        content = content[: end.start()]
+    return _without_marks(content.strip(), what, form)
 
 
-def _llama2(text: str, name: str) -> list[dict[str, str]]:
+def _without_marks(content: str, what: str, form: Form | None = None) -> str:
+    """The content itself. RowError where it holds a mark."""
+    found = _TOKEN.search(content) or (form.left.search(content) if form is not None and form.left is not None else None)
+    if found:
+        raise RowError(
+            "unsupported_content", f"{what} has a mark within a turn, {found[0].strip()!r}: write the turns as `messages`"
+        )
+    return content
+
+
+def _llama2(text: str, what: str) -> list[dict[str, str]]:
     turns: list[dict[str, str]] = []
     position, end, close = 0, len(text.rstrip()), -1
     while position < end:
@@ -106,10 +210,10 @@ def _llama2(text: str, name: str) -> list[dict[str, str]]:
         begin = head.end() if head else position
         middle = text.find("[/INST]", begin) if text.startswith("[INST]", begin) else -1
         if middle < 0:
-            raise RowError("unread_field", f"{name} has text between or behind its turns: {text[position:].strip()[:60]!r}")
+            raise RowError("unread_field", f"{what} has text between or behind its turns: {text[position:].strip()[:60]!r}")
         user, answer = text[begin + len("[INST]") : middle].strip(), middle + len("[/INST]")
-        if not turns and (system := _LLAMA2_SYSTEM.match(user + "\n\n" if user.endswith("<</SYS>>") else user)):
-            turns.append({"role": "system", "content": system["system"]})
+        if not turns and (system := _LLAMA2_SYSTEM.match(user)):
+            turns.append({"role": "system", "content": system["system"].strip()})
             user = user[system.end() :].strip()
         turns.append({"role": "user", "content": user})
         # an answer ends at its mark, at the next turn, or with the text
@@ -123,6 +227,8 @@ def _llama2(text: str, name: str) -> list[dict[str, str]]:
             position, reply = following, reply.removesuffix("<s>").strip()
         if reply:
             turns.append({"role": "assistant", "content": reply})
+    for turn in turns:
+        _without_marks(turn["content"], what)
     return turns
 
 

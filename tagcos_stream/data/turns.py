@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tagcos_stream.data.calls import parsed_json, read_call_text, read_calls, spelled_calls
+from tagcos_stream.data.calls import CALL_KEYS, parsed_json, read_call_text, read_calls, spelled_calls
 from tagcos_stream.data.canonical import characters
-from tagcos_stream.data.content import Content, read_content, text_of
+from tagcos_stream.data.content import Content, read_content, reply, text_of
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.train_flags import DETAIL, FLAGS, read_train
-from tagcos_stream.types import ROLES, Message
+from tagcos_stream.types import Message
 
 ROLE_WORDS = {
     "system": "system", "developer": "system",
@@ -26,18 +27,21 @@ ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "videos", "audios", "image", "video", "audio")
-UNREAD_KEYS = ("refusal", "tools", "functions")  # of a turn: text that no message holds
+# of a turn: text that no message holds
+UNREAD_KEYS = ("refusal", "tools", "functions", "thought", "thoughts", "tool_result", "tool_results", "tool_responses")
 # what else a turn may carry
-TURN_KEYS = ("name", *FLAGS, DETAIL, "tool_calls", "function_call", "tool_call_id", *REASONING_KEYS, *MEDIA_KEYS, *UNREAD_KEYS)
+TURN_KEYS = ("name", *FLAGS, DETAIL, *CALL_KEYS, "tool_call_id", *REASONING_KEYS, *MEDIA_KEYS, *UNREAD_KEYS)
 CALL_WORDS = ("function_call", "function-call", "tool_call")  # roles of turns whose text is a call
+EXCHANGE = {"system": "system", "input": "user", "output": "assistant"}  # keys of an item that is an exchange, and their roles
+_THOUGHT = re.compile(r"\A\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class TurnOptions:
     """How the turns of a file are named.
 
-    keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role -> one of ROLES;
-    train_roles: roles that are trained on where a turn does not say.
+    keys: our key (role, content, train, train_detail) -> the file's; roles: the file's role -> one of ROLES, or one of CALL_WORDS
+    where the text of its turns is a call; train_roles: roles that are trained on where a turn does not say.
     """
 
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -87,22 +91,29 @@ def _with_calls(message: Message, calls: list[str]) -> Message:
 
 
 def _turn(turn: Any, what: str, options: TurnOptions) -> Iterator[tuple[Message, bool]]:
-    """The messages of a turn (several where results of tools stand within it), and whether each is a call alone."""
+    """The messages of a turn, and whether each is a call alone: several of an exchange, or where it has results of tools."""
     if not isinstance(turn, dict):
         raise RowError("wrong_type", f"{what} must be an object, got {type(turn).__name__}")
+    turn = {key: value for key, value in turn.items() if not (isinstance(value, float) and value != value)}  # NaN is no value
     word = next((turn[k] for k in _names(options.keys, "role", ROLE_KEYS) if turn.get(k) is not None), None)
+    if word is None and "input" in turn and "output" in turn:
+        for part in _exchange(turn, what, options.keys):
+            yield from _turn(part, what, options)
+        return
     if not isinstance(word, str):
         raise RowError("wrong_type", f"{what} has no role as text")
     plain = word.strip().lower()
-    role = options.roles.get(word) or ROLE_WORDS.get(word) or ROLE_WORDS.get(plain)
-    if role not in ROLES:
+    mapped = options.roles.get(word, plain)
+    role = ROLE_WORDS.get(mapped)
+    if role is None:
         raise RowError("unknown_role", f"{what} has role {word[:60]!r}; map it with `roles`")
     _refuse_unread(turn, what)
     calls = read_calls(turn, what)
-    content = read_content(_content(turn, what, options, bool(calls)), what)
-    is_call = calls is None and (plain in CALL_WORDS)
+    given = _content(turn, what, options, bool(calls))
+    content = read_content(reply(given, what) if role == "tool" else given, what)
+    is_call = calls is None and role == "assistant" and not {plain, mapped}.isdisjoint(CALL_WORDS)
     if is_call:
-        calls, content = read_call_text(content.text, what), Content(reasoning=content.reasoning)
+        calls, content = _call_text(content, what)
     elif content.calls:
         if calls:
             raise RowError("wrong_type", f"{what} has tool calls both in its parts and under tool_calls")
@@ -116,6 +127,27 @@ def _turn(turn: Any, what: str, options: TurnOptions) -> Iterator[tuple[Message,
     if (train := read_train(turn, message, content.spans, options.keys, options.train_roles, what)) is not None:
         message["train"] = train
     yield message, is_call and not message.get("reasoning")
+
+
+def _exchange(item: Mapping[str, Any], what: str, keys: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The turns of an item {system, input, output}, XTuner's; flags, reasoning and calls that it has are its answer's."""
+    role_key, content_key = _names(keys, "role", ROLE_KEYS)[0], _names(keys, "content", CONTENT_KEYS)[0]
+    rest = {key: value for key, value in item.items() if key not in EXCHANGE}
+    known = {*TURN_KEYS, *keys.values()} - {content_key}
+    if others := [str(key) for key, value in rest.items() if value and isinstance(value, str | list | dict) and key not in known]:
+        raise RowError("unread_field", f"{what} has {', '.join(others)} besides input and output")
+    for key, role in EXCHANGE.items():
+        if key != "system" or item.get(key) not in (None, ""):
+            yield {**(rest if role == "assistant" else {}), role_key: role, content_key: item.get(key)}
+
+
+def _call_text(content: Content, what: str) -> tuple[str | None, Content]:
+    """The calls that a turn's text is, and what is left of the turn: its reasoning, which may stand before them in the text."""
+    if content.calls or content.results:
+        raise RowError("wrong_type", f"{what} is a function call with parts that are not its text")
+    thought = None if content.reasoning else _THOUGHT.match(content.text)
+    calls = read_call_text(content.text[thought.end() :] if thought else content.text, what)
+    return calls, Content(reasoning=thought[1] if thought else content.reasoning)
 
 
 def _message(role: str, content: str) -> Message:
@@ -134,7 +166,9 @@ def _content(turn: Mapping[str, Any], what: str, options: TurnOptions, has_calls
 def _refuse_unread(turn: Mapping[str, Any], what: str) -> None:
     for name in UNREAD_KEYS:
         if turn.get(name):
-            raise RowError("unread_field", f"{what} has {name}, which no message holds")
+            raise RowError(
+                "unread_field", f"{what} has {name}, which no message holds: remove it, or name it as a key that is read"
+            )
     for name in MEDIA_KEYS:
         if turn.get(name):
             raise RowError("unsupported_content", f"{what} has {name}, only text is read")

@@ -20,6 +20,7 @@ from tagcos_stream.data.convert_rows import row_by_row
 from tagcos_stream.data.reasons import REASONS
 from tagcos_stream.data.rejects import Rejects
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLE_WORDS, TURN_KEYS
 from tests.data.tools import Read, read, write_bytes
 
 SHAPED: list[Any] = [
@@ -62,6 +63,14 @@ SHAPED: list[Any] = [
     {"prompt": "a", "chosen": "b", "rejected": "c"},
     {"query": "a", "response": "b", "history": [["c", "d"]], "chat_template_kwargs": {"x": 1}},
     {"text": "### Human: a\n### Assistant: b"},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is 7."}], "answer": "7", "turns": 1},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "reasoning": "on"},
+    {"input": [{"role": "user", "content": "a"}], "output": "b", "reasoning": "Off", "system_message": "s"},
+    {"prompt": '[{"role": "user", "content": "a"}]', "completion": '[{"content": "b", "role": "assistant"}]'},
+    {"question": "\n\nHuman: a\n\nAssistant:", "answer": " b"},
+    {"prompt": "<|im_start|>user\na<|im_end|>\n", "completion": "<|im_start|>assistant\nb<|im_end|>", "label": 1},
+    {"instruction": "a", "output": "b", "image_url": "u", "passage": "p"},
+    {"prompt": "a", "completion": "b", "label": 0},
     {
         "message_tree_id": "t",
         "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "r", "replies": []}]},
@@ -142,3 +151,36 @@ def check_file(path: Path, block_rows: int) -> Read:
     if path.name.split(".")[1] not in ("jsonl", "ndjson"):  # a blank line is no row
         assert len(rows) == got.blocks[-1].next_row
     return got
+
+
+WORDS = {"user": ("user", "human", "User"), "assistant": ("assistant", "assistant", "gpt", "gpt", "function_call")}
+TEXTS = ("Hi", "Ho", "Well, a text that is long enough", '{"name": "f", "arguments": {}}', "<think>\nhm\n</think>\n\nHo", " ", "")
+COMMON = (20, 20, 3, 12, 3, 1, 1)
+HEADS = (("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("query", "response"), ("input", "output"))
+BESIDE = ("system", "input", "context", "prompt", "text", "label", "images", "tools", "history", "dataset", "id", "turns", "data")
+
+
+def plain_rows(n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows as the fast way takes them, each perhaps with something that it must leave to the exact way."""
+    rng = random.Random(seed)
+    for _ in range(n):
+        if rng.random() < 0.7:
+            names = rng.choice((("role", "content"), ("from", "value")))
+            turns = [_plain_turn(rng, names, ("user", "assistant")[i % 2]) for i in range(rng.choice((2, 2, 2, 3, 4)))]
+            row: dict[str, Any] = {rng.choice(("messages", "conversations")): turns}
+        else:
+            row = dict(zip(rng.choice(HEADS), rng.choices(TEXTS, COMMON, k=2), strict=True))
+        if rng.random() < 0.2:
+            beside: tuple[Any, ...] = (None, "", "Hi", "Ho", "false", "0", False, 0, 1.0, [], ["Hi"], {"a": "Hi"})
+            row.setdefault(rng.choice(BESIDE), rng.choice(beside))
+        yield row
+
+
+def _plain_turn(rng: random.Random, names: tuple[str, str], role: str) -> dict[str, Any]:
+    word = rng.choice(WORDS[role]) if rng.random() < 0.9 else rng.choice((*ROLE_WORDS, "pirate"))
+    turn: dict[str, Any] = dict(zip(names, (word, rng.choices(TEXTS, COMMON)[0]), strict=True))
+    if rng.random() < 0.1:
+        turn[rng.choice((*ROLE_KEYS, *CONTENT_KEYS, *TURN_KEYS, "input", "more"))] = rng.choice(("Hi", "user", "", None))
+    if rng.random() < 0.03:
+        del turn[rng.choice(list(turn))]
+    return turn

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagcos_stream.types import UserError
-from tests.data.mutations import check_file, check_lines, mutated, mutated_lines
+from tests.data.mutations import check_file, check_lines, mutated, mutated_lines, plain_rows
 from tests.data.tools import FILE_KINDS, chat, make_file, read, write, write_bytes
 
 
@@ -29,6 +29,13 @@ def test_fuzz__one_bad_row_among_good_ones(tmp_path: Path) -> None:
     good = [json.dumps(chat(i)).encode() for i in range(3)]
     for i, line in enumerate(mutated_lines(400, seed=2)):
         check_lines(tmp_path / f"{i % 2}.jsonl".replace("0", "a").replace("1", "a"), [good[0], line, good[1], good[2]])
+
+
+@pytest.mark.process  # some seconds
+def test_fuzz__plain_rows_in_columns_give_what_they_give_one_by_one(tmp_path: Path) -> None:
+    lines = [json.dumps(row).encode() for row in plain_rows(800, seed=3)]
+    read = sum(check_lines(tmp_path / "a.jsonl", lines[i : i + 4]).occurrences.height for i in range(0, len(lines), 4))
+    assert read > 400
 
 
 values = st.recursive(
@@ -117,7 +124,8 @@ def test_fuzz__deep_nesting_and_long_rows_do_not_hang(tmp_path: Path) -> None:
         b'{"messages": ' + b"[" * 2000 + b"]" * 2000 + b"}",
         b'"' + b"\\" * 999_999,
     ]
-    tools = json.dumps({"prompt": "a", "completion": "b", "tools": "TOOLS"}).encode().replace(b'"TOOLS"', b"[" * 500 + b"]" * 500)
+    row = {"prompt": "a", "completion": "b", "tools": [{"name": "TOOLS"}]}
+    tools = json.dumps(row).encode().replace(b'"TOOLS"', b"[" * 500 + b"]" * 500)
     got = read(write(tmp_path / "a.jsonl", [*deep, tools]))
     assert sorted(got.reasons) == [0, 1, 2, 3, 4]
     assert got.reasons[1] == got.reasons[2] == got.reasons[4] == "too_deep"

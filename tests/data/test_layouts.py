@@ -14,6 +14,7 @@ import yaml
 
 from tagcos_stream.data.layouts import is_of_split
 from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
 from tests.data.tools import chat, read, write
 
@@ -58,6 +59,38 @@ def test_split__by_name_or_folder_below_the_source(tmp_path: Path, below: str, s
     else:
         with pytest.raises(UserError, match=f"no file of split '{split}' among its 2 files"):
             resolve_sources([SourceSpec(str(folder), split=split)])
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["pool"], ["pool"]),
+        (["pool", "more"], ["more", "pool"]),
+        (["data-00000-of-00001"], ["data-00000-of-00001"]),
+        (["part-00000-of-00002", "part-00001-of-00002"], ["part-00000-of-00002", "part-00001-of-00002"]),
+        (["train", "pool"], ["train"]),  # some file says it: those that do not are of no split
+        (["test"], []),
+        (["pool", "Test"], []),
+        (["pool", "dev/part"], []),
+        (["data/en-00000-of-00001"], []),
+        (["latest", "contest", "developers"], ["contest", "developers", "latest"]),
+    ],
+)
+def test_split__where_no_file_names_one_all_are_train(tmp_path: Path, names: list[str], taken: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / f"{name}.jsonl", [PAIR])
+    single = [str(tmp_path / f"{names[0]}.jsonl")] if len(names) == 1 and "/" not in names[0] else []
+    for source in (str(tmp_path), str(tmp_path / "**" / "*.jsonl"), *single):
+        if taken:
+            found = sorted(name.removesuffix(".jsonl") for name, _ in files_of(SourceSpec(source, split="train")))
+            assert found == taken
+        else:
+            with pytest.raises(UserError, match="no file of split 'train'"):
+                resolve_sources([SourceSpec(source, split="train")])
+        if "train" not in names and "test" not in names:
+            with pytest.raises(UserError, match="no file of split 'validation'"):
+                resolve_sources([SourceSpec(source, split="validation")])
 
 
 def test_dataset__of_a_hub_layout_is_the_folder_above(tmp_path: Path) -> None:
@@ -109,6 +142,49 @@ def test_tables__labels_and_repeated_prompts(tmp_path: Path) -> None:
     for prompt, reasons in ((["a", "z"], {1: "unread_field"}), ([turns[:1], []], {})):
         pq.write_table(pa.table({"messages": [turns, turns], "prompt": prompt}), tmp_path / "a.parquet")
         assert read(tmp_path / "a.parquet").reasons == reasons
+
+
+EXACT = RowOptions(max_chars=1 << 40)  # an option that is read row by row
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"label": [["a"], [], None]},
+        {"label": [{"kind": "a"}, None, {"kind": None}]},
+        {"label": [True, False, None]},
+        {"label": [1, 0, None]},
+        {"label": [0.5, 0.0, float("nan")]},
+        {"label": ["good", "FALSE", "0"]},
+        {"id": [True, False, None]},
+        {"input": [float("nan")] * 3},
+        {"system": [float("nan"), 1.0, None]},
+    ],
+)
+def test_tables__columns_of_any_type_give_what_their_rows_give(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
+    turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 3
+    for content in ({"prompt": ["a"] * 3, "completion": ["b"] * 3}, {"messages": turns}):
+        pq.write_table(pa.table({**content, **columns}), tmp_path / "a.parquet")
+        got, exact = read(tmp_path / "a.parquet"), read(tmp_path / "a.parquet", options=EXACT)
+        assert got.occurrences.equals(exact.occurrences)
+        assert got.rejects.equals(exact.rejects)
+        if not isinstance(columns.get("label", [0])[0], bool | int | float | str):
+            assert got.rejects.is_empty()
+
+
+def test_turns__content_beside_another_is_read_alike_in_columns_and_rows(tmp_path: Path) -> None:
+    answer, other = {"role": "assistant", "content": "Ho"}, {"from": "gpt", "value": "Ho"}
+    rows = [[{"role": "user", "content": "Hi", "value": value}, answer] for value in ("Hi", "Hi2", "", None)] + [
+        [{"role": "user", "value": "Hi"}, other],
+        [{"from": "human", "role": "user", "value": "Hi"}, answer],
+    ]
+    write(tmp_path / "a.jsonl", [{"messages": turns} for turns in rows])
+    pq.write_table(pa.Table.from_pylist([{"messages": turns} for turns in rows]), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        for options in (RowOptions(), EXACT):
+            got = read(tmp_path / name, options=options)
+            assert got.reasons == {1: "unread_field"}
+            assert got.texts == [[("user", "Hi"), ("assistant", "Ho")]] * 5
 
 
 def test_saved__folders_of_datasets_are_read_without_their_metadata(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, convert
+from tagcos_stream.data.train_flags import ADDING, KEEPING
 from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
 from tests.data.mutations import check_lines
 
@@ -35,11 +36,18 @@ parts = st.one_of(
     st.builds(lambda t: {"type": "tool_use", "name": "f", "input": {"x": t}}, texts),
     st.builds(lambda t: {"type": "tool_result", "content": t}, texts),
     st.builds(lambda t: {"type": "refusal", "refusal": t}, texts),
+    st.builds(lambda t: {"text": t}, texts),
+    st.builds(lambda key, t, u: {key: t, "text": u}, st.sampled_from(["title", "role", "value"]), texts, texts),
+    st.builds(lambda key, t: {"type": "tool_call", "name": "f", key: {"x": t}}, st.sampled_from(["args", "more"]), texts),
 )
-calls = st.builds(lambda t: [{"function": {"name": "f", "arguments": {"x": t}}}], texts)
+calls = st.builds(
+    lambda keys, t: [{"name": "f", **{key: {"x": t} for key in keys}}],
+    st.sampled_from([["arguments"], ["args"], ["parameters"], ["more"], ["arguments", "result"]]),
+    texts,
+)
 contents = texts | st.lists(parts, max_size=3) | st.none() | st.just("")
 beside = st.dictionaries(st.sampled_from([*CONTENT_KEYS, *REASONING_KEYS, *UNREAD_KEYS]), texts, max_size=1)
-more = st.fixed_dictionaries({}, optional={"tool_calls": calls, "weight": st.sampled_from([0, 1])})
+more = st.fixed_dictionaries({}, optional={"tool_calls": calls, "tool_call": calls, "weight": st.sampled_from([0, 1])})
 turns = st.builds(lambda role, content, one, two: {**one, **two, "role": role, "content": content}, roles, contents, beside, more)
 # mostly conversations that can be read, so that what is read is looked at as well as what is rejected
 good_turns = st.builds(
@@ -54,7 +62,14 @@ gemini = st.lists(
     st.builds(lambda role, t: {"role": role, "parts": [{"text": t}]}, st.sampled_from(["user", "model"]), texts),
     max_size=3,
 )
-VALUES: dict[str, Any] = dict.fromkeys(CHAT_FIELDS, lists)
+exchanges = st.lists(
+    st.builds(
+        lambda beside, q, a: {"input": q, "output": a, **beside}, beside | st.builds(lambda t: {"system": t}, texts), texts, texts
+    ),
+    min_size=1,
+    max_size=2,
+)
+VALUES: dict[str, Any] = dict.fromkeys(CHAT_FIELDS, lists | exchanges)
 VALUES |= {"contents": gemini, "chosen": texts | lists, "rejected": texts | lists}
 VALUES |= {"data": st.lists(texts, max_size=3), "history": st.lists(st.lists(texts, min_size=2, max_size=2), max_size=2)}
 VALUES |= {"choices": st.lists(texts, max_size=2), "options": st.lists(texts, max_size=2), "answers": st.lists(texts, max_size=2)}
@@ -105,7 +120,15 @@ def reject(row: dict[str, Any], **options: Any) -> tuple[str, str]:
     return e.value.reason, e.value.detail
 
 
-PAIR = {"question": "Which is odd?", "answer": "7"}
+def with_turn(**turn: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "a"}, turn]}
+
+
+PAIR: dict[str, Any] = {"question": "Which is odd?", "answer": "7"}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "9 + 9?"}, {"role": "assistant", "content": "It is 18."}]}
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Well?"}]
+HH = "\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Well?\n\nAssistant:"
+CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +164,64 @@ PAIR = {"question": "Which is odd?", "answer": "7"}
          "unread_field", "text"),
         ({"question": "Odd?", "answer": "No", "text": {"en": "A text of its own, in a field"}}, "unread_field", "text"),
         ({"query": "Rain?", "tools": "[]", "answers": "[]"}, "empty_answer", "answers"),
+        # prompts of which a text would be lost
+        *((PAIR | {name: "In 1702 a mill was built."}, "unread_field", name) for name in
+          ("document", "documents", "contexts", "passage", "passages", "article", "instructions")),
+        (CHAT | {"documents": [{"text": "In 1702 a mill was built."}]}, "unread_field", "documents"),
+        (PAIR | {"system": "Be kind.", "system_message": "Be brief."}, "unread_field", "system_message"),
+        *((PAIR | {name: "a.png"}, "unsupported_content", name) for name in
+          ("image", "image_path", "image_paths", "image_url", "video_path", "audio_path")),
+        (PAIR | {"label": 0}, "marked_bad", "label is 0"),
+        (PAIR | {"label": "0"}, "marked_bad", "label is 0"),
+        (PAIR | {"prompt": "Which 7 of these is odd?"}, "unread_field", "prompt"),
+        (PAIR | {"dialogue": "Ann: Hi. Bob: Ho."}, "unread_field", "dialogue"),
+        (PAIR | {"contents": "Ann: Hi. Bob: Ho."}, "unread_field", "contents"),
+        ({"contents": "Ann: Hi."}, "wrong_type", "contents must be a list of turns"),
+        ({"turns": 3}, "wrong_type", "turns must be a list of turns"),
+        (CHAT | {"answer": "8"}, "unread_field", "answer"),
+        (CHAT | {"answer": "19"}, "unread_field", "answer"),
+        (CHAT | {"output": "18"}, "unread_field", "output"),
+        ({"messages": [CHAT["messages"][0], {"role": "assistant", "content": "It is 18.5 or x1.18"}], "answer": "18"},
+         "unread_field", "answer"),
+        # turns where a text belongs, and texts that are no turns
+        (PAIR | {"input": TURNS}, "unsupported_content", "input"),
+        (PAIR | {"input": json.dumps(TURNS)}, "unread_field", "input is a list of turns"),
+        (PAIR | {"system": json.dumps(TURNS[:1])}, "unread_field", "system is a list of turns"),
+        (PAIR | {"system": ["Be kind.", "Be brief."]}, "several_texts", "system"),
+        ({"prompt": TURNS, "context": "c", "response": "So"}, "unread_field", "context is given besides prompt"),
+        ({"prompt": "Hi", "reasoning": "r", "completion": TURNS[1:2]}, "unread_field", "reasoning is given besides completion"),
+        ({"prompt": str(TURNS), "completion": "So"}, "broken_json", "prompt: a list of turns; these are Python literals"),
+        ({"prompt": "Hi", "completion": str(TURNS[1:2])}, "broken_json", "completion: a list of turns; these are Python"),
+        ({"data": [["Hi", "Ho"], ["Well", "So"]]}, "unknown_shape", "data"),
+        ({"columns": ["prompt", "answer"], "data": [["Hi", "Ho"]]}, "unknown_shape", "data"),
+        ({"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"functionCall": "f()"}]}]},
+         "wrong_type", "functionCall must be an object"),
+        ({"contents": [{"parts": [{"text": "Hi", "functionCall": {"name": "f"}}]}]},
+         "unsupported_content", "text and functionCall"),
+        ({"prompt": CHATML.removesuffix("assistant\n"), "completion": "Ho"}, "unsupported_content", "prompt begins with"),
+        ({"prompt": "[INST] Hi [/INST] Ho [INST] Well?", "completion": "So"}, "unsupported_content", "prompt begins with"),
+        ({"prompt": HH, "completion": " So\n\nHuman: Then?"},
+         "unsupported_content", "completion has a mark within a turn, 'Human:'"),
+        (with_turn(role="user", content=[{"title": "T", "text": "abc"}]), "unsupported_content", "has title"),
+        (with_turn(role="user", content=[{"role": "user", "content": "a"}]), "unsupported_content", "role, content"),
+        (with_turn(role="user", content=[{"type": "text", "text": "a", "value": "b"}]), "unsupported_content", "text and value"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "kwargs": {"x": 1}}]), "wrong_type", "a tool call has kwargs"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "arguments": {}, "args": {"x": 1}}]),
+         "wrong_type", "arguments and args"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "args": {}, "result": "2"}]), "unread_field", "has result"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f"}], function_call={"name": "g"}),
+         "unread_field", "tool_calls and function_call"),
+        (with_turn(role="assistant", content="b", tool_call="f"), "broken_json", "tool_call"),
+        (with_turn(role="assistant", content="b", thought="c"), "unread_field", "has thought"),
+        (with_turn(role="assistant", content="b", tool_results=["2"]), "unread_field", "has tool_results"),
+        (with_turn(role="assistant", content="b", mask=True), "unread_field", "has mask"),
+        (with_turn(role="assistant", content="b", mask=0), "unread_field", "has mask"),
+        (with_turn(role="function_call", content="<think>\na</think>f(x)"), "wrong_type", "turn 1 is a function call"),
+        (with_turn(role="assistant", content="b") | {"tools": ["f"]}, "wrong_type", "a tool must be an object"),
+        ({"conversation": [{"input": "a", "output": "b"}, {"system": "c", "input": "d", "output": "e"}]}, "role_order", "turn 2"),
+        ({"conversation": [{"input": "a", "output": "b", "content": "c"}]}, "unread_field", "content"),
+        ({"conversation": [{"instruction": "a", "input": "b", "output": "c"}]}, "unread_field", "instruction besides input"),
+        ({"conversation": [{"input": "a", "output": None}]}, "wrong_type", "turn 0"),
     ],
 )  # fmt: skip
 def test_rows__rejects_name_what_is_in_the_way(row: dict[str, Any], reason: str, named: str) -> None:
@@ -152,6 +233,107 @@ def test_rows__rejects_name_what_is_in_the_way(row: dict[str, Any], reason: str,
 def roles_and_texts(row: dict[str, Any], **options: Any) -> list[tuple[str, str, Any]]:
     (found,) = convert(row, RowOptions(**options))
     return [(m["role"], m["content"], m.get("train")) for m in found.messages]
+
+
+NO_TURNS: list[Any] = [2, "2", 0, [], "[]"]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        *((PAIR | {name: value}, "7") for name in ("reasoning", "reasoning_content", "thinking")
+          for value in ("on", "Off", "TRUE", "no", "high", True, False, 3, 0.7)),
+        *((CHAT | {"reasoning": value}, "It is 18.") for value in ("on", "low", "", True)),
+        *((PAIR | {"turns": value}, "7") for value in NO_TURNS),
+        (CHAT | {"turns": 3, "text": 5, "dialog": True}, "It is 18."),
+        (PAIR | {"input": float("nan"), "system": float("nan"), "messages": float("nan")}, "7"),
+        *((PAIR | {name: value}, "7") for name in ("history", "images", "choices", "documents")
+          for value in ("[]", "{}", "null")),
+        (PAIR | {"image": False, "image_path": None, "image_url": []}, "7"),
+        (PAIR | {"label": 1}, "7"),
+        (CHAT | {"answer": "18"}, "It is 18."),
+        (CHAT | {"answer": 18, "answers": ["18"], "problem": "9 + 9?", "solution": "A longer text."}, "It is 18."),
+        ({"instruction": "Add.", "context": "[1, 2]", "output": "3", "prompt": "Below: Add.\n## With:\n[1, 2]\n## Is:\n3"}, "3"),
+    ],
+)  # fmt: skip
+def test_rows__what_is_no_text_is_in_nobody_s_way(tmp_path: Path, row: dict[str, Any], answer: str) -> None:
+    (found,) = convert(row, RowOptions())
+    assert [m["role"] for m in found.messages] == ["user", "assistant"]
+    assert found.messages[1] == {"role": "assistant", "content": answer}
+    check_lines(tmp_path / "a.jsonl", [json.dumps(row).encode()] * 2)
+
+
+def test_rows__reasoning_that_is_mapped_is_no_flag() -> None:
+    row = {"ask": "Odd?", "tell": "Yes.", "why": "no"}
+    (found,) = convert(row, RowOptions(columns={"prompt": "ask", "completion": "tell", "reasoning": "why"}))
+    assert found.messages[1]["reasoning"] == "no"
+
+
+TALK: list[tuple[str, str, Any]] = [
+    ("user", "Hi", None),
+    ("assistant", "Ho", []),
+    ("user", "Well?", None),
+    ("assistant", "So", None),
+]
+BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        *(({prompt: TURNS, answer: "So"}, TALK) for prompt, answer in (
+          ("input", "output"), ("instruction", "output"), ("question", "answer"), ("query", "response"), ("prompt", "response")
+        )),
+        ({"input": TURNS, "output": "So", "system_prompt": "Be kind.", "reasoning": "off"}, [BE_KIND, *TALK]),
+        ({"system_message": "Be kind.", "question": "Hi", "answer": "Ho"}, [BE_KIND, TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": json.dumps(TURNS), "completion": json.dumps([{"content": "So", "role": "assistant"}])}, TALK),
+        ({"prompt": json.dumps([{"from": "human", "value": "Hi"}]), "completion": "Ho"}, [TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": "Hi", "completion": {"role": "assistant", "content": "Ho"}}, [TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": HH, "response": " So"}, TALK),
+        ({"question": HH, "answer": "So"}, TALK),
+        ({"prompt": CHATML + "Ho<|im_end|>\n<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n",
+          "completion": "So<|im_end|>"}, TALK),
+        ({"prompt": "<|im_start|>user\nHi<|im_end|>\n", "completion": "<|im_start|>assistant\nHo<|im_end|>\n"},
+         [TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": "<s>[INST] Hi [/INST] Ho </s><s>[INST] Well? [/INST]", "completion": " So </s>"}, TALK),
+        ({"prompt": "### Human: Hi### Assistant: Ho### Human: Well?### Assistant:", "completion": "So"}, TALK),
+        # text that only resembles turns
+        *(({"prompt": text, "completion": "Ho"}, [("user", text, None), ("assistant", "Ho", None)]) for text in (
+          '[{"role": "cook"}]', '[{"a": 1}]', "[{x}] is a set.", "Human: who are you?", "<s>No</s> yes", "[]", "[INST", "['role']"
+        )),
+        *(({"prompt": "Hi", "completion": text}, [TALK[0], ("assistant", text, None)]) for text in (
+          '[{"role": "cook", "name": "Ann"}]', '[{"author": "Ann", "text": "Hi"}]', '{"role": "user", "content": "x"}', "[1, 2]"
+        )),
+    ],
+)  # fmt: skip
+def test_pairs__of_turns(tmp_path: Path, row: dict[str, Any], want: list[tuple[str, str, Any]]) -> None:
+    assert roles_and_texts(row) == want
+    check_lines(tmp_path / "a.jsonl", [json.dumps(row).encode()] * 2)
+
+
+def test_pairs__of_turns_train_the_roles_that_are_asked_for() -> None:
+    for row in ({"prompt": TURNS[:1], "completion": "So"}, {"prompt": "Hi", "completion": "So"}):
+        assert reject(row, train_roles=())[0] == "nothing_trained"
+
+
+def test_preferences__of_turns_and_transcripts() -> None:
+    whole = [*TURNS, {"role": "assistant", "content": "So"}]
+    for row in (
+        {"chosen": json.dumps(whole), "rejected": json.dumps(whole)},
+        {"prompt": "Hi", "chosen": json.dumps(whole), "rejected": "[]"},
+        {"chosen": HH + " So", "rejected": HH + " No"},
+        {"prompt": HH, "chosen": HH + " So", "rejected": HH + " No"},
+        {"prompt": HH, "response": " So", "chosen": " So", "rejected": " No"},
+        {"prompt": json.dumps(TURNS), "chosen": "So", "rejected": "No"},
+        {"prompt": TURNS, "chosen": {"role": "assistant", "content": "So"}, "rejected": "No"},
+        {"chosen": CHATML + "Ho<|im_end|><|im_start|>user\nWell?<|im_end|><|im_start|>assistant\nSo<|im_end|>", "rejected": ""},
+    ):
+        assert roles_and_texts(row, preference="chosen") == TALK, row
+        assert reject(row)[0] == "preference"
+    row = {"prompt": "Hi", "chosen": str(whole), "rejected": str(whole)}
+    assert reject(row, preference="chosen")[0] == "broken_json"
+    row = {"prompt": "Hi there", "chosen": HH + " So", "rejected": "No"}
+    assert reject(row, preference="chosen")[0] == "unread_field"
 
 
 def test_preferences__the_chosen_answer_where_the_source_asks_for_it() -> None:
@@ -178,12 +360,83 @@ def test_train_flags__of_other_trainers() -> None:
         last = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
         return [train for _, _, train in roles_and_texts({"messages": turns + last})][:2]
 
-    for key in ("train", "training", "loss", "loss_mask", "loss_weight", "trainable", "weight"):
+    for key in (*ADDING, *KEEPING):
         for no, yes in ((False, True), (0, 1), (0.0, 1.0)):
             assert flagged({}, {key: no}) == [None, []]
             assert flagged({}, {key: yes}) == [None, None]
-            assert flagged({key: yes}, {}) == [[{"begin": 0, "end": 1}] if key in ("train", "training") else None, None]
+            assert flagged({key: yes}, {}) == [[{"begin": 0, "end": 1}] if key in ADDING else None, None]
     assert flagged({"masked": False}, {"masked": True}) == [None, []]
+    # a flag of two meanings is read where the source says which
+    row = {"messages": [{"role": "user", "content": "a", "mask": 0}, {"role": "assistant", "content": "b", "mask": 1}]}
+    assert [train for _, _, train in roles_and_texts(row, columns={"train": "mask"})] == [None, None]
+
+
+def calls_of(**turn: Any) -> str | None:
+    (found,) = convert(with_turn(**turn), RowOptions())
+    return found.messages[1].get("tool_calls")
+
+
+def test_calls__arguments_under_every_name_are_the_same() -> None:
+    want = '[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]'
+    arguments: list[Any] = [{"x": 1}, '{"x": 1}']
+    functions = [{"name": "f", key: value} for key in ("arguments", "args", "parameters", "input") for value in arguments]
+    for call in [*functions, *({"function": f} for f in functions), {"function": {"name": "f"}, "arguments": {"x": 1}}]:
+        for key, calls in (
+            ("tool_calls", [call]),
+            ("tool_calls", json.dumps([call])),
+            ("toolCalls", [call]),
+            ("tool_call", call),
+        ):
+            assert calls_of(role="assistant", **{key: calls}) == want
+        assert calls_of(role="assistant", content=[{"type": "tool_call", **call}]) == want
+        assert calls_of(role="function_call", content=json.dumps(call)) == want
+    assert calls_of(role="assistant", tool_calls=[{"name": "f", "type": "function"}]) == want.replace('{"x":1}', "{}")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"title": "T", "text": "abc", "url": "u"}], '[{"title": "T", "text": "abc", "url": "u"}]'),
+        ([{"name": "f", "content": "20 °C"}], '[{"name": "f", "content": "20 °C"}]'),
+        ({"temperature": 20}, '{"temperature": 20}'),
+        (["Paris", "Rome"], '["Paris", "Rome"]'),
+        ([1, 2], "[1, 2]"),
+        ([], "[]"),
+        ([{"type": "text", "text": "a"}, {"text": "b", "cache_control": {}}], "ab"),
+    ],
+)
+def test_tools__replies_are_data_or_parts(content: Any, text: str) -> None:
+    calls = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
+    row = {"messages": [*calls, {"role": "tool", "content": content}, {"role": "assistant", "content": "b"}]}
+    assert roles_and_texts(row)[2] == ("tool", text, None)
+    part = {"type": "tool_result", "content": content}  # where an empty list has no parts
+    inside = {"messages": [*calls, {"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]}
+    assert roles_and_texts(inside)[2] == ("tool", text if content else "", None)
+
+
+def test_tools__each_may_be_json_text() -> None:
+    tool = {"name": "f", "parameters": {"type": "object"}}
+    with_text = tool | {"parameters": json.dumps(tool["parameters"])}
+    for tools in ([tool], [json.dumps(tool)], json.dumps([json.dumps(tool)]), [with_text]):
+        (found,) = convert(with_turn(role="assistant", content="b") | {"tools": tools}, RowOptions())
+        assert found.tools == json.dumps([tool], separators=(",", ":"))
+
+
+def test_exchanges__flags_and_reasoning_are_the_answer_s() -> None:
+    first = {"system": "", "input": "a", "output": "b", "output_with_loss": False}
+    row = {"conversation": [first, {"input": "c", "output": "d", "reasoning": "e", "name": "Ann"}]}
+    assert roles_and_texts(row) == [("user", "a", None), ("assistant", "b", []), ("user", "c", None), ("assistant", "d", None)]
+    (found,) = convert(row, RowOptions())
+    assert [(m.get("reasoning"), m.get("name")) for m in found.messages[2:]] == [(None, None), ("e", "Ann")]
+    renamed = {"log": [{"input": "a", "output": "b"}]}
+    want = [("user", "a", None), ("assistant", "b", None)]
+    assert roles_and_texts(renamed, columns={"messages": "log", "role": "who", "content": "says"}) == want
+
+
+def test_turns__what_is_not_a_number_is_absent() -> None:
+    none = float("nan")
+    turns = [{"role": "user", "content": "a", "name": none, "weight": none}, {"role": "gpt", "content": "b", "tool_calls": none}]
+    assert roles_and_texts({"messages": turns}) == [("user", "a", None), ("assistant", "b", None)]
 
 
 def test_rows__what_was_wrongly_lost_is_kept() -> None:
@@ -213,10 +466,55 @@ def test_columns__only_what_is_mapped_counts() -> None:
         "<|system|>\nBe kind.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHo</s>",
         "### System: Be kind.\n### Human: Hi\n### Assistant: Ho",
         "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Ho",
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\nHi [/INST] Ho </s>",
+        "<s>[INST] <<SYS>> Be kind. <</SYS>> Hi [/INST] Ho </s>",
+        "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHo<|end|>\n",
+        "<|system|>\nBe kind.<|endoftext|>\n<|user|>\nHi<|endoftext|>\n<|assistant|>\nHo<|endoftext|>\n",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHo<|end_of_text|>",
+        "<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHo<|eom_id|><|end_of_text|>",
+        "<s><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|></s>",
+        "### System: Be kind.### Human: Hi### Assistant: Ho</s>",
+        "### System: Be kind.\n### Human: Hi ### Assistant: Ho",
     ],
 )
 def test_transcripts__are_taken_apart(text: str) -> None:
     assert roles_and_texts({"text": text}) == [("system", "Be kind.", None), ("user", "Hi", None), ("assistant", "Ho", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("### Human: Hi\n### Assistant: Write `### Human: x`", "### Human:"),
+        ("### Human: What is <|endoftext|> for?\n### Assistant: Ho", "text behind the end"),
+        ("### Human: Hi\n### Assistant: <|python_tag|>f()", "<|python_tag|>"),
+        ("[INST] Hi [INST] Ho [/INST] So", "[INST]"),
+        ("[INST] Hi <<SYS>> Be kind. <</SYS>> [/INST] Ho", "<<SYS>>"),
+        ("<|im_start|>user\nHi [INST]<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>", "[INST]"),
+        ("<|im_start|>user\nHi<|eot|><|im_end|>\n<|im_start|>assistant\nHo<|im_end|>", "<|eot|>"),
+        ("<|user|>\nHi<|end|> and more\n<|assistant|>\nHo<|end|>", "text behind the end"),
+        ("\n\nHuman: Hi\nAssistant: Ho\n\nAssistant: So", "Assistant:"),
+    ],
+)
+def test_transcripts__no_mark_stays_within_a_turn(text: str, mark: str) -> None:
+    reason, detail = reject({"text": text})
+    assert reason in ("unsupported_content", "unread_field")
+    assert mark in detail
+
+
+def test_transcripts__of_hh_and_guanaco() -> None:
+    assert roles_and_texts({"text": HH + " So"})[2:] == [("user", "Well?", None), ("assistant", "So", None)]
+    assert [t for _, t, _ in roles_and_texts({"chat": HH})] == ["Hi", "Ho", "Well?"]
+    for text in (
+        "### Human: Q1### Assistant: A1### Human: Q2### Assistant: A2",
+        "### Human: Q1\n### Assistant: A1### Human: Q2### Assistant: A2",
+        "### Human: Q1### Assistant: A1\n### Human: Q2 ### Assistant: A2</s>",
+    ):
+        assert [t for _, t, _ in roles_and_texts({"text": text})] == ["Q1", "A1", "Q2", "A2"]
+    assert [t for _, t, _ in roles_and_texts({"text": "### Human: #### Assistant: is a heading### Assistant: A"})] == [
+        "#### Assistant: is a heading", "A",
+    ]  # fmt: skip
 
 
 def test_transcripts__plain_marks_only_where_asked_for() -> None:

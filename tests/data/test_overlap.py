@@ -78,8 +78,8 @@ def test_decontaminated__finds_the_known_overlap(shared_data: Path) -> None:
     assert sum("mmlu" in d for d in found) >= 1
 
 
-def _frame(texts: list[str]) -> pl.DataFrame:
-    messages = [[{"role": "user", "content": t}, {"role": "assistant", "content": "x y z"}] for t in texts]
+def _frame(texts: list[str], answer: str = "x y z") -> pl.DataFrame:
+    messages = [[{"role": "user", "content": t}, {"role": "assistant", "content": answer}] for t in texts]
     n = len(texts)
     return occurrences_frame(list(range(n)), messages, [None] * n, [None] * n, ["d"] * n, [None] * n)  # type: ignore[arg-type]
 
@@ -113,9 +113,10 @@ def test_near_duplicates__agree_with_jaccard(tmp_path: Path) -> None:
 def test_near_duplicates__chain_names_the_kept_row(tmp_path: Path) -> None:
     pytest.importorskip("rensa")
     words = [f"w{i}" for i in range(300)]
-    texts = [" ".join(words[i * 8 : i * 8 + 200]) for i in range(4)] + ["", "a", "a b", "a b"]
-    found = near_duplicates([_frame(texts)], tmp_path, threshold=0.8, prompts_only=True)
-    ids = _frame(texts)["example_id"].to_list()
+    texts = [" ".join(words[i * 8 : i * 8 + 200]) for i in range(4)] + ["", "a", "a b", "a, b"]
+    frame = _frame(texts, answer="?")
+    found = near_duplicates([frame], tmp_path, threshold=0.8)
+    ids = frame["example_id"].to_list()
     assert found["example_id"].to_list() == ids[1:4]
     assert found["kept_id"].to_list() == [ids[0]] * 3
     assert all(d.startswith("near_duplicate of ") for d in found["detail"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -86,7 +87,7 @@ def test_jsonl__bad_lines_name_their_reason(tmp_path: Path) -> None:
         b"null": "wrong_type",
         b'"text"': "wrong_type",
         b'{"prompt": 5, "completion": "b"}': "wrong_type",
-        b'{"prompt": "a", "completion": ["b", {"type": "image_url"}]}': "unknown_role",
+        b'{"prompt": "a", "completion": ["b", {"type": "image_url"}]}': "unsupported_content",
         b'{"prompt": "a", "completion": 5}': "wrong_type",
         b'{"messages": "hello"}': "wrong_type",
         b'{"messages": {"role": "user", "content": "x"}}': "wrong_type",
@@ -103,7 +104,6 @@ def test_jsonl__bad_lines_name_their_reason(tmp_path: Path) -> None:
         b'{"messages": [{"role": "pirate", "content": "a"}, {"role": "assistant", "content": "b"}]}': "unknown_role",
         b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b', "prompt": "a", "completion": 1}': "too_deep",
     }
-    cases[b'{"prompt": "a", "completion": ["b", {"type": "image_url"}]}'] = "wrong_type"
     good = json.dumps(GOOD).encode()
     rows = [line for bad in cases for line in (bad, good)]
     got = read(write(tmp_path / "a.jsonl", rows))
@@ -515,6 +515,25 @@ def test_csv__cells_keep_their_text(tmp_path: Path) -> None:
     path.write_bytes(b"prompt,completion\na\xff,b\nc,d\n" + b"x" * 3000 + b",y\ne,f\n")
     got = read(path, limits=Limits(max_row_bytes=2000))
     assert (got.reasons, got.occurrences["row"].to_list()) == ({0: "bad_encoding", 2: "oversized_row"}, [1, 3])
+
+
+def test_csv__cells_that_hold_lists(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows: list[list[str]] = [
+        ["prompt", "completion", "history", "images", "reasoning", "turns"],
+        [json.dumps(turns[:1]), json.dumps(turns[1:]), "", "", "on", "1"],
+        ["Hi", "Ho", "[]", "[]", "False", "1"],
+        ["Well?", "So", json.dumps([["Hi", "Ho"]]), "null", "", "2"],
+        [str(turns[:1]), str(turns[1:]), "", "", "", ""],
+        ["Hi", "Ho", "", '["a.png"]', "", ""],
+    ]
+    with (tmp_path / "a.csv").open("w", newline="") as f:
+        csv.writer(f).writerows(rows)
+    got = read(tmp_path / "a.csv")
+    pair = [("user", "Hi"), ("assistant", "Ho")]
+    assert got.texts == [pair, pair, [*pair, ("user", "Well?"), ("assistant", "So")]]
+    assert got.reasons == {3: "broken_json", 4: "unsupported_content"}
+    assert not any(m["reasoning"] for row in got.occurrences["messages"].to_list() for m in row)
 
 
 def test_tables__missing_columns_are_the_users_to_mend(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_shapes__documented_row_gives_documented_messages(tmp_path: Path, shape:
 def test_docs__name_every_shape_reason_limit_and_field() -> None:
     assert {shape.strip("`") for shape, *_ in SHAPES} | {"oasst_messages"} == set(SHAPE_NAMES)
     assert {r[0].strip("`"): r[1] for r in _table("| reason | meaning |")} == REASONS
+    options = {name for meaning in REASONS.values() for name in re.findall(r"`(\w+)", meaning)} - {"label"}  # a field of the row
+    assert options <= SPEC_FIELDS | OPTION_FIELDS
     limits = {r[0].strip("`"): int(r[1].replace(",", "")) for r in _table("| limit | value |")}
     assert limits == {f.name: getattr(Limits(), f.name) for f in fields(Limits)}
     assert {r[0].strip("`") for r in _table("| field of a source |")} == SPEC_FIELDS | OPTION_FIELDS

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from storage.exports.shapes import COMMON, Unfit, llama_factory
 from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.source_lists import read_list
 from tagcos_stream.types import UserError
-from tests.data.tools import chat, write
+from tests.data.tools import chat, read, write
 
 PAIRS = [
     {"who": "Who flies?", "good": "Owls.", "bad": "Cows."},
@@ -91,6 +93,52 @@ def test_lists__what_a_source_says_of_a_list_holds_for_its_entries(info: Path, t
     (tmp_path / "outer.toml").write_text('[[source]]\npath = "pool.toml"\n')
     with pytest.raises(UserError, match=r"a list cannot name another \.toml list"):
         resolve_sources([str(tmp_path / "outer.toml")])
+
+
+@pytest.mark.parametrize("word", ["call", "function", "function_call"])
+def test_llama_factory__turns_of_the_function_tag_are_calls(tmp_path: Path, word: str) -> None:
+    call = '<think>\nhm\n</think>\n\n{"name": "f", "arguments": {"x": 1}}'
+    turns = [("user", "Rain?"), (word, call), ("seen", "dry"), ("assistant", "No.")]
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    tags |= {"observation_tag": "seen", "function_tag": word}
+    entry = {"file_name": "a.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    write(tmp_path / "a.jsonl", [{"messages": [{"role": role, "content": text} for role, text in turns]}])
+    path = tmp_path / "dataset_info.json"
+    path.write_text(json.dumps({"a": entry}))
+    (tmp_path / "list.toml").write_text(f'[[source]]\npath = "a.jsonl"\nroles = {{{word} = "function_call", seen = "tool"}}\n')
+    for source in (str(path), str(tmp_path / "list.toml")):
+        (file,) = resolve_sources([source])
+        (block,) = read_file(file)
+        (messages,) = block.occurrences["messages"].to_list()
+        assert [(m["role"], m["content"], m["reasoning"]) for m in messages] == [
+            ("user", "Rain?", None), ("assistant", "", "hm"), ("tool", "dry", None), ("assistant", "No.", None),
+        ]  # fmt: skip
+        assert messages[1]["tool_calls"] == '[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]'
+
+
+@pytest.mark.parametrize("reasoning", ["hm", "\nhm \n\n", " ", "<think>", '{"name": "g"}'])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_llama_factory__our_export_of_reasoning_before_a_call_comes_back(tmp_path: Path, reasoning: str, calls: int) -> None:
+    call = {"function": {"name": "f", "arguments": {"x": "</think>", "y": None}}}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Rain?"}]
+    turns += [{"role": "assistant", "content": "", "reasoning": reasoning, "tool_calls": [call] * calls}]
+    turns += [{"role": "tool", "content": "dry"}, {"role": "assistant", "content": "No."}]
+    (example,) = read(write(tmp_path / "a.jsonl", [{"messages": turns}])).occurrences.to_dicts()
+    (row,) = llama_factory({**dict.fromkeys(COMMON), **example, "weight": 1.0}, Counter())
+    assert row["conversations"][1]["from"] == "function_call"
+    (again,) = read(write(tmp_path / "b.jsonl", [row])).occurrences.to_dicts()
+    assert again["example_id"] == example["example_id"]
+
+
+def test_llama_factory__reasoning_that_would_end_early_is_not_exported() -> None:
+    empty = {"name": None, "train": None, "tool_calls": None, "tool_call_id": None, "reasoning": None}
+    messages = [
+        {"role": "user", "content": "a", **empty},
+        {"role": "assistant", "content": "b", **empty, "reasoning": "</think>"},
+    ]
+    example = dict.fromkeys((*COMMON, "tools", "template_kwargs")) | {"messages": messages, "weight": 1.0}
+    with pytest.raises(Unfit, match="</think>"):
+        llama_factory(example, Counter())
 
 
 @pytest.mark.parametrize(
@@ -174,4 +222,46 @@ def test_axolotl__files_stand_in_the_folder_that_the_entry_names(tmp_path: Path)
     ],
 )
 def test_axolotl__hub_datasets(tmp_path: Path, entry: dict[str, Any], places: list[str]) -> None:
-    assert [spec.path for spec in read_list(Path(config(tmp_path, {}, entry)))] == places
+    specs = read_list(Path(config(tmp_path, {}, entry)))
+    assert [spec.path for spec in specs] == places
+    assert {spec.split for spec in specs} == {None if "data_files" in entry else "train"}
+
+
+def test_lists__what_may_have_several_splits_is_read_as_train(tmp_path: Path) -> None:
+    """Both tools take `train` where an entry says nothing: test rows must not enter the pool."""
+    (tmp_path / "birds").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / "birds" / f"{name}.jsonl", [chat(0)])
+    write(tmp_path / "a.jsonl", [chat(1)])
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "hub": {"hf_hub_url": "owner/birds"},
+                "hub_test": {"hf_hub_url": "owner/birds", "split": "test"},
+                "file": {"file_name": "a.jsonl"},
+                "split_of_file": {"file_name": "a.jsonl", "split": "train", "formatting": "openai"},
+            }
+        )
+    )
+    specs = read_list(tmp_path / "dataset_info.json")
+    assert [spec.split for spec in specs] == ["train", "test", None, "train"]
+    assert len(turns_of(f"{tmp_path / 'dataset_info.json'}#split_of_file")["split_of_file"]) == 1
+    for entry, split in (({"path": "birds"}, "train"), ({"path": "birds", "split": "test"}, "test")):
+        (file,) = resolve_sources([config(tmp_path, {}, entry)])
+        assert Path(file.url).name == f"{split}.jsonl"
+    (file,) = resolve_sources([config(tmp_path, {}, {"split": "train"})])
+    assert Path(file.url).name == "a.jsonl"
+
+
+@pytest.mark.parametrize("split", ["train[:10%]", "train[10:20]", "train+test"])
+def test_lists__parts_and_sums_of_splits_are_refused(tmp_path: Path, split: str) -> None:
+    write(tmp_path / "a.jsonl", [chat(0)])
+    info, toml = tmp_path / "dataset_info.json", tmp_path / "a.toml"
+    info.write_text(json.dumps({"a": {"file_name": "a.jsonl", "split": split}}))
+    toml.write_text(f'[[source]]\npath = "a.jsonl"\nsplit = "{split}"\n')
+    for source in (str(info), str(toml), config(tmp_path, {}, {"split": split})):
+        with pytest.raises(
+            UserError, match=r"is a slice or a sum, which is not read: name one whole split, such as 'train'"
+        ) as e:
+            resolve_sources([source])
+        assert repr(split) in str(e.value)

@@ -283,6 +283,19 @@ def test_oasst__a_message_a_row(tmp_path: Path) -> None:
     assert [b.next_row for b in blocks] == [6, 9, 11]
 
 
+def test_oasst__a_message_a_row_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "message_id,parent_id,role,text,message_tree_id,deleted\n"
+        "1,,prompter,q,1,False\n2,1,assistant,a,1,False\n3,1,assistant,gone,1,True\n"
+    )
+    message = {"message_id": "1", "parent_id": float("nan"), "role": "prompter", "text": "q", "deleted": float("nan")}
+    write(tmp_path / "a.jsonl", [message, {**message, "message_id": "2", "parent_id": "1", "role": "assistant", "text": "a"}])
+    for name, reasons in (("a.csv", {2: "tree_broken"}), ("a.jsonl", {})):
+        got = read(tmp_path / name)
+        assert got.texts == [[("user", "q"), ("assistant", "a")]]
+        assert got.reasons == reasons
+
+
 def test_oasst__nested_tree_gives_a_thread_each(tmp_path: Path) -> None:
     def reply(role: str, text: str, *replies: dict) -> dict:
         return {"role": role, "text": text, "replies": list(replies)}
