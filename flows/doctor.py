@@ -179,7 +179,10 @@ def _root(settings: Settings) -> Iterator[Finding]:
         enough = free >= LEAST_DISK
         remedy = "" if enough else "free some, or choose a --root on another disk; `tagcos estimate` says how much a run takes"
         yield Finding("disk", "ok" if enough else "problem", f"{free / 1e9:.1f} GB free at {place}", remedy)
-    if root is not None and not root.catalog_path.exists():
+    if root is not None and root.lost_its_catalog():
+        remedy = "restore it from a backup, or from catalog-snapshot.duckdb of the same folder"
+        yield Finding("catalog", "problem", f"{root.url} has data, but {root.catalog_path} is missing", remedy)
+    elif root is not None and not root.catalog_path.exists():
         yield Finding("catalog", "note", f"no run yet: there is none at {root.catalog_path}")
     elif root is not None:
         try:

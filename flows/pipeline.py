@@ -250,9 +250,9 @@ def changed_settings(base: dict[str, Any], root: str, changes: dict[str, Any]) -
     Returns
     -------
     dict
-        Settings by name, without the run's own name.
+        Settings by name, without the run's own name and its checks, which a selection has only if they are asked for.
     """
-    values = {**json.loads(base["config"]), "root": root, "name": None}
+    values = {**json.loads(base["config"]), "root": root, "name": None, "checks": None}
     if {"fraction", "count", "tokens"} & set(changes):
         values |= {"fraction": None, "count": None, "tokens": None}
     values |= changes

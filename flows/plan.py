@@ -266,7 +266,7 @@ def _warm_up(settings: Settings, catalog: Catalog | None, known: dict[str, space
 
 def _why_no_space(settings: Settings, catalog: Catalog | None, run_id: str | None) -> str:
     """Which settings of the newest run differ, of those that decide features."""
-    newest = None if catalog is None else planning.newest_config(catalog, run_id)
+    newest = None if catalog is None else planning.newest_config(catalog, settings.name or runs.MAIN, run_id)
     if newest is None:
         return "first run of this root"
     before, now = json.loads(newest["config"]), settings.model_dump(mode="json")
@@ -347,8 +347,9 @@ def _cluster(
 
 def _mean_tokens(settings: Settings, rows: pl.DataFrame) -> float:
     """Tokens of an example, as a budget in tokens counts them, of rows with a feature; where there are none, a few hundred."""
-    counted = rows["tokens" if settings.tokens_all else "target_tokens"]
-    return float(counted.mean() or USUAL_TOKENS)  # type: ignore[arg-type]
+    if rows.is_empty():
+        return USUAL_TOKENS
+    return float(rows["tokens" if settings.tokens_all else "target_tokens"].mean())  # type: ignore[arg-type]
 
 
 def _select(

@@ -41,7 +41,7 @@ MOST_ROWS = 1000  # of a table
 # counts of stages in the summary: (words, stage, its detail)
 COUNTS = (
     ("selects again from", "pool", "of"),
-    ("rows new", "ingest", "new"),
+    ("new examples, those held out included", "ingest", "new"),
     ("rows rejected", "ingest", "rejected"),
     ("examples held out", "ingest", "heldout"),
     ("near-duplicates left out", "ingest", "near_duplicates"),

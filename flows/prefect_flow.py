@@ -160,14 +160,16 @@ def _tag(root: str, name: str | None = None) -> None:
         client.update_flow_run(UUID(flow_run.id), tags={*flow_run.tags, *tags})
 
 
-def _name(kind: str) -> str:
+def _name(kind: str, fraction: float | None = None) -> str:
+    """`fraction`: what is selected where no amount is given; None where that depends on an earlier run."""
     given = flow_run.parameters
     name = [given["name"]] if given.get("name") else []
     words = [kind, _short(given.get("root", DEFAULT_ROOT)), *name, f"{flow_run.scheduled_start_time:%Y-%m-%d}"]
     if given.get("model"):
         words.append(re.sub(r"\.gguf$", "", PurePath(given["model"]).name).lower())
-    words.append(f"count-{given['count']}" if given.get("count") else f"{given.get('fraction') or DEFAULT_FRACTION:g}")
-    return "-".join(words)
+    amounts = [f"{unit}-{given[unit]}" for unit in ("count", "tokens") if given.get(unit)]
+    share = given.get("fraction") or fraction
+    return "-".join([*words, *(amounts or ([f"{share:g}"] if share else []))])
 
 
 def _short(root: str) -> str:
@@ -177,7 +179,7 @@ def _short(root: str) -> str:
 
 def refresh_name() -> str:
     """refresh-tagcos-data-2026-11-23-smollm2-360m-instruct-0.05: what was asked, of which root and model, when, how much."""
-    return _name("refresh")
+    return _name("refresh", DEFAULT_FRACTION)
 
 
 def select_name() -> str:

@@ -21,7 +21,7 @@ from storage.connections import CONFIG, close_off, copy_to, naming_refused_write
 from storage.files.base import sync_path, write_error
 from storage.interrupts import interruptible
 from storage.lock import Waiting
-from storage.schema import SQL, migrate, migrations, newer, schema_version
+from storage.schema import SQL, check_store, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted
 from tagcos_stream.types import UserError
 
@@ -174,7 +174,7 @@ class Catalog:
         Raises
         ------
         UserError
-            There is no catalog, or its schema is older or newer than this version's.
+            There is no catalog, it is of another root, or its schema is older or newer than this version's.
         TransientError
             Another process has it open for too long.
         """
@@ -307,7 +307,7 @@ class Catalog:
         first_line = text.strip().splitlines()[0]
         return UserError(
             f"{self.path} cannot be opened as a catalog: {first_line}; "
-            "restore it from catalog-snapshot.duckdb in the same folder, or move it away and run again"
+            "restore it from catalog-snapshot.duckdb in the same folder or from a backup, or choose another --root"
         )
 
     def _check_version(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -319,3 +319,4 @@ class Catalog:
                 f"{self.path} has schema version {found}, this version reads {expected}: any writing command migrates it, "
                 "for example `tagcos run`"
             )
+        check_store(connection, self._store_id, self.path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from storage import gc, snapshot
 from storage.database import Catalog
@@ -36,6 +37,7 @@ class Forgotten:
     parts: int  # files of examples written again
     snippets: int  # rejects whose snippet and detail were removed
     files: dict[str, int]  # exports (rows removed) and reports (deleted: 0), by path
+    unread: list[str]  # files that may hold them, but cannot be read, each with the reason
 
 
 def forget(root: Root, asked: Sequence[str], elsewhere: Sequence[Path] = ()) -> Forgotten:
@@ -67,11 +69,16 @@ def forget(root: Root, asked: Sequence[str], elsewhere: Sequence[Path] = ()) -> 
     parts = _rewrite_parts(root, rows)
     snippets = _commit(root.catalog, ids, texts, parts)
     gc.sweep(root, gc.orphans(root))
-    files = {str(path): _erase_from(path, ids) for path in [*places, *_own_files(root)] if _names(path, ids)}
-    files |= _erase_reports(root, ids)
     root.catalog.compact()
     snapshot.republish(root, keep=1)
-    return Forgotten(ids, len(parts), snippets, files)
+    files, unread = _erase_reports(root, ids), []
+    for path in [*places, *_own_files(root)]:
+        try:
+            if _names(path, ids):
+                files[str(path)] = _erase_from(path, ids)
+        except (OSError, ValueError, pl.exceptions.PolarsError, pa.ArrowException) as error:  # not an export, or a damaged one
+            unread.append(f"{path}: {str(error).strip().splitlines()[0]}")
+    return Forgotten(ids, len(parts), snippets, files, unread)
 
 
 def _resolve(catalog: Catalog, asked: Sequence[str]) -> list[str]:

@@ -112,6 +112,8 @@ def drop(root: Root, dropped: Dropped) -> None:
         ):
             for table in tables:
                 connection.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT unnest(?::VARCHAR[]))", [gone])
+        # what changed since a run that is gone cannot be told any more
+        connection.execute("UPDATE refreshes SET base_run = NULL WHERE list_contains(?::VARCHAR[], base_run)", [dropped.runs])
         connection.execute("DELETE FROM rejects WHERE space_id IN (SELECT unnest(?::VARCHAR[]))", [dropped.spaces])
         connection.execute(
             "DELETE FROM rejects WHERE stage = 'near-duplicates' AND run_id IN (SELECT unnest(?::VARCHAR[]))", [dropped.runs]

@@ -25,6 +25,7 @@ from storage.files.local import LocalFiles
 from storage.files.object import ObjectFiles
 from storage.files.open import open_files
 from storage.lock import locked_by, writer_lock
+from tagcos_stream.identity import digest
 from tagcos_stream.types import UserError
 
 FORMAT = 1
@@ -101,6 +102,16 @@ class Root:
         """
         return _writer(self.url, self.catalog_path, self.wait_seconds, self.on_wait)
 
+    def lost_its_catalog(self) -> bool:
+        """Whether the root has data but no catalog, without which all of it would be garbage.
+
+        Returns
+        -------
+        bool
+            False also for a root that no run has filled yet.
+        """
+        return not self.catalog_path.exists() and any(next(self.files.list(name), None) for name in ("examples", "spaces"))
+
     def written_by(self) -> tuple[str, int] | None:
         """Return who is writing to the root.
 
@@ -143,8 +154,10 @@ def default_catalog(url: str) -> Path:
     Path
         On the local disk, under the user's data folder.
     """
-    home = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
-    return home / "tagcos" / re.sub(r"[^A-Za-z0-9._-]+", "_", url) / "catalog.duckdb"
+    home = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "tagcos"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", url)
+    earlier = home / name / "catalog.duckdb"  # where it was before the name had a digest, without which s3://b/a/b is s3://b/a_b
+    return earlier if earlier.exists() else home / f"{name}-{digest(url)[:8]}" / "catalog.duckdb"
 
 
 def open_root(
@@ -180,7 +193,8 @@ def open_root(
     NoRoot
         There is no root and `create` is False.
     UserError
-        The root cannot be created or written, has another format, or a symbolic link in it leads out of it.
+        The root cannot be created or written, has another format, or a symbolic link in it leads out of it; or its catalog is
+        missing, without which the next run would take its files for garbage.
     """
     files = open_files(url)
     if catalog is None:
@@ -207,8 +221,14 @@ def open_root(
         raise UserError(
             f"root {files.url} has format {mark.get('format')}, this version reads {FORMAT}: use the version that wrote it"
         )
+    root = Root(files, catalog.absolute(), mark["store_id"], wait_seconds, on_wait)
+    if create and root.lost_its_catalog():
+        raise UserError(
+            f"root {files.url} has data, but its catalog {root.catalog_path} is missing: restore it from a backup, or from "
+            f"catalog-snapshot.duckdb of the same folder (the root was made with {mark.get('catalog')}), or choose another --root"
+        )
     if create and isinstance(files, LocalFiles):
         # Not os.access: it ignores quotas and always succeeds for root. Object stores report errors at the first write.
         files.write(".writable", b"")
         files.delete(".writable")
-    return Root(files, catalog.absolute(), mark["store_id"], wait_seconds, on_wait)
+    return root

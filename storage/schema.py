@@ -106,6 +106,31 @@ def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
         return 0
 
 
+def check_store(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path) -> None:
+    """Refuse the catalog of another root.
+
+    Parameters
+    ----------
+    connection
+        An open connection to a catalog with a schema.
+    store_id
+        Identity of the root; empty to accept any.
+    path
+        The catalog, for the message.
+
+    Raises
+    ------
+    UserError
+        The catalog belongs to another root.
+    """
+    known = connection.execute("SELECT store_id FROM store").fetchall() if store_id else []
+    if known and known[0][0] != store_id:
+        raise UserError(
+            f"{path} is the catalog of store {known[0][0]}, but the root is store {store_id}: "
+            "put the catalog that belongs to this root there, or choose another --root"
+        )
+
+
 def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> None:
     """Apply the missing migrations, one transaction each, and update the views and macros if their SQL has changed.
 
@@ -134,12 +159,8 @@ def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, fo
         connection.execute(step.read_text())
         connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", [version, step.name, utc_now()])
         connection.execute("COMMIT")
+    check_store(connection, store_id, path)
     known = connection.execute("SELECT store_id, views_digest FROM store").fetchall()
-    if known and store_id and known[0][0] != store_id:
-        raise UserError(
-            f"{path} is the catalog of store {known[0][0]}, but the root is store {store_id}: "
-            "give the catalog that belongs to this root, or start a new root"
-        )
     text = views_text()
     digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     if not known or known[0][1] != digest:

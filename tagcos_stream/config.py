@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 else:
     MethodName = Literal[tuple(METHODS)]  # listed by command-line options, forms and messages
 
+RECOMMENDED = "recommended"
 # All settings of the paper (arXiv 2407.15235, section 4 and the released scripts).
 PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {},
+    RECOMMENDED: {},
     "published": {
         "max_length": 2048,
         "warmup_examples": 3840,
@@ -127,8 +128,8 @@ class Settings(BaseModel):
         0.1,
         ge=0,
         panel="Pool",
-        description="Stop if a source lost more examples than this since the last run of the same sources: a fraction if "
-        "below 1, otherwise a number of examples; 0: none may be lost.",
+        description="Stop if a source lost more examples than this since the last run of the same name and sources: a "
+        "fraction if below 1, otherwise a number of examples; 0: none may be lost.",
     )
     checks: str | None = setting(
         "machine", None, panel="Pool", description="Folder of SQL files that check a run: a query that returns rows fails."
@@ -385,7 +386,8 @@ class Settings(BaseModel):
         "machine",
         None,
         gt=0,
-        description="Peak memory of a stage in GiB. Default: 4 for clustering and selection, all free memory for the model.",
+        description="Peak memory of a stage in GiB; what runs the model on a GPU is limited by the device's free memory in its "
+        "place. Default: 4 for clustering and selection, all free memory for the model.",
     )
     run_on: Literal["threads", "processes", "ray"] | None = setting(
         "machine",
@@ -397,7 +399,8 @@ class Settings(BaseModel):
         "machine",
         1,
         ge=1,
-        description="Number of processes or Ray workers; each loads its own model and, if there are several GPUs, uses one.",
+        description="Number of processes or Ray workers; each loads its own model. If there are several GPUs, processes use one "
+        "each; Ray workers use GPUs only with `gpus_per_worker`.",
     )
     gpus_per_worker: float = setting(
         "machine", 0.0, ge=0, description="GPUs that each Ray worker requests; workers with a fraction share one."
@@ -562,11 +565,11 @@ check_declared(Settings)
 MACHINE_FIELDS = frozenset(decided_by(Settings, "machine"))
 WARMUP_FIELDS = decided_by(Settings, "warmup")
 SPACE_FIELDS = decided_by(Settings, "warmup", "feature")
-# what `tagcos select` may change: everything after the gradients, and which of the computed gradient variants is used
+# what `tagcos select` may change: everything after the gradients, which of the computed gradient variants is used, and the checks
 SELECT_FIELDS = tuple(
     name
     for name in Settings.model_fields
-    if name == "gradient" or panel_of(Settings, name) in ("Clusters", "Selection", "Machine")
+    if name in ("gradient", "checks") or panel_of(Settings, name) in ("Clusters", "Selection", "Machine")
 )
 
 
@@ -591,7 +594,7 @@ def wrong_values(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str = "recommended") -> Settings:
+def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str | None = None) -> Settings:
     """Make settings from explicit values, a TOML file and a preset, in this order of precedence.
 
     Parameters
@@ -601,7 +604,7 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
     toml
         TOML file with settings by name, and optionally `preset`.
     preset
-        Name in `PRESETS`; a `preset` in the file takes precedence.
+        Name in `PRESETS`; by default the `preset` of the file, or recommended.
 
     Returns
     -------
@@ -621,10 +624,11 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
             raise UserError(f"settings file {toml}: {error.strerror}; check the path") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"settings file {toml} is not valid TOML: {error}") from error
-        preset = from_file.pop("preset", preset)
-    if preset not in PRESETS:
-        raise UserError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
-    merged = {**PRESETS[preset], **from_file, **values}
+    of_file = from_file.pop("preset", RECOMMENDED)
+    chosen = of_file if preset is None else preset
+    if chosen not in list(PRESETS):  # a file may hold what is no key
+        raise UserError(f"preset {chosen!r} is unknown; choose from {', '.join(PRESETS)}")
+    merged = {**PRESETS[chosen], **from_file, **values}
     if {"count", "tokens"} & set(merged) and "fraction" not in values | from_file:
         merged.pop("fraction", None)  # an explicit count or number of tokens replaces the preset's fraction
     try:

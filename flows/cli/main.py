@@ -16,7 +16,7 @@ import typer
 
 from flows.cli.evaluate import evaluate
 from flows.cli.options import JsonOption, QuietOption, takes_settings
-from flows.cli.prepare import doctor, estimate, print_plan, texts
+from flows.cli.prepare import PresetOption, doctor, estimate, print_plan, texts
 from flows.cli.report import report
 from flows.cli.runs import promote, status
 from flows.cli.select import diagnose, select, tell_run
@@ -67,7 +67,7 @@ def tagcos(
 def run(
     sources: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")] = None,
-    preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
+    preset: PresetOption = None,
     prefect: Annotated[
         bool, typer.Option("--prefect", help="Run as a Prefect flow (does so by itself where PREFECT_API_URL is set).")
     ] = False,

@@ -47,13 +47,15 @@ def summary(catalog: Catalog, run_id: str) -> dict[str, Any]:
     by_cluster = catalog.read(BY_CLUSTER, {"run": run_id})
     since = catalog_changes.compared_with(catalog, run_id)
     changes = "SELECT d.*, c.* EXCLUDE (run_id) FROM drift d LEFT JOIN churn c USING (run_id) WHERE run_id = ?"
-    usable = int(by_cluster["size"].sum())
+    excluded = catalog.read("SELECT reason, count(*) AS examples FROM exclusions WHERE run_id = ? GROUP BY reason", [run_id])
+    usable = int(by_cluster["size"].sum()) + int(excluded["examples"].sum())
     return {
         "run_id": run_id,
         "sentence": sentence(catalog, run_id),
         "selected": int(by_cluster["selected"].sum()),
         "usable": usable,
         "without_gradient": max(0, int(by_dataset["pool"].sum()) - usable),
+        "excluded": dict(excluded.iter_rows()),
         "heldout": int(catalog.read("SELECT count(*) AS n FROM heldout_of(?)", [run_id])["n"][0]),
         "by_dataset": by_dataset.to_dicts(),
         "by_cluster": by_cluster.to_dicts(),
@@ -70,8 +72,10 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     found = summary(catalog, run_id)
     chosen, usable, lacking = found["selected"], found["usable"], found["without_gradient"]
     unusable = f"; {lacking} more have no feature (see rejects_by_reason)" if lacking else ""
+    excluded = sum(found["excluded"].values())
+    barred = f"; {excluded} of them might not be chosen (see exclusions_by_reason)" if excluded else ""
     heldout = f"; {found['heldout']} more are held out" if found["heldout"] else ""
-    print(f"\nrun {run_id}: {found['sentence']} ({chosen / usable:.1%}){unusable}{heldout}\n")
+    print(f"\nrun {run_id}: {found['sentence']} ({chosen / usable:.1%}){barred}{unusable}{heldout}\n")
     print_frame(pl.DataFrame(found["by_dataset"]))
     print()
     print_frame(pl.DataFrame(found["by_cluster"]))

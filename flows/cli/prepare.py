@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from flows.plan import Plan
 
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with settings; options given here win.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="recommended, published for the paper's setting, or clean to leave out repeated answers and answers that their "
+        "prompt does not help; default the file's, or recommended."
+    ),
+]
 
 
 def estimate(
     sources: Annotated[list[str] | None, typer.Argument(help="Files, folders, globs, URLs, or files that list sources.")] = None,
     config: ConfigOption = None,
-    preset: Annotated[str, typer.Option(help="recommended, or published for the paper's setting.")] = "recommended",
+    preset: PresetOption = None,
     seconds: Annotated[float, typer.Option(min=0, help="How long gradient passes are measured.")] = 30.0,
     as_json: JsonOption = False,
     **settings: Any,

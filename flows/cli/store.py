@@ -205,8 +205,12 @@ def forget(
         typer.confirm(f"Erase {len(example_ids)} examples from {opened.url} for good?", abort=True, err=True)
     with opened.writer():
         done = erase(opened, example_ids, file or ())
+    unread = "; ".join(done.unread)
+    problem = UserError(f"these may hold what was forgotten, but cannot be read: {unread}; remove them, or mend them and repeat")
     if as_json:
         print_json(asdict(done))
+        if unread:
+            raise problem
         return
     print(
         f"{len(done.example_ids)} examples forgotten: {done.parts} files of examples rewritten, {done.snippets} snippets removed"
@@ -214,6 +218,8 @@ def forget(
     for place, rows in done.files.items():
         print(f"  {place}: {f'{rows} rows removed' if rows else 'deleted'}")
     print("their sources, and copies that you made of the root or its exports, are yours to erase")
+    if unread:
+        raise problem
 
 
 def open_reader(root: str) -> Root:

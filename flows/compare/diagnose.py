@@ -67,6 +67,11 @@ def plan(methods: Sequence[str], fractions: Sequence[float], seeds: Sequence[int
     """By seed first, so that a clustering is made once; a method that no seed touches is measured with the first only."""
     if unknown := sorted(set(methods) - set(METHODS)):
         raise UserError(f"unknown method {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+    if targeted := [method for method in methods if METHODS[method].needs_target]:
+        raise UserError(
+            f"{' and '.join(targeted)}: a method that chooses by a target set cannot be held against the pool's mean, by which "
+            "diagnose compares; leave it out, or compare it with `tagcos evaluate`"
+        )
     if wrong := [fraction for fraction in fractions if not 0 < fraction <= 1]:
         raise UserError(f"fraction {wrong[0]} must lie above 0 and be at most 1")
     return [
@@ -91,13 +96,13 @@ def diagnose(
     """Measure methods on the features of a complete run; returns that run's id.
 
     The default is the latest run, or the newest one with clusters where that one has none, and all methods that the run has the
-    signals for. Units that are there already are not measured again; a unit that does not fit in memory is left out with a
-    message.
+    signals for and that need no target set. Units that are there already are not measured again; a unit that does not fit in
+    memory is left out with a message.
 
     Raises
     ------
     UserError
-        No such run, a run without a clustering, an unknown method or a wrong fraction.
+        No such run, a run without a clustering, a method that is unknown or needs a target set, or a wrong fraction.
     """
     reporter = reporter or default_reporter()
     plan(methods, fractions, seeds)  # refuses what cannot be asked for, before a root is opened

@@ -206,7 +206,7 @@ def _in_list(pool: pl.DataFrame, include: str) -> pl.Series:
     if len(unknown):
         raise UserError(
             f"include {include}: {len(unknown):,} of {len(ids):,} examples have no feature in this pool, such as {unknown[0]}; "
-            "`tagcos why ID` states the reason of each"
+            "`tagcos sql \"FROM why('ID')\"` states the reason of each"
         )
     return pool["example_id"].is_in(ids.to_list())
 

@@ -16,7 +16,7 @@ from flows.stages.target import leave_out_repeats, read_target
 from flows.survey import source_files
 from storage import gc
 from storage.catalog import changes as catalog_changes
-from storage.catalog import heldout, pool, runs, signals, targets
+from storage.catalog import heldout, pool, runs, selections, signals, targets
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
@@ -55,7 +55,8 @@ def ingest(run: RunContext) -> Pool:
     for note in dict.fromkeys(note for file in files for note in file.spec.notes):
         run.reporter.say(note)
     known = pool.add_files(run.catalog, run.run_id, listing(files, sources.specs))
-    total, before, rows, rejected = sum(file.size for file in files), 0, 0, 0
+    rows, rejected = pool.not_accepted(run.catalog, known["file_id"])
+    total, before = sum(file.size for file in files), 0
     with run.reporter.stage("ingest", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
@@ -68,6 +69,7 @@ def ingest(run: RunContext) -> Pool:
             progress(before, total)
     repeats = 0 if target is None else leave_out_repeats(run, target)
     near = _leave_out_near_duplicates(run, target)
+    digest = _drop_choices_of_another_pool(run)
     reads = reading(settings)
     since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
     changed = changes.gather(run.catalog, run.run_id, since, every_source=False)
@@ -97,6 +99,7 @@ def ingest(run: RunContext) -> Pool:
         "since": since,
         "changes": changed.summary,
         "reads": reads,
+        "pool_digest": digest,
     }
     return Pool(len(files), status.examples, detail)
 
@@ -130,6 +133,16 @@ def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None
         found = near_duplicates(frames(), Path(folder), threshold=run.settings.near_duplicates).join(everything, on="example_id")
     pool.exclude_near_duplicates(run.catalog, run.run_id, found)
     return len(found)
+
+
+def _drop_choices_of_another_pool(run: RunContext) -> str:
+    """Where an earlier attempt chose from other sources, its choices go. Returns the digest of the pool as it is now."""
+    digest = pool.pool_digest(run.catalog, run.run_id)
+    earlier = runs.stage_detail(run.catalog, run.run_id, "ingest")
+    if earlier is not None and earlier.get("pool_digest") != digest:
+        run.reporter.say("the sources changed since this run began: its choices are made again")
+        selections.drop_all(run.catalog, run.run_id)
+    return digest
 
 
 def _first(run: RunContext) -> str:

@@ -152,8 +152,7 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
         counted = given.matched.counted[g % len(given.matched.counted)]
         pinned = _ids(pool, members, given.pinned)
         inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first, pinned)
-    if budget.is_settled_in_rounds:
-        selections.drop_changed(run.catalog, run.run_id, inputs)
+    selections.drop_changed(run.catalog, run.run_id, inputs)
     copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
     done = selections.groups_done(run.catalog, run.run_id)
     inertia = None if view is None else view.totals.inertia()

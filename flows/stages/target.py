@@ -110,11 +110,18 @@ def leave_out_repeats(run: RunContext, target: TargetSet) -> int:
     -------
     int
         Number of rows left out: equal examples, and those whose turns have the same words in the same order.
+
+    Raises
+    ------
+    UserError
+        All examples of the target set were forgotten.
     """
+    wanted = targets.examples(run.catalog, target.target_id)
+    if wanted.is_empty():
+        raise UserError(f"target {target.name}: all of its examples were forgotten (`tagcos forget`): name others")
     left = targets.unscanned(run.catalog, run.run_id, target.target_id)
     if len(left):
         reader = example_reader(run.root)
-        wanted = targets.examples(run.catalog, target.target_id)
         keys = [
             pl.DataFrame({"key": word_keys(frame["messages"]), "like_id": frame["example_id"]})
             for frame in reader.iterate(wanted.select("segment", "row", "example_id").unique("example_id"))
@@ -161,15 +168,14 @@ def _name(names: tuple[str, ...]) -> str:
 def _read(run: RunContext, files: list[SourceFile], name: str) -> TargetSet:
     listed = listing(files, [file.version for file in files])
     known = pool.add_files(run.catalog, run.run_id, listed, of_pool=False)
-    rows = rejected = 0
     with run.reporter.stage("read target", "bytes") as progress:
         for file, row in zip(files, known.iter_rows(named=True), strict=True):
             if not row["complete"]:
                 for block in read_file(file, start_row=row["rows_done"]):
-                    counts = pool.commit_ingest(run.root, run.run_id, row["file_id"], block, target=True)
-                    rows, rejected = rows + counts.rows, rejected + counts.rejected
+                    pool.commit_ingest(run.root, run.run_id, row["file_id"], block, target=True)
                     progress(block.bytes_read, file.size)
     where = f"target {name}"
+    rows, rejected = pool.not_accepted(run.catalog, known["file_id"])
     check_rejects(run.settings.max_rejects, rows, rejected, done=True, where=where)
     weights = {row["file_id"]: file.spec.weight for file, row in zip(files, known.iter_rows(named=True), strict=True)}
     target_id = digest(sorted(weights.items()))

@@ -130,8 +130,8 @@ def outcome(catalog: Catalog, run_id: str) -> dict[str, Any]:
         """SELECT (SELECT reselects FROM runs WHERE run_id = $run) AS reselects,
             (SELECT detail->>'changes' FROM stages
                 WHERE run_id = $run AND stage = 'ingest' AND detail->>'since' IS NOT NULL) AS changes,
-             coalesce(sum(size), 0)::BIGINT AS usable, coalesce(sum(selected), 0)::BIGINT AS selected,
-            (SELECT churn FROM churn WHERE run_id = $run) AS churn FROM run_groups WHERE run_id = $run""",
+            coalesce(sum(pool), 0)::BIGINT AS usable, coalesce(sum(selected), 0)::BIGINT AS selected,
+            (SELECT churn FROM churn WHERE run_id = $run) AS churn FROM run_sizes WHERE run_id = $run""",
         {"run": run_id},
     )
     return dict(found.to_dicts()[0])

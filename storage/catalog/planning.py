@@ -122,7 +122,7 @@ def known_choices(catalog: Catalog, inputs: Mapping[int, str]) -> dict[int, str]
 
 
 def features_elsewhere(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
-    """How much of a run's pool has features in the space of the newest complete run.
+    """How much of a run's pool has features in the space of the newest complete run, before others one of the same name.
 
     Parameters
     ----------
@@ -140,13 +140,15 @@ def features_elsewhere(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
     found = catalog.read(
         """WITH newest AS (
                 SELECT run_id, space_id FROM runs WHERE status = 'complete' AND reselects IS NULL AND space_id IS NOT NULL
-                ORDER BY finished_at DESC, run_id DESC LIMIT 1
+                ORDER BY name IS NOT DISTINCT FROM (SELECT m.name FROM runs m WHERE m.run_id = $run) DESC,
+                    finished_at DESC, run_id DESC
+                LIMIT 1
             ),
             speed AS (SELECT sum(seconds) / sum(rows) AS seconds FROM blocks WHERE space_id = (SELECT space_id FROM newest))
         SELECT any_value(n.run_id) AS run_id, count(*) AS examples, count(*) * (SELECT seconds FROM speed) AS seconds
-        FROM pool_of(?) p JOIN newest n ON true
+        FROM pool_of($run) p JOIN newest n ON true
         JOIN feature_rows r ON r.space_id = n.space_id AND r.segment = p.segment AND r.row = p.row AND r.status = 'ok'""",
-        [run_id],
+        {"run": run_id},
     ).row(0, named=True)
     return found if found["examples"] else None
 
@@ -162,11 +164,11 @@ def unfinished_run(catalog: Catalog, config_hash: str, name: str | None) -> str 
     return None if found.is_empty() else str(found[0])
 
 
-def newest_config(catalog: Catalog, besides: str | None) -> dict[str, Any] | None:
-    """run_id and config (as JSON text) of the newest run that read sources; `besides`: a run that does not count."""
+def newest_config(catalog: Catalog, name: str, besides: str | None) -> dict[str, Any] | None:
+    """run_id and config (as JSON text) of the newest run that read sources, before others one of this name, without `besides`."""
     found = catalog.read(
         """SELECT run_id, config::VARCHAR AS config FROM runs WHERE reselects IS NULL AND run_id IS DISTINCT FROM ?::VARCHAR
-        ORDER BY started_at DESC, run_id DESC LIMIT 1""",
-        [besides],
+        ORDER BY name IS NOT DISTINCT FROM ? DESC, started_at DESC, run_id DESC LIMIT 1""",
+        [besides, name],
     ).to_dicts()
     return found[0] if found else None

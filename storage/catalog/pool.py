@@ -59,7 +59,7 @@ def add_files(catalog: Catalog, run_id: str, files: pl.DataFrame, *, of_pool: bo
         if of_pool:  # a run that was resumed reads its sources as they are now: a version that is gone is no longer of its pool
             connection.execute("DELETE FROM run_files WHERE run_id = ? AND file_id NOT IN (SELECT file_id FROM given)", [run_id])
             connection.execute(
-                "INSERT OR REPLACE INTO run_files BY NAME SELECT ? AS run_id, file_id, weight, place FROM given", [run_id]
+                "INSERT OR REPLACE INTO run_files BY NAME SELECT ? AS run_id, file_id, source, weight, place FROM given", [run_id]
             )
         progress = connection.sql("SELECT file_id, rows_done, complete FROM files SEMI JOIN given USING (file_id)").pl()
     return given.join(progress, on="file_id", how="left", maintain_order="left")
@@ -231,6 +231,22 @@ def _open_segment(
     return found[0][0], held, target, False, rows, parts
 
 
+def not_accepted(catalog: Catalog, file_ids: pl.Series) -> tuple[int, int]:
+    """Count the rows that were read of files which no complete run has, by whatever attempt, and the rejects among them."""
+    found = catalog.read(
+        """WITH mine AS (
+            SELECT file_id, entries FROM files WHERE list_contains($files::VARCHAR[], file_id) AND file_id NOT IN (
+                SELECT f.file_id FROM run_files f JOIN runs USING (run_id) WHERE status = 'complete')
+        )
+        SELECT coalesce(sum(entries), 0)::BIGINT, (
+            SELECT coalesce(sum(rows), 0)::BIGINT FROM rejects WHERE stage = 'ingest' AND file_id IN (SELECT file_id FROM mine)
+        ) FROM mine""",
+        {"files": file_ids.to_list()},
+    )
+    rows, rejected = found.row(0)
+    return int(rows), int(rejected)
+
+
 def pool(catalog: Catalog, run_id: str) -> pl.DataFrame:
     """The run's examples: example_id, segment, row, dataset, turns, chars, in order of segment and row."""
     return catalog.read("FROM pool_of(?) ORDER BY segment, row", [run_id])
@@ -247,12 +263,23 @@ def read_by(catalog: Catalog, run_id: str) -> dict[str, int]:
     return dict(found.to_dicts()[0])
 
 
+def pool_digest(catalog: Catalog, run_id: str) -> str:
+    """Tell a run's pool from others: its examples, and its files with their weights."""
+    found = catalog.read(
+        """SELECT printf('%d-%x-%x', (SELECT count(*) FROM pool_of($run)),
+            (SELECT coalesce(bit_xor(hash(example_id)), 0) FROM pool_of($run)),
+            (SELECT coalesce(bit_xor(hash(file_id, weight)), 0) FROM run_files WHERE run_id = $run))""",
+        {"run": run_id},
+    )
+    return str(found.item())
+
+
 def adopt_pool(catalog: Catalog, run_id: str, base: str) -> None:
     """Give a run the pool and the feature space of another: its file versions, without what it left out as near-duplicates."""
     named = {"run": run_id, "base": base}
     with catalog.transaction() as connection:
         connection.execute(
-            """INSERT OR IGNORE INTO run_files BY NAME SELECT $run AS run_id, file_id, weight, place FROM run_files
+            """INSERT OR IGNORE INTO run_files BY NAME SELECT $run AS run_id, file_id, source, weight, place FROM run_files
             WHERE run_id = $base""",
             named,
         )

@@ -237,8 +237,8 @@ def _evaluations(connection: duckdb.DuckDBPyConnection, asked: Sequence[str]) ->
     return pl.concat(found) if found else pl.DataFrame()
 
 
-FILES = """SELECT f.source, f.url, f.format, f.size, f.rows_done AS rows, f.digest FROM run_files r JOIN files f USING (file_id)
-    WHERE r.run_id = $run ORDER BY f.source, f.url"""
+FILES = """SELECT r.source, f.url, f.format, f.size, f.rows_done AS rows, f.digest FROM run_files r JOIN files f USING (file_id)
+    WHERE r.run_id = $run ORDER BY r.source, f.url"""
 GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c
     JOIN run_groups k ON k.run_id = $run AND k.group_id = c.group_id ORDER BY c.group_id"""
 GROUP_DATASETS = """SELECT c.group_id, e.dataset, count(*) AS size, count(s.example_id) AS selected

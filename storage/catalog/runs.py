@@ -267,6 +267,12 @@ def stage_done(
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
 
 
+def stage_detail(catalog: Catalog, run_id: str, stage: str) -> dict[str, Any] | None:
+    """Return what a run's stage reported when it was last done; None where it was not."""
+    found = catalog.read("SELECT detail FROM stages WHERE run_id = ? AND stage = ?", [run_id, stage])
+    return None if found.is_empty() else dict(json.loads(found.item()))
+
+
 def _close_attempts(
     connection: duckdb.DuckDBPyConnection, run_id: str, outcome: str, peak_bytes: int | None = None, now: datetime | None = None
 ) -> None:
@@ -320,9 +326,7 @@ def list_runs(catalog: Catalog) -> pl.DataFrame:
             r.status, r.started_at, r.finished_at, r.attempts, c.pool, h.heldout, c.selected, s.seconds, r.space_id,
             r.clustering_id, r.error
         FROM runs r
-        LEFT JOIN (
-            SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_groups GROUP BY run_id
-        ) c USING (run_id)
+        LEFT JOIN run_sizes c USING (run_id)
         LEFT JOIN (SELECT run_id, list(name ORDER BY name) AS names FROM names GROUP BY run_id) n USING (run_id)
         LEFT JOIN (SELECT run_id, sum(seconds) AS seconds FROM stages GROUP BY run_id) s USING (run_id)
         LEFT JOIN (

@@ -89,8 +89,24 @@ def commit_group(
         connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
 
 
+def drop_all(catalog: Catalog, run_id: str) -> None:
+    """Delete what an unfinished run decided on and chose, in one transaction: its pool is another one now.
+
+    Parameters
+    ----------
+    catalog
+        Where it is recorded.
+    run_id
+        The run, which no other run copied from, since it never was complete.
+    """
+    with catalog.transaction() as connection:
+        for table in ("selections", "candidates", "run_groups", "budget_steps", "refreshes"):
+            connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+        connection.execute("DELETE FROM stages WHERE run_id = ? AND stage IN ('cluster', 'select', 'publish')", [run_id])
+
+
 def drop_changed(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> None:
-    """Delete the choices of a run that an earlier division of its budget led to, in one transaction.
+    """Delete the choices of a run that depend on something that changed since an earlier round or attempt, in one transaction.
 
     Parameters
     ----------
@@ -99,7 +115,7 @@ def drop_changed(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> No
     run_id
         The run.
     inputs
-        Hash of everything that the choice depends on, by group, as the budget is divided now; choices with others are deleted.
+        Hash of everything that the choice depends on, by group, as it is now; choices with others are deleted.
     """
     kept = pl.DataFrame({"group_id": list(inputs), "inputs": list(inputs.values())}, {"group_id": pl.Int32, "inputs": pl.String})
     with catalog.transaction() as connection:
@@ -170,7 +186,7 @@ def spent(catalog: Catalog, run_id: str) -> pl.DataFrame:
 
 
 def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> set[int]:
-    """Copy the choices of groups whose inputs are those of an earlier run, in one transaction.
+    """Copy the choices of groups whose inputs are those of an earlier complete run, in one transaction.
 
     Candidates are not copied: run_groups.copied_from names the run that has them.
 
@@ -194,10 +210,8 @@ def copy_unchanged(catalog: Catalog, run_id: str, inputs: Mapping[int, str]) -> 
         connection.execute(
             """CREATE TEMP TABLE unchanged AS
             SELECT DISTINCT ON (k.group_id) k.* FROM run_groups k JOIN asked USING (group_id, inputs)
-            WHERE k.run_id <> $run AND k.group_id NOT IN (SELECT d.group_id FROM run_groups d WHERE d.run_id = $run)
-                AND k.run_id NOT IN (  -- that may yet divide its budget otherwise, and drop the choice
-                    SELECT r.run_id FROM runs r WHERE r.status <> 'complete'
-                        AND (r.config->>'tokens' IS NOT NULL OR json_array_length(r.config->'share') > 0))
+            WHERE k.group_id NOT IN (SELECT d.group_id FROM run_groups d WHERE d.run_id = $run)
+                AND k.run_id IN (SELECT r.run_id FROM runs r WHERE r.status = 'complete')  -- others may yet drop the choice
             ORDER BY k.group_id, k.copied_from IS NOT NULL, k.run_id""",
             {"run": run_id},
         )

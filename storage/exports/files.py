@@ -58,6 +58,32 @@ def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
+def may_replace(path: Path) -> bool:
+    """Tell an earlier export from other files, such as a source, which an export must not replace.
+
+    Parameters
+    ----------
+    path
+        A .jsonl or .parquet file, or no file yet.
+
+    Returns
+    -------
+    bool
+        There is no such file, it is empty, or its first row names its example and run, as all rows of an export do.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        if path.suffix == ".parquet":
+            names = set(pq.read_schema(path).names)
+        else:
+            with path.open("rb") as file:
+                names = set(json.loads(file.readline()))
+    except (ValueError, TypeError, pa.ArrowException):
+        return False
+    return {"example_id", "run_id"} <= names
+
+
 def sweep_partials(folder: Path, name: str | None = None) -> None:
     """Remove what killed exports of this machine left in a folder; an earlier export that one had moved aside is put back.
 

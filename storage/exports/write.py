@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from storage.catalog import selections
 from storage.exports import shapes
-from storage.exports.files import BESIDE, MARK, open_writer, replacing
+from storage.exports.files import BESIDE, MARK, may_replace, open_writer, replacing
 from storage.root import Root
 from tagcos_stream.types import UserError
 
@@ -45,6 +45,7 @@ FORMATS = {
     "trl": Format(None, shapes.TOKENS, folder=True),  # tokenised by the caller: storage has no tokenizer
 }
 SUFFIXES = (".jsonl", ".parquet")
+FORGOTTEN = "selected examples were forgotten: they have no text"
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def export(
             for batch in _examples(root, run_id):
                 rows = []
                 for example in batch:
-                    examples += 1
                     if not example["messages"]:
-                        notes["selected examples were forgotten: they have no text"] += 1
+                        notes[FORGOTTEN] += 1
                         continue
+                    examples += 1
                     try:
                         rows += shape(example, notes)
                     except shapes.Unfit as reason:
@@ -123,6 +124,8 @@ def export(
                 written += len(rows)
         if left_out and not leave_out:
             raise _does_not_fit(name, left_out, first_unfit, examples)
+        if not examples:
+            raise UserError(f"nothing to export: {notes[FORGOTTEN]} {FORGOTTEN}")
         if not written:
             raise UserError(f"none of the {examples} examples fits {name}: {_reasons(left_out)}; choose another --format")
         done = Exported(run_id, name, str(path), examples, written, dict(left_out), dict(notes))
@@ -153,7 +156,7 @@ def check_target(path: Path | None, format: str | None = None) -> str:
     Raises
     ------
     UserError
-        The format is unknown, or the path has the wrong suffix for it.
+        The format is unknown, the path has the wrong suffix for it, or a file is there that no export made.
     """
     name = format or "messages"
     if name not in FORMATS:
@@ -168,11 +171,14 @@ def check_target(path: Path | None, format: str | None = None) -> str:
         raise UserError(
             f"cannot export to {path}: the name must end in {' or '.join(SUFFIXES)}; folders need --format ({folders})"
         )
+    elif not may_replace(path):
+        raise UserError(f"{path} exists and is not an earlier export: choose another --out, or remove it")
     return name
 
 
 def _examples(root: Root, run_id: str, at_a_time: int = 1024) -> Iterator[list[dict[str, Any]]]:
-    share = selections.selection(root.catalog, run_id)["share"]
+    forgotten = root.catalog.read("SELECT example_id FROM forgotten")
+    share = selections.selection(root.catalog, run_id).join(forgotten, on="example_id", how="anti")["share"]
     scale = len(share) / share.sum() if share.sum() > 0 else 1.0
     columns = ["messages", "tools", "template_kwargs", *shapes.COMMON]
     made = _made_by(root, run_id)
@@ -187,7 +193,7 @@ def _examples(root: Root, run_id: str, at_a_time: int = 1024) -> Iterator[list[d
 def _made_by(root: Root, run_id: str) -> dict[str, Any]:
     """run_id, method, fraction (selected / pool) and model (with its revision, if one was given) of a run."""
     found = root.catalog.read(
-        """SELECT run_id, method, (SELECT sum(selected) / sum(size) FROM run_groups g WHERE g.run_id = r.run_id) AS fraction,
+        """SELECT run_id, method, (SELECT selected / pool FROM run_sizes s WHERE s.run_id = r.run_id) AS fraction,
             concat_ws('@', nullif(config->>'model', ''), config->>'revision') AS model
         FROM runs r WHERE run_id = ?""",
         [run_id],

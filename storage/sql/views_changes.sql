@@ -2,8 +2,8 @@
 -- Only files that one of the two runs lacks are looked at, so that two runs of the same files cost nothing.
 
 CREATE OR REPLACE MACRO example_changes(run_a, run_b) AS TABLE
-    WITH files_a AS (SELECT f.file_id, f.source, f.url FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_a),
-        files_b AS (SELECT f.file_id, f.source, f.url FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_b),
+    WITH files_a AS (SELECT f.file_id, r.source, f.url FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_a),
+        files_b AS (SELECT f.file_id, r.source, f.url FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_b),
         came AS (
             SELECT DISTINCT o.example_id, f.source, f.url FROM files_b f JOIN occurrences o USING (file_id)
             WHERE f.file_id NOT IN (SELECT x.file_id FROM files_a x) AND o.example_id IN (SELECT p.example_id FROM pool_of(run_b) p)
@@ -20,8 +20,8 @@ CREATE OR REPLACE MACRO example_changes(run_a, run_b) AS TABLE
     UNION ALL SELECT w.example_id, w.source, w.url, 'retired' FROM went w;
 
 CREATE OR REPLACE MACRO file_changes(run_a, run_b) AS TABLE
-    WITH a AS (SELECT f.* FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_a),
-        b AS (SELECT f.* FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_b),
+    WITH a AS (SELECT f.* REPLACE (r.source AS source) FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_a),
+        b AS (SELECT f.* REPLACE (r.source AS source) FROM run_files r JOIN files f USING (file_id) WHERE r.run_id = run_b),
         counted AS (
             SELECT c.url, count(*) FILTER (c.change = 'new') AS new, count(*) FILTER (c.change = 'returned') AS returned,
                 count(*) FILTER (c.change = 'retired') AS retired
@@ -37,14 +37,14 @@ CREATE OR REPLACE MACRO file_changes(run_a, run_b) AS TABLE
 -- An example that occurs in several sources counts for each of them.
 CREATE OR REPLACE MACRO source_changes(run_a, run_b) AS TABLE
     WITH occurring_a AS (
-            SELECT f.source, count(DISTINCT o.example_id) AS n FROM run_files r JOIN files f USING (file_id) JOIN occurrences o USING (file_id)
-            WHERE r.run_id = run_a AND o.example_id IN (SELECT p.example_id FROM pool_of(run_a) p) GROUP BY f.source
+            SELECT r.source, count(DISTINCT o.example_id) AS n FROM run_files r JOIN occurrences o USING (file_id)
+            WHERE r.run_id = run_a AND o.example_id IN (SELECT p.example_id FROM pool_of(run_a) p) GROUP BY r.source
         ),
         occurring_b AS (
-            SELECT f.source, count(DISTINCT o.example_id) AS n,
+            SELECT r.source, count(DISTINCT o.example_id) AS n,
                 count(DISTINCT o.example_id) FILTER (o.example_id IN (SELECT s.example_id FROM selections s WHERE s.run_id = run_b)) AS selected
-            FROM run_files r JOIN files f USING (file_id) JOIN occurrences o USING (file_id)
-            WHERE r.run_id = run_b AND o.example_id IN (SELECT p.example_id FROM pool_of(run_b) p) GROUP BY f.source
+            FROM run_files r JOIN occurrences o USING (file_id)
+            WHERE r.run_id = run_b AND o.example_id IN (SELECT p.example_id FROM pool_of(run_b) p) GROUP BY r.source
         ),
         moved AS (
             SELECT c.source, count(DISTINCT c.example_id) FILTER (c.change = 'new') AS new,
@@ -53,12 +53,12 @@ CREATE OR REPLACE MACRO source_changes(run_a, run_b) AS TABLE
             FROM example_changes(run_a, run_b) c GROUP BY c.source
         ),
         names AS (
-            SELECT f.source, count(*) FILTER (r.run_id = run_b) AS files FROM run_files r JOIN files f USING (file_id)
-            WHERE r.run_id IN (run_a, run_b) GROUP BY f.source
+            SELECT r.source, count(*) FILTER (r.run_id = run_b) AS files FROM run_files r
+            WHERE r.run_id IN (run_a, run_b) GROUP BY r.source
         ),
         refused AS (
-            SELECT f.source, sum(x.rows)::BIGINT AS n FROM run_files r JOIN files f USING (file_id) JOIN rejects x ON x.file_id = f.file_id
-            WHERE r.run_id = run_b AND x.stage = 'ingest' GROUP BY f.source
+            SELECT r.source, sum(x.rows)::BIGINT AS n FROM run_files r JOIN rejects x USING (file_id)
+            WHERE r.run_id = run_b AND x.stage = 'ingest' GROUP BY r.source
         )
     SELECT n.source, n.files, coalesce(a.n, 0) AS before, coalesce(b.n, 0) AS pool, coalesce(m.new, 0) AS new, coalesce(m.returned, 0) AS returned,
         coalesce(m.retired, 0) AS retired, coalesce(x.n, 0) AS rejected, coalesce(b.selected, 0) AS selected

@@ -31,9 +31,10 @@ CREATE OR REPLACE MACRO wanted_of(run) AS TABLE
     UNION SELECT x.example_id, x.segment, x.row FROM rejects_of(run) x WHERE x.stage = 'target';
 
 CREATE OR REPLACE MACRO rejects_by_reason_of(run) AS TABLE
-    SELECT r.stage, r.reason, f.source, sum(r.rows)::BIGINT AS rows,
+    SELECT r.stage, r.reason, coalesce(n.source, f.source) AS source, sum(r.rows)::BIGINT AS rows,
         min(r.detail) FILTER (WHERE NOT r.summary) AS for_example, min_by(r.snippet, r.row) AS snippet
-    FROM rejects_of(run) r LEFT JOIN files f USING (file_id) GROUP BY r.stage, r.reason, f.source;
+    FROM rejects_of(run) r LEFT JOIN files f USING (file_id) LEFT JOIN run_files n ON n.run_id = run AND n.file_id = r.file_id
+    GROUP BY ALL;
 
 CREATE OR REPLACE VIEW rejects_by_reason AS FROM rejects_by_reason_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW rejects_by_reason IS 'what the newest complete run did not use, and why';
@@ -47,11 +48,11 @@ CREATE OR REPLACE VIEW near_duplicates AS FROM near_duplicates_of((SELECT run_id
 COMMENT ON VIEW near_duplicates IS 'examples that the newest complete run left out because they nearly repeat another';
 
 CREATE OR REPLACE MACRO sources_of(run) AS TABLE
-    SELECT f.source, count(*) AS files, sum(f.size)::BIGINT AS bytes, sum(f.rows_done)::BIGINT AS rows, sum(coalesce(r.rejected, 0))::BIGINT AS rejected,
+    SELECT n.source, count(*) AS files, sum(f.size)::BIGINT AS bytes, sum(f.rows_done)::BIGINT AS rows, sum(coalesce(r.rejected, 0))::BIGINT AS rejected,
         bool_and(f.complete) AS complete
     FROM run_files n JOIN files f USING (file_id)
     LEFT JOIN (SELECT file_id, sum(rows) AS rejected FROM rejects WHERE stage = 'ingest' GROUP BY file_id) r USING (file_id)
-    WHERE n.run_id = run GROUP BY f.source;
+    WHERE n.run_id = run GROUP BY n.source;
 
 CREATE OR REPLACE VIEW sources AS FROM sources_of((SELECT run_id FROM latest_run));
 COMMENT ON VIEW sources IS 'what the newest complete run read, by source';
@@ -61,9 +62,13 @@ CREATE OR REPLACE MACRO changes_of(run) AS TABLE
     SELECT d.* FROM selection_diff((SELECT f.base_run FROM refreshes f WHERE f.run_id = run), run) d
     WHERE (SELECT f.base_run FROM refreshes f WHERE f.run_id = run) IS NOT NULL;
 
+CREATE OR REPLACE VIEW run_sizes AS
+    SELECT g.run_id, sum(g.size)::BIGINT + coalesce(any_value(x.rows), 0) AS pool, sum(g.selected)::BIGINT AS selected
+    FROM run_groups g LEFT JOIN (SELECT run_id, count(*) AS rows FROM exclusions GROUP BY run_id) x USING (run_id) GROUP BY g.run_id;
+COMMENT ON VIEW run_sizes IS 'of every run that chose: examples with a feature, whether they might be chosen or not, and how many were chosen';
+
 CREATE OR REPLACE VIEW trend AS
-    WITH chosen AS (SELECT run_id, sum(size)::BIGINT AS pool, sum(selected)::BIGINT AS selected FROM run_groups GROUP BY run_id),
-        cost AS (
+    WITH cost AS (
             SELECT run_id, sum(seconds) AS seconds, max(peak_bytes) AS peak_bytes,
                 coalesce(sum((detail->>'tokens')::BIGINT) FILTER (WHERE stage IN ('warm-up', 'gradients')), 0)::BIGINT AS tokens
             FROM stages GROUP BY run_id
@@ -72,7 +77,7 @@ CREATE OR REPLACE VIEW trend AS
     SELECT r.run_id, r.finished_at, r.name, r.method, c.pool, c.selected, c.selected / c.pool AS fraction,
         f.base_run, f.added, f.returned, f.retired, h.churn, f.share AS joined_share, f.movement, f.loss_shift, f.advice, f.refitted,
         e.error_plain, e.error_weighted, k.seconds, k.tokens, k.peak_bytes
-    FROM runs r JOIN chosen c USING (run_id) LEFT JOIN cost k USING (run_id) LEFT JOIN error e USING (run_id)
+    FROM runs r JOIN run_sizes c USING (run_id) LEFT JOIN cost k USING (run_id) LEFT JOIN error e USING (run_id)
     LEFT JOIN refreshes f USING (run_id) LEFT JOIN churn h USING (run_id)
     WHERE r.status = 'complete' ORDER BY r.finished_at, r.run_id;
 COMMENT ON VIEW trend IS 'complete runs in the order of their completion: what each chose from what, what changed, how near it came, what it cost';

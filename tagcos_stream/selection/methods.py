@@ -121,7 +121,7 @@ class Choose(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """Descriptions of a score for `tagcos why` and the report: format strings with one field, such as "loss {:.4g}"."""
+    """Descriptions of a score for the macro `why` and the report: format strings with one field, such as "loss {:.4g}"."""
 
     chosen: str  # of an example that was chosen
     left: str = ""  # of one that was not; by default the same

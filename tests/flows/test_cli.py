@@ -71,6 +71,17 @@ def test_run__from_a_toml_file(tagcos: Call, small_settings: Maker, tmp_path: Pa
     assert "5 of 120 selected" in printed
 
 
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_preset__an_option_wins_over_the_file(tagcos: Call, tmp_path: Path, command: str) -> None:
+    (tmp_path / "pool.toml").write_text('preset = "of the file"', encoding="utf-8")
+    code, _, err = tagcos(command, "--config", tmp_path / "pool.toml")
+    assert code == 2
+    assert "preset 'of the file' is unknown; choose from recommended, published, clean" in err
+    code, _, err = tagcos(command, "--config", tmp_path / "pool.toml", "--preset", "clean")
+    assert code == 2
+    assert "no sources given" in err
+
+
 def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
     """What a user may get wrong: changed settings, and a pattern that the one line must hold."""
     (folder / "empty.jsonl").write_text("", encoding="utf-8")

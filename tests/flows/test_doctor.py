@@ -94,6 +94,9 @@ def test_doctor__a_root_that_is_there(tmp_path: Path) -> None:
     root = open_root(str(tmp_path / "root"))
     (tmp_path / "file").write_text("")
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "note"  # no run ever
+    root.files.write("examples/seg-00001/part-00000.parquet", b"rows")
+    (lost,) = [found for found in doctor.examine(load_settings({"root": str(tmp_path / "root")})) if found.what == "catalog"]
+    assert (lost.state, lost.found) == ("problem", f"{root.url} has data, but {root.catalog_path} is missing")
     root.catalog_path.write_text("no catalog")
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "problem"
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "file" / "root")})))["root"] == "problem"

@@ -451,6 +451,21 @@ def test_export__a_folder_that_is_not_ours_stays(exported: tuple[Root, str], tmp
     assert json.loads((tmp_path / "new" / MARK).read_text())["rows"] == 75
 
 
+@pytest.mark.parametrize("name", ["source.jsonl", "source.parquet"])
+def test_export__a_file_that_is_not_ours_stays(exported: tuple[Root, str], tmp_path: Path, name: str) -> None:
+    root, run_id = exported
+    source = pl.DataFrame({"messages": [[{"role": "user", "content": "Hi"}]]})
+    path = tmp_path / name
+    source.write_parquet(path) if path.suffix == ".parquet" else source.write_ndjson(path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"{name} exists and is not an earlier export: choose another --out, or remove it"):
+        exports.export(root, run_id, path)
+    assert path.read_bytes() == before
+    path.write_bytes(b"")
+    for _ in range(2):  # an empty file, and its own earlier one, are replaced
+        assert exports.export(root, run_id, path).rows == 75
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [

@@ -254,6 +254,17 @@ def test_plan__changed_settings_are_told_and_asked_about_before_they_cost_and_se
     none = changed.model_copy(update={"max_recompute": 0.0})
     with pytest.raises(UserError, match=r"at the speed of run-\S+, max_recompute is 0 h; give the earlier settings"):
         pipeline.run(none, reporter)
+    # a run of another name that came later is not what this one is compared with
+    with root.catalog.transaction() as connection:
+        connection.execute(
+            """INSERT INTO runs BY NAME SELECT * REPLACE ('run-later' AS run_id, 'dev' AS name, 'other' AS space_id,
+                finished_at + to_days(1) AS finished_at, started_at + to_days(1) AS started_at) FROM runs WHERE run_id = ?""",
+            [first.run_id],
+        )
+    with pytest.raises(UserError, match=f"as in {first.run_id}\\): the gradients of 120 examples are computed again"):
+        pipeline.run(none, reporter)
+    with root.catalog.transaction() as connection:
+        connection.execute("DELETE FROM runs WHERE run_id = 'run-later'")
     less = taken / 3600 / 2
     with pytest.raises(UserError, match="stopped before the gradients"):
         pipeline.run(changed.model_copy(update={"max_recompute": less}), reporter)

@@ -18,7 +18,8 @@ from flows.compare import diagnose
 from flows.context import run_stage
 from flows.models import load_adapted
 from flows.progress import SilentReporter
-from storage.catalog import selections
+from storage import check
+from storage.catalog import runs, selections
 from storage.exports import write as exports
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
@@ -27,7 +28,7 @@ from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients import model
 from tagcos_stream.gradients.model import LoadedModel, load_model
 from tagcos_stream.types import UserError
-from tests.flows.conftest import First
+from tests.flows.conftest import First, conversation
 from tests.models import CHATML, tiny_tokenizer
 
 Maker = Callable[..., dict[str, Any]]
@@ -122,6 +123,56 @@ def test_run__bad_rows_are_rejects_and_the_run_goes_on(small_settings: Maker, po
     assert rejects.filter(pl.col("stage") == "ingest")["row"].to_list() == [40, 41, 42]
     assert rejects.filter(pl.col("stage") == "gradients")["reason"].to_list() == ["no target tokens"]
     assert outcome.stages["select"]["pool"] == 120
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "random"}, {}, {"fraction": None, "tokens": "400"}], ids=["random", "own", "tokens"]
+)
+def test_run__that_stopped_after_its_choice_chooses_from_the_sources_as_they_are_now(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    checks = tmp_path / "checks"
+    checks.mkdir()
+    (checks / "never.sql").write_text("-- after: select\nSELECT 1 AS one")
+    values = small_settings(**changes)
+    with pytest.raises(UserError, match="check never"):
+        run(values | {"checks": str(checks)})
+    stopped = runs.run_status(open_root(values["root"], create=False).catalog)
+    (pool_folder / "sums.jsonl").unlink()
+    lines = [json.dumps({"messages": conversation("colours", n)}) for n in range(200)]
+    (pool_folder / "colours.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    reporter = Collecting()
+    outcome = pipeline.run(load_settings(values), reporter)
+    assert outcome.run_id == stopped.run["run_id"]
+    assert "the sources changed since this run began: its choices are made again" in reporter.said
+    root = open_root(values["root"], create=False)
+    pool = root.catalog.read("SELECT example_id FROM pool_of(?)", [outcome.run_id])["example_id"]
+    chosen = selected(values["root"], outcome.run_id)
+    assert len(pool) == 240
+    assert chosen["example_id"].is_in(pool.implode()).all()
+    assert root.catalog.read("SELECT pool FROM run_sizes WHERE run_id = ?", [outcome.run_id]).item() == 240
+    if "tokens" in changes:
+        assert 300 < outcome.stages["select"]["tokens"] <= 400
+    else:
+        assert len(chosen) == 24
+    assert check.check(root) == []
+    # given again without a change, nothing is dropped
+    again = Collecting()
+    pipeline.run(load_settings(values), again)
+    assert not any("sources changed" in said for said in again.said)
+
+
+def test_run__too_many_rejects_stop_every_attempt(small_settings: Maker, tmp_path: Path) -> None:
+    """A run that is given again, as by a schedule, counts what earlier attempts read; files of a complete run were accepted."""
+    good = [json.dumps({"messages": conversation("sums", n)}) for n in range(40)]
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "a.jsonl").write_text("\n".join([*good, *["{broken"] * 60]) + "\n", encoding="utf-8")
+    values = small_settings(sources=(str(tmp_path / "pool"),), method="random")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"60 of 100 rows rejected \(60%\), max_rejects is 50%"):
+            run(values)
+    run(values | {"max_rejects": 0.7})
+    run(values)
 
 
 def with_template(model_folder: Path, folder: Path, template: str) -> str:

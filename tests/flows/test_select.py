@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from flows import pipeline
+from flows.cli.output import summary
 from flows.compare import diagnose
 from flows.progress import SilentReporter
 from flows.report.build import make_report
@@ -315,6 +316,8 @@ def test_diagnose__leaves_out_what_does_not_fit_and_says_so(root: Root) -> None:
         diagnose.diagnose(root.url, methods=("best",))
     with pytest.raises(UserError, match=r"fraction 1\.5"):
         diagnose.diagnose(root.url, fractions=(1.5,))
+    with pytest.raises(UserError, match=r"^less and rds: a method that chooses by a target set"):
+        diagnose.diagnose(root.url, methods=("random", "less", "rds"))
 
 
 def test_where__true_changes_nothing_and_takes_over_earlier_choices(root: Root) -> None:
@@ -356,7 +359,7 @@ def test_where__only_eligible_rows_are_chosen_and_only_counted_ones_are_matched(
     assert not within[None].drop("run_id").equals(within["true"].drop("run_id"))
 
 
-def test_where__counts_what_it_excludes_by_reason(root: Root) -> None:
+def test_where__counts_what_it_excludes_by_reason(root: Root, tmp_path: Path) -> None:
     outcome = reselect(root, where="dataset <> 'sums' AND turns > 2", fraction=0.1)
     assert outcome.stages["select"]["excluded"] == {"dataset != 'sums'": 40, "turns > 2": 40}
     assert (outcome.stages["select"]["pool"], outcome.stages["select"]["eligible"]) == (120, 40)
@@ -368,6 +371,16 @@ def test_where__counts_what_it_excludes_by_reason(root: Root) -> None:
     assert root.catalog.read("FROM why(?, ?)", [example, outcome.run_id])["reason"][0] == "may not be chosen: dataset != 'sums'"
     chosen = root.catalog.read("SELECT dataset FROM selection_of(?)", [outcome.run_id])
     assert set(chosen["dataset"]) == {"cities"}
+    # the pool of a run is what has a feature, everywhere
+    assert outcome.sentence.startswith("12 of 120 selected")
+    listed = runs.list_runs(root.catalog).row(by_predicate=pl.col("run_id") == outcome.run_id, named=True)
+    assert (listed["pool"], listed["fraction"]) == (120, pytest.approx(0.1))
+    told = summary(root.catalog, outcome.run_id)
+    assert (told["usable"], told["without_gradient"]) == (120, 0)
+    assert told["excluded"] == {"dataset != 'sums'": 40, "turns > 2": 40}
+    assert root.catalog.read("SELECT pool, fraction FROM trend WHERE run_id = ?", [outcome.run_id]).rows() == [(120, 0.1)]
+    exports.export(root, outcome.run_id, tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()[0])["fraction"] == pytest.approx(0.1)
     page = make_report(root, outcome.run_id)
     assert "that may be chosen" in page
     assert "turns &gt; 2" in page

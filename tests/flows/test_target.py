@@ -20,7 +20,7 @@ from flows.plan import Plan
 from flows.progress import SilentReporter, Stage
 from flows.report.build import make_report
 from flows.stages.ingest import ingest
-from storage import check
+from storage import check, forget
 from storage.arrays import segments
 from storage.catalog import pool, runs, selections, spaces, targets
 from storage.root import Root, open_root
@@ -261,6 +261,15 @@ def test_target__pool_is_compared_once_and_then_what_it_gains_or_loses(made: Pat
     assert len(looked) == 1
     assert [row[:3] for row in nearest(shrunk)] == [row[:3] for row in nearest(base)]
     assert [row[3] for row in nearest(shrunk)] == pytest.approx([row[3] for row in nearest(base)], abs=1e-6)
+
+
+def test_target__whose_examples_were_all_forgotten_is_refused(root: Root) -> None:
+    found = targets.of_run(root.catalog, runs.find_run(root.catalog))
+    assert found is not None
+    with root.writer():
+        forget.forget(root, targets.examples(root.catalog, found.target_id)["example_id"].unique().to_list())
+    with pytest.raises(UserError, match="target wanted: all of its examples were forgotten"):
+        pipeline.reselect(root.url, reporter=SilentReporter(), ridge=2.0)
 
 
 def test_target__report_shows_its_parts_and_the_nearest_chosen_examples(root: Root) -> None:

@@ -22,7 +22,7 @@ from storage.catalog import evaluations, pool, runs
 from storage.check import check
 from storage.database import Catalog
 from storage.gc import orphans
-from storage.root import Root, open_root
+from storage.root import Root, default_catalog, open_root
 from storage.schema import SCHEMA_VERSION, SQL, migrations
 from storage.tables import insert_row, utc_now
 from tagcos_stream.types import UserError
@@ -324,6 +324,51 @@ def test_open_root__refuses_the_catalog_of_another_store(tmp_path: Path) -> None
     second = open_root(str(tmp_path / "b"), catalog=first.catalog_path)
     with pytest.raises(UserError, match=f"catalog of store {first.store_id}, but the root is store {second.store_id}"):
         runs.finish_run(second.catalog, "x")
+    with pytest.raises(UserError, match=f"catalog of store {first.store_id}, but the root is store {second.store_id}"):
+        runs.list_runs(second.catalog)
+
+
+def test_open_root__refuses_a_root_whose_catalog_is_missing(filled: Root) -> None:
+    """Without a catalog every file would be garbage, which a run sweeps."""
+    files = sorted(filled.files.list(""))
+    copy = filled.catalog_path.read_bytes()
+    filled.catalog_path.unlink()
+    with pytest.raises(
+        UserError, match=r"has data, but its catalog .*catalog.duckdb is missing: restore it from a backup, or from"
+    ):
+        open_root(filled.url)
+    open_root(filled.url, create=False)  # readers say that there is no catalog
+    filled.catalog_path.write_bytes(copy)
+    assert sorted(open_root(filled.url).files.list("")) == files
+
+
+def test_default_catalog__differs_between_roots_and_is_found_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_catalog("s3://bucket/a/b") != default_catalog("s3://bucket/a_b")
+    earlier = tmp_path / "tagcos" / "s3_bucket_a_b" / "catalog.duckdb"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    assert default_catalog("s3://bucket/a/b") == earlier
+
+
+def test_sources__are_named_as_each_run_names_them(root: Root) -> None:
+    """A file that a folder had is a source of its own once a command names it."""
+    files = pl.DataFrame({"source": ["folder"], "url": ["/x/a.jsonl"], "digest": ["d"], "size": [1], "format": ["jsonl"]})
+    ids = []
+    for number, source in enumerate(("folder", "a")):
+        opened = runs.open_run(root.catalog, config={}, config_hash=f"h{number}", versions={}, seeds={})
+        known = pool.add_files(root.catalog, opened.run_id, files.with_columns(source=pl.lit(source)))
+        if not known["complete"][0]:
+            pool.commit_ingest(root, opened.run_id, known["file_id"][0], tiny.ingest_block(0, [1, 2], last=True, rejected=1))
+        runs.finish_run(root.catalog, opened.run_id)
+        ids.append(opened.run_id)
+    for run_id, source in zip(ids, ("folder", "a"), strict=True):
+        assert root.catalog.read("SELECT source, rows, rejected FROM sources_of(?)", [run_id]).rows() == [(source, 3, 1)]
+        changed = "SELECT source, pool, rejected FROM source_changes(NULL, ?)"
+        assert root.catalog.read(changed, [run_id]).rows() == [(source, 2, 1)]
+        assert root.catalog.read("SELECT source FROM rejects_by_reason_of(?)", [run_id])["source"].to_list() == [source]
 
 
 def test_open_root__says_what_is_wrong(tmp_path: Path) -> None:

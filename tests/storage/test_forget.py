@@ -30,7 +30,7 @@ def holders(folder: Path | None, text: str) -> set[str]:
         name = str(path.relative_to(folder))
         if text.encode() in path.read_bytes():
             found.add(name)
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" and path.name != "bad.parquet":
             cells = pl.read_parquet(path)
             if any(text in str(value) for row in cells.iter_rows() for value in row):
                 found.add(name)
@@ -116,7 +116,9 @@ def test_forget__leaves_the_text_nowhere(secret: tuple[Root, str, int], tmp_path
     ).item()
     # an export made from now on leaves it out and says so; no source brings the text back
     again = exports.export(root, run_id, tmp_path / "again.jsonl")
-    assert (again.rows, again.examples) == (chosen - 1, chosen)
+    assert (again.rows, again.examples) == (chosen - 1, chosen - 1)
+    weights = [json.loads(line)["weight"] for line in (tmp_path / "again.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sum(weights) == pytest.approx(chosen - 1)
     assert list(again.notes) == ["selected examples were forgotten: they have no text"]
     tiny.run(root, examples=160)
     assert holders(root.path, text) == set()
@@ -125,6 +127,26 @@ def test_forget__leaves_the_text_nowhere(secret: tuple[Root, str, int], tmp_path
     with root.writer():
         assert forget.forget(root, [gone]).files == {}
     assert check.check(root) == []
+
+
+def test_forget__goes_on_where_a_file_cannot_be_read_and_names_it(secret: tuple[Root, str, int]) -> None:
+    root, _, number = secret
+    assert root.path is not None
+    (root.path / "exports" / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    with root.writer():
+        done = forget.forget(root, [tiny.example_id(number)])
+    assert holders(root.path, message_text(number)[:40]) == set()
+    (unread,) = done.unread
+    assert unread.startswith(f"{root.path / 'exports' / 'bad.parquet'}: ")
+
+
+def test_export__of_which_every_example_was_forgotten_says_so(filled: Root, tmp_path: Path) -> None:
+    run_id = runs.find_run(filled.catalog)
+    chosen = selections.chosen_by(filled.catalog, run_id)
+    with filled.writer():
+        forget.forget(filled, sorted(chosen))
+    with pytest.raises(UserError, match=f"nothing to export: {len(chosen)} selected examples were forgotten"):
+        exports.export(filled, run_id, tmp_path / "none.jsonl")
 
 
 def test_forget__names_what_it_cannot_find(filled: Root, tmp_path: Path) -> None:

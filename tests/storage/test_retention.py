@@ -59,6 +59,12 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     dropped = retention.to_drop(root, days=10, names=["main", "prod"], unnamed=True)
     assert dropped.runs == [second, third]
     assert dropped.reports == sorted(f"reports/{run}.html" for run in (second, third))
+    with root.catalog.transaction() as connection:
+        connection.execute(
+            """INSERT INTO refreshes BY NAME SELECT $last AS run_id, $third AS base_run, 300 AS pool, 0 AS added, 0 AS returned,
+                0 AS retired, false AS refitted, 'keep' AS advice, now()::TIMESTAMP AS decided_at""",
+            {"last": last, "third": third},
+        )
     before = root.catalog.read("FROM candidate_rows_of(?) ORDER BY ALL", [last])
     chosen = selections.chosen_by(root.catalog, last)
     size = sum(count for _, count in root.files.list(""))
@@ -68,6 +74,7 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     assert runs.list_runs(root.catalog)["run_id"].to_list() == [last, first]
     assert root.catalog.read("FROM candidate_rows_of(?) ORDER BY ALL", [last]).equals(before)
     assert selections.chosen_by(root.catalog, last) == chosen
+    assert root.catalog.read("FROM changes_of(?)", [last]).is_empty(), "nothing is compared with a run that is gone"
     assert {key for key, _ in root.files.list("reports")} == {f"reports/{first}.html"}
     assert check.check(root) == []
     assert size > sum(count for _, count in root.files.list(""))
