@@ -30,6 +30,8 @@ def test_load_settings__flags_win_over_file_over_preset(tmp_path: Path) -> None:
     settings = load_settings({"dim": 512}, toml=path)
     assert (settings.dim, settings.lora_rank, settings.lora_alpha, settings.sources) == (512, 16, 512, ("a.jsonl",))
     assert load_settings({"count": 7}, preset="published").budget(100) == 7
+    given = load_settings({}, toml=path, preset="recommended")
+    assert (given.dim, given.lora_rank, given.lora_alpha, given.gradient) == (1024, 16, 32, "sgd")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,9 @@ def test_load_settings__bad_files(tmp_path: Path) -> None:
         load_settings({}, toml=tmp_path / "absent.toml")
     with pytest.raises(UserError, match="recommended, published"):
         load_settings({}, preset="best")
+    (tmp_path / "list.toml").write_text('preset = ["clean"]', encoding="utf-8")
+    with pytest.raises(UserError, match=r"preset \['clean'\] is unknown"):
+        load_settings({}, toml=tmp_path / "list.toml")
 
 
 @pytest.mark.parametrize(("n", "expected"), [(400, 20), (3550, 178), (10, 1), (1, 1)])
