@@ -112,7 +112,9 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
     catalog = _catalog(settings)
     found = survey_of(pool, settings, catalog)
-    plan = make_plan(settings, catalog, found)
+    # a count is of the whole pool, and there may be more in it than was read
+    partly = settings.count is not None and pool.rows_read < pool.rows
+    plan = make_plan(settings.model_copy(update={"count": 1}) if partly else settings, catalog, found)
     scale = pool.examples / len(pool.keys)  # of what was not read
     reporter.say(f"loading model {settings.model}")
     with AdaptedModel() as model:

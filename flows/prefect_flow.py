@@ -8,7 +8,7 @@ import os
 import re
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -88,11 +88,16 @@ def _do_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given
 
 
 @contextmanager
-def _turn(root: str) -> Iterator[None]:
+def _turn(root: str, wait: float) -> Iterator[None]:
     """Hold the server's limit of one run at a time on a root in an object store.
 
     On one machine the root's own lock suffices (a run waits `wait` seconds, and a killed holder is gone at once); an object store
     may be written from several machines.
+
+    Raises
+    ------
+    UserError
+        Another flow run holds it for longer than `wait` seconds.
     """
     if "://" not in root or root.startswith("file:"):
         yield
@@ -100,11 +105,17 @@ def _turn(root: str) -> Iterator[None]:
     name = "tagcos-root-" + re.sub(r"[^A-Za-z0-9._-]+", "-", root)
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
-    with concurrency(name, lease_duration=LEASE_SECONDS, strict=True):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(concurrency(name, lease_duration=LEASE_SECONDS, strict=True, timeout_seconds=wait))
+        except TimeoutError as error:
+            raise UserError(f"another flow run has held {root} for {wait:g} s: try again later, or give a longer wait") from error
         yield
 
 
-def _state(root: str, name: str | None, work: Callable[[], Outcome], out: str | None, format: str | None) -> State[Any]:
+def _state(
+    root: str, name: str | None, work: Callable[[], Outcome], out: str | None, format: str | None, wait: float | None
+) -> State[Any]:
     """Run, then report and export as tasks; the state's message is the run's sentence, or a mistake's one line.
 
     A mistake of the user ends the flow run as failed without a traceback: what it says is all that there is to know.
@@ -116,7 +127,7 @@ def _state(root: str, name: str | None, work: Callable[[], Outcome], out: str | 
     try:
         if out is not None:
             check_target(Path(out), format)
-        with _turn(root):
+        with _turn(root, Settings.model_fields["wait"].default if wait is None else wait):
             outcome = work()
         opened = open_root(root, create=False)
         log.info(outcome.sentence)
@@ -139,7 +150,9 @@ def _report(root: Root, run_id: str) -> str | None:
         return write_report(root, run_id)[0]
     except UserError as error:
         get_run_logger().warning(f"no report was written: {error}")
-        return None
+    except Exception:  # a fault of the page must not keep the selection from its readers
+        get_run_logger().exception("no report was written")
+    return None
 
 
 def _hide_tracebacks() -> None:
@@ -206,7 +219,7 @@ def tagcos_refresh(out: str | None = None, format: str | None = None, **settings
     def work() -> Outcome:
         return run(load_settings(settings), reporter=FlowReporter(get_run_logger().info), do_stage=_do_stage)
 
-    return _state(settings.get("root", DEFAULT_ROOT), settings.get("name") or runs.MAIN, work, out, format)
+    return _state(settings.get("root", DEFAULT_ROOT), settings.get("name") or runs.MAIN, work, out, format, settings.get("wait"))
 
 
 @flow(name="tagcos-select", flow_run_name=select_name, persist_result=False)
@@ -218,7 +231,7 @@ def tagcos_select(root: str, run: str, out: str | None = None, format: str | Non
     def work() -> Outcome:
         return reselect(root, run, FlowReporter(get_run_logger().info), _do_stage, **given)
 
-    return _state(root, changes.get("name"), work, out, format)
+    return _state(root, changes.get("name"), work, out, format, changes.get("wait"))
 
 
 @flow(name="tagcos-evaluate", flow_run_name=evaluate_name, persist_result=False)
@@ -231,7 +244,7 @@ def tagcos_evaluate(**settings: Any) -> State[str]:
         asked = load_evaluation(settings)
         with for_show(log.warning):
             _tag(asked.root)
-        with _turn(asked.root):
+        with _turn(asked.root, asked.wait):
             evaluation_id = str(_as_task("evaluate", lambda: evaluate(asked, FlowReporter(log.info))))
     except UserError as error:
         return Failed(message=" ".join(str(error).split()), data=error)

@@ -17,7 +17,7 @@ from tagcos_stream.declare import panel_of
 from tagcos_stream.evaluation.config import Evaluation
 
 ACRONYMS = {"Lora": "LoRA", "Rslora": "rsLoRA", "Gpus": "GPUs"}
-REQUIRED = ("sources", "model")  # of a refresh: nothing can be done without them
+REQUIRED = ("sources",)  # of a refresh: nothing can be done without them
 
 
 def title(name: str) -> str:

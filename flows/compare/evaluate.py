@@ -15,7 +15,7 @@ import polars as pl
 from flows.compare.examples import held_out, texts
 from flows.compare.metrics import measures, summary_line
 from flows.compare.training import Trained, Trial, TrialSpec, passes, train_trials, training_budget
-from flows.compare.trials import Unit, plan_units, run_settings
+from flows.compare.trials import Unit, plan_units, require_same_lists, run_settings
 from flows.context import versions
 from flows.models import AdaptedModel, check_device, check_model
 from flows.progress import Reporter, default_reporter, forward
@@ -50,6 +50,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
             "or give --heldout-files with examples that are not in the pool, or --tasks"
         )
     settings = model_settings(run_settings(base, asked), asked)
+    require_same_lists(root, base, settings)
     check_model(settings)
     check_device(settings)
     units = list(plan_units(asked, base, root, reporter))

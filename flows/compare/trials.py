@@ -15,13 +15,21 @@ import polars as pl
 from flows.context import run_stage
 from flows.pipeline import changed_settings, reselect
 from flows.progress import Reporter
-from storage.catalog import runs, selections, spaces
+from flows.stages.eligible import check_predicates, listed_ids
+from storage.catalog import runs, selections, signals, spaces
 from storage.catalog.evaluations import UnitKey
 from storage.root import Root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.evaluation.config import BASE, FULL, OWN, Evaluation, changed, varied
 from tagcos_stream.identity import config_hash, run_identity
 from tagcos_stream.selection.methods import METHODS
+from tagcos_stream.types import UserError
+
+# the examples that a run recorded as excluded for a reason, and those that it pinned
+RECORDED = {
+    "exclude": "SELECT example_id FROM exclusions JOIN examples USING (segment, row) WHERE run_id = $run AND reason = $reason",
+    "include": "SELECT example_id FROM pins JOIN examples USING (segment, row) WHERE run_id = $run AND $reason IS NOT NULL",
+}
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,45 @@ def plan_units(asked: Evaluation, base: dict[str, Any], root: Root, reporter: Re
                         yield Unit(key, run_id, len(chosen), _mean(chosen))
 
 
+def require_same_lists(root: Root, base: dict[str, Any], settings: Settings) -> None:
+    """Refuse files of pinned or excluded examples that are not what they were when the run was made.
+
+    Parameters
+    ----------
+    root
+        The root.
+    base
+        The row of the run whose pool it is.
+    settings
+        Its settings.
+
+    Raises
+    ------
+    UserError
+        A file names other examples of the pool now: selections made before and after that choose from other rows.
+    """
+    conditions = check_predicates(settings, signals.score_names(root.catalog, base["run_id"]))
+    pool = set(spaces.features_pool(root.catalog, base["run_id"], base["space_id"])["example_id"])
+    for name, query in RECORDED.items():
+        path = getattr(settings, name)
+        if path is None or name in conditions:
+            continue
+        recorded = root.catalog.read(query, {"run": base["run_id"], "reason": f"{name} {path}"})
+        if pool & set(listed_ids(path, name)) != set(recorded["example_id"]):
+            raise UserError(
+                f"{name} {path}: it names other examples than when {base['run_id']} was made; restore it, or evaluate a run made "
+                "with it"
+            )
+
+
 def _mean(tokens: pl.Series) -> float:
     """Of what the run counted; 0 where it had no tokenizer, as with vectors of the user's own alone."""
     return int(tokens.sum()) / max(tokens.count(), 1)
 
 
 def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Settings:
-    """The settings of the run whose pool it is, changed."""
-    return load_settings(changed_settings(base, asked.root, changes))
+    """The settings of the run whose pool it is, changed. No selection keeps choices of an earlier one: seeds must not depend."""
+    return load_settings(changed_settings(base, asked.root, {"sticky": None, **changes}))
 
 
 def _variants(method: str, asked: Evaluation, base: dict[str, Any]) -> tuple[str, ...]:
@@ -95,13 +134,13 @@ def _selection(
     seed: int,
 ) -> str:
     """The complete run that selected so from the pool of `base`. A method that no seed touches selects by the run's own."""
-    changes: dict[str, Any] = {"method": method, **budget, **changed(setting)}
+    changes: dict[str, Any] = {"sticky": None, "method": method, **budget, **changed(setting)}
     if METHODS[method].seeded:
         changes["seed"] = seed
     if gradient:
         changes["gradient"] = gradient
     settings = run_settings(base, asked, **changes)
-    if run_identity(settings) == run_identity(run_settings(base, asked)):
+    if run_identity(settings) == run_identity(load_settings(changed_settings(base, asked.root, {}))):
         return str(base["run_id"])
     known = runs.find_complete(root.catalog, config_hash(settings, base["run_id"]))
     if known is not None:

@@ -18,7 +18,7 @@ from storage.exports.files import replacing
 from storage.report_samples import MapSample, Samples
 from storage.root import Root
 from tagcos_stream.clustering.pca import Plane, principal_plane
-from tagcos_stream.config import DEFAULT_FRACTION, Settings
+from tagcos_stream.config import DEFAULT_FRACTION, VECTORS, Settings
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
@@ -134,7 +134,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
         run_id=facts.run["run_id"],
         subtitle=(
             f"{chosen:,} of {usable:,} examples ({chosen / usable:.2%}) selected by {method} from {_datasets(facts)}, "
-            f"by the gradients of {plain_url(str(config.get('model') or 'an unnamed model'))}."
+            f"by {_features(config)}."
         ),
         notes=_notes(facts, config),
         figures=_figures(facts, usable, chosen),
@@ -194,6 +194,14 @@ def _defaults(name: str) -> list[Any]:
     return [list(default) if isinstance(default, tuple) else default] + [DEFAULT_FRACTION] * (name == "fraction")
 
 
+def _features(config: dict[str, Any]) -> str:
+    """What the run selected by."""
+    if config.get("gradient") == VECTORS:
+        return "vectors of your own"
+    kind = "hidden states" if config.get("gradient") == "hidden" else "gradients"
+    return f"the {kind} of {plain_url(str(config.get('model') or 'an unnamed model'))}"
+
+
 def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str, object]]:
     whole = facts.match.filter(pl.col("cluster").is_null()).to_dicts()
     error = whole[0] if whole else {"error_plain": None, "error_weighted": None}
@@ -209,7 +217,7 @@ def _figures(facts: Facts, usable: int, chosen: int) -> list[tuple[str, str, str
         ("tokens", "target tokens selected", tokens[0] if tokens else None, "count"),
         ("rejected", "rejected", int(facts.rejects["rows"].sum()), "count"),
         ("groups", "clusters", facts.clusters["cluster"].n_unique(), "count"),
-        ("error_plain", f"error of the pool's mean gradient, equal weights{note}", error["error_plain"], "number"),
+        ("error_plain", f"error of the pool's mean feature, equal weights{note}", error["error_plain"], "number"),
         ("error_weighted", "the same with the method's weights", error["error_weighted"], "number"),
         ("seconds", "seconds", float(facts.stages["seconds"].sum()), "seconds"),
     ]

@@ -60,8 +60,8 @@ def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str
 def opening(samples: Samples, identity: str) -> str:
     """The first words of an example: of its first user turn, else of its first turn."""
     messages = samples.messages[identity]
-    first = next((message for message in messages if message.role == "user"), messages[0])
-    return snippet(first.content)
+    first = next((message for message in messages if message.role == "user"), messages[0] if messages else None)
+    return "(forgotten: its text was erased)" if first is None else snippet(first.content)
 
 
 def changed(samples: Samples, known: Datasets) -> list[Example]:

@@ -95,9 +95,10 @@ def plan_budget(run: RunContext, pool: pl.DataFrame, groups: Groups, of: int, pi
     names, codes = np.unique(datasets, return_inverse=True)
     there = dict(zip(names.tolist(), np.bincount(codes, amounts * grouped).astype(np.int64).tolist(), strict=True))
     in_datasets = METHODS[settings.method].within == "datasets"
-    if settings.balance == "equal" and not in_datasets:
+    equal = settings.balance == "equal" and not in_datasets
+    if equal:
         weights = {name: weights.get(name, 1.0) / has for name, has in there.items() if has}
-    weighs = len({weights.get(name, 1.0) for name in there}) > 1
+    weighs = len(there) > 1 if equal else len({weights.get(name, 1.0) for name in there}) > 1
     if not shares and not weighs and not (in_datasets and costs is not None):
         return Budget(groups, datasets, total, unit, costs, {}, {}, pinned)
     bounds = bounds_of(shares, total, there, unit)

@@ -57,9 +57,7 @@ def group_mean(
     if view is None:
         if eligible.same:
             return Matched(None, own)
-        rows = segments.open_features(run.root.files, space_id, eligible.counted)
-        labels = np.zeros(len(eligible.counted), np.int64)
-        return Matched(Sums.of(rows, labels, n_groups).means(), (eligible.counted, *own[1:]))
+        return Matched(mean_of(run, space_id, eligible.counted)[None], (eligible.counted,))  # of the one group, the pool
     means = view.totals.centroids()
     if eligible.same:
         return Matched(means, own)
@@ -68,6 +66,28 @@ def group_mean(
     labels = counting.labels
     counted = tuple(eligible.counted.filter(labels == g) if n else None for g, n in enumerate(sizes.tolist()))
     return Matched(np.where(sizes[:, None] > 0, counting.totals.centroids(), means), counted)
+
+
+def mean_of(run: RunContext, space_id: str, rows: pl.DataFrame) -> np.ndarray:
+    """Read the mean feature of some rows.
+
+    Parameters
+    ----------
+    run
+        The run.
+    space_id
+        The feature space.
+    rows
+        With segment and row, in their order.
+
+    Returns
+    -------
+    np.ndarray
+        (D,) float64.
+    """
+    features = segments.open_features(run.root.files, space_id, rows)
+    mean: np.ndarray = Sums.of(features, np.zeros(len(rows), np.int64), 1).means()[0]
+    return mean
 
 
 def view_of_counted(run: RunContext, eligible: Eligible, view: PoolClustering | None) -> PoolClustering | None:

@@ -15,7 +15,7 @@ from flows.reference import reference_rows
 from flows.results import Clustering, Features, Selection
 from flows.stages.budgets import Budget, divided, plan_budget, settle
 from flows.stages.eligible import eligible
-from flows.stages.group_mean import Matched, group_mean, view_of_counted
+from flows.stages.group_mean import Matched, group_mean, mean_of, view_of_counted
 from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from flows.stages.target_match import measure_target
@@ -45,11 +45,35 @@ class SelectInputs:
     target: Target | None
     asked: GroupTargets | None  # what the target asks of the groups that the method makes
 
-    def mean(self, division: Division, group: int) -> np.ndarray | None:
+    def counted(self, division: Division, group: int) -> pl.DataFrame | None:
+        """Return the rows whose mean the choice from a group matches.
+
+        Parameters
+        ----------
+        division
+            The budget's division.
+        group
+            Number of a group of it.
+
+        Returns
+        -------
+        pl.DataFrame or None
+            Those that count of the group's clusters and datasets; None for the group's own rows, also where none counts.
+        """
+        rows = self.matched.counted[group % len(self.matched.counted)]
+        if rows is None or self.budget.is_whole(division, group):
+            return rows
+        own, dataset = division.dataset_of(group), pl.col("dataset").fill_null("")
+        rows = rows.filter(~dataset.is_in(division.parts) if own is None else dataset == own)
+        return rows if len(rows) else None
+
+    def mean(self, run: RunContext, division: Division, group: int) -> np.ndarray | None:
         """Return what the choice from a group matches.
 
         Parameters
         ----------
+        run
+            The run.
         division
             The budget's division.
         group
@@ -63,10 +87,13 @@ class SelectInputs:
         made = group % len(self.budget.groups.sizes)
         if self.asked is not None:
             return self.asked.vectors[made]
-        if self.matched.means is None or (self.matched.counted[made] is None and not self.budget.is_whole(division, group)):
+        if self.matched.means is None:
             return None
-        mean: np.ndarray = self.matched.means[made]
-        return mean
+        if self.budget.is_whole(division, group):
+            mean: np.ndarray = self.matched.means[made]
+            return mean
+        rows = self.counted(division, group)
+        return None if rows is None else mean_of(run, self.space_id, rows)
 
 
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
@@ -149,7 +176,7 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
         members, first = groups.members(g), None if division.first_rows is None else int(division.first_rows[g])
         followed = None if target is None or shares is None else [target.target_id, float(shares[g])]
         marked = _ids(pool, members, given.earlier), _ids(pool, members, given.reference)
-        counted = given.matched.counted[g % len(given.matched.counted)]
+        counted = given.counted(division, g)
         pinned = _ids(pool, members, given.pinned)
         inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first, pinned)
     selections.drop_changed(run.catalog, run.run_id, inputs)
@@ -242,7 +269,7 @@ def _tasks(run: RunContext, given: SelectInputs, division: Division, left: Seque
                 g,
                 int(division.budgets[g]),
                 {name: values[mine] for name, values in columns.items()},
-                mean=given.mean(division, g) if method.features else None,
+                mean=given.mean(run, division, g) if method.features else None,
                 earlier=None if earlier is None else np.flatnonzero(earlier[mine]),
                 costs=None if division.costs is None else division.costs[mine],
                 first_rows=None if division.first_rows is None else int(division.first_rows[g]),

@@ -94,6 +94,7 @@ def _in_processes(
     # spawned, not forked: a forked process cannot use CUDA, nor trust the locks of its parent's threads
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
+    todo.cancel_join_thread()  # workers that ended take nothing more: this process must not wait, at its end, until they do
     for task in tasks:
         todo.put(task)
     for _ in devices:

@@ -5,7 +5,8 @@ Dimension letters: n questions, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from tagcos_stream.evaluation.questions import Question, Shots, Task
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded, encode, render_prompt
 from tagcos_stream.gradients.lm_head import find_decoder
+from tagcos_stream.gradients.special_tokens import special_tokens
 from tagcos_stream.types import Message, UserError
 
 # keys and values of a token are 2 H a layer, what a training pass keeps 14 H + 5 I: this many times as many fit in its memory
@@ -97,7 +99,15 @@ def _cut(tokenizer: Any, question: Question) -> Question:
 
 def prompt_ids(tokenizer: Any, question: Question, longest: int) -> np.ndarray:
     """(T,) int32, at most `longest`: the end of prompt_text."""
-    return _ids(tokenizer, prompt_text(tokenizer, question, longest))[-longest:]
+    begin = _begin(tokenizer, question)
+    rest = longest - len(begin)
+    return np.append(begin, _ids(tokenizer, prompt_text(tokenizer, question, rest))[-rest:])
+
+
+def _begin(tokenizer: Any, question: Question) -> np.ndarray:
+    """(0 or 1,) int32: the token that the tokenizer puts before a text, such as <bos>, where no chat template does."""
+    ids = tokenizer("", verbose=False)["input_ids"] if question.layout == "plain" else []
+    return np.array([i for i in ids[:1] if i == tokenizer.bos_token_id], np.int32)
 
 
 def _ids(tokenizer: Any, text: str) -> np.ndarray:
@@ -111,17 +121,19 @@ def _choose(model: Any, tokenizer: Any, task: Task, longest: int, token_budget: 
     spelled: list[Encoded] = []
     place: list[tuple[int, int]] = []
     for i, question in enumerate(task.questions):
-        text = prompt_text(tokenizer, question, longest - 1)
+        begin = _begin(tokenizer, question)
+        rest = longest - len(begin)
+        text = prompt_text(tokenizer, question, rest - 1)
         whole = [_ids(tokenizer, text + " " * bool(question.label) + option) for option in task.options]
         shared = next(t for t in range(min(map(len, whole)) + 1) if len({tuple(ids[: t + 1]) for ids in whole}) > 1)
         if {len(ids) - shared for ids in whole} == {1}:
-            prompts.append(whole[0][:shared][-longest:])
+            prompts.append(np.append(begin, whole[0][:shared][-rest:]))
             following.append([int(ids[-1]) for ids in whole])
             at.append(i)
             continue
         for option, ids in enumerate(whole):
-            target = np.arange(len(ids)) >= shared
-            spelled.append(Encoded(ids[-longest:], target[-longest:], False))
+            target = np.append(begin < 0, (np.arange(len(ids)) >= shared)[-rest:])
+            spelled.append(Encoded(np.append(begin, ids[-rest:]), target, False))
             place.append((i, option))
     if prompts:
         found[at] = next_logits(model, prompts, np.array(following), token_budget=token_budget, progress=progress)
@@ -172,7 +184,9 @@ def write(
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    ends = end_tokens(tokenizer)
+    own = model.generation_config
+    more = own.eos_token_id or []
+    ends = list(dict.fromkeys([*end_tokens(tokenizer), *(more if isinstance(more, list) else [more])]))
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=ends, pad_token_id=ends[0]
     )
@@ -183,7 +197,7 @@ def write(
         for row, i in enumerate(batch):
             ids[row, width - len(prompts[i]) :] = prompts[i]  # padded on the left: replies begin side by side
             mask[row, width - len(prompts[i]) :] = 1
-        with torch.no_grad():
+        with torch.no_grad(), _plain_generation(model):
             written = model.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
@@ -196,6 +210,19 @@ def write(
         done += sum(len(prompts[i]) + new_tokens for i in batch)
         progress(done)
     return replies
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Without the model's own settings of generation: a repetition penalty, say, fills what a configuration leaves open."""
+    from transformers import GenerationConfig
+
+    plain = getattr(model, "get_base_model", lambda: model)()
+    own, plain.generation_config = plain.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        plain.generation_config = own
 
 
 class _Stopped:
@@ -213,7 +240,8 @@ class _Stopped:
 def end_tokens(tokenizer: Any) -> list[int]:
     """Ids that end a reply: the tokenizer's end of sequence, and the special token that its template closes a turn with."""
     turn = encode(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], max_length=1 << 20)
-    closing = [int(i) for i in turn.input_ids[turn.target] if int(i) in tokenizer.all_special_ids]
+    special = set(tokenizer.convert_tokens_to_ids(list(special_tokens(tokenizer))))
+    closing = [int(i) for i in turn.input_ids[turn.target] if int(i) in special]
     found = [*closing[-1:], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
     if not found:
         raise UserError(

@@ -259,16 +259,17 @@ def changed(setting: str) -> dict[str, Any]:
     ValueError
         It names no setting that can be varied, one twice, or a wrong value.
     """
-    found: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for item in [] if setting == OWN else setting.split(";"):
         name, equals, text = (part.strip() for part in item.partition("="))
-        if not equals or name not in VARIED or name in found:
+        if not equals or name not in VARIED or name in given:
             raise ValueError(f"{setting!r} is neither {OWN!r} nor NAME=VALUE with a name among {', '.join(VARIED)}")
-        try:
-            found[name] = getattr(Settings.model_validate({name: text}), name)
-        except ValidationError as error:
-            raise ValueError(wrong_values(error)) from None
-    return found
+        given[name] = text
+    try:
+        found = Settings.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(wrong_values(error)) from None
+    return {name: getattr(found, name) for name in given}
 
 
 def _written(changes: dict[str, Any]) -> str:

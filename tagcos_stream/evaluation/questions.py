@@ -55,5 +55,5 @@ class Task:
         content: list[Any] = [whole, self.options, self.new_tokens]
         if self.protocol != "chat":  # digests of the others are those of evaluations made before there were protocols
             laid_out = [[q.layout, q.label, q.cut] for q in self.questions]
-            content += [self.protocol, laid_out, self.stop, self.longest, self.by_part]
+            content += [self.protocol, laid_out, self.stop, self.longest, self.by_part, "with <bos>"]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

@@ -119,7 +119,8 @@ def comparisons(scores: pl.DataFrame, against: str, measure: str = "loss") -> pl
         One row a unit, measure and part: regime, fraction, method, gradient, setting, weighted, seed, measure, part (a dataset,
         or null for all), value.
     against : str
-        Reference method, such as `random` or `balanced`; its unweighted units with no setting of their own are taken.
+        Reference method, such as `random` or `balanced`; its unweighted units with no setting of their own are taken, of several
+        gradient variants those of the first by name.
     measure : str
         The measure that is compared.
 
@@ -136,6 +137,7 @@ def comparisons(scores: pl.DataFrame, against: str, measure: str = "loss") -> pl
 
     mine = scores.filter(pl.col("measure") == measure, ~pl.col("method").is_in(["base"]))
     reference = mine.filter(pl.col("method") == against, ~pl.col("weighted"), pl.col("setting") == "")
+    reference = reference.filter(pl.col("gradient") == pl.col("gradient").min())  # of several variants, one
     others = mine.join(reference, on=[*COMPARED, "seed", "part"], how="anti", nulls_equal=True)
     pairs = others.join(
         reference.select("regime", "fraction", "seed", "part", reference="value"),
@@ -171,11 +173,14 @@ def _columns(name: str, found: Paired) -> dict[str, float | int | None]:
 
 def _robust(by_dataset: pl.DataFrame) -> dict[str, float | str | None]:
     """The difference of the median dataset, and of the mean over datasets without the one on which it rests most."""
+    import polars as pl
+
     names: list[str] = by_dataset["part"].unique().sort().to_list()
     if len(names) < 2:
         return {}
-    wide = by_dataset.pivot(on="part", index="seed", values="difference").drop_nulls()  # S rows
-    values = wide.select(names).to_numpy()
+    numbered = by_dataset.with_columns(part=pl.col("part").rank("dense").cast(pl.String))  # a dataset may have any name
+    wide = numbered.pivot(on="part", index="seed", values="difference", sort_columns=False).drop_nulls()  # S rows
+    values = wide.select(str(n) for n in range(1, len(names) + 1)).to_numpy()
     without = (values.sum(axis=1, keepdims=True) - values) / (len(names) - 1)  # (S, datasets): mean without each
     worst = int(np.argmax(without.mean(axis=0)))
     return (

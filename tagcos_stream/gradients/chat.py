@@ -21,6 +21,7 @@ from tagcos_stream.gradients import mask
 from tagcos_stream.gradients import special_tokens as special
 from tagcos_stream.gradients.mask import REASONING, Layout, MaskUnproved
 from tagcos_stream.gradients.template import ChatTemplate, TemplateFailed, TemplateRefused, chat_template
+from tagcos_stream.gradients.template_tracker import CLOCK, TODAY
 from tagcos_stream.types import Message, UserError
 
 # The open-instruct format, which the released codes of LESS and TAGCOS train on: for tokenizers without a template of their own.
@@ -176,7 +177,7 @@ def encode(
 
 
 def template_fingerprint(tokenizer: Any) -> str:
-    """Hash the chat template in use and the special tokens that it may print.
+    """Hash the chat template in use, the special tokens that it may print, and the date if it may print one.
 
     Parameters
     ----------
@@ -190,7 +191,8 @@ def template_fingerprint(tokenizer: Any) -> str:
     """
     plain, with_tools = _source(tokenizer, None), _source(tokenizer, [{}])
     used = [plain] if plain == with_tools else [plain, with_tools]
-    content = json.dumps([*used, sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())])
+    date = [str(TODAY)] if any(CLOCK in source for source in used if source) else []
+    content = json.dumps([*used, sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items()), *date])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

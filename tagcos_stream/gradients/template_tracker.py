@@ -12,12 +12,14 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from typing import Any
 
 from jinja2 import Environment, nodes
 
 SECONDS = 5.0  # of this thread on a processor, for one rendering; usual ones take less than a millisecond
+CLOCK, TODAY = "strftime_now", date(2024, 7, 26)  # what a template may print: a live date would change the tokens every day
 CHARACTERS = 4_000_000  # of a rendered text, beyond ten times the length of what is rendered
 TRACKER, _AT, _ASSIGNED, _DONE, _JOIN, _PLUS = (
     f"tagcos_{name}" for name in ("tracker", "at", "assigned", "done", "join", "plus")
@@ -114,10 +116,11 @@ class Tracker:
 
 
 def bounded(environment: Any) -> Environment:
-    """The sandbox with operators that build long values watched, in an environment of its own."""
+    """The sandbox with operators that build long values watched and a clock that stands, in an environment of its own."""
     watched = environment.overlay()
     watched.intercepted_binops = frozenset({"*", "**"})
     watched.binop_table = {**environment.binop_table, "*": _times, "**": _power}
+    watched.globals = {**environment.globals, CLOCK: TODAY.strftime}
     calls = {_AT: "at", _ASSIGNED: "assigned", _DONE: "done", _JOIN: "join", _PLUS: "plus"}
     watched.filters = environment.filters | {name: _filter(getattr(Tracker, method)) for name, method in calls.items()}
     return watched

@@ -74,7 +74,7 @@ def run_warmup(
     from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    _check_plan(len(encoded), steps, batch_size, checkpoints)
+    _check_plan(len(encoded), steps, batch_size, checkpoints, schedule_steps)
     device = next(iter(adapter_parameters(model).values())).device
     micro = micro_batch(batch_size, max(len(e) for e in encoded), token_budget)
     recorder = _recorder(model, set(checkpoints), steps, progress)
@@ -105,6 +105,9 @@ def run_warmup(
         )
         assert arguments.device is not None  # finding it counts the GPUs, and would train on all of them, in batches as many
         arguments._n_gpu = min(arguments.n_gpu, 1)
+        arguments.__dict__["_setup_devices"] = device  # it takes the first GPU, whichever has the model
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         trainer = _trainer(find_decoder(model))(
             model=model, args=arguments, train_dataset=_Examples(encoded), data_collator=_collate, callbacks=[recorder]
         )
@@ -123,13 +126,15 @@ def run_warmup(
     return Warmup(weighted, losses, recorder.rates)
 
 
-def _check_plan(examples: int, steps: int, batch_size: int, checkpoints: Sequence[int]) -> None:
+def _check_plan(examples: int, steps: int, batch_size: int, checkpoints: Sequence[int], schedule_steps: int | None) -> None:
     if examples == 0:
         raise UserError("no example to warm up on: every example of the sample was rejected, or the pool is empty")
     if steps < 1 or batch_size < 1:
         raise UserError(f"warm-up of {steps} steps of {batch_size} examples: both must be at least 1")
     if not checkpoints or not all(1 <= step <= steps for step in checkpoints):
         raise UserError(f"checkpoints {list(checkpoints)}: name at least one step, each from 1 to {steps} (warm-up steps)")
+    if schedule_steps is not None and schedule_steps < steps:
+        raise UserError(f"schedule_steps {schedule_steps}: the warm-up has {steps} steps, give as many or more")
 
 
 def micro_batch(batch_size: int, longest: int, token_budget: int) -> int:

@@ -104,6 +104,25 @@ def test_balance__equal_gives_every_dataset_as_much_and_chooses_within_it(root: 
     assert amounts(root, weighted) == {"sums": 12, "colours": 6, "cities": 6}
 
 
+def test_balance__equal_holds_where_the_datasets_are_equally_large(root: Root) -> None:
+    for seed in (1, 2, 3):
+        found = amounts(root, reselect(root, method="random", count=24, balance="equal", seed=seed).run_id)
+        assert found == {"sums": 8, "colours": 8, "cities": 8}
+
+
+def test_balance__with_target_where_matches_the_counted_rows_of_each_dataset(root: Root) -> None:
+    """All rows count but one, so the choice from each dataset must match nearly what it matches without `target_where`."""
+    one = features(root)["example_id"][0]
+    asked: dict[str, Any] = {"method": "omp", "count": 24, "balance": "equal", "where": f"example_id <> '{one}'"}
+    plain, counted = reselect(root, **asked).run_id, reselect(root, **asked, target_where="true").run_id
+    mine, theirs = (
+        root.catalog.read("SELECT residual FROM coverage_of(?) WHERE size > 0 ORDER BY group_id", [run_id])["residual"]
+        for run_id in (plain, counted)
+    )
+    assert len(mine) == 3
+    assert theirs.to_list() == pytest.approx(mine.to_list(), abs=0.05)
+
+
 def test_source_weight__is_the_weight_of_its_dataset(tmp_path: Path, model_folder: Path) -> None:
     lines = []
     for topic, weight in zip(TOPICS, (1, 3, 1), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,15 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     assert (again.known_examples, again.tokens, again.stages["warm-up"]) == (120, 0, 0)
     assert again.disk["features"] == 0
     assert again.selected == pytest.approx(60, abs=1)  # half of the target tokens pays for half of the examples
+
+
+def test_estimate__a_count_is_of_the_whole_pool(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the time sufficed to read ten rows of each of the three files."""
+    monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=10))
+    monkeypatch.setattr(survey, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "sample_sources", partial(survey.sample_sources, seconds=0.0, count_seconds=60.0))
+    found = estimate.estimate(load_settings(small_settings(fraction=None, count=80)), seconds=0)
+    assert (found.rows, found.rows_read, found.selected) == (120, 30, 80)
 
 
 def test_estimate__held_out_rows_cost_nothing(small_settings: Maker, pool_folder: Path) -> None:

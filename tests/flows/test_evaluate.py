@@ -24,6 +24,7 @@ from flows.compare import evaluate, plots
 from flows.compare.examples import Heldout
 from flows.compare.metrics import Measures
 from flows.compare.tables import compact, report
+from flows.compare.trials import plan_units
 from flows.context import run_stage, start_or_resume
 from flows.models import encode_row
 from flows.progress import SilentReporter
@@ -376,6 +377,35 @@ def test_settings__varied_settings_may_be_joined_and_reach_the_methods_that_read
         {"target": ("clean",), "where": "loss<4 AND dataset <> 'a=b'"},
         {"target": (), "clusters": 2},
     ]
+    # together they are right, alone the second is not
+    assert changed("min_cluster_rows=1; max_cluster_rows=3") == {"min_cluster_rows": 1, "max_cluster_rows": 3}
+
+
+def test_evaluate__seeds_do_not_keep_choices_of_the_run_that_is_selected_from(root: Root) -> None:
+    with root.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET config = json_merge_patch(config, '{\"sticky\": 0.5}') WHERE reselects IS NULL")
+    base = runs.complete_run(root.catalog)
+    one = asked(root, method="tagcos", regime="steps", equal="tokens")
+    units = list(plan_units(one, base, root, SilentReporter()))
+    made = {unit.selection for unit in units if unit.selection}
+    assert base["run_id"] not in made
+    assert len(made) == 2
+    for run_id in made:
+        config = json.loads(root.catalog.read("SELECT config::VARCHAR FROM runs WHERE run_id = ?", [run_id]).item())
+        assert config["sticky"] is None
+
+
+def test_evaluate__refuses_a_list_of_examples_that_changed(root: Root, tmp_path: Path) -> None:
+    base = runs.complete_run(root.catalog)
+    ids = root.catalog.read("SELECT example_id FROM pool_of(?) ORDER BY 1 LIMIT 4", [base["run_id"]])["example_id"].to_list()
+    listed = tmp_path / "banned.txt"
+    listed.write_text("\n".join(ids[:3]), encoding="utf-8")
+    run_id = pipeline.reselect(root.url, reporter=SilentReporter(), method="random", exclude=str(listed)).run_id
+    one = asked(root, run=run_id, method="random", regime="steps", steps=1, seeds=1)
+    evaluate.evaluate(one, SilentReporter())
+    listed.write_text("\n".join(ids), encoding="utf-8")
+    with pytest.raises(UserError, match=f"exclude {listed}: it names other examples than when {run_id} was made"):
+        evaluate.evaluate(one.model_copy(update={"seeds": 2}), SilentReporter())
 
 
 def test_evaluate__tasks_are_measured_beside_the_loss(root: Root, tmp_path: Path) -> None:

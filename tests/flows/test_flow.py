@@ -59,9 +59,14 @@ def slots():
         with get_client(sync_client=True) as client:
             return client.read_global_concurrency_limit_by_name("tagcos-root-s3-bucket-pool").active_slots
 
-    with prefect_flow._turn("s3://bucket/pool"):
+    with prefect_flow._turn("s3://bucket/pool", 60):
         during = taken()
-    return [during, taken()]
+        try:
+            with prefect_flow._turn("s3://bucket/pool", 1):
+                refused = "not refused"
+        except UserError as error:
+            refused = str(error)
+    return [during, taken(), refused]
 
 async def seen():
     async with get_client() as client:
@@ -118,7 +123,8 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     assert f"Failed('{result['refused'][2]}')" in done.stderr
     assert "Traceback" not in done.stderr
     assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
-    assert result["slots"] == [1, 0]
+    assert result["slots"][:2] == [1, 0]
+    assert result["slots"][2] == "another flow run has held s3://bucket/pool for 1 s: try again later, or give a longer wait"
 
     plain = small_settings(root=str(tmp_path / "plain"), heldout=0.2)
     outcome = pipeline.run(load_settings(plain), SilentReporter())

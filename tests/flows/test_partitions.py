@@ -115,6 +115,18 @@ def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
             list(partitioned(squares, 3, [1, -1, 2], Settings(run_on=place)))
 
 
+def test_partitioned__a_mistake_ends_the_driver_with_thousands_of_tasks_left() -> None:
+    """More than a pipe holds: a driver that waited, at its end, until somebody takes them would never end."""
+    code = (
+        "from flows.workers.executor import partitioned; from tagcos_stream.config import Settings; "
+        "from tests.flows.partition_work import squares; "
+        "list(partitioned(squares, 3, [-1, *(10**400 + n for n in range(3000))], Settings(run_on='processes', workers=2)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "task -1 is below 0" in ended.stderr
+
+
 def test_partitioned__a_killed_process_is_named() -> None:
     with pytest.raises(UserError, match="exit code -9"):
         list(partitioned(deadly, "", [1, 2, 3], Settings(run_on="processes")))

@@ -26,6 +26,7 @@ from flows.progress import SilentReporter
 from flows.report import build
 from flows.report.build import make_report, write_report
 from flows.report.picture import datasets_png
+from storage import forget
 from storage.catalog import runs
 from storage.database import Catalog
 from storage.root import Root, open_root
@@ -383,6 +384,14 @@ def test_report__says_what_is_missing(filled: Root) -> None:
     assert {row["kind"] for row in found.plots["map"]["rows"]} == {"example"}
     missing = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p class="missing">', page)
     assert missing == ["budget", "residuals", "rejects", "exclusions", "changes", "controls"]
+
+
+def test_report__is_made_where_an_example_that_another_stands_for_was_forgotten(filled: Root) -> None:
+    run_id = runs.find_run(filled.catalog, "latest")
+    near = filled.catalog.read("SELECT DISTINCT unnest(examples) AS example_id FROM stands_for(?)", [run_id])["example_id"]
+    with filled.writer():
+        forget.forget(filled, near.to_list())
+    assert "(forgotten: its text was erased)" in make_report(filled, run_id)
 
 
 def test_report__one_cluster_has_a_map_of_its_examples(filled: Root) -> None:

@@ -18,6 +18,7 @@ from tagcos_stream.gradients.chat import (
     Unproved,
     encode,
     render,
+    render_prompt,
     template_fingerprint,
 )
 from tagcos_stream.types import Message, UserError
@@ -297,6 +298,13 @@ def test_encode__calls_and_reasoning_that_the_template_leaves_out() -> None:
     untrained: Message = {**call, "train": []}
     for messages in ([ask, last], [ask, untrained, result, last], [ask, thought, ask, last]):
         assert not encode(tokenizer, messages, max_length=999).unprinted
+
+
+def test_render__prints_one_date_whatever_the_day() -> None:
+    """Templates of Llama 3 and others print today's: features of one pool would not have the same prompts."""
+    dated = tiny_tokenizer("Today is {{ strftime_now('%d %b %Y') }}." + CHATML)
+    assert render_prompt(dated, [{"role": "user", "content": "Hi"}]).startswith("Today is 26 Jul 2024.")
+    assert template_fingerprint(dated) != template_fingerprint(tiny_tokenizer("Today is {{ strftime('%d %b %Y') }}." + CHATML))
 
 
 def test_template_fingerprint__follows_the_template() -> None:

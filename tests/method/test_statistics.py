@@ -86,6 +86,27 @@ def test_comparisons__pair_seeds_and_leave_out_the_dataset_that_carries_the_mean
     assert abs(row["worst_without"]) < 0.01 < abs(row["difference"])
 
 
+def test_comparisons__hold_all_against_one_variant_of_the_reference() -> None:
+    base = np.random.default_rng(2).normal(2, 0.1, (4, 3))
+    found = {"tagcos": base, "random": base + 0.1}
+    scores = _scores(found).with_columns(
+        gradient=pl.when(pl.col("method") == "tagcos").then(pl.lit("adam")).otherwise("gradient")
+    )
+    other = _scores({"tagcos": base - 0.1}).with_columns(gradient=pl.lit("sgd"))
+    table = comparisons(pl.concat([scores, other]), "tagcos")
+    assert table.select("method", "gradient", "pairs").rows() == [("tagcos", "sgd", 4), ("random", "", 4)]
+    assert table["difference"].to_list() == pytest.approx([-0.1, 0.1])
+
+
+def test_comparisons__datasets_may_have_any_name() -> None:
+    base = np.random.default_rng(3).normal(2, 0.1, (4, 3))
+    names = {"d0": "seed", "d1": "", "d2": "part"}
+    scores = _scores({"random": base, "tagcos": base - np.array([0.1, 0.2, 0.6])})
+    plain, renamed = (comparisons(given, "random") for given in (scores, scores.with_columns(pl.col("part").replace(names))))
+    assert renamed["worst_without_dataset"].to_list() == ["part"]
+    assert renamed.drop("worst_without_dataset").equals(plain.drop("worst_without_dataset"))
+
+
 def test_comparisons__use_only_seeds_that_both_have_and_need_a_reference() -> None:
     base = np.full((3, 2), 2.0)
     scores = _scores({"random": base, "omp": base - 0.1}).filter(~((pl.col("method") == "random") & (pl.col("seed") == 2)))

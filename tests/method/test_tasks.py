@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from tagcos_stream.evaluation import answering, paper, scorers
 from tagcos_stream.evaluation.config import load_evaluation
@@ -20,7 +23,7 @@ from tagcos_stream.evaluation.questions import Question, Task
 from tagcos_stream.evaluation.tasks import read_tasks
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.types import UserError
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import CHATML, tiny_model, tiny_tokenizer
 
 
 def write_tasks(folder: Path) -> Path:
@@ -418,6 +421,39 @@ def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
     assert stopped != wanted
     task = Task("gsm8k", QUESTIONS, new_tokens=9, score=lambda reply, answers: float(reply == wanted[2]))
     assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=64)[2] == 1
+
+
+def test_write__is_greedy_whatever_the_model_brings_along(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repetition penalty in generation_config.json would fill what our configuration leaves open."""
+    tokenizer = tiny_tokenizer()
+    prompts = [answering.prompt_ids(tokenizer, question, 400) for question in QUESTIONS]
+    wanted = answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=10_000)
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    changed = copy.deepcopy(plain.generation_config)
+    changed.repetition_penalty, changed.no_repeat_ngram_size = 5.0, 1
+    monkeypatch.setattr(plain, "generation_config", changed)
+    assert answering.write(model, tokenizer, prompts, new_tokens=9, token_budget=10_000) == wanted
+    assert plain.generation_config is changed
+
+
+def test_end_tokens__closes_a_turn_by_a_token_that_no_attribute_names() -> None:
+    named = tiny_tokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=named.backend_tokenizer, eos_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    closing = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert closing not in tokenizer.all_special_ids
+    assert answering.end_tokens(tokenizer) == [closing, tokenizer.eos_token_id]
+
+
+def test_paper__plain_prompts_begin_with_the_tokenizers_bos(tmp_path: Path) -> None:
+    folder, plain, begins = write_tasks(tmp_path), tiny_tokenizer(), tiny_tokenizer()
+    begin = begins.bos_token_id
+    begins.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begins.bos_token} $A", special_tokens=[("<s>", begin)])
+    mmlu, tydiqa = (task.questions[0] for task in read_tasks(str(folder), ("mmlu", "tydiqa"), {}, "paper"))
+    asked = answering.prompt_ids(plain, mmlu, 400).tolist()
+    assert answering.prompt_ids(begins, mmlu, 401).tolist() == [begin, *asked]
+    assert answering.prompt_ids(begins, mmlu, 5).tolist() == [begin, *asked[-4:]]
+    assert answering.prompt_ids(begins, tydiqa, 400).tolist() == answering.prompt_ids(plain, tydiqa, 400).tolist(), "a template"
 
 
 def test_tasks__the_published_files(shared_data: Path) -> None:

@@ -118,6 +118,8 @@ def test_warmup__leaves_nothing_behind(
 def test_warmup__refuses_impossible_plans() -> None:
     with pytest.raises(UserError, match=r"checkpoints \[5\].*1 to 4"):
         warm(adapted(), checkpoints=[5])
+    with pytest.raises(UserError, match="schedule_steps 3: the warm-up has 4 steps"):
+        warm(adapted(), schedule_steps=3)
     with pytest.raises(UserError, match="no example to warm up on"):
         run_warmup(adapted(), [], steps=1, batch_size=1, learning_rate=1e-4, checkpoints=[1], seed=0)
     with pytest.raises(UserError, match="lower the learning rate"):
