@@ -98,7 +98,7 @@ def require_same_lists(root: Root, base: dict[str, Any], settings: Settings) -> 
         if path is None or name in conditions:
             continue
         recorded = root.catalog.read(query, {"run": base["run_id"], "reason": f"{name} {path}"})
-        if pool & set(listed_ids(path, name)) != set(recorded["example_id"]):
+        if pool & set(listed_ids(path, name)) != pool & set(recorded["example_id"]):  # some may have been forgotten
             raise UserError(
                 f"{name} {path}: it names other examples than when {base['run_id']} was made; restore it, or evaluate a run made "
                 "with it"

@@ -78,8 +78,8 @@ def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any],
     # computed together with the features of that run, whose warm-up decides what hidden states are
     together = settings.model_copy(update={"also_gradients": (before, *settings.also_gradients)})
     space = spaces.find_space(catalog, space_recipe(together, variant))
-    computed = 0 if space is None else len(spaces.features_pool(catalog, run_id, space.space_id))
-    if space is None or computed < len(spaces.features_pool(catalog, run_id, own)):
+    computed = 0 if space is None else spaces.looked_at(catalog, run_id, space.space_id)
+    if space is None or computed < spaces.looked_at(catalog, run_id, own):
         raise UserError(
             f"gradient {variant}: {computed} examples of the pool of {base['run_id']} have features of this variant; compute "
             f"them with `tagcos run`, the same settings and --also-gradients {variant}"

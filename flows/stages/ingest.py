@@ -69,7 +69,6 @@ def ingest(run: RunContext) -> Pool:
             progress(before, total)
     repeats = 0 if target is None else leave_out_repeats(run, target)
     near = _leave_out_near_duplicates(run, target)
-    digest = _drop_choices_of_another_pool(run)
     reads = reading(settings)
     since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
     changed = changes.gather(run.catalog, run.run_id, since, every_source=False)
@@ -85,6 +84,7 @@ def ingest(run: RunContext) -> Pool:
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
     if status.rejects:
         run.reporter.say(f"{status.rejects} rejects{_reasons(run)}")
+    digest = _drop_choices_of_another_pool(run)
     for name in signals.scores_without_value(run.catalog, run.run_id):
         run.reporter.say(f"no row has a value of {name}, which the sources name as a score")
     detail = {
@@ -108,6 +108,8 @@ def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None
     if run.settings.near_duplicates is None:
         return 0
     from tagcos_stream.data.near_duplicates import near_duplicates
+
+    pool.forget_near_duplicates(run.catalog, run.run_id)  # of an earlier attempt, which the pool would lack
 
     scratch = None if run.root.path is None else run.root.path / "work" / run.run_id
     if scratch is not None:
@@ -140,7 +142,8 @@ def _drop_choices_of_another_pool(run: RunContext) -> str:
     digest = pool.pool_digest(run.catalog, run.run_id)
     earlier = runs.stage_detail(run.catalog, run.run_id, "ingest")
     if earlier is not None and earlier.get("pool_digest") != digest:
-        run.reporter.say("the sources changed since this run began: its choices are made again")
+        why = "the sources changed since this run began" if "pool_digest" in earlier else "an earlier version began this run"
+        run.reporter.say(f"{why}: its choices are made again")
         selections.drop_all(run.catalog, run.run_id)
     return digest
 

@@ -129,6 +129,7 @@ def compute_vectors(run: RunContext, space: Space, sibling: Space | None, missin
     examples = dict(vectors.examples_of(run.catalog, list(writers)).group_by("segment").agg("example_id").iter_rows())
     inside = {key: examples[key[0]][slice(*writers[key[0]].block_range(key[1]))] for key in blocks}
     wanted = wanted_rows(found, pl.Series([one for some in inside.values() for one in some], dtype=pl.String))
+    _require_again(run, space, lacking, wanted)
     projection = None
     if space.dim < found.index.width:
         projection = make_projection(run.settings.projection, dim=space.dim, seed=run.settings.feature_seed)
@@ -165,6 +166,18 @@ def compute_vectors(run: RunContext, space: Space, sibling: Space | None, missin
             done += len(rows)
             progress(done, total)
     return total
+
+
+def _require_again(run: RunContext, space: Space, lacking: Iterable[tuple[str, int]], wanted: pl.DataFrame) -> None:
+    """Refuse to make a block again that was taken back, without the vectors that it had."""
+    for segment, block in sorted(lacking):
+        before = vectors.needed_again(run.catalog, space.space_id, segment, block)
+        lost = before.filter(~before.is_in(wanted["example_id"].implode()))
+        if len(lost):
+            raise UserError(
+                f"block {block} of segment {segment} was damaged and is made again, but of {len(lost):,} examples in it, such as "
+                f"{lost[0]}, no vector is given: name all files of vectors once more, those of earlier runs too"
+            )
 
 
 def _held(file: Any, found: ResolvedVectors, wanted: pl.DataFrame, projection: Projection | None) -> _Vectors:

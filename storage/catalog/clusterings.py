@@ -34,12 +34,19 @@ def add_clustering(
     """After its files are written: clusters (cluster, size, inertia) as fitted and rows (segment, row, cluster, distance).
 
     A later run finds the clustering by its recipe. Without a part (and rows) it is centroids that wait for rows. Also notes the
-    clustering at the run.
+    clustering at the run. What `forget_files` left of one of this id is replaced.
     """
     with catalog.transaction() as connection:
+        without_files = "clustering_id = ? AND recipe IS NULL AND clustering_id NOT IN (SELECT clustering_id FROM cluster_parts)"
+        query = f"SELECT clustering_id FROM clusterings WHERE {without_files}"
+        replaced = bool(connection.execute(query, [clustering_id]).fetchall())
+        if replaced:
+            connection.execute("DELETE FROM assignments WHERE clustering_id = ?", [clustering_id])
+            connection.execute("DELETE FROM clusters WHERE clustering_id = ? AND cluster >= ?", [clustering_id, len(clusters)])
         insert_row(
             connection,
             "clusterings",
+            replace=replaced,
             clustering_id=clustering_id,
             space_id=space_id,
             run_id=run_id,
@@ -53,6 +60,7 @@ def add_clustering(
             connection,
             "clusters",
             require(clusters, CLUSTER_COLUMNS).with_columns(clustering_id=pl.lit(clustering_id)),
+            replace=replaced,
         )
         if part is not None:
             _add(connection, clustering_id, rows, part)
@@ -84,6 +92,16 @@ def replace_part(catalog: Catalog, clustering_id: str, part: PartInfo) -> None:
         _put_part(connection, clustering_id, part)
 
 
+def forget_files(catalog: Catalog, clustering_id: str) -> None:
+    """Note that the files of a clustering are lost: no run uses it any more, and the next one clusters again.
+
+    Which cluster a row was in, and what runs chose from it, stays on record.
+    """
+    with catalog.transaction() as connection:
+        connection.execute("UPDATE clusterings SET recipe = NULL WHERE clustering_id = ?", [clustering_id])
+        connection.execute("DELETE FROM cluster_parts WHERE clustering_id = ?", [clustering_id])
+
+
 def parts(catalog: Catalog, clustering_id: str) -> list[int]:
     """The committed parts, for open_clustering."""
     return catalog.read("SELECT part FROM cluster_parts WHERE clustering_id = ? ORDER BY part", [clustering_id])["part"].to_list()
@@ -105,8 +123,9 @@ def find_clustering(catalog: Catalog, recipe: str, pool: pl.DataFrame) -> str | 
 
 
 def exists(catalog: Catalog, clustering_id: str) -> bool:
-    """Return whether the catalog has this clustering."""
-    return len(catalog.read("SELECT 1 AS one FROM clusterings WHERE clustering_id = ?", [clustering_id])) > 0
+    """Return whether the catalog has this clustering, for runs to use: one without a recipe has no files."""
+    query = "SELECT 1 AS one FROM clusterings WHERE clustering_id = ? AND recipe IS NOT NULL"
+    return len(catalog.read(query, [clustering_id])) > 0
 
 
 def find_covering(catalog: Catalog, run_id: str, space_id: str) -> str | None:

@@ -232,11 +232,13 @@ def _open_segment(
 
 
 def not_accepted(catalog: Catalog, file_ids: pl.Series) -> tuple[int, int]:
-    """Count the rows that were read of files which no complete run has, by whatever attempt, and the rejects among them."""
+    """Count the rows that were read of files which no complete run has, in its pool or target, and the rejects among them."""
     found = catalog.read(
         """WITH mine AS (
             SELECT file_id, entries FROM files WHERE list_contains($files::VARCHAR[], file_id) AND file_id NOT IN (
-                SELECT f.file_id FROM run_files f JOIN runs USING (run_id) WHERE status = 'complete')
+                SELECT f.file_id FROM run_files f JOIN runs USING (run_id) WHERE status = 'complete'
+                UNION SELECT o.file_id FROM occurrences o JOIN target_examples t USING (example_id) JOIN runs r USING (target_id)
+                WHERE r.status = 'complete' AND list_contains($files::VARCHAR[], o.file_id))
         )
         SELECT coalesce(sum(entries), 0)::BIGINT, (
             SELECT coalesce(sum(rows), 0)::BIGINT FROM rejects WHERE stage = 'ingest' AND file_id IN (SELECT file_id FROM mine)
@@ -308,6 +310,12 @@ def dataset_weights(catalog: Catalog, run_id: str) -> dict[str, float]:
         [run_id],
     )
     return dict(found.iter_rows())
+
+
+def forget_near_duplicates(catalog: Catalog, run_id: str) -> None:
+    """Take back what a run left out of its pool as near-duplicates."""
+    with catalog.transaction() as connection:
+        connection.execute("DELETE FROM rejects WHERE run_id = ? AND stage = 'near-duplicates'", [run_id])
 
 
 def exclude_near_duplicates(catalog: Catalog, run_id: str, found: pl.DataFrame) -> None:

@@ -97,7 +97,7 @@ def drop_all(catalog: Catalog, run_id: str) -> None:
     catalog
         Where it is recorded.
     run_id
-        The run, which no other run copied from, since it never was complete.
+        The run, which no other copied from: only complete runs are.
     """
     with catalog.transaction() as connection:
         for table in ("selections", "candidates", "run_groups", "budget_steps", "refreshes"):

@@ -183,7 +183,7 @@ def commit_block(
         )
     with catalog.transaction() as connection:
         if digests is not None:
-            _forget_block(connection, space_id, segment, block)
+            _forget_block(connection, space_id, segment, block, digests=True)
             connection.register("given_vectors", require(digests, ["row", "digest"]).to_arrow())
             connection.execute(
                 "INSERT INTO vector_rows BY NAME SELECT ? AS space_id, ? AS segment, row, digest FROM given_vectors",
@@ -220,18 +220,21 @@ def commit_block(
 
 
 def forget_block(catalog: Catalog, space_id: str, segment: str, block: int) -> None:
-    """Take a damaged block back: `missing` names it, and the next run computes it again."""
+    """Take a damaged block back: `missing` names it, and the next run computes it again. Its vectors' digests stay known."""
     with catalog.transaction() as connection:
         _forget_block(connection, space_id, segment, block)
 
 
-def _forget_block(connection: duckdb.DuckDBPyConnection, space_id: str, segment: str, block: int) -> None:
+def _forget_block(
+    connection: duckdb.DuckDBPyConnection, space_id: str, segment: str, block: int, *, digests: bool = False
+) -> None:
     named = {"space": space_id, "segment": segment, "block": block}
     inside = """space_id = $space AND segment = $segment AND row // (
         SELECT f.block_rows FROM feature_segments f WHERE f.space_id = $space AND f.segment = $segment) = $block"""
     connection.execute("DELETE FROM blocks WHERE space_id = $space AND segment = $segment AND block = $block", named)
     connection.execute(f"DELETE FROM feature_rows WHERE {inside}", named)
-    connection.execute(f"DELETE FROM vector_rows WHERE {inside}", named)
+    if digests:
+        connection.execute(f"DELETE FROM vector_rows WHERE {inside}", named)
     connection.execute(f"DELETE FROM rejects WHERE stage = 'gradients' AND {inside}", named)
     connection.execute(
         "UPDATE feature_segments SET sealed = false WHERE space_id = $space AND segment = $segment",
@@ -263,6 +266,12 @@ def features_pool(catalog: Catalog, run_id: str, space_id: str) -> pl.DataFrame:
         WHERE r.space_id = $space AND r.status = 'ok' ORDER BY p.segment, p.row""",
         {"run": run_id, "space": space_id},
     )
+
+
+def looked_at(catalog: Catalog, run_id: str, space_id: str) -> int:
+    """Count the run's examples that a space has computed, whether they have a feature or are rejects."""
+    query = "SELECT count(*) FROM pool_of(?) p JOIN feature_rows r USING (segment, row) WHERE r.space_id = ?"
+    return int(catalog.read(query, [run_id, space_id]).item())
 
 
 def computed_by(catalog: Catalog, run_id: str, space_ids: Sequence[str]) -> dict[str, int]:

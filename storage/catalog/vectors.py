@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import polars as pl
 
@@ -10,9 +11,9 @@ from storage.catalog.spaces import Space, spaces_of
 from storage.database import Catalog
 from storage.tables import require
 
-# a row of the space whose example the files have another vector for
+# a row of the space whose example the files have another vector for; 0 is the digest of one that no feature can be made of
 _CHANGED = """SELECT count(*) FROM vector_rows v JOIN examples e USING (segment, row) JOIN given g USING (example_id)
-    WHERE v.space_id = ? AND v.digest <> g.digest"""
+    WHERE v.space_id = ? AND v.digest <> g.digest AND v.digest <> 0"""
 
 
 def files_of(catalog: Catalog, run_id: str | None) -> pl.DataFrame:
@@ -103,9 +104,12 @@ def find_space(catalog: Catalog, recipe: str, width: int, given: pl.DataFrame) -
     Returns
     -------
     Space or None
-        The newest space that has no other vector for any of these examples.
+        The space that has no other vector for any of these examples; of several the one that a run used last, then the newest.
     """
-    for space in spaces_of(catalog, recipe):
+    used = dict(
+        catalog.read("SELECT space_id, max(started_at) FROM runs WHERE space_id IS NOT NULL GROUP BY space_id").iter_rows()
+    )
+    for space in sorted(spaces_of(catalog, recipe), key=lambda space: used.get(space.space_id, datetime.min), reverse=True):
         if space.fingerprint["vectors"]["width"] == width:
             with catalog.reading() as connection:
                 connection.register("given", require(given, ["example_id", "digest"]).to_arrow())
@@ -116,7 +120,7 @@ def find_space(catalog: Catalog, recipe: str, width: int, given: pl.DataFrame) -
 
 
 def late(catalog: Catalog, run_id: str, space_id: str, given: pl.DataFrame) -> dict[str, list[int]]:
-    """Find complete blocks with examples of a run that had no vector and now have one.
+    """Find complete blocks with examples of a run that had no vector of use and now have one.
 
     Parameters
     ----------
@@ -131,12 +135,13 @@ def late(catalog: Catalog, run_id: str, space_id: str, given: pl.DataFrame) -> d
         Blocks by segment.
     """
     with catalog.reading() as connection:
-        connection.register("given", given.select("example_id").to_arrow())
+        connection.register("given", given.filter(pl.col("digest") != 0).select("example_id").to_arrow())
         found = connection.sql(
             """SELECT DISTINCT w.segment, b.block FROM wanted_of($run) w SEMI JOIN given g USING (example_id)
             JOIN feature_segments s ON s.space_id = $space AND s.segment = w.segment
             JOIN blocks b ON b.space_id = $space AND b.segment = w.segment AND b.block = w.row // s.block_rows
-            ANTI JOIN (SELECT segment, row FROM vector_rows WHERE space_id = $space) v ON v.segment = w.segment AND v.row = w.row
+            ANTI JOIN (SELECT segment, row FROM vector_rows WHERE space_id = $space AND digest <> 0) v
+                ON v.segment = w.segment AND v.row = w.row
             ORDER BY w.segment, b.block""",
             params={"run": run_id, "space": space_id},
         ).pl()
@@ -173,6 +178,27 @@ def block_state(catalog: Catalog, space_id: str, segment: str, start: int, stop:
         WHERE r.space_id = ? AND r.segment = ? AND r.row >= ? AND r.row < ? ORDER BY r.row""",
         [space_id, segment, start, stop],
     )
+
+
+def needed_again(catalog: Catalog, space_id: str, segment: str, block: int) -> pl.Series:
+    """Return the examples whose vectors a block was made of, where it was taken back and has to be made again.
+
+    Parameters
+    ----------
+    catalog, space_id, segment, block
+        The block.
+
+    Returns
+    -------
+    pl.Series
+        Their ids.
+    """
+    return catalog.read(
+        """SELECT e.example_id FROM vector_rows v JOIN examples e USING (segment, row)
+        JOIN feature_segments f ON f.space_id = v.space_id AND f.segment = v.segment
+        WHERE v.space_id = ? AND v.segment = ? AND v.row // f.block_rows = ? AND v.digest <> 0""",
+        [space_id, segment, block],
+    )["example_id"]
 
 
 def share_answer_losses(catalog: Catalog, space_id: str, to: str) -> None:

@@ -1,9 +1,9 @@
 -- What a run read, what it left out, and how runs differ. The views without arguments answer for `latest_run`.
 
 CREATE OR REPLACE MACRO duplicates_of(run) AS TABLE
-    SELECT o.example_id, count(*) AS occurrences, count(DISTINCT f.source) AS sources, list_sort(list(DISTINCT f.source)) AS source_names,
+    SELECT o.example_id, count(*) AS occurrences, count(DISTINCT r.source) AS sources, list_sort(list(DISTINCT r.source)) AS source_names,
         list_sort(list(DISTINCT o.dataset)) AS datasets
-    FROM run_files r JOIN files f USING (file_id) JOIN occurrences o USING (file_id) WHERE r.run_id = run
+    FROM run_files r JOIN occurrences o USING (file_id) WHERE r.run_id = run
     GROUP BY o.example_id HAVING count(*) > 1;
 
 CREATE OR REPLACE VIEW duplicates AS FROM duplicates_of((SELECT run_id FROM latest_run));

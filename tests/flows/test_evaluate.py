@@ -29,7 +29,7 @@ from flows.context import run_stage, start_or_resume
 from flows.models import encode_row
 from flows.progress import SilentReporter
 from flows.stages.ingest import ingest
-from storage import check
+from storage import check, forget
 from storage.catalog import evaluations, heldout, pool, runs, selections
 from storage.examples import example_reader
 from storage.root import Root, open_root
@@ -403,6 +403,9 @@ def test_evaluate__refuses_a_list_of_examples_that_changed(root: Root, tmp_path:
     run_id = pipeline.reselect(root.url, reporter=SilentReporter(), method="random", exclude=str(listed)).run_id
     one = asked(root, run=run_id, method="random", regime="steps", steps=1, seeds=1)
     evaluate.evaluate(one, SilentReporter())
+    with root.writer():
+        forget.forget(root, ids[:1])
+    evaluate.evaluate(one, SilentReporter())  # the list is the same
     listed.write_text("\n".join(ids), encoding="utf-8")
     with pytest.raises(UserError, match=f"exclude {listed}: it names other examples than when {run_id} was made"):
         evaluate.evaluate(one.model_copy(update={"seeds": 2}), SilentReporter())

@@ -162,6 +162,54 @@ def test_run__that_stopped_after_its_choice_chooses_from_the_sources_as_they_are
     assert not any("sources changed" in said for said in again.said)
 
 
+def test_run__that_is_resumed_leaves_out_the_same_near_duplicates(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path
+) -> None:
+    checks = tmp_path / "checks"
+    checks.mkdir()
+    (checks / "never.sql").write_text("-- after: select\nSELECT 1 AS one")
+    values = small_settings(method="random", near_duplicates=0.4)
+    with pytest.raises(UserError, match="check never"):
+        run(values | {"checks": str(checks)})
+    root = open_root(values["root"], create=False)
+    stopped = runs.run_status(root.catalog)
+    reporter = Collecting()
+    outcome = pipeline.run(load_settings(values), reporter)
+    assert outcome.run_id == stopped.run["run_id"]
+    assert 0 < outcome.stages["ingest"]["near_duplicates"] == 120 - stopped.examples
+    assert runs.run_status(root.catalog, outcome.run_id).examples == stopped.examples
+    assert not any("choices are made again" in said for said in reporter.said)
+
+
+def test_run__refused_for_its_sources_keeps_its_choices(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
+    checks = tmp_path / "checks"
+    checks.mkdir()
+    (checks / "never.sql").write_text("-- after: select\nSELECT 1 AS one")
+    values = small_settings(method="random")
+    run(values)
+    again = values | {"seed": 1}
+    with pytest.raises(UserError, match="check never"):
+        run(again | {"checks": str(checks)})
+    text = (pool_folder / "sums.jsonl").read_bytes()
+    (pool_folder / "sums.jsonl").unlink()
+    with pytest.raises(UserError, match="max_retired"):
+        run(again)
+    (pool_folder / "sums.jsonl").write_bytes(text)
+    reporter = Collecting()
+    assert pipeline.run(load_settings(again), reporter).stages["select"]["selected"] == 12
+    assert not any("choices are made again" in said for said in reporter.said)
+
+
+def test_run__a_target_with_rejects_is_accepted_once(small_settings: Maker, tmp_path: Path) -> None:
+    good = [json.dumps({"messages": conversation("sums", n)}) for n in range(300, 303)]
+    (tmp_path / "want.jsonl").write_text("\n".join([*good, *["{broken"] * 5]) + "\n", encoding="utf-8")
+    values = small_settings(method="omp", target=(str(tmp_path / "want.jsonl"),))
+    with pytest.raises(UserError, match=r"target want: 5 of 8 rows rejected \(62%\)"):
+        run(values)
+    run(values | {"max_rejects": 0.9})
+    run(values | {"seed": 1})
+
+
 def test_run__too_many_rejects_stop_every_attempt(small_settings: Maker, tmp_path: Path) -> None:
     """A run that is given again, as by a schedule, counts what earlier attempts read; files of a complete run were accepted."""
     good = [json.dumps({"messages": conversation("sums", n)}) for n in range(40)]

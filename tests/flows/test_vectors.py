@@ -18,6 +18,7 @@ from flows.report.build import make_report
 from flows.vectors import read_index
 from storage import check
 from storage.catalog import runs
+from storage.catalog.spaces import forget_block
 from storage.root import Root, open_root
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.evaluation.config import load_evaluation
@@ -189,6 +190,10 @@ def test_refresh__needs_vectors_of_new_rows_only_and_another_vector_is_another_s
     assert (other.stages["gradients"]["vectors"], other.stages["select"]["pool"], spaces(copied)) == (150, 150, 2)
     back = run(settings_of(copied, str(made / "a.parquet"), new, seed=1))
     assert (back.stages["gradients"]["vectors"], spaces(copied)) == (0, 2)
+    # new rows join the space of the run before, not the newest one
+    write_pool(copied / "pool", range(50, 52))
+    joined = run(settings_of(copied, write_vectors(copied / "newer.parquet", range(50, 52), first=50)))
+    assert (joined.stages["gradients"]["vectors"], joined.stages["select"]["pool"], spaces(copied)) == (6, 156, 2)
     assert check.check(opened(copied)) == []
 
 
@@ -212,8 +217,18 @@ def test_missing__is_rejected_by_name_and_mended_by_a_later_file(made: Path, tmp
     every.filter(pl.col("row") == 2).write_parquet(tmp_path / "rest.parquet")
     mended = run(settings_of(tmp_path, str(tmp_path / "rest.parquet")))
     assert (mended.stages["select"]["pool"], spaces(tmp_path)) == (117, 1)
+    every.filter(pl.col("row") == 4).write_parquet(tmp_path / "repaired.parquet")
+    mended = run(settings_of(tmp_path, str(tmp_path / "repaired.parquet")))
+    assert (mended.stages["select"]["pool"], spaces(tmp_path)) == (120, 1)
     root = opened(tmp_path)
     assert check.check(root) == []
+    # a block that was taken back needs all of its vectors again
+    taken = root.catalog.read("SELECT space_id, segment FROM blocks WHERE block = 1").row(0)
+    forget_block(root.catalog, *taken, 1)
+    with pytest.raises(UserError, match=r"block 1 of segment \S+ was damaged and is made again, but of \d+ examples in it"):
+        run(settings_of(tmp_path, str(tmp_path / "repaired.parquet")))
+    mended = run(settings_of(tmp_path, str(made / "a.parquet")))
+    assert (mended.stages["select"]["pool"], spaces(tmp_path)) == (120, 1)
     pool, features = features_of(root, mended.run_id)
     whole, wanted = features_of(opened(made), runs.complete_run(opened(made).catalog, None)["run_id"])
     at = whole.with_row_index().join(pool.select("example_id"), on="example_id", how="right", maintain_order="right")["index"]

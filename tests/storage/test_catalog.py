@@ -361,14 +361,16 @@ def test_sources__are_named_as_each_run_names_them(root: Root) -> None:
         opened = runs.open_run(root.catalog, config={}, config_hash=f"h{number}", versions={}, seeds={})
         known = pool.add_files(root.catalog, opened.run_id, files.with_columns(source=pl.lit(source)))
         if not known["complete"][0]:
-            pool.commit_ingest(root, opened.run_id, known["file_id"][0], tiny.ingest_block(0, [1, 2], last=True, rejected=1))
+            pool.commit_ingest(root, opened.run_id, known["file_id"][0], tiny.ingest_block(0, [1, 2, 2], last=True, rejected=1))
         runs.finish_run(root.catalog, opened.run_id)
         ids.append(opened.run_id)
     for run_id, source in zip(ids, ("folder", "a"), strict=True):
-        assert root.catalog.read("SELECT source, rows, rejected FROM sources_of(?)", [run_id]).rows() == [(source, 3, 1)]
+        assert root.catalog.read("SELECT source, rows, rejected FROM sources_of(?)", [run_id]).rows() == [(source, 4, 1)]
         changed = "SELECT source, pool, rejected FROM source_changes(NULL, ?)"
         assert root.catalog.read(changed, [run_id]).rows() == [(source, 2, 1)]
         assert root.catalog.read("SELECT source FROM rejects_by_reason_of(?)", [run_id])["source"].to_list() == [source]
+        repeated = root.catalog.read("SELECT source_names FROM duplicates_of(?)", [run_id])["source_names"]
+        assert repeated.to_list() == [[source]]
 
 
 def test_open_root__says_what_is_wrong(tmp_path: Path) -> None:
