@@ -223,8 +223,8 @@ def test_missing__is_rejected_by_name_and_mended_by_a_later_file(made: Path, tmp
     root = opened(tmp_path)
     assert check.check(root) == []
     # a block that was taken back needs all of its vectors again
-    taken = root.catalog.read("SELECT space_id, segment FROM blocks WHERE block = 1").row(0)
-    forget_block(root.catalog, *taken, 1)
+    space, segment = root.catalog.read("SELECT space_id, segment FROM blocks WHERE block = 1").row(0)
+    forget_block(root.catalog, space, segment, 1)
     with pytest.raises(UserError, match=r"block 1 of segment \S+ was damaged and is made again, but of \d+ examples in it"):
         run(settings_of(tmp_path, str(tmp_path / "repaired.parquet")))
     mended = run(settings_of(tmp_path, str(made / "a.parquet")))
