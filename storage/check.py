@@ -11,10 +11,11 @@ import polars as pl
 
 from storage.arrays.checkpoints import load_space
 from storage.arrays.chunked import DamagedStore
+from storage.arrays.grouped import clustering_group
 from storage.arrays.grouped_reader import open_clustering, regroup_again
-from storage.arrays.segments import SegmentReader, open_segment
-from storage.catalog.clusterings import replace_part
-from storage.catalog.spaces import forget_block
+from storage.arrays.segments import SegmentReader, features_spec, open_segment, rewrite_metadata
+from storage.catalog.clusterings import forget_files, replace_part
+from storage.catalog.spaces import forget_block, segment_ids
 from storage.examples import ExampleReader
 from storage.gc import orphans
 from storage.root import Root
@@ -23,6 +24,7 @@ from tagcos_stream.identity import content_digest
 from tagcos_stream.types import UserError
 
 CHECKS = SQL / "checks.sql"
+OTHER = "do as this says; a repair leaves it alone, since the files may be whole"  # another version's, or out of the root
 Progress = Callable[[str, int, int], None]
 
 
@@ -130,25 +132,17 @@ def _segment(root: Root, segment: dict[str, Any], deep: bool) -> Iterator[Findin
     if blocks.is_empty():
         return
     again = "`tagcos check --repair` takes the block back; the next run computes it again"
+    reader = SegmentReader(root.files, space, name, features_spec(segment["rows"], segment["dim"], segment["block_rows"]))
     try:
-        reader = open_segment(root.files, space, name)
-        if reader.shape != (segment["rows"], segment["dim"]) or reader.chunk_rows != segment["block_rows"]:
-            yield Finding(
-                place,
-                f"has shape {reader.shape}, catalog ({segment['rows']}, {segment['dim']})",
-                "restore its zarr.json from a copy",
-            )
-            return
-        if reader.example_ids() != _ids(root, name):
-            yield Finding(place, "holds other example ids than the catalog", "restore example_ids from a copy")
+        problem = _metadata(root, segment)
+    except DamagedStore as error:
+        problem = str(error).split(";")[0]
     except UserError as error:
-        yield Finding(
-            place,
-            str(error),
-            "restore the file from a copy, or repair: every block is computed again",
-            repair=_forget(space, name, blocks),
-        )
+        yield Finding(place, str(error), OTHER)
         return
+    if problem is not None:
+        remedy = "`tagcos check --repair` writes zarr.json files and example ids again; no block is computed again for it"
+        yield Finding(place, problem, remedy, repair=_rewrite(segment))
     bad = root.catalog.read("SELECT row FROM feature_rows WHERE space_id = ? AND segment = ? AND status <> 'ok'", [space, name])
     rejected = np.zeros(segment["rows"], bool)
     rejected[bad["row"].to_numpy()] = True
@@ -161,6 +155,27 @@ def _segment(root: Root, segment: dict[str, Any], deep: bool) -> Iterator[Findin
                 again,
                 repair=_forget(space, name, blocks.filter(pl.col("block") == block["block"])),
             )
+
+
+def _metadata(root: Root, segment: dict[str, Any]) -> str | None:
+    """How a segment's shape and example ids differ from the catalog's."""
+    opened = open_segment(root.files, segment["space_id"], segment["segment"])
+    said, known = (opened.shape, opened.chunk_rows), ((segment["rows"], segment["dim"]), segment["block_rows"])
+    if said != known:
+        return f"has shape {said[0]} in blocks of {said[1]} rows, in the catalog {known[0]} in blocks of {known[1]}"
+    if opened.example_ids() != _ids(root, segment["segment"]):
+        return "holds other example ids than the catalog"
+    return None
+
+
+def _rewrite(segment: dict[str, Any]) -> Callable[[Root], None]:
+    space, name = segment["space_id"], segment["segment"]
+
+    def again(root: Root) -> None:
+        ids = segment_ids(root.catalog, name)
+        rewrite_metadata(root.files, space, name, example_ids=ids, dim=segment["dim"], chunk_rows=segment["block_rows"])
+
+    return again
 
 
 def _forget(space: str, segment: str, blocks: pl.DataFrame) -> Callable[[Root], None]:
@@ -201,10 +216,12 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
         try:
             reader = open_clustering(root.files, str(clustering), mine["part"].to_list())
             reader.verify_tables()
+        except DamagedStore as error:
+            remedy = "restore the file from a copy, or `tagcos check --repair` drops the clustering; the next run clusters again"
+            yield Finding(f"clustering {clustering}", str(error).split(";")[0], remedy, repair=_drop(str(clustering)))
+            continue
         except UserError as error:
-            yield Finding(
-                f"clustering {clustering}", str(error), "restore the file from a copy; without one, a new run clusters again"
-            )
+            yield Finding(f"clustering {clustering}", str(error), OTHER)
             continue
         for position, part in enumerate(mine.iter_rows(named=True) if deep else ()):
             problem = "is not what was written (digest of its checksums)"
@@ -217,6 +234,15 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
             yield Finding(
                 f"part {part['part']} of clustering {clustering}", problem, remedy, repair=_regroup(part, mine["part"].to_list())
             )
+
+
+def _drop(clustering: str) -> Callable[[Root], None]:
+    def give_up(root: Root) -> None:
+        forget_files(root.catalog, clustering)
+        for key, _ in list(root.files.list(clustering_group(clustering))):
+            root.files.delete(key)  # a fit to the same rows has the same id, and must not meet them
+
+    return give_up
 
 
 def _regroup(part: dict[str, Any], parts: list[int]) -> Callable[[Root], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tagcos_stream.types import UserError
 
 SHORTEST = 12  # characters of a text that is searched for in snippets and errors; shorter ones are in too many
 BEGINNING = 40  # of a text: snippets are cut
+LINK = "is a symbolic link, which is not followed here; name what it leads to with --file"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def forget(root: Root, asked: Sequence[str], elsewhere: Sequence[Path] = ()) -> 
     asked
         Ids of examples, or their first characters.
     elsewhere
-        Exports (files or folders) and report pages outside of the root.
+        Exports (files or folders) and report pages outside of the root. Symbolic links are followed to what they lead to.
 
     Returns
     -------
@@ -71,10 +73,14 @@ def forget(root: Root, asked: Sequence[str], elsewhere: Sequence[Path] = ()) -> 
     gc.sweep(root, gc.orphans(root))
     root.catalog.compact()
     snapshot.republish(root, keep=1)
-    files, unread = _erase_reports(root, ids), []
-    for path in [*places, *_own_files(root)]:
+    files, links = _erase_reports(root, ids)
+    own, own_links = _own_files(root)
+    searched = {os.path.realpath(path) for path in (*elsewhere, *places, *own)}
+    left = [link for link in (*links, *own_links) if link.exists() and os.path.realpath(link) not in searched]
+    unread = [f"{link}: {LINK}" for link in left]
+    for path in [*places, *own]:
         try:
-            if _names(path, ids):
+            if path.exists() and _names(path, ids):  # a page may be gone with a link to it that was named before
                 files[str(path)] = _erase_from(path, ids)
         except (OSError, ValueError, pl.exceptions.PolarsError, pa.ArrowException) as error:  # not an export, or a damaged one
             unread.append(f"{path}: {str(error).strip().splitlines()[0]}")
@@ -166,13 +172,21 @@ def _commit(catalog: Catalog, ids: Sequence[str], texts: Sequence[str], parts: S
     return int(count)
 
 
-def _own_files(root: Root) -> list[Path]:
+def _own_files(root: Root) -> tuple[list[Path], list[Path]]:
+    """The root's own exports; and the symbolic links among them, which are not followed, since a root may be somebody else's."""
     if root.path is None:
-        return []
+        return [], []
     for folder in ((exports := root.path / "exports"), *exports.rglob("*/")):
         sweep_partials(folder)
-    found = exports.rglob("*")
-    return [path for path in found if path.suffix in (".jsonl", ".parquet") and not path.is_symlink()]
+    found = sorted(exports.rglob("*"))
+    data = [path for path in found if path.suffix in (".jsonl", ".parquet")]
+    folders = [path for path in found if path.is_symlink() and path.is_dir() and not _inside(exports, path)]
+    return [path for path in data if not path.is_symlink()], folders + [path for path in data if path.is_symlink()]
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    """Whether a file or folder lies in a folder, after symbolic links."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _data_files(given: Path) -> list[Path]:
@@ -202,17 +216,28 @@ def _names(path: Path, ids: Collection[str]) -> bool:
 
 def _erase_from(path: Path, ids: Collection[str]) -> int:
     """Rows removed from an export; 0 of a report, which is deleted: `tagcos report` writes it again."""
+    real = path.resolve()  # a link that is replaced or removed would leave the text where it leads to
     if path.suffix in (".html", ".htm"):
-        path.unlink()
+        real.unlink()
+        path.unlink(missing_ok=True)
         return 0
-    return without_examples(path, set(ids))
+    if real.suffix != path.suffix:  # which says how it is read
+        raise ValueError(f"is a symbolic link to {real}: give that file the suffix {path.suffix}, and name it with --file")
+    return without_examples(real, set(ids))
 
 
-def _erase_reports(root: Root, ids: Collection[str]) -> dict[str, int]:
-    found = {}
+def _erase_reports(root: Root, ids: Collection[str]) -> tuple[dict[str, int], list[Path]]:
+    """Pages that were deleted; and symbolic links out of the folder, which are not followed."""
+    found, links = {}, []
     for key, _ in list(root.files.list("reports")):
+        if root.path is not None and (path := root.path / key).is_symlink():
+            if not _inside(root.path / "reports", path):
+                links.append(path)
+                continue
+            if not path.exists():  # what it led to was deleted
+                continue
         body = root.files.read(key)
         if any(identity.encode() in body for identity in ids):
             root.files.delete(key)
             found[root.files.place(key)] = 0
-    return found
+    return found, links

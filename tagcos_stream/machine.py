@@ -58,11 +58,11 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     float or None
         None without a limit, or where there are no control groups.
     """
-    return min((quota for folder in _groups(root) if (quota := _quota(folder)) is not None), default=None)
+    return min((quota for folder in _groups(root, "cpu") if (quota := _quota(folder)) is not None), default=None)
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process belongs to, with their ancestors.
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the control groups of a controller that this process belongs to, with their ancestors.
 
     Inside a container the path in /proc may be the host's, of which only the mount's top is visible: what does not exist is
     skipped, and the top always counts.
@@ -76,8 +76,8 @@ def _groups(root: Path) -> Iterator[Path]:
         _, controllers, path = membership.split(":", 2)
         if controllers == "":
             tops = (mounts, mounts / "unified")
-        elif "cpu" in controllers.split(","):
-            tops = (mounts / "cpu", mounts / controllers)
+        elif controller in controllers.split(","):
+            tops = (mounts / controller, mounts / controllers)
         else:
             continue
         own = PurePosixPath(path)
@@ -169,16 +169,43 @@ def _user_cache(environment: MutableMapping[str, str]) -> Path:
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="tagcos-"))
 
 
-def free_memory() -> int:
-    """Bytes of memory that this machine, or the container that we run in (cgroup 2), has left."""
-    if not Path("/proc/meminfo").is_file():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no Linux: all there is
-    free = _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
-    limit, stat = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
-    if limit.is_file() and stat.is_file() and (most := limit.read_text().strip()).isdecimal():
-        free = min(free, int(most) - _field(stat, "anon"))  # its page cache counts as used and can be had back
-    return free
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take.
+
+    That is what the machine has left, or less where a control group limits memory. The limit of every group from the process's
+    own up to the root counts: ``memory.max`` in version 2, ``memory.limit_in_bytes`` in version 1.
+
+    Parameters
+    ----------
+    root : Path
+        As for `available_cpus`.
+
+    Returns
+    -------
+    int
+        At least 0. Without Linux's /proc all memory that the machine has.
+    """
+    if not (root / "proc" / "meminfo").is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _fields(root / "proc" / "meminfo")["MemAvailable"] * 1024
+    left = [found for folder in _groups(root, "memory") if (found := _memory_left(folder)) is not None]
+    return max(0, min([free, *left]))
 
 
-def _field(file: Path, name: str) -> int:
-    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name)
+def _memory_left(folder: Path) -> int | None:
+    """What a group's limit leaves, of which its page cache can be had back; None without a limit."""
+    try:
+        if (folder / "memory.max").is_file():
+            limit, used = (folder / "memory.max").read_text().strip(), ("anon", "shmem")
+        else:  # with no limit a number near 2**63
+            limit, used = (folder / "memory.limit_in_bytes").read_text().strip(), ("total_rss", "total_shmem")
+        fields = _fields(folder / "memory.stat")
+    except OSError:
+        return None
+    return int(limit) - sum(fields.get(name, 0) for name in used) if limit.isdecimal() else None
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """The first number of every line, by the name before it."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

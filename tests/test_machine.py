@@ -48,6 +48,47 @@ def test_cpu_quota__of_both_versions(memberships: str, files: dict[str, str], qu
     assert machine.available_cpus(root) == (cores if quota is None else max(1, min(cores, int(quota))))
 
 
+GIB = 1 << 30
+UNLIMITED = "9223372036854771712\n"  # of version 1
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "gib"),
+    [
+        ("0::/\n", {"memory.stat": "anon 5\n"}, 8),  # the top group of a machine has no limit
+        ("0::/\n", {"memory.max": "max\n", "memory.stat": "anon 5\n"}, 8),
+        ("0::/\n", {"memory.max": f"{4 * GIB}\n", "memory.stat": f"anon {GIB}\nfile {2 * GIB}\n"}, 3),  # a page cache can go
+        ("0::/\n", {"memory.max": f"{4 * GIB}\n", "memory.stat": f"anon {GIB}\nshmem {GIB}\n"}, 2),  # a shared memory cannot
+        ("0::/a/b\n", {"a/memory.max": f"{2 * GIB}\n", "a/memory.stat": "anon 0\n", "a/b/memory.max": "max\n"}, 2),
+        (
+            "0::/a/b\n",
+            {"a/memory.max": f"{6 * GIB}\n", "a/memory.stat": f"anon {5 * GIB}\n"}
+            | {"a/b/memory.max": f"{3 * GIB}\n", "a/b/memory.stat": f"anon {GIB}\n"},
+            1,  # what its neighbours leave
+        ),
+        ("0::/a\n", {"a/memory.max": f"{GIB}\n", "a/memory.stat": f"anon {2 * GIB}\n"}, 0),
+        ("0::/a\n", {"a/memory.max": f"{64 * GIB}\n", "a/memory.stat": "anon 0\n"}, 8),  # more than the machine has
+        (V1, {"memory/memory.limit_in_bytes": UNLIMITED, "memory/memory.stat": "total_rss 5\n"}, 8),
+        (V1, {"memory/memory.limit_in_bytes": f"{2 * GIB}\n", "memory/memory.stat": f"rss 0\ntotal_rss {GIB}\n"}, 1),
+        (
+            V1,
+            {"memory/docker/abc/memory.limit_in_bytes": f"{3 * GIB}\n", "memory/docker/abc/memory.stat": f"total_rss {GIB}\n"}
+            | {"memory/memory.limit_in_bytes": UNLIMITED, "memory/memory.stat": "total_rss 5\n"},
+            2,
+        ),
+        (V1, {"cpu/memory.limit_in_bytes": "5\n", "cpu/memory.stat": "total_rss 0\n"}, 8),
+    ],
+)
+def test_free_memory__of_both_versions(memberships: str, files: dict[str, str], gib: int, tmp_path: Path) -> None:
+    root = groups(tmp_path, memberships, files)
+    (root / "proc" / "meminfo").write_text(f"MemTotal:  {16 << 20} kB\nMemAvailable:  {8 << 20} kB\nHugePages_Total:   0\n")
+    assert machine.free_memory(root) == gib * GIB
+
+
+def test_free_memory__without_proc_is_all_that_there_is(tmp_path: Path) -> None:
+    assert machine.free_memory(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def test_available_cpus__without_proc_are_the_cores(tmp_path: Path) -> None:
     assert machine.cpu_quota(tmp_path) is None
     assert machine.available_cpus(tmp_path) == machine.affinity()

@@ -127,6 +127,11 @@ def create_group(
     if files.size(f"{group}/zarr.json") is not None:
         check_declaration(files, group, declared)
         return
+    write_declaration(files, group, declared, durable=durable)
+
+
+def write_declaration(files: Files, group: str, declared: Mapping[str, bytes], *, durable: bool = True) -> None:
+    """Write the zarr.json files of a group, in place of any that lie there."""
     # The group's own zarr.json last: while it is absent the group is not there.
     for key in sorted(declared, key=lambda key: key.count("/"), reverse=True):
         files.write(f"{group}/{key}", declared[key], durable=durable)
@@ -140,13 +145,15 @@ def check_declaration(files: Files, group: str, declared: Mapping[str, bytes]) -
             if wanted.get(field) != found.get(field):
                 raise DamagedStore(
                     f"{files.place(group)}/{key}: {field} is {found.get(field)!r}, this version writes and reads "
-                    f"{wanted.get(field)!r}; restore the file, or delete the folder and run again"
+                    f"{wanted.get(field)!r}; run `tagcos check`, which says what to do"
                 )
 
 
 def read_attributes(files: Files, group: str, expected_format: int) -> dict[str, Any]:
-    """The group's attributes; UserError where another version wrote it."""
+    """The group's attributes. UserError where another version wrote it, DamagedStore if its zarr.json is missing or broken."""
     attributes = dict(read_json(files, f"{group}/zarr.json").get("attributes", {}))
+    if not isinstance(attributes.get("format"), int):
+        raise DamagedStore(f"{files.place(group)}/zarr.json names no format; run `tagcos check`, which says what to do")
     if attributes.get("format") != expected_format:
         raise UserError(
             f"{files.place(group)} has format {attributes.get('format')}, this version reads {expected_format}: "
@@ -163,6 +170,20 @@ def read_json(files: Files, key: str) -> dict[str, Any]:
         raise DamagedStore(f"{files.place(key)} is missing; run `tagcos check`, then the same command again") from None
     except ValueError as error:
         raise DamagedStore(f"{files.place(key)} is not valid JSON ({error}); run `tagcos check`") from error
+
+
+def read_shape(files: Files, group: str, name: str, dimensions: int) -> tuple[tuple[int, ...], int]:
+    """Shape of an array and rows of its chunks, as it declares them. DamagedStore if its zarr.json is missing or broken."""
+    key = f"{group}/{name}/zarr.json"
+    declared = read_json(files, key)
+    try:
+        shape = tuple(int(length) for length in declared["shape"])
+        chunk_rows = int(declared["chunk_grid"]["configuration"]["chunk_shape"][0])
+        if len(shape) != dimensions or min(*shape, chunk_rows) < 1:
+            raise ValueError(f"shape {shape}, chunks of {chunk_rows} rows")
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamagedStore(f"{files.place(key)} declares no array of ours; run `tagcos check`, which says what to do") from error
+    return shape, chunk_rows
 
 
 def write_chunk(files: Files, group: str, spec: ArraySpec, chunk: int, data: np.ndarray, *, durable: bool = True) -> int:

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 import polars as pl
 
-from storage.arrays.chunked import ArraySpec, check_declaration, declare, read_array, read_attributes, read_chunk, read_json
+from storage.arrays.chunked import ArraySpec, check_declaration, declare, read_array, read_attributes, read_chunk, read_shape
 from storage.arrays.grouped import (
     FORMAT,
     PartInfo,
@@ -110,10 +110,12 @@ class ClusteringReader:
     def __init__(self, files: Files, clustering_id: str, parts: Sequence[int]) -> None:
         self._files = files
         self.clustering_id = clustering_id
-        self._remedy = f"run `tagcos check --repair` to have clustering {clustering_id} regrouped, then the same command"
+        self._remedy = (
+            f"run `tagcos check --repair` to have clustering {clustering_id} regrouped or made again, then the same command"
+        )
         group = clustering_group(clustering_id)
         attributes = read_attributes(files, group, FORMAT)
-        self.n_clusters, self.dim = read_json(files, f"{group}/centroids/zarr.json")["shape"]
+        (self.n_clusters, self.dim), _ = read_shape(files, group, "centroids", 2)
         spec = centroids_spec(self.n_clusters, self.dim)
         check_declaration(files, group, declare([spec], attributes))
         self.centroids = read_array(files, group, spec, remedy=self._remedy)
@@ -131,10 +133,9 @@ class ClusteringReader:
     def _open_part(self, part: int, offset: int) -> Part:
         group = part_group(self.clustering_id, part)
         attributes = read_attributes(self._files, group, FORMAT)
-        features = read_json(self._files, f"{group}/features/zarr.json")
-        n_rows, touched = (int(read_json(self._files, f"{group}/{name}/zarr.json")["shape"][0]) for name in ("labels", "touched"))
-        chunk_rows = int(features["chunk_grid"]["configuration"]["chunk_shape"][0])
-        specs = part_specs(n_rows, self.n_clusters, touched, features["shape"][0], self.dim, chunk_rows)
+        (slots, _), chunk_rows = read_shape(self._files, group, "features", 2)
+        n_rows, touched = (read_shape(self._files, group, name, 1)[0][0] for name in ("labels", "touched"))
+        specs = part_specs(n_rows, self.n_clusters, touched, slots, self.dim, chunk_rows)
         check_declaration(self._files, group, declare(list(specs.values()), attributes))
         rows, first_slot = (read_array(self._files, group, specs[name], remedy=self._remedy) for name in ("rows", "first_slot"))
         return Part(group, specs, first_slot, rows, offset, list(attributes["segments"]))

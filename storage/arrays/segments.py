@@ -20,9 +20,10 @@ from storage.arrays.chunked import (
     read_array,
     read_attributes,
     read_chunk,
-    read_json,
+    read_shape,
     write_array,
     write_chunk,
+    write_declaration,
 )
 from storage.arrays.read_ahead import ReadAhead
 from storage.files.base import Files
@@ -89,26 +90,39 @@ def create_segment(
     files: Files, space_id: str, segment: str, *, example_ids: Sequence[str] | pl.Series, dim: int, chunk_rows: int = BLOCK_ROWS
 ) -> SegmentWriter:
     """Presize a segment for these examples (32 hex digits each, in row order). Idempotent; another shape is refused."""
-    raw = np.frombuffer(bytes.fromhex("".join(example_ids)), np.uint8).reshape(-1, 16)
-    rows = len(raw)
-    if rows == 0:
+    group, raw = segment_group(space_id, segment), _raw_ids(example_ids)
+    if len(raw) == 0:
         raise ValueError(f"segment {segment} has no rows")
-    group = segment_group(space_id, segment)
-    specs = [features_spec(rows, dim, chunk_rows), ids_spec(rows)]
+    specs = [features_spec(len(raw), dim, chunk_rows), ids_spec(len(raw))]
     if files.size(f"{group}/zarr.json") is None:
         write_array(files, group, specs[1], raw)
-    create_group(
-        files, group, specs, {"format": FORMAT, "kind": "tagcos feature segment", "space_id": space_id, "segment": segment}
-    )
+    create_group(files, group, specs, _attributes(space_id, segment))
     return SegmentWriter(files, space_id, segment, specs[0])
+
+
+def rewrite_metadata(
+    files: Files, space_id: str, segment: str, *, example_ids: Sequence[str] | pl.Series, dim: int, chunk_rows: int
+) -> None:
+    """Write a segment's zarr.json files and example ids anew, as the catalog has them. Blocks of features stay as they are."""
+    group, raw = segment_group(space_id, segment), _raw_ids(example_ids)
+    specs = [features_spec(len(raw), dim, chunk_rows), ids_spec(len(raw))]
+    write_array(files, group, specs[1], raw)
+    write_declaration(files, group, declare(specs, _attributes(space_id, segment)))
+
+
+def _raw_ids(example_ids: Sequence[str] | pl.Series) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex("".join(example_ids)), np.uint8).reshape(-1, 16)
+
+
+def _attributes(space_id: str, segment: str) -> dict[str, str | int]:
+    return {"format": FORMAT, "kind": "tagcos feature segment", "space_id": space_id, "segment": segment}
 
 
 def _opened(files: Files, space_id: str, segment: str) -> ArraySpec:
     group = segment_group(space_id, segment)
     attributes = read_attributes(files, group, FORMAT)
-    found = read_json(files, f"{group}/features/zarr.json")
-    rows, dim = found["shape"]
-    spec = features_spec(rows, dim, int(found["chunk_grid"]["configuration"]["chunk_shape"][0]))
+    (rows, dim), chunk_rows = read_shape(files, group, "features", 2)
+    spec = features_spec(rows, dim, chunk_rows)
     check_declaration(files, group, declare([spec, ids_spec(rows)], attributes))
     return spec
 

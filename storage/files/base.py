@@ -90,7 +90,7 @@ class Files(Protocol):
         ...
 
     def adopt(self, key: str, path: Path) -> None:
-        """Move a finished local file to this key. In a local root the file must be on the root's disk."""
+        """Move a finished local file to this key."""
         ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:

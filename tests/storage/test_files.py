@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import subprocess
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from storage.files.base import Files
+from storage.files.base import TEMPORARY, Files
 from storage.files.local import LocalFiles
 from storage.files.object import ObjectFiles
 from storage.files.open import open_files
@@ -71,6 +76,69 @@ def test_files__adopt_moves_a_local_file_in(files: Files, tmp_path: Path) -> Non
     files.adopt("in/side", source)
     assert files.read("in/side") == b"content"
     assert not source.exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_local_files__adopt_copies_to_another_disk(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, source, rename = open_files(str(tmp_path / "files")), tmp_path / "source", os.replace
+    source.write_bytes(b"content" * 1_000_000)
+    files.write("in/side", b"earlier")
+    renamed = []
+
+    def replace(old: Any, new: Any) -> None:
+        if Path(old) == source:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        renamed.append(Path(old))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    if full:
+        with pytest.raises(UserError, match=r"cannot write .*side.*disk or quota is full"):
+            files.adopt("in/side", source)
+        assert (files.read("in/side"), source.exists()) == (b"earlier", True)
+    else:
+        files.adopt("in/side", source)
+        assert (files.read("in/side"), source.exists()) == (b"content" * 1_000_000, False)
+        (temporary,) = renamed
+        assert (temporary.parent, TEMPORARY in temporary.name) == (tmp_path / "files" / "in", True)
+    assert [key for key, _ in files.list("")] == ["in/side"]
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT])
+def test_local_files__delete_leaves_a_folder_that_is_mounted_or_used_meanwhile(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = open_files(str(tmp_path))
+    files.write("mount/a/b", b"x")
+    rmdir = Path.rmdir
+
+    def remove(folder: Path) -> None:
+        if folder.name == "mount":
+            raise OSError(number, os.strerror(number))
+        rmdir(folder)
+
+    monkeypatch.setattr(Path, "rmdir", remove)
+    files.delete("mount/a/b")
+    files.delete("mount/a/b")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mount"]
+
+
+@pytest.mark.process
+def test_local_files__folders_that_are_mounts(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    disk = small_disk("size=4m")
+    files, source = open_files(str(tmp_path)), tmp_path / "source"
+    (tmp_path / "snapshots").mkdir()
+    subprocess.run(["mount", "--bind", str(disk), str(tmp_path / "snapshots")], check=True)
+    try:
+        source.write_bytes(b"content")
+        files.adopt("snapshots/run/table", source)
+        assert (files.read("snapshots/run/table"), source.exists()) == (b"content", False)
+        files.delete("snapshots/run/table")
+        assert list((tmp_path / "snapshots").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path / "snapshots")], check=True)
 
 
 def test_files__travel_to_workers(files: Files) -> None:

@@ -140,6 +140,56 @@ def test_forget__goes_on_where_a_file_cannot_be_read_and_names_it(secret: tuple[
     assert unread.startswith(f"{root.path / 'exports' / 'bad.parquet'}: ")
 
 
+def test_forget__follows_links_that_it_is_given(secret: tuple[Root, str, int], tmp_path: Path) -> None:
+    root, _, number = secret
+    text, elsewhere, links = message_text(number)[:40], tmp_path / "elsewhere", tmp_path / "links"
+    (links / "folder").mkdir(parents=True)
+    (elsewhere / "page.html").write_text(f"<p>{tiny.example_id(number)} {text}</p>", encoding="utf-8")
+    for link, real in (
+        ("a.jsonl", "a.jsonl"),
+        ("folder/other.parquet", "a.parquet"),
+        ("whole", "folder"),
+        ("page.html", "page.html"),
+    ):
+        (links / link).symlink_to(elsewhere / real)
+    assert len(holders(elsewhere, text)) == 4
+    given = [links / "a.jsonl", links / "folder", links / "whole", links / "page.html", elsewhere / "page.html"]
+    with root.writer():
+        done = forget.forget(root, [tiny.example_id(number)], given)
+    assert holders(elsewhere, text) == set()
+    assert (links / "a.jsonl").is_symlink()
+    assert not (links / "page.html").is_symlink()
+    assert not (elsewhere / "page.html").exists()
+    assert done.unread == []
+    assert {str(links / "a.jsonl"), str(links / "page.html")} <= set(done.files)
+
+
+def test_forget__names_links_of_the_root_that_it_does_not_follow(secret: tuple[Root, str, int], tmp_path: Path) -> None:
+    root, _, number = secret
+    assert root.path is not None
+    text, elsewhere, exports_folder = message_text(number)[:40], tmp_path / "elsewhere", root.path / "exports"
+    (elsewhere / "page.html").write_text(f"<p>{tiny.example_id(number)} {text}</p>", encoding="utf-8")
+    links = {
+        exports_folder / "link.jsonl": elsewhere / "a.jsonl",
+        exports_folder / "linked": elsewhere / "folder",
+        root.path / "reports" / "page.html": elsewhere / "page.html",
+    }
+    for link, real in links.items():
+        link.symlink_to(real)
+    (exports_folder / "newest").symlink_to(exports_folder / "folder")
+    (exports_folder / "newest.jsonl").symlink_to(exports_folder / "a.jsonl")
+    (exports_folder / "gone.jsonl").symlink_to(elsewhere / "gone.jsonl")
+    with root.writer():
+        done = forget.forget(root, [tiny.example_id(number)])
+        assert sorted(done.unread) == sorted(
+            f"{link}: is a symbolic link, which is not followed here; name what it leads to with --file" for link in links
+        )
+        assert holders(elsewhere, text) == {"a.jsonl", "a.parquet", "folder/tagcos.parquet", "page.html"}
+        again = forget.forget(root, [tiny.example_id(number)], [*links.values(), elsewhere / "a.parquet"])
+        assert again.unread == forget.forget(root, [tiny.example_id(number)], [*links][:2]).unread == []
+    assert holders(root.path, text) == holders(elsewhere, text) == set()
+
+
 def test_export__of_which_every_example_was_forgotten_says_so(filled: Root, tmp_path: Path) -> None:
     run_id = runs.find_run(filled.catalog)
     chosen = selections.chosen_by(filled.catalog, run_id)
