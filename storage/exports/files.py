@@ -79,7 +79,7 @@ def may_replace(path: Path) -> bool:
         else:
             with path.open("rb") as file:
                 names = set(json.loads(file.readline()))
-    except (ValueError, TypeError, pa.ArrowException):
+    except (OSError, ValueError, TypeError, pa.ArrowException):
         return False
     return {"example_id", "run_id"} <= names
 

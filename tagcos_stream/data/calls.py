@@ -8,12 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from tagcos_stream.data.canonical import canonical_json
+from tagcos_stream.data.content import is_empty
 from tagcos_stream.data.reasons import RowError
 
 CALL_KEYS = ("tool_calls", "function_call", "tool_call", "toolCalls", "functionCall")  # of a turn
 ARGUMENT_KEYS = ("arguments", "args", "parameters", "input")  # of a call: OpenAI's, LangChain's, Llama 3.1's, Anthropic's
 REPLY_KEYS = ("result", "results", "output", "response", "observation")  # of a call: what the tool said
-_NO_ARGUMENTS = ("name", "id", "type", "index", "function")
+# keys that say something of the call or of its function: no argument stands under them
+_NO_ARGUMENTS = (
+    "name", "id", "call_id", "type", "index", "function", "status", "description", "strict", "caller", "cache_control", "object",
+    "created", "created_at", "timestamp",
+)  # fmt: skip
 
 
 def read_calls(turn: Mapping[str, Any], what: str) -> str | None:
@@ -21,14 +26,23 @@ def read_calls(turn: Mapping[str, Any], what: str) -> str | None:
 
     Reads OpenAI's `tool_calls` (or its JSON text), the older `function_call`, and other spellings of both (CALL_KEYS).
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in CALL_KEYS:
         calls = turn.get(name) and _parsed(turn[name], f"{what}: {name}")
-        if calls and (text := spelled_calls(calls if isinstance(calls, list) else [calls], what)):
-            found[name] = text
-    if len(set(found.values())) > 1:
+        if calls:
+            found[name] = [_call(call, what) for call in (calls if isinstance(calls, list) else [calls])]
+    if not found:
+        return None
+    texts = {name: compact(calls, f"{what}: tool_calls") for name, calls in found.items()}
+    fullest = max(found, key=lambda name: sum("id" in call for call in found[name]))
+    if not all(_agree(calls, found[fullest]) for calls in found.values()):
         raise RowError("unread_field", f"{what} has different calls under {' and '.join(found)}")
-    return next(iter(found.values()), None)
+    return texts[fullest]
+
+
+def _agree(calls: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """Whether the calls are the other ones; they need not have their ids."""
+    return len(calls) == len(others) and all(other | call == other for call, other in zip(calls, others, strict=True))
 
 
 def spelled_calls(calls: list[Any], what: str) -> str | None:
@@ -51,20 +65,24 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RowError("wrong_type", f"{what}: a tool call must have a function with a name")
-    arguments = _arguments(call | function, what)
+    arguments = _arguments(call | {key: value for key, value in function.items() if not is_empty(value)}, what)
     out: dict[str, Any] = {} if call.get("id") is None else {"id": str(call["id"])}
     return out | {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
 
 
 def _arguments(call: Mapping[str, Any], what: str) -> Any:
     """The arguments of a call, under the one of ARGUMENT_KEYS that has any. RowError for other keys that may be arguments."""
-    if replies := [key for key in REPLY_KEYS if call.get(key) is not None]:
+    if replies := [key for key in REPLY_KEYS if not is_empty(call.get(key))]:
         raise RowError("unread_field", f"{what}: a tool call has {', '.join(replies)}, which belongs in a turn of the tool")
-    found = {key: _spelled_arguments(call[key], what) for key in ARGUMENT_KEYS if call.get(key) is not None}
+    given = [key for key in ARGUMENT_KEYS if call.get(key) is not None]
+    spelled = {key: _spelled_arguments(call[key], what) for key in given if not is_empty(call[key])}
+    found = {key: value for key, value in spelled.items() if value}
+    for value in found.values() if len(found) > 1 else ():
+        compact(value, what)  # refuses what is too deep to compare
     if any(value != next(iter(found.values())) for value in found.values()):
         raise RowError("wrong_type", f"{what}: a tool call has different arguments under {' and '.join(found)}")
-    unknown = [str(key) for key, value in call.items() if value is not None and key not in (*_NO_ARGUMENTS, *ARGUMENT_KEYS)]
-    if unknown and not found:
+    unknown = [str(key) for key, value in call.items() if not is_empty(value) and key not in (*_NO_ARGUMENTS, *ARGUMENT_KEYS)]
+    if unknown and not given:
         raise RowError(
             "wrong_type", f"{what}: a tool call has {', '.join(unknown)} and none of {', '.join(ARGUMENT_KEYS)}, which are read"
         )

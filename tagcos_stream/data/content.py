@@ -32,6 +32,11 @@ class Content:
     spans: list[tuple[int, int, Any]] = field(default_factory=list)
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a key's value says nothing, as if the key were not there; 0 and false are values."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
 def text_of(value: Any, what: str) -> str:
     """A string, or a list of text parts joined without a separator; never trimmed."""
     content = read_content(value, what)
@@ -91,7 +96,7 @@ def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: st
         found.calls.append(part if part.get("name") or part.get("function") else text)
     elif kind == RESULT_PART:
         content, identity = part.get("content"), part.get("tool_use_id")
-        text = "" if content is None or content == [] else text_of(reply(content, what), what)
+        text = "" if content is None else text_of(reply(content, what), what)
         found.results.append((None if identity is None else str(identity), text))
     else:
         raise RowError("unsupported_content", f"{what} has a part of type {kind!r}, which is not read")
@@ -99,7 +104,7 @@ def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: st
 
 def _untyped(part: dict[str, Any], what: str) -> str:
     """The type of a part that names none: text. RowError where it has more than text and its flags."""
-    if others := [str(key) for key, value in part.items() if key not in (*_UNTYPED, "type") and value is not None]:
+    if others := [str(key) for key, value in part.items() if key not in (*_UNTYPED, "type") and not is_empty(value)]:
         raise RowError("unsupported_content", f"{what} has a part without a type that has {', '.join(others)}, which is not read")
     return "text"
 
@@ -115,9 +120,10 @@ def _part_text(part: dict[str, Any], what: str) -> str | None:
 def reply(value: Any, what: str) -> Any:
     """What a tool said: an object, or a list without any part of a turn's content, as JSON text; another value as it is.
 
-    A reply is data: a list of texts is not one text in pieces, and the fields of a search result are all meant.
+    A reply is data: a list of texts is not one text in pieces, and the fields of a search result are all meant. An empty list is
+    no reply.
     """
-    if not isinstance(value, dict | list) or any(map(_is_part, value if isinstance(value, list) else [value])):
+    if not isinstance(value, dict | list) or value == [] or any(map(_is_part, value if isinstance(value, list) else [value])):
         return value
     try:
         return json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,7 @@ the fast way skips work whose result is known and decides nothing of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,8 @@ from tagcos_stream.types import ROLES
 PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output")
 PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
+MAX_DEPTH = 900  # levels of a row that every parser reads; what is deeper is read row by row
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
 KNOWN_FIELDS = ROW_FIELDS | _FREE | set(CHAT_FIELDS)
 NOT_A_NUMBER = "a score that may not be a number"  # takes the place of a field that no shape allows: read_scores decides
@@ -70,7 +73,7 @@ def parse_block(block: bytes, scores: Sequence[str] = ()) -> pl.DataFrame | None
         block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
     ):
         return None
-    frame = _parse(block, block[: block.find(b"\n")] if n > 1 else block, False, scores)
+    frame = _parse(block, None, scores)
     return frame if frame is not None and frame.height == n else None
 
 
@@ -79,11 +82,14 @@ def parse_texts(texts: Sequence[bytes], scores: Sequence[str] = ()) -> pl.DataFr
     if not all(t[:1] == b"{" and t[-1:] == b"}" for t in texts):
         return None
     block = b"\n".join(texts)
-    frame = _parse(block, texts[0], block.count(b"\n") >= len(texts), scores)
+    frame = _parse(block, texts, scores)
     return frame if frame is not None and frame.height == len(texts) else None
 
 
-def _parse(block: bytes, first: bytes, breaks: bool, scores: Sequence[str]) -> pl.DataFrame | None:
+def _parse(block: bytes, texts: Sequence[bytes] | None, scores: Sequence[str]) -> pl.DataFrame | None:
+    """texts: the documents of the block, None where each is a line."""
+    first = block.partition(b"\n")[0] if texts is None else texts[0]
+    breaks = texts is not None and block.count(b"\n") >= len(texts)
     # documents on several lines cannot be cut into parts that are parsed at once
     read = pa.json.ReadOptions(use_threads=not breaks, block_size=len(block) + 1 if breaks else max(1 << 20, len(block) // 4 + 1))
     try:
@@ -96,12 +102,23 @@ def _parse(block: bytes, first: bytes, breaks: bool, scores: Sequence[str]) -> p
     for schema, others in ((_schema(record, scores, _keys(record)), "error"), (_schema(record, scores), "ignore")):
         try:
             options = pa.json.ParseOptions(schema, newlines_in_values=breaks, unexpected_field_behavior=others)
+            if others == "ignore" and any(map(_is_deep, block.split(b"\n") if texts is None else texts)):
+                return None  # Arrow's parser goes on at any depth within a field that is not read
             frame = pl.from_arrow(pa.json.read_json(pa.BufferReader(block), read, options))
         except pa.ArrowException:
             continue
         assert isinstance(frame, pl.DataFrame)
         return frame
     return None
+
+
+def _is_deep(text: bytes) -> bool:
+    """Whether a row nests deeper than MAX_DEPTH; brackets are counted before their strings are taken out."""
+    if len(text) <= MAX_DEPTH or text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = np.frombuffer(_STRING.sub(b"", text), np.uint8) | 0x20  # of either kind: as braces
+    depths = np.cumsum((brackets == ord("{")).astype(np.int64) - (brackets == ord("}")))
+    return bool(depths.max(initial=0) > MAX_DEPTH)
 
 
 def _keys(record: object) -> set[str]:

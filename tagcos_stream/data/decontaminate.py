@@ -18,7 +18,7 @@ from tagcos_stream.data.canonical import REJECTS, TEXT_KEYS, message_text
 from tagcos_stream.data.containers.base import Limits, Raw, snippet
 from tagcos_stream.data.containers.registry import open_blocks
 from tagcos_stream.data.convert_rows import loads, records
-from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.reasons import REASONS, RowError
 from tagcos_stream.data.shingles import Words, find_words, runs
 from tagcos_stream.data.source_spec import SourceSpec
 from tagcos_stream.data.sources import SourceFile, resolve_sources
@@ -43,7 +43,8 @@ class EvalRuns:
 def read_eval(sources: Sequence[str | SourceSpec], n: int = RUN, limits: Limits | None = None) -> EvalRuns:
     """Read the runs of every text in the rows of evaluation files, of any fields.
 
-    UserError where a file cannot be read or holds no run at all.
+    UserError where a file or a row of it cannot be read, since what it holds would not be protected, or where there is no run at
+    all.
     """
     hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
     places: list[tuple[str, int]] = []
@@ -52,6 +53,8 @@ def read_eval(sources: Sequence[str | SourceSpec], n: int = RUN, limits: Limits 
         anything = replace(file, spec=replace(file.spec, options=replace(file.spec.options, shape="any")))
         for raw in open_blocks(anything, 0, 8192, limits or Limits()):
             raw.cut(limits or Limits())
+            for row, reason, detail in raw.rejects.frame().select("row", "reason", "detail").iter_rows():
+                raise _unread(file, row, reason, detail)
             texts, owners = _texts(raw, file, places)
             found, starts = runs(find_words(texts), n)
             hashes.append(found)
@@ -69,13 +72,20 @@ def _texts(raw: Raw, file: SourceFile, places: list[tuple[str, int]]) -> tuple[l
     for row, value in zip(raw.rows, records(raw, np.arange(len(raw.rows))), strict=True):
         try:
             record = loads(value) if isinstance(value, bytes) else value
-        except RowError:
-            continue  # a broken evaluation row has no text to protect
+        except RowError as e:
+            raise _unread(file, row, e.reason, e.detail) from None
         found = list(_strings(record))
         texts += found
         owners += [len(places)] * len(found)
         places.append((file.url, row))
     return texts, owners
+
+
+def _unread(file: SourceFile, row: int, reason: str, detail: str | None) -> UserError:
+    return UserError(
+        f"decontamination: {file.url}: row {row} cannot be read ({reason}: {detail or REASONS[reason]}), and its text would not "
+        "be protected: mend the file, or leave the row out"
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import PurePosixPath
 
 # words that name a split in the names of files and folders, as `datasets` knows them
-_SPLITS = re.compile(
-    r"(?:^|[-._ 0-9])(?:train|training|valid|validation|val|dev|test|testing|eval|evaluation)(?:[-._ 0-9]|$)", re.I
-)
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLITS = re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(word for words in _WORDS.values() for word in words)})(?:[-._ 0-9]|$)", re.I)
+# words behind a split's that say nothing of it; another one makes it a split of its own, such as train_sft
+_PLAIN = r"(?:data|dataset|set|split|file|part|shard|chunk|all|full|final|clean|cleaned|filtered|processed|merged|v?\d+[a-z]?)"
 SHARD = re.compile(r"^(?P<split>.+?)-\d{4,6}-of-\d{4,6}(?:-[0-9a-f]{16})?$")
 BESIDE_SAVED = frozenset({"dataset_info.json", "dataset_dict.json", "state.json", "dataset_infos.json"})
 _NO_NAME = frozenset({"data", "default", "main"})  # folders of a hub layout that do not name a dataset
@@ -61,11 +67,19 @@ def is_of_split(parts: Sequence[str], stem: str, split: str) -> bool:
     """
     shard = SHARD.match(stem)
     name = shard["split"] if shard else stem
-    if name == split or re.search(rf"[-._ ]{re.escape(split)}$", name) or re.match(rf"{re.escape(split)}[-. ]", name):
+    named = _named(split)
+    if named.search(name):
         return True
     if shard and name != "data":
         return False  # the name is that of another split
-    return split in parts[:-1]
+    return any(named.search(folder) for folder in parts[:-1])
+
+
+@cache
+def _named(split: str) -> re.Pattern[str]:
+    """What the names of a split's files and folders contain: one of its words, apart from others."""
+    words = "|".join(map(re.escape, _WORDS.get(split, (split,))))
+    return re.compile(rf"(?:^|[-._ 0-9])(?:{words})(?:[-. 0-9]|$|_{_PLAIN}(?:[-._ ]|$))", re.I)
 
 
 def is_shard(stem: str) -> bool:

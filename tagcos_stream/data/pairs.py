@@ -1,7 +1,8 @@
 """Rows with a prompt in one field and its answer in another: Alpaca, Dolly, prompt and completion, question and answer.
 
-Either may be text or turns: a list of them, its JSON text as in a cell of a table, or a transcript that ends where the answer
-begins. Turns of a prompt are context: no answer among them is trained on.
+Either may be turns: a list of them, its JSON text as in a cell of a table, or, of a prompt, a transcript that ends where the
+answer begins. An answer that is text is read for turns only where the prompt is turns, too: behind a plain text it is data about
+chats. Turns of a prompt are context: no answer among them is trained on.
 """
 
 from __future__ import annotations
@@ -76,7 +77,12 @@ def read_halves(row: Record, prompt: str, answer: str, options: RowOptions) -> t
         A field is of no form that is read, or does not say where it belongs.
     """
     given, said, keys = row.get(prompt), row.get(answer), options.context
-    turns = turns_in(given, prompt, options)
+    turns, after = turns_in(given, prompt, options), None
+    no_turns = given == [] or (isinstance(given, str) and isinstance(said, str) and given.strip() == "[]")
+    if turns is not None or no_turns or not isinstance(said, str):
+        after = turns_in(said, answer, options)
+    if no_turns and after is not None:
+        turns = []
     if isinstance(given, str) and isinstance(said, str) and (parts := continued(given, said, (prompt, answer))):
         turns, said = parts
         keys = TurnOptions({}, options.roles, ())
@@ -85,7 +91,10 @@ def read_halves(row: Record, prompt: str, answer: str, options: RowOptions) -> t
     else:
         _refuse_beside(row, prompt, [name for name in (*EXTRAS, "history") if name not in (prompt, answer)])
         before = untrained(read_turns(turns, keys, prompt))
-    return before, _answer(row, said, answer, options)
+    if after is None:
+        return before, _answer(row, said, answer, options)
+    _refuse_beside(row, answer, REASONING_KEYS)
+    return before, read_turns(after, options.turns, answer)
 
 
 def turns_in(value: Any, name: str, options: RowOptions) -> list[Any] | None:
@@ -140,9 +149,9 @@ def untrained(messages: list[Message]) -> list[Message]:
 
 
 def _prompt(row: Record, prompt: str, options: RowOptions) -> list[Message]:
-    """Read a prompt that is text: the pairs of `history`, then the prompt with EXTRAS behind it."""
-    names = [prompt, *(name for name in EXTRAS if name != prompt)]
-    parts = [_text(row[name], name) for name in names if row.get(name) is not None]
+    """Read a prompt that is text: the pairs of `history`, then the prompt with EXTRAS behind it, which are never turns."""
+    extras = [name for name in EXTRAS if name != prompt and row.get(name) is not None]
+    parts = [_text(row[prompt], prompt), *(one_text(row[name], name) for name in extras)]
     messages = []
     for user, assistant in _history(row.get("history")):
         messages += [
@@ -153,11 +162,7 @@ def _prompt(row: Record, prompt: str, options: RowOptions) -> list[Message]:
 
 
 def _answer(row: Record, value: Any, name: str, options: RowOptions) -> list[Message]:
-    """The answer, with the reasoning that stands in a field of its own."""
-    turns = turns_in(value, name, options)
-    if turns is not None:
-        _refuse_beside(row, name, REASONING_KEYS)
-        return read_turns(turns, options.turns, name)
+    """An answer that is text, with the reasoning that stands in a field of its own."""
     text, reasoning = one_text(value, name), _reasoning(row)
     if not text.strip() and not reasoning:
         raise RowError("only_whitespace" if text else "empty_answer", f"{name} is {'only white space' if text else 'empty'}")

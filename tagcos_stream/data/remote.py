@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
+import re
+from collections.abc import Sequence
 from typing import IO, Any, NamedTuple, cast
 
 from tagcos_stream.credentials import redact, refuse_credentials
@@ -33,13 +36,11 @@ def is_remote(path: str) -> bool:
 
 
 def list_files(url: str) -> list[Remote]:
-    """Return the files at a URL by name: the file itself, all below it, or those that a glob (*, ?) matches.
+    """Return the files at a URL by name: the file itself, all below it, or those that a glob matches, as locally.
 
-    UserError where the store refuses.
+    Below a folder, names that begin with a dot or an underscore are left out. UserError where the store refuses.
     """
-    scheme, _, rest = url.partition("://")
-    magic = min((i for i in (rest.find(c) for c in "*?[") if i >= 0), default=-1)
-    base = rest if magic < 0 else rest[:magic].rpartition("/")[0]
+    scheme, _, base = base_of(url).partition("://")
     try:
         found = _hub(base) if scheme == "hf" else _store_files(scheme, base)
     except (UserError, KeyboardInterrupt):
@@ -47,9 +48,31 @@ def list_files(url: str) -> list[Remote]:
     except Exception as e:  # every store has its own kinds of errors; all of them mean that the source cannot be read
         reason = redact(str(e).splitlines()[0]) if str(e) else ""
         raise UserError(f"source {url}: {type(e).__name__}: {reason}; check the address and credentials") from None
-    if magic >= 0:
-        found = [f for f in found if fnmatch.fnmatchcase(f.url, url)]
-    return sorted(found)
+    if glob.has_magic(url):
+        return sorted(f for f in found if _matches(f.url.split("/"), url.split("/")))
+    below = url.rstrip("/") + "/"
+    hidden = (".", "_")
+    return sorted(
+        f for f in found if not any(part.startswith(hidden) for part in f.url.removeprefix(below).split("/") if f.url != url)
+    )
+
+
+def base_of(url: str) -> str:
+    """Return the part of a URL before its first folder or name with a character of a pattern; all of it where none has."""
+    found = re.search(r"[*?\[]", url)
+    return url[: found.start()].rpartition("/")[0] if found else url
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches as in `glob`: ** any number of folders, * none, and neither a dot that begins a name."""
+    if not patterns or not parts:
+        return not patterns and not parts
+    if patterns[0] == "**":
+        dotted = parts[0].startswith(".")
+        return _matches(parts, patterns[1:] or ["*"]) or (not dotted and _matches(parts[1:], patterns))
+    if parts[0].startswith(".") and not patterns[0].startswith("."):
+        return False
+    return fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def open_remote(url: str) -> IO[bytes]:

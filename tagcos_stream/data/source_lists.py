@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tagcos_stream.data import axolotl_list, llama_factory_list
 from tagcos_stream.data.row_options import RowOptions
@@ -64,9 +64,15 @@ def _toml(text: str, path: Path, wanted: list[str], asked: RowOptions) -> list[S
     rows = data.get("source")
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise UserError(f"{path}: has no [[source]] tables; each needs a path")
-    if wanted:
-        rows = _picked({str(row.get("name", i + 1)): row for i, row in enumerate(rows)}, wanted, path)
-    return [spec_from(dict(row), path, f"source {row.get('name', i + 1)}") for i, row in enumerate(rows)]
+    if unknown := sorted(set(data) - {"source"}):
+        raise UserError(
+            f"{path}: unknown {', '.join(unknown)}; all that a list has are [[source]] tables, which hold every setting"
+        )
+    named: dict[str, list[dict[str, Any]]] = {}
+    for i, row in enumerate(rows):
+        named.setdefault(str(row.get("name", i + 1)), []).append(row)
+    found = [(name, row) for name in _picked({name: name for name in named}, wanted, path) for row in named[name]]
+    return [spec_from(dict(row), path, f"source {name}") for name, row in found]
 
 
 def _llama_factory(text: str, path: Path, wanted: list[str], asked: RowOptions) -> list[SourceSpec]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tagcos_stream.data.row_options import RowOptions
+from tagcos_stream.data.shapes import ROW_FIELDS
 from tagcos_stream.data.turns import CALL_WORDS
 from tagcos_stream.types import ROLES, SIGNALS, UserError
 
@@ -38,6 +39,7 @@ class SourceSpec:
 
 
 SPEC_FIELDS = {f.name for f in fields(SourceSpec)} - {"options", "notes"}
+COLUMN_FIELDS = ROW_FIELDS | {"role", "content", "train", "train_detail"}  # that `columns` may map
 OPTION_FIELDS = {f.name for f in fields(RowOptions)}
 _KINDS: dict[str, tuple[type, ...]] = {
     "limit": (int,),
@@ -82,7 +84,7 @@ def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] =
         if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
             raise UserError(f"{path}: {what}: {name} is {value!r}, must be {' or '.join(k.__name__ for k in kind)}")
     for name in ("limit", "max_chars", "weight"):
-        if name in row and row[name] <= 0:
+        if name in row and not row[name] > 0:
             raise UserError(f"{path}: {what}: {name} is {row[name]}, must be above 0")
     if (split := re.match(r"(.*?)(?:\[|\+)", row.get("split", ""))) is not None:
         raise UserError(
@@ -98,10 +100,22 @@ def spec_from(row: dict[str, Any], path: Path, what: str, notes: Sequence[str] =
     for name, (values, known) in named.items():
         if wrong := [str(v) for v in values if v not in known]:
             raise UserError(f"{path}: {what}: {name} has {', '.join(wrong)}; roles are {', '.join(known)}")
+    _check_columns(row.get("columns", {}), f"{path}: {what}")
     _check_scores(row.get("scores", []), f"{path}: {what}")
     options: dict[str, Any] = {k: tuple(v) if k in ("train_roles", "scores") else v for k, v in row.items() if k in OPTION_FIELDS}
     own = {k: v for k, v in row.items() if k in SPEC_FIELDS} | {"path": relative_to_list(path, row["path"])}
     return SourceSpec(**own, options=RowOptions(**options), notes=tuple(notes))
+
+
+def _check_columns(columns: dict[str, Any], what: str) -> None:
+    """Refuse names of ours that nothing reads, and names of theirs that are no text."""
+    if unknown := sorted(set(columns) - COLUMN_FIELDS):
+        raise UserError(
+            f"{what}: columns has {', '.join(unknown)}, which no shape reads; on the left stand our names of fields: "
+            f"{', '.join(sorted(COLUMN_FIELDS))}"
+        )
+    if wrong := [f"{ours} = {theirs!r}" for ours, theirs in columns.items() if not isinstance(theirs, str)]:
+        raise UserError(f"{what}: columns has {wrong[0]}, must be the name of the file's field")
 
 
 def _check_scores(names: list[Any], what: str) -> None:

@@ -15,7 +15,7 @@ import xxhash
 
 from tagcos_stream.data.containers.registry import CONTAINERS
 from tagcos_stream.data.layouts import BESIDE_SAVED, dataset_above, is_shard, of_split, parts_of
-from tagcos_stream.data.remote import is_remote, list_files
+from tagcos_stream.data.remote import base_of, is_remote, list_files
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import SHAPE_NAMES
 from tagcos_stream.data.source_lists import is_list, read_list
@@ -86,14 +86,19 @@ def resolve_sources(specs: Sequence[str | SourceSpec]) -> list[SourceFile]:
 
     A string is a path (file, folder, glob), a URL, or a file that lists sources (.toml, dataset_info.json, axolotl .yaml;
     `#a,b` behind it picks some by name). UserError: no such path, a glob or folder without a readable file, an unknown ending,
-    an empty file that was named itself.
+    an empty file that was named itself, a file that two sources read with different settings.
     """
     files: dict[str, SourceFile] = {}
     for spec in [s for given in specs for s in _specs(given)]:
         if spec.options.shape is not None and spec.options.shape not in SHAPE_NAMES:
             raise UserError(f"source {spec.path}: shape {spec.options.shape!r} is unknown; there are {', '.join(SHAPE_NAMES)}")
         for file in _remote(spec) if is_remote(spec.path) else _local(spec):
-            files.setdefault(file.url, file)
+            first = files.setdefault(file.url, file)
+            if replace(file, folder=first.folder).version != first.version:
+                raise UserError(
+                    f"{file.url}: sources {first.spec.path} ({first.source}) and {spec.path} ({file.source}) both read this "
+                    "file, with different settings: name it in one of them, or read a copy of it in the other"
+                )
     return list(files.values())
 
 
@@ -195,8 +200,8 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
             raise UserError(f"source {spec.path}: no file matches; check the pattern (** goes into folders)")
     else:
         raise UserError(f"source {spec.path}: no such file or folder")
-    base = str(path) if path.is_dir() else re.split(r"[*?\[]", str(path))[0].rpartition("/")[0]
-    paths = _of_split(spec, paths, base, Path.as_posix)
+    base = path.parent if alone else path if path.is_dir() else Path(re.split(r"[*?\[]", f"{path}")[0] + "x").parent
+    paths = _of_split(spec, paths, os.path.abspath(base), os.path.abspath)
     return [_file(spec, p, alone) for p in paths]
 
 
@@ -205,7 +210,7 @@ def _remote(spec: SourceSpec) -> list[SourceFile]:
     files = [f for f in found if (spec.format or container_of(f.url)) and f.url.rsplit("/", 1)[-1] not in BESIDE_SAVED]
     if not files:
         raise UserError(f"source {spec.path}: {len(found)} files there, none that can be read")
-    files = _of_split(spec, files, spec.path, lambda f: f.url)
+    files = _of_split(spec, files, base_of(spec.path), lambda f: f.url)
     return [
         SourceFile(
             spec.name or stem(spec.path),
@@ -227,7 +232,9 @@ def _of_split(spec: SourceSpec, files: list[T], base: str, place: Callable[[T], 
     taken = of_split([(parts_of(place(f), base), stem(place(f))) for f in files], spec.split)
     if not any(taken):
         names = ", ".join(place(f).rsplit("/", 1)[-1] for f in files[:5])
-        raise UserError(f"source {spec.path}: no file of split {spec.split!r} among its {len(files)} files ({names})")
+        raise UserError(
+            f"source {spec.path}: no file of split {spec.split!r} among its {len(files)} files ({names}); set `split` to another"
+        )
     return [f for f, is_taken in zip(files, taken, strict=True) if is_taken]
 
 

@@ -7,7 +7,9 @@ that begins every text, and no turn may hold a further mark, so that no text is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tagcos_stream.data.reasons import RowError
 
@@ -16,31 +18,42 @@ from tagcos_stream.data.reasons import RowError
 class Form:
     """How a kind of transcript marks its turns.
 
-    mark: a pattern with the group `role`, at a turn's begin. left: what no turn may hold, besides the tokens of all forms: a mark
-    at a place where it does not count. words: whether the marks are words, which people write in ordinary text, too. plain:
-    whether they are so common that the form is read only where the shape is asked for.
+    mark: a pattern with the group `role`, at a turn's begin. ends: its tokens that close a turn. strikes: whether <s> and </s>
+    are HTML within a turn, not tokens. left: what no turn may hold, besides the tokens of all forms: a mark at a place where it
+    does not count. words: whether the marks are words, which people write in ordinary text, too. plain: whether they are so
+    common that the form is read only where the shape is asked for.
     """
 
     mark: re.Pattern[str]
+    ends: tuple[str, ...] = ()
+    strikes: bool = True
     left: re.Pattern[str] | None = None
     words: bool = False
     plain: bool = False
 
 
 FORMS: dict[str, Form] = {
-    "chatml": Form(re.compile(r"<\|im_start\|>(?P<role>\w+)\n")),
-    "llama3": Form(re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n")),
-    "zephyr": Form(re.compile(r"(?:^|\n)<\|(?P<role>system|user|assistant)\|>\n")),
+    "chatml": Form(re.compile(r"<\|im_start\|>(?P<role>\w+)\n"), ("<|im_end|>",)),
+    "llama3": Form(
+        re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n"), ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
+    ),
+    "zephyr": Form(
+        re.compile(r"(?:^|\n)<\|(?P<role>system|user|assistant)\|>\n"), ("</s>", "<|end|>", "<|endoftext|>"), strikes=False
+    ),
     # in OpenAssistant's guanaco the marks follow the text without a line break; one in quotes is spoken of
     "vicuna": Form(
         re.compile(r"(?<![#`'\"])### ?(?P<role>System|Human|User|Assistant): ?"),
-        re.compile(r"(?<!#)### ?(?:System|Human|User|Assistant):"),
+        left=re.compile(r"(?<!#)### ?(?:System|Human|User|Assistant):"),
         words=True,
     ),
     "hh": Form(
-        re.compile(r"(?:\A\s*|\n\n)(?P<role>Human|Assistant):"), re.compile(r"(?m)^[ \t]*(?:Human|Assistant):"), words=True
+        re.compile(r"(?:\A\s*|\n\n)(?P<role>Human|Assistant):"),
+        left=re.compile(r"(?m)^[ \t]*(?:Human|Assistant):"),
+        words=True,
     ),
-    "glaive": Form(re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), words=True, plain=True),
+    "glaive": Form(
+        re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), ("<|endoftext|>",), words=True, plain=True
+    ),
 }
 # how a text begins that may be a transcript, for regular expressions of Python and of Polars alike
 BEGINS = (
@@ -49,11 +62,13 @@ BEGINS = (
 )
 _BEGINS = re.compile(BEGINS)
 _HEAD = re.compile(r"(?:\s|<s>|<bos>|<\|begin_of_text\|>)*")
-_END = re.compile(
-    r"<\|(?:im_end|eot_id|eom_id|end|end_of_text|endoftext)\|>|</s>|<eos>|<end_of_turn>"
-)  # closes a turn; tokenizers add that of the text, whatever closes a turn in the form
+# close a turn, or a text: tokenizers add that of the text, whatever closes a turn in the form
+_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<end_of_turn>",
+)  # fmt: skip
+_STRIKES = frozenset({"<s>", "</s>"})
 _TOKEN = re.compile(
-    r"<\|\w+\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"<\|\w+\|>|<｜[^｜<>]{1,40}｜>|</?s>|<eos>|<(?:start|end)_of_turn>|<</?SYS>>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
 )
 _LLAMA2 = re.compile(r"\A\s*(?:<s>)?\s*\[INST\]")
@@ -96,7 +111,7 @@ def transcript_turns(text: str, what: str) -> list[dict[str, str]]:
     form = _form_of(text)
     if form is None:
         raise RowError("unknown_shape", f"{what} has no marks of turns that are known: {', '.join(FORMS)}, llama2")
-    return _without_open(_marked(text, what, form))
+    return _without_open(_marked(text, what, _with_ends_of(form, text)))
 
 
 def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[dict[str, str]], str] | None:
@@ -137,6 +152,7 @@ def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[di
         if form.words:
             return None
         raise _no_prompt(names[0])
+    form = _with_ends_of(form, prompt)
     return _without_open(_marked(prompt, names[0], form)), _closed(answer, names[1], form)
 
 
@@ -156,6 +172,17 @@ def _form_of(text: str) -> Form | None:
 def _begins(form: Form, text: str) -> bool:
     first = form.mark.search(text)
     return first is not None and _HEAD.fullmatch(text, 0, first.start()) is not None
+
+
+def _with_ends_of(form: Form, text: str) -> Form:
+    """The form with those of its ends that close turns of the text, so that other ones may be spoken of in it."""
+    marks, used = list(form.mark.finditer(text)), set()
+    for mark, following in pairwise(marks):
+        used |= {token for _, token in _last_tokens(text[mark.end() : following.start()])[-1:]}
+    last = [token for _, token in _last_tokens(text[marks[-1].end() :]) if token in form.ends]
+    if used.isdisjoint(last):  # else what is behind them may be of the whole text
+        used |= set(last[:1])
+    return replace(form, ends=tuple(end for end in form.ends if end in used) or form.ends)
 
 
 def _marked(text: str, what: str, form: Form) -> list[dict[str, str]]:
@@ -183,18 +210,54 @@ def _word(role: str) -> str:
 
 
 def _closed(content: str, what: str, form: Form | None) -> str:
-    """The content without the marks that close it, and without white space at its ends, which belongs to the form."""
-    if end := _END.search(content):
-        behind = _END.sub("", content[end.start() :]).replace("<s>", "").strip()
-        if behind:
+    """The content without the tokens that close it, and without white space at its ends, which belongs to the form."""
+    ends, strikes = (form.ends, form.strikes) if form is not None else (("</s>",), False)
+    tokens = _last_tokens(content)
+    closing = next((found for found in tokens if found[1] in ends), None)
+    text = content[: closing[0] if closing else _foreign_end(content, tokens, strikes)]
+    allowed = set(_STRIKES if strikes else ())
+    for own in ends:
+        if (at := text.find(own)) >= 0:
+            behind = content[at + len(own) :].strip()
             raise RowError("unread_field", f"{what} has text behind the end of a turn: {behind[:60]!r}")
-        content = content[: end.start()]
-    return _without_marks(content.strip(), what, form)
+    if closing:  # its turn is whole: other ends within are spoken of
+        allowed |= set(_ENDS) - _STRIKES
+    return _without_marks(text.strip(), what, form, allowed)
 
 
-def _without_marks(content: str, what: str, form: Form | None = None) -> str:
-    """The content itself. RowError where it holds a mark."""
-    found = _TOKEN.search(content) or (form.left.search(content) if form is not None and form.left is not None else None)
+def _last_tokens(content: str) -> list[tuple[int, str]]:
+    """The tokens that nothing but white space follows, each with its begin."""
+    found: list[tuple[int, str]] = []
+    end = len(content)
+    while True:
+        while end and content[end - 1].isspace():
+            end -= 1
+        token = next((token for token in (*_ENDS, "<s>") if content.endswith(token, 0, end)), None)
+        if token is None:
+            return found[::-1]
+        end -= len(token)
+        found.append((end, token))
+
+
+def _foreign_end(content: str, tokens: list[tuple[int, str]], strikes: bool) -> int:
+    """Where the first of the last tokens is that closes the content, else its end; a </s> of HTML belongs to its <s>."""
+    before = content[: tokens[0][0]] if tokens else ""
+    opened = before.count("<s>") - before.count("</s>") if strikes else 0
+    for begin, token in tokens:
+        if token == "<s>":
+            opened += strikes
+        elif token == "</s>" and opened > 0:
+            opened -= 1
+        else:
+            return begin
+    return len(content)
+
+
+def _without_marks(content: str, what: str, form: Form | None = None, allowed: Set[str] = frozenset()) -> str:
+    """The content itself. RowError where it holds a mark, other than the tokens that are allowed."""
+    found = next((token for token in _TOKEN.finditer(content) if token[0] not in allowed), None)
+    if found is None and form is not None and form.left is not None:
+        found = form.left.search(content)
     if found:
         raise RowError(
             "unsupported_content", f"{what} has a mark within a turn, {found[0].strip()!r}: write the turns as `messages`"

@@ -185,8 +185,10 @@ class Evaluation(BaseModel):
     @field_validator("task_items", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        values = (value,) if isinstance(value, str | int) else () if value is None else value
-        return tuple(dict.fromkeys(str(item) for item in values))
+        values = () if value is None else value if isinstance(value, list | tuple) else (value,)
+        # TOML and forms have whole numbers as floats, too
+        whole = (int(item) if isinstance(item, float) and item.is_integer() else item for item in values)
+        return tuple(dict.fromkeys(map(str, whole)))
 
     @field_validator("task_items")
     @classmethod

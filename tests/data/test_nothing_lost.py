@@ -185,13 +185,12 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
          "unread_field", "answer"),
         # turns where a text belongs, and texts that are no turns
         (PAIR | {"input": TURNS}, "unsupported_content", "input"),
-        (PAIR | {"input": json.dumps(TURNS)}, "unread_field", "input is a list of turns"),
         (PAIR | {"system": json.dumps(TURNS[:1])}, "unread_field", "system is a list of turns"),
         (PAIR | {"system": ["Be kind.", "Be brief."]}, "several_texts", "system"),
         ({"prompt": TURNS, "context": "c", "response": "So"}, "unread_field", "context is given besides prompt"),
         ({"prompt": "Hi", "reasoning": "r", "completion": TURNS[1:2]}, "unread_field", "reasoning is given besides completion"),
         ({"prompt": str(TURNS), "completion": "So"}, "broken_json", "prompt: a list of turns; these are Python literals"),
-        ({"prompt": "Hi", "completion": str(TURNS[1:2])}, "broken_json", "completion: a list of turns; these are Python"),
+        ({"prompt": TURNS, "completion": str(TURNS[1:2])}, "broken_json", "completion: a list of turns; these are Python"),
         ({"data": [["Hi", "Ho"], ["Well", "So"]]}, "unknown_shape", "data"),
         ({"columns": ["prompt", "answer"], "data": [["Hi", "Ho"]]}, "unknown_shape", "data"),
         ({"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"functionCall": "f()"}]}]},
@@ -206,11 +205,15 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         (with_turn(role="user", content=[{"role": "user", "content": "a"}]), "unsupported_content", "role, content"),
         (with_turn(role="user", content=[{"type": "text", "text": "a", "value": "b"}]), "unsupported_content", "text and value"),
         (with_turn(role="assistant", tool_calls=[{"name": "f", "kwargs": {"x": 1}}]), "wrong_type", "a tool call has kwargs"),
-        (with_turn(role="assistant", tool_calls=[{"name": "f", "arguments": {}, "args": {"x": 1}}]),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "arguments": {"y": 1}, "args": {"x": 1}}]),
          "wrong_type", "arguments and args"),
         (with_turn(role="assistant", tool_calls=[{"name": "f", "args": {}, "result": "2"}]), "unread_field", "has result"),
         (with_turn(role="assistant", tool_calls=[{"name": "f"}], function_call={"name": "g"}),
          "unread_field", "tool_calls and function_call"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "id": "c1"}], function_call={"name": "f", "id": "c2"}),
+         "unread_field", "tool_calls and function_call"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "city": "Bonn"}]), "wrong_type", "a tool call has city"),
+        (with_turn(role="assistant", tool_calls=[{"name": "f", "result": 0}]), "unread_field", "has result"),
         (with_turn(role="assistant", content="b", tool_call="f"), "broken_json", "tool_call"),
         (with_turn(role="assistant", content="b", thought="c"), "unread_field", "has thought"),
         (with_turn(role="assistant", content="b", tool_results=["2"]), "unread_field", "has tool_results"),
@@ -297,6 +300,11 @@ BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
          [TALK[0], ("assistant", "Ho", None)]),
         ({"prompt": "<s>[INST] Hi [/INST] Ho </s><s>[INST] Well? [/INST]", "completion": " So </s>"}, TALK),
         ({"prompt": "### Human: Hi### Assistant: Ho### Human: Well?### Assistant:", "completion": "So"}, TALK),
+        ({"prompt": [], "completion": [{"role": role, "content": text} for role, text, _ in TALK]},
+         [(role, text, None) for role, text, _ in TALK]),
+        ({"prompt": "[]", "completion": json.dumps([{"role": role, "content": text} for role, text, _ in TALK])},
+         [(role, text, None) for role, text, _ in TALK]),
+        ({"prompt": TURNS, "completion": json.dumps([{"content": "So", "role": "assistant"}])}, TALK),
         # text that only resembles turns
         *(({"prompt": text, "completion": "Ho"}, [("user", text, None), ("assistant", "Ho", None)]) for text in (
           '[{"role": "cook"}]', '[{"a": 1}]', "[{x}] is a set.", "Human: who are you?", "<s>No</s> yes", "[]", "[INST", "['role']"
@@ -304,6 +312,13 @@ BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
         *(({"prompt": "Hi", "completion": text}, [TALK[0], ("assistant", text, None)]) for text in (
           '[{"role": "cook", "name": "Ann"}]', '[{"author": "Ann", "text": "Hi"}]', '{"role": "user", "content": "x"}', "[1, 2]"
         )),
+        # data about chats: answers to a text, and what stands beside the prompt
+        *(({"instruction": "Hi", "output": text}, [TALK[0], ("assistant", text, None)]) for text in (
+          json.dumps(TURNS[:1]), json.dumps(TURNS[1:2]), str(TURNS)
+        )),
+        *(({"instruction": "Hi", extra: text, "output": "Ho"}, [("user", f"Hi\n\n{text}", None), ("assistant", "Ho", None)])
+          for extra in ("input", "context") for text in (json.dumps(TURNS), str(TURNS), CHATML)),
+        ({"prompt": HH, "response": json.dumps(TURNS)}, [*TALK[:3], ("assistant", json.dumps(TURNS), None)]),
     ],
 )  # fmt: skip
 def test_pairs__of_turns(tmp_path: Path, row: dict[str, Any], want: list[tuple[str, str, Any]]) -> None:
@@ -376,8 +391,43 @@ def calls_of(**turn: Any) -> str | None:
     return found.messages[1].get("tool_calls")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "f", "arguments": {"x": 1}, "result": ""},
+        {"name": "f", "arguments": {"x": 1}, "output": None, "response": [], "observation": {}},
+        {"name": "f", "arguments": {"x": 1}, "input": ""},
+        {"name": "f", "arguments": {}, "input": {"x": 1}, "args": "{}", "parameters": []},
+        {"function": {"name": "f", "arguments": ""}, "arguments": {"x": 1}},
+    ],
+)
+def test_calls__what_is_empty_is_absent(call: dict[str, Any]) -> None:
+    assert calls_of(role="assistant", tool_calls=[call]) == CALL_OF_F
+
+
+@pytest.mark.parametrize("beside", [{"status": "completed"}, {"description": "The time."}, {"strict": True}, {"city": ""}])
+def test_calls__keys_that_are_no_arguments(beside: dict[str, Any]) -> None:
+    for call in ({"name": "f", **beside}, {"function": {"name": "f"}, **beside}, {"function": {"name": "f", **beside}}):
+        assert calls_of(role="assistant", tool_calls=[call]) == CALL_OF_F.replace('{"x":1}', "{}")
+
+
+def test_calls__two_spellings_of_which_one_has_the_id() -> None:
+    call = {"name": "f", "arguments": {"x": 1}}
+    with_id, want = call | {"id": "c1"}, CALL_OF_F.replace("{", '{"id":"c1",', 1)
+    assert calls_of(role="assistant", tool_calls=[with_id], function_call=call) == want
+    assert calls_of(role="assistant", tool_calls=[call], function_call=with_id) == want
+
+
+def test_parts__what_is_empty_is_absent() -> None:
+    part: dict[str, Any] = {"text": "b", "citations": [], "annotations": None, "title": "", "meta": {}}
+    assert roles_and_texts(with_turn(role="assistant", content=[part])) == [("user", "a", None), ("assistant", "b", None)]
+
+
+CALL_OF_F = '[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]'
+
+
 def test_calls__arguments_under_every_name_are_the_same() -> None:
-    want = '[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]'
+    want = CALL_OF_F
     arguments: list[Any] = [{"x": 1}, '{"x": 1}']
     functions = [{"name": "f", key: value} for key in ("arguments", "args", "parameters", "input") for value in arguments]
     for call in [*functions, *({"function": f} for f in functions), {"function": {"name": "f"}, "arguments": {"x": 1}}]:
@@ -401,7 +451,7 @@ def test_calls__arguments_under_every_name_are_the_same() -> None:
         ({"temperature": 20}, '{"temperature": 20}'),
         (["Paris", "Rome"], '["Paris", "Rome"]'),
         ([1, 2], "[1, 2]"),
-        ([], "[]"),
+        ([], ""),
         ([{"type": "text", "text": "a"}, {"text": "b", "cache_control": {}}], "ab"),
     ],
 )
@@ -409,9 +459,9 @@ def test_tools__replies_are_data_or_parts(content: Any, text: str) -> None:
     calls = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
     row = {"messages": [*calls, {"role": "tool", "content": content}, {"role": "assistant", "content": "b"}]}
     assert roles_and_texts(row)[2] == ("tool", text, None)
-    part = {"type": "tool_result", "content": content}  # where an empty list has no parts
+    part = {"type": "tool_result", "content": content}
     inside = {"messages": [*calls, {"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]}
-    assert roles_and_texts(inside)[2] == ("tool", text if content else "", None)
+    assert roles_and_texts(inside)[2] == ("tool", text, None)
 
 
 def test_tools__each_may_be_json_text() -> None:
@@ -487,7 +537,13 @@ def test_transcripts__are_taken_apart(text: str) -> None:
     ("text", "mark"),
     [
         ("### Human: Hi\n### Assistant: Write `### Human: x`", "### Human:"),
-        ("### Human: What is <|endoftext|> for?\n### Assistant: Ho", "text behind the end"),
+        ("### Human: What is <|endoftext|> for?\n### Assistant: Ho", "<|endoftext|>"),
+        ("<|im_start|>user\nHi<|endoftext|> and\n<|im_start|>assistant\nHo<|im_end|>", "<|endoftext|>"),
+        ("<|im_start|>user\nHi<|im_end|> and<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>", "text behind the end"),
+        ("<|user|>\nHi<|end|> and<|endoftext|>\n<|assistant|>\nHo<|end|>", "text behind the end"),
+        ("<|user|>\nHi</s> and</s>\n<|assistant|>\nHo</s>", "text behind the end"),
+        ("<|user|>\nHi <s>and</s>\n<|assistant|>\nHo</s>", "<s>"),
+        ("[INST] Hi <s>and [/INST] Ho </s>", "<s>"),
         ("### Human: Hi\n### Assistant: <|python_tag|>f()", "<|python_tag|>"),
         ("[INST] Hi [INST] Ho [/INST] So", "[INST]"),
         ("[INST] Hi <<SYS>> Be kind. <</SYS>> [/INST] Ho", "<<SYS>>"),
@@ -501,6 +557,41 @@ def test_transcripts__no_mark_stays_within_a_turn(text: str, mark: str) -> None:
     reason, detail = reject({"text": text})
     assert reason in ("unsupported_content", "unread_field")
     assert mark in detail
+
+
+CHATML_FORM, PHI = "<|im_start|>{}\n{}<|im_end|>\n", "<|{}|>\n{}<|end|>\n"
+LLAMA3, ZEPHYR = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>", "<|{}|>\n{}</s>\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        *((form, text) for form in (CHATML_FORM, LLAMA3) for text in (
+          "<s>old</s> new", "new <s>old</s>", "What is </s>?", "<s>", "What is <|endoftext|> for?", "What is <eos>?", "<|end|>"
+        )),
+        *((form, text) for form in (ZEPHYR, PHI) for text in ("What is <|endoftext|> for?", "Why <|eot_id|>", "It is <eos>")),
+        (PHI, "What is <|end_of_text|>"), (ZEPHYR, "What is <|endoftext|>"), (LLAMA3, "What is <|end_of_text|>"),
+        *(("### {}: {}\n", text) for text in ("<s>old</s> new", "new <s>old</s>", "What is </s> for?", "<s>a</s> <s>b</s>")),
+        *(("\n\n{}: {}", text) for text in ("<s>old</s> new", "new <s>old</s>")),
+    ],
+)  # fmt: skip
+def test_transcripts__tokens_of_others_are_text_within_a_turn(form: str, text: str) -> None:
+    user = "Human" if form[0] in "#\n" else "user"
+    answer = "Assistant" if form[0] in "#\n" else "assistant"
+    want = [("user", text, None), ("assistant", text, None)]
+    written = form.format(user, text) + form.format(answer, text)
+    behind = ("", "</s>", "<|endoftext|>", " </s>\n") if form != ZEPHYR else ("", "</s>")
+    for end in behind:  # of the text, as a tokenizer adds it
+        assert roles_and_texts({"text": written + end}) == want, end
+    prompt, _, answered = written.rpartition(text)
+    assert roles_and_texts({"prompt": prompt, "completion": text + answered}) == want
+
+
+def test_transcripts__a_text_is_closed_like_its_first_turn() -> None:
+    for form in (PHI, "<|{}|>\n{}<|endoftext|>\n", CHATML_FORM, LLAMA3):
+        text = form.format("user", "Hi") + form.format("assistant", "Ho").rstrip()
+        for end in ("<|endoftext|></s>", "</s>", "\n<|endoftext|>\n</s>"):
+            assert [t for _, t, _ in roles_and_texts({"text": text + end})] == ["Hi", "Ho"], text + end
 
 
 def test_transcripts__of_hh_and_guanaco() -> None:

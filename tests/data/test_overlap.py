@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from pathlib import Path
 
@@ -67,6 +69,27 @@ def test_decontaminated__moves_rows_to_rejects(tmp_path: Path) -> None:
     write(tmp_path / "none.jsonl", [{"question": "too short"}])
     with pytest.raises(UserError, match="no text of 13 words"):
         read_eval([str(tmp_path / "none.jsonl")])
+
+
+def test_read_eval__rows_that_would_not_be_protected_are_refused(tmp_path: Path) -> None:
+    rows = [
+        {"question": " ".join(f"w{i}x{j}" for j in range(20)), "pad": random.Random(i).randbytes(3_000).hex()} for i in range(99)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    cases = {
+        "a.jsonl": ("\n".join([*lines[:5], lines[5][:-9], lines[6]]).encode(), "row 5 cannot be read .broken_json"),
+        "b.jsonl.gz": (gzip.compress("\n".join(lines).encode())[:-60_000], "cannot be read .corrupt_file: gz"),
+        "c.json": (f"[{lines[0]}}}, {lines[1]}]".encode(), "row 0 cannot be read .broken_json"),
+        "d.csv": (b'question,answer\na,b\n"say \\"x\\"",b\nc,d\n', "row 1 cannot be read .corrupt_file: csv"),
+        "e.csv": (b"question,answer\na,b\na,b,c\n", "row 1 cannot be read .wrong_type"),
+    }
+    for name, (data, said) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"decontamination: .*{name}: .*{said}"):
+            read_eval([str(tmp_path / name)])
+    lists = {"version": 1, "finnish": rows[:2], "note": ["x"], "telugu": rows[2:5]}
+    (tmp_path / "f.json").write_text(json.dumps(lists))
+    assert read_eval([str(tmp_path / "f.json")]).places == [(str(tmp_path / "f.json"), i) for i in range(5)]
 
 
 @pytest.mark.process  # some seconds

@@ -183,6 +183,15 @@ TREE = {"message_id": "a", "parent_id": None, "message_tree_id": "a", "role": "p
         ("a.json", '{"data": [' + LINE + ", " + LINE[:-9], "broken_json"),
         ("a.json", LINE[:-9], "broken_json"),
         ("a.json", f"[{LINE}, {LINE[1:-1]}]", None),
+        ("a.json", f"[{LINE}], {LINE}]", "broken_json"),  # rows behind the end of the list
+        ("a.json", f"[{LINE}]" + " " * (2 << 20) + LINE, "broken_json"),
+        ("a.json", '{"data": [' + LINE + "]} " + LINE, "broken_json"),
+        ("a.json", '{"data": [' + LINE + "], " + LINE + "]}", "broken_json"),
+        ("a.json", '{"data": [' + LINE + ']} {"more": [' + LINE + "]}", "broken_json"),
+        ("a.json", '{"data": [' + LINE + '], "more": [{"a": 1}}, {"a": 2}]}', "broken_json"),
+        ("a.json", '{"data": [' + LINE + "]", "broken_json"),
+        ("a.json", '{"data": [' + LINE + '], "n": 1, "o": {"p": "]}\\""}, "q": [[], {}]\n}\n', None),
+        ("a.json", '{"data": [' + LINE + "}, " + LINE + "]}", None),  # a broken row
         ("a.csv", CELLS + '"2","c', "wrong_type"),
         ("a.csv", CELLS + '"2","c\n', "wrong_type"),
         ("a.csv", CELLS + '"2","c"', "wrong_type"),
@@ -483,7 +492,13 @@ def test_jsonl__a_first_row_that_was_cut_costs_one_row(tmp_path: Path, first: st
         got = read(path)
         assert len(got.occurrences) == 2
         assert got.reasons[0] == "broken_json"
-    for whole in (json.dumps([GOOD, GOOD], indent=1), f"[\n{good},\n{good}\n]", f"[\n{good}\n,\n{good}]"):  # lists, not rows
+    lists = [json.dumps([GOOD, GOOD], indent=1), f"[\n{good},\n{good}\n]", f"[\n{good}\n,\n{good}]"]
+    for whole in (
+        *lists,
+        f"[{good},\n{good}]",
+        f"[{good}\n,{good}\n]",
+        json.dumps([GOOD, GOOD], indent=1).replace("[\n {", "[{", 1),
+    ):
         path.write_text(whole, encoding="utf-8")
         assert (len(read(path).occurrences), read(path).reasons) == (2, {})
 
@@ -504,6 +519,86 @@ def test_json__a_broken_element_costs_one_row(tmp_path: Path) -> None:
     lines = json.dumps([GOOD, {"prompt": "a QUOTE b", "completion": "c"}, GOOD], indent=1).replace("QUOTE", '"')
     path.write_text(lines, encoding="utf-8")
     assert (read(path).occurrences["row"].to_list(), read(path).reasons) == ([0, 2], {1: "broken_json"})
+
+
+@pytest.mark.parametrize("form", ["[{}]", '{{"data": [{}]}}', '{{"n": 1, "data": [{}], "end": {{"a": []}}}}'])
+def test_json__a_brace_that_closes_nothing_costs_one_row(tmp_path: Path, form: str) -> None:
+    rows = [json.dumps(chat(i)) for i in range(1000)]
+    rows[3] += "}"
+    rows[5] = rows[5].replace("[", "[}", 1)
+    rows[990] = rows[990][:-1] + "]}"
+    path = write_bytes(tmp_path / "a.json", form.format(",\n".join(rows)).encode())
+    got = read(path, block_rows=100)
+    assert got.reasons == dict.fromkeys((3, 5, 990), "broken_json")
+    assert (len(got.occurrences), got.blocks[-1].next_row) == (997, 1000)
+    assert {block.ended_early for block in got.blocks} == {None}
+
+
+def test_json__what_stands_behind_a_list_is_one_reject(tmp_path: Path) -> None:
+    rows = ", ".join(json.dumps(chat(i)) for i in range(5))
+    for text in (f"[{rows}], {rows}]", f'{{"a": [{rows}]}} {rows}', f'{{"a": [{rows}], "b": [{{}}}}, {rows}]}}'):
+        path = write_bytes(tmp_path / "a.json", text.encode())
+        got = read(path)
+        assert (len(got.occurrences), set(got.reasons.values()) - {"unread_list"}) == (5, {"broken_json"})
+        assert got.rejects["detail"][-1].endswith("rows from here on are not read")
+        for start in range(8):
+            again = read(path, start_row=start, block_rows=2)
+            assert again.rejects.equals(got.rejects.filter(pl.col("row") >= start))
+
+
+def test_json__lists_at_the_end_of_what_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps({"note": ["x"], "train": [GOOD, GOOD], "n": 1, "test": [GOOD]}, indent=1)
+    path = write_bytes(tmp_path / "a.json", text.encode())
+    for size in range(1, 60):
+        monkeypatch.setattr("tagcos_stream.data.containers.json_list.CHUNK", size)
+        assert (len(read(path).occurrences), read(path).reasons) == (2, {2: "unread_list"})
+
+
+def test_json__one_object_a_line_whose_first_line_is_long(tmp_path: Path) -> None:
+    rows = [{**GOOD, "pad": "x" * n} for n in (3 << 20, 5, 5)]
+    assert len(read(write(tmp_path / "a.json", rows)).occurrences) == 3
+    assert len(read(write_bytes(tmp_path / "b.json", b"\xef\xbb\xbf \n" + json.dumps(rows[0]).encode())).occurrences) == 1
+
+
+def test_csv__quotes_that_are_not_doubled_end_the_file(tmp_path: Path) -> None:
+    """No line from inside of a cell becomes an example."""
+    poem, answer = "Write a {0}poem{0}\nDear Ann, how are you\nlast, line", '"OK"\nq2,a2\n'
+    cases = {
+        "backslashes.csv": f'a,b\n"{poem.format(chr(92) + chr(34))}",{answer}',
+        "one line.csv": 'a,b\n"say \\"hi\\"",a\nDear Ann, how are you\n',
+        "nothing.csv": f'a,b\n"{poem.format(chr(34))}",{answer}',
+        "literal.tsv": '"q0 begins with one\ta0\nq1\ta1\n"q2\ta2\nq3\ta3\n',
+        "returns.csv": '"q" x\ry,a\nDear Ann, how are you\n',
+    }
+    for name, text in cases.items():
+        head = "prompt\tcompletion\n" if name.endswith("tsv") else "prompt,completion\n"
+        path = write_bytes(tmp_path / name, (head + text).encode())
+        got = read(path)
+        first = int(text.startswith("a,b"))
+        assert (len(got.occurrences), got.reasons) == (first, {first: "corrupt_file"}), name
+        assert got.blocks[-1].ended_early == "corrupt_file"
+        assert 'quotes in a cell must be doubled ("")' in got.rejects["detail"][0]
+        assert read(path, start_row=first).rejects.equals(got.rejects)
+    # a record that surely ends with its line costs itself
+    got = read(write_bytes(tmp_path / "a.csv", b'prompt,completion\n"q" x,a\nq,a\n'))
+    assert (got.occurrences["row"].to_list(), got.reasons) == ([1], {0: "wrong_type"})
+
+
+def test_csv__oversized_cells_are_read_over_to_their_end(tmp_path: Path) -> None:
+    limits, tail = Limits(max_row_bytes=1 << 20), ",answer\nq2,a2\n"
+    line = "Dear Ann, hello\n"
+    for cell in (
+        "x" * (3 << 20) + " the, tail",
+        line * 100_000 + "the, tail",
+        "x" * (2 << 20) + '""\n' + line * 9 + "y" * (2 << 20),
+    ):
+        path = write_bytes(tmp_path / "a.csv", f'prompt,completion\n"{cell}"{tail}'.encode())
+        got = read(path, limits=limits)
+        assert (got.texts, got.reasons) == ([[("user", "q2"), ("assistant", "a2")]], {0: "oversized_row"})
+        path = write_bytes(tmp_path / "b.csv", f'prompt,completion\n"{cell}{tail}'.encode())  # a quote that does not close
+        got = read(path, limits=limits)
+        assert (len(got.occurrences), got.reasons) == (0, {0: "corrupt_file"})
+        assert got.blocks[-1].ended_early == "corrupt_file"
 
 
 def test_csv__cells_keep_their_text(tmp_path: Path) -> None:
@@ -585,6 +680,42 @@ def test_tables__text_that_is_not_utf8_costs_its_row(tmp_path: Path, kind: str) 
             out.write_table(table(bad))
         # a batch that fails its check is not touched further
         assert (read(path).occurrences["row"].to_list(), read(path).reasons) == ([0, 1, 2, 3], {4: "corrupt_file"})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables__json_maps_bytes_and_uuids(tmp_path: Path, kind: str) -> None:
+    """As DuckDB writes them. Beside a column of JSON, the others are what they are without it."""
+    tools = pa.ExtensionArray.from_storage(
+        pa.json_(), pa.array(['[{"name": "f", "parameters": {"n": 123456789012345678901}}]'] * 2)
+    )
+    turns = [[[("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Ho"), ("name", None)]]] * 2
+    ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(range(16)), None], pa.binary(16)))
+    maps = pa.array(turns, pa.list_(pa.map_(pa.string(), pa.string())))
+    pair = {"prompt": pa.array(["Hi"] * 2), "completion": ["Ho"] * 2}
+    for beside in ({}, {"tools": tools}):
+        for columns in ({"messages": maps}, pair):
+            table = pa.table({"id": ids, **columns, **beside})
+            if kind == "parquet":
+                pq.write_table(table, tmp_path / "a.parquet")
+            else:
+                with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as out:
+                    out.write_table(table)
+            got = read(tmp_path / f"a.{kind}")
+            assert got.texts == [[("user", "Hi"), ("assistant", "Ho")]] * 2
+            assert got.occurrences["source_id"].to_list() == ["00010203-0405-0607-0809-0a0b0c0d0e0f", None]
+        pq.write_table(
+            pa.table({**pair, "prompt": pa.array([b"Hi", None]), "id": pa.array([b"x", b"y"]), **beside}), tmp_path / "b.pq"
+        )
+        assert read(tmp_path / "b.pq").reasons[0] == "wrong_type"
+
+
+def test_jsonl__what_a_deep_row_gives_does_not_depend_on_its_block(tmp_path: Path) -> None:
+    for depth, reason in ((900, None), (1_010, None), (1_500, "too_deep"), (5_000, "too_deep")):
+        deep = b'{"prompt": "a", "completion": "b", "x": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+        for rows in ([deep], [GOOD, deep], [GOOD, deep, {"prompt": 5, "completion": "b"}]):
+            assert read(write(tmp_path / "a.jsonl", rows)).reasons.get(len(rows[:2]) - 1) == reason, depth
+    brackets = {"prompt": "[{" * 5_000, "completion": '\\"' + "[" * 5_000, "x": 1}
+    assert len(read(write(tmp_path / "a.jsonl", [GOOD, brackets])).occurrences) == 2
 
 
 def test_tables__names_that_cannot_be_used(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tagcos_stream.data.read import read_file, resolve_sources
+from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
 from tagcos_stream.types import UserError
 from tests.data.tools import chat, read, write
 
@@ -76,6 +76,47 @@ def test_s3__reads_what_lies_there(bucket: str, tmp_path: Path) -> None:
     before = files[3].digest
     _put(f"{bucket}/a/two.json", json.dumps(rows[1:]).encode())
     assert resolve_sources([f"{bucket}/a/two.json"])[0].digest != before
+
+
+def test_s3__patterns_and_folders_as_locally(bucket: str, tmp_path: Path) -> None:
+    names = (
+        "a.jsonl",
+        "train/b.jsonl",
+        "test/c.jsonl",
+        "_temporary/0/d.jsonl",
+        ".cache/e.jsonl",
+        "test/.f.jsonl",
+        "test/g/h.jsonl",
+    )
+    for name in names:
+        _put(f"{bucket}/_in/{name}", json.dumps(chat(0)).encode())
+        (tmp_path / "_in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "_in" / name, [chat(0)])
+    found = {}
+    for pattern in (
+        "",
+        "/",
+        "/*.jsonl",
+        "/*/*.jsonl",
+        "/**/*.jsonl",
+        "/**",
+        "/t*/?.jsonl",
+        "/.*/*",
+        "/t*/**/[gh]*",
+        "/_temporary",
+        "/a.jsonl",
+    ):
+        far, near = (
+            sorted(f.url.partition("_in/")[2] for f in resolve_sources([f"{root}/_in{pattern}"])) for root in (bucket, tmp_path)
+        )
+        assert far == near, pattern
+        found[pattern] = far
+    assert found[""] == ["a.jsonl", "test/c.jsonl", "test/g/h.jsonl", "train/b.jsonl"]
+    assert found["/*/*.jsonl"] == ["test/c.jsonl", "train/b.jsonl"]
+    for place in ("", "/*/*.jsonl", "/**/*.jsonl"):
+        assert [f.url for f in resolve_sources([SourceSpec(f"{bucket}/_in{place}", split="train")])] == [
+            f"{bucket}/_in/train/b.jsonl"
+        ]
 
 
 def test_s3__mistakes_are_named(bucket: str) -> None:

@@ -130,6 +130,17 @@ def test_llama_factory__our_export_of_reasoning_before_a_call_comes_back(tmp_pat
     assert again["example_id"] == example["example_id"]
 
 
+def test_toml__a_name_picks_all_tables_that_have_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.jsonl", [chat(0)])
+    tables = "".join(
+        f"[[source]]\npath = '{path}.jsonl'\nname = '{name}'\n" for path, name in (("a", "x"), ("b", "y"), ("c", "x"))
+    )
+    (tmp_path / "list.toml").write_text(tables)
+    assert [Path(f.url).stem for f in resolve_sources([f"{tmp_path / 'list.toml'}#x"])] == ["a", "c"]
+    assert [Path(f.url).stem for f in resolve_sources([f"{tmp_path / 'list.toml'}#y,x"])] == ["b", "a", "c"]
+
+
 def test_llama_factory__reasoning_that_would_end_early_is_not_exported() -> None:
     empty = {"name": None, "train": None, "tool_calls": None, "tool_call_id": None, "reasoning": None}
     messages = [
@@ -251,6 +262,16 @@ def test_lists__what_may_have_several_splits_is_read_as_train(tmp_path: Path) ->
         assert Path(file.url).name == f"{split}.jsonl"
     (file,) = resolve_sources([config(tmp_path, {}, {"split": "train"})])
     assert Path(file.url).name == "a.jsonl"
+
+
+@pytest.mark.parametrize("name", ["train_data", "training", "train_1", "alpaca_train_52k", "TRAIN", "training/a"])
+def test_axolotl__folders_of_training_data_by_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "birds" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True)
+    write(path, [chat(0)])
+    write(tmp_path / "birds" / "test.jsonl", [chat(1)])
+    (file,) = resolve_sources([config(tmp_path, {}, {"path": "birds"})])
+    assert Path(file.url) == path
 
 
 @pytest.mark.parametrize("split", ["train[:10%]", "train[10:20]", "train+test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from pathlib import Path
@@ -51,6 +52,36 @@ def test_resolve__split_and_dataset(tmp_path: Path) -> None:
     assert [Path(f.url).name for f in files] == ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
     assert next(read_file(files[0])).occurrences["dataset"].to_list() == ["own", "mine"]
     assert {f.source for f in files} == {"s"}
+
+
+@pytest.mark.parametrize("source", [".", "*/*.jsonl", "**/*.jsonl", "./**/*.jsonl", "../pool[1]", "{}", "{}/*/*.jsonl"])
+def test_resolve__split_by_folders_below_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    pool = tmp_path / "test" / "pool[1]"  # folders above the source name no split
+    for name in ("train/a.jsonl", "test/b.jsonl"):
+        (pool / name).parent.mkdir(parents=True)
+        write(pool / name, [PAIR])
+    monkeypatch.chdir(pool)
+    given = source.format(glob.escape(str(pool)) if "*" in source else pool)
+    for split, name in (("train", "a.jsonl"), ("test", "b.jsonl")):
+        assert [Path(f.url).name for f in resolve_sources([SourceSpec(given, split=split)])] == [name]
+
+
+def test_resolve__one_file_in_two_sources(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.jsonl", [PAIR]))
+    same: list[str | SourceSpec] = [SourceSpec(str(tmp_path), name="x"), SourceSpec(path, weight=2, format="jsonl"), path]
+    assert [f.source for f in resolve_sources(same)] == ["x"]
+    for other in (
+        SourceSpec(path, key="rows"),
+        SourceSpec(path, limit=5),
+        SourceSpec(path, dataset="d"),
+        SourceSpec(path, format="json"),
+        SourceSpec(path, options=RowOptions(columns={"prompt": "completion"})),
+        SourceSpec(path, options=RowOptions(preference="chosen")),
+    ):
+        with pytest.raises(UserError, match=rf"a.jsonl: sources .*{tmp_path.name} \(x\) and .*a.jsonl \(a\) both read this file"):
+            resolve_sources([SourceSpec(str(tmp_path), name="x"), other])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    assert len(resolve_sources([str(tmp_path)])) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,6 +160,11 @@ train_roles = ["assistant", "user"]
         ("[[source]]\npath = 'a'\nscores = ['loss']", "scores has loss, which is a signal of every example"),
         ("[[source]]\npath = 'a'\nscores = ['a', 'A']", "scores has a and A: name each column once"),
         ("[[source]]\npath = 'a'\nscores = [1]", "scores has 1, must be names of columns"),
+        ("limit = 1\n[[source]]\npath = 'a'\n[[sources]]\npath = 'b'", "unknown limit, sources; all that a list has"),
+        ("[[source]]\npath = 'a'\ncolumns = {promt = 'a'}", "columns has promt, which no shape reads"),
+        ("[[source]]\npath = 'a'\ncolumns = {prompt = ['a']}", r"columns has prompt = \['a'\], must be the name of"),
+        ("[[source]]\npath = 'a'\ncolumns = {prompt = 3}", "columns has prompt = 3, must be the name of"),
+        ("[[source]]\npath = 'a'\nweight = nan", "weight is nan, must be above 0"),
     ],
 )
 def test_toml__mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:

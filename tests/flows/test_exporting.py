@@ -22,7 +22,7 @@ from flows.progress import SilentReporter
 from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
 from storage.exports import write as exports
-from storage.exports.files import MARK, _host, replacing
+from storage.exports.files import MARK, _host, may_replace, replacing
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file, resolve_sources
@@ -464,6 +464,19 @@ def test_export__a_file_that_is_not_ours_stays(exported: tuple[Root, str], tmp_p
     path.write_bytes(b"")
     for _ in range(2):  # an empty file, and its own earlier one, are replaced
         assert exports.export(root, run_id, path).rows == 75
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_export__a_file_that_cannot_be_read_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"of another account")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(pq, "read_schema", refuse)
+    assert not may_replace(path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import orjson
 import polars as pl
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.oasst import FLAT_FIELDS
+from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.shapes import CHAT_FIELDS, ID_FIELDS, REQUIRED, ROW_FIELDS
 from tagcos_stream.types import UserError
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
 
 def framed(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
     """Rows of a batch; those whose text is not UTF-8, which nothing downstream checks again, are rejects."""
-    if any(has_json(field.type) for field in part.schema):
+    if any(_has_objects(field.type) for field in part.schema):
         return _meant_rows(part, first, bytes_read)
+    for i, field in enumerate(part.schema):
+        if _is_extension(field.type, "arrow.uuid"):
+            texts = pa.array([None if value is None else str(value) for value in part.column(i).to_pylist()], pa.string())
+            part = part.set_column(i, field.name, texts)
     rows = list(range(first, first + part.num_rows))
     frame = _checked(part)
     bad: list[int] = []
@@ -78,48 +84,67 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
 
 
-def has_json(kind: pa.DataType) -> bool:
-    """Whether the type is `datasets`' JSON extension (arrow.json) or holds one."""
+def _is_extension(kind: pa.DataType, name: str) -> bool:
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == name
+
+
+def _has_objects(kind: pa.DataType) -> bool:
+    """Whether the type is or holds a map or text that means a value, the JSON extension (arrow.json) of `datasets` and DuckDB."""
     if isinstance(kind, pa.BaseExtensionType):
-        return kind.extension_name == "arrow.json"
-    return any(has_json(kind.field(i).type) for i in range(kind.num_fields))
+        return _is_extension(kind, "arrow.json")
+    return pa.types.is_map(kind) or any(_has_objects(kind.field(i).type) for i in range(kind.num_fields))
 
 
-def _without_json(kind: pa.DataType) -> pa.DataType:
-    """The type with text in place of the JSON extension."""
+def _without_extensions(kind: pa.DataType) -> pa.DataType:
+    """The type with what an extension is stored as in its place."""
     if isinstance(kind, pa.BaseExtensionType):
         return kind.storage_type
     if pa.types.is_struct(kind):
-        return pa.struct([kind.field(i).with_type(_without_json(kind.field(i).type)) for i in range(kind.num_fields)])
+        return pa.struct([kind.field(i).with_type(_without_extensions(kind.field(i).type)) for i in range(kind.num_fields)])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_without_json(kind.value_type))
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_without_extensions(kind.value_type))
+    if pa.types.is_map(kind):
+        return pa.map_(_without_extensions(kind.key_type), _without_extensions(kind.item_type))
     return kind
 
 
 def _meant_rows(part: pa.RecordBatch, first: int, bytes_read: int) -> Raw:
-    """Rows of a batch with JSON in it as rows of JSON: what the text means, not the text, is the row."""
+    """Rows of a batch with JSON or maps in it as rows of JSON: what the text means, not the text, is the row."""
     raw = Raw(first + part.num_rows, bytes_read, texts=[])
     assert raw.texts is not None
     for i in range(part.num_rows):
         try:
             (row,) = part.slice(i, 1).to_pylist()
             # objects have the keys of all rows' objects: those that are null are not the row's own
-            values = {f.name: _meant(row[f.name], f.type) for f in part.schema if row[f.name] is not None}
-            raw.texts.append(orjson.dumps(values, default=str))
+            own = [f for f in part.schema if row[f.name] is not None and not (f.name in ID_FIELDS and type(row[f.name]) is bytes)]
+            raw.texts.append(_dumped({f.name: _meant(row[f.name], f.type) for f in own}))
             raw.rows.append(first + i)
-        except (UnicodeError, orjson.JSONEncodeError):
+        except RowError as e:
+            raw.rejects.add(Reject(first + i, e.reason, e.detail, ""))
+        except UnicodeError:
             raw.rejects.add(Reject(first + i, "bad_encoding", "a column holds text that is not UTF-8", ""))
     return raw
 
 
+def _dumped(row: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(row, default=str)
+    except orjson.JSONEncodeError:  # numbers of more than 64 bits, halves of surrogate pairs
+        return json.dumps(row, default=str).encode()
+
+
 def _meant(value: Any, kind: pa.DataType) -> Any:
-    if value is None:
-        return None
+    if isinstance(value, bytes):
+        raise RowError("wrong_type", "a column that is read holds bytes: write it as text")
+    if value is None or isinstance(value, UUID):
+        return None if value is None else str(value)
     if isinstance(kind, pa.BaseExtensionType):
         try:
-            return json.loads(value)
+            return json.loads(value) if _is_extension(kind, "arrow.json") else value
         except ValueError:
             return value
+    if pa.types.is_map(kind):
+        return {str(key): _meant(item, kind.item_type) for key, item in value if item is not None}
     if pa.types.is_struct(kind):
         fields = [kind.field(i) for i in range(kind.num_fields)]
         return {f.name: _meant(value[f.name], f.type) for f in fields if value.get(f.name) is not None}
@@ -164,7 +189,7 @@ def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
     for name in names:
         try:
             field = schema.field(name)
-            pl.from_arrow(pa.schema([field.with_type(_without_json(field.type))]).empty_table())
+            pl.from_arrow(pa.schema([field.with_type(_without_extensions(field.type))]).empty_table())
         except (pl.exceptions.PolarsError, pa.ArrowException, ValueError, NotImplementedError) as e:
             raise UserError(
                 f"{file.url}: column {name!r} has the type {schema.field(name).type}, which cannot be read: {short(e)}"

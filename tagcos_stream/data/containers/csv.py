@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import polars as pl
 
-from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Unpacked, blank_lines, snippet
+from tagcos_stream.data.containers.base import REST, LimitReached, Limits, Raw, Unpacked, blank_lines, snippet
 from tagcos_stream.data.containers.columns import check_columns
 from tagcos_stream.data.containers.content import bare_returns
 from tagcos_stream.data.rejects import Reject
@@ -17,6 +17,7 @@ from tagcos_stream.types import UserError
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
+_QUOTES = 'quotes in a cell must be doubled (""): write the file so, not with backslashes, or as .jsonl'
 _SURROGATES = frozenset(chr(c) for c in range(0xDC80, 0xDD00))  # what surrogateescape makes of bytes that are not UTF-8
 
 
@@ -40,7 +41,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     cells: list[str] = []  # of all records, one after the other: a list for each record would be visited by the garbage collector
     while True:
         problem: tuple[str, str] | None = None
-        ended, stream.rows = False, row
+        stream.rows = row
+        lines.begin_record()
         try:
             record = next(records)
         except StopIteration:
@@ -48,8 +50,13 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         except csv.Error as e:
             record, problem = [], ("oversized_row" if "field larger" in str(e) else "wrong_type", f"csv: {e}")
             lines.open_end = lines.open_end or "unexpected end" in str(e)  # within quotes, where a line feed ends no row
+            if "expected after" in str(e) and not lines.end_with_record(records.dialect.delimiter, len(names)):
+                problem = ("corrupt_file", f"csv: {e}; {_QUOTES}; {REST}")
         except LimitReached as e:
-            record, problem, ended = [], (e.args[0], e.args[1]), e.args[0] != "oversized_row"
+            record, problem = [], (e.args[0], e.args[1])
+        if problem is not None and problem[0] == "oversized_row" and not lines.read_over_record():
+            problem = ("corrupt_file", f"{problem[1]}, within a quoted cell whose end is not found; {REST}")
+        ended = problem is not None and problem[0] not in ("oversized_row", "wrong_type")
         if problem is None and len(record) == 0:  # a blank line, as the csv module sees it
             blank += 1
             if blank <= limits.max_blank_lines:
@@ -96,20 +103,57 @@ def _filled(block: Raw, names: list[str], cells: list[str], stream: Unpacked, op
 
 
 class _Lines:
-    """Text lines of a stream for the csv module, with their ends, none longer than the limit."""
+    """Text lines of a stream for the csv module, with their ends, none longer than the limit.
+
+    Those of a record are kept until the next one begins: after an error they tell where the record ends.
+    """
 
     def __init__(self, stream: Unpacked, limits: Limits) -> None:
         self._stream, self._limit, self.first_line = stream, limits.max_row_bytes, b""
         self._carry, self._ready, self._first = b"", cast("Iterator[str]", iter(())), True
         self.ascii = True  # all lines so far
         self.open_end = False  # the file ends without a line feed
+        self._of_record: list[str] = []
+        self._dropped_quotes = 0  # of the record's line that is longer than the limit
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
         line = next(self._ready, None)
-        return self._first_of_more() if line is None else line
+        if line is None:
+            line = self._first_of_more()
+        self._of_record.append(line)
+        return line
+
+    def begin_record(self) -> None:
+        """Keep the lines from here on as those of a record."""
+        self._of_record.clear()
+        self._dropped_quotes = 0
+
+    def end_with_record(self, delimiter: str, cells: int) -> bool:
+        """Whether a record in which a quote is misplaced surely ends with its line, so that no cell goes on in the next one."""
+        if len(self._of_record) > 1 or '\\"' in (line := self._of_record[0]) or line.count('"') % 2:
+            return False
+        try:
+            return len(next(csv.reader([line], delimiter=delimiter, strict=False))) == cells
+        except csv.Error:
+            return False
+
+    def read_over_record(self) -> bool:
+        """Go on behind the line of an oversized record that ends outside of quotes; return whether there is one."""
+        inside = (sum(line.count('"') for line in self._of_record) + self._dropped_quotes) % 2
+        while inside:
+            self.begin_record()
+            try:
+                inside ^= next(self).count('"') % 2
+            except StopIteration:
+                return False
+            except LimitReached as e:
+                if e.args[0] != "oversized_row":
+                    return True  # met again, and then reported, by the next read
+                inside ^= self._dropped_quotes % 2
+        return True
 
     def _first_of_more(self) -> str:
         """Read on until a line is whole, and return it."""
@@ -124,7 +168,7 @@ class _Lines:
             if not data and not chunk:
                 raise StopIteration
             if len(self._carry) > self._limit:
-                self._carry = b""
+                self._read_over_line()
                 raise LimitReached("oversized_row", f"more than max_row_bytes {self._limit:,}")
             if whole:
                 break
@@ -132,6 +176,19 @@ class _Lines:
         self.ascii = self.ascii and whole.isascii()
         self._ready = iter(_cut(whole.decode("utf-8", "surrogateescape")))
         return next(self._ready)
+
+    def _read_over_line(self) -> None:
+        """Go on behind the line that is carried; only its quotes are counted."""
+        quotes, rest = self._carry.count(b'"'), b""
+        try:
+            while chunk := self._stream.read(1 << 20):
+                line, newline, rest = chunk.partition(b"\n")
+                quotes += line.count(b'"')
+                if newline:
+                    break
+        except LimitReached:
+            pass  # met again, and then reported, by the next read
+        self._carry, self._dropped_quotes = rest, quotes
 
 
 def _cut(text: str) -> list[str]:

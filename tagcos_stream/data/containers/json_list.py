@@ -9,8 +9,17 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import orjson
 
-from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked, blank_lines, oversized, snippet
-from tagcos_stream.data.containers.json_scan import ENDED, find_list, new_state, scan_elements
+from tagcos_stream.data.containers.base import BOM, REST, LimitReached, Limits, Raw, Unpacked, blank_lines, oversized, snippet
+from tagcos_stream.data.containers.json_scan import (
+    BEHIND_VALUE,
+    DEPTH,
+    ENDED,
+    EXPECTED,
+    MISPLACED,
+    find_list,
+    new_state,
+    scan_elements,
+)
 from tagcos_stream.data.containers.lines import read_lines
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.shapes import CHAT_FIELDS
@@ -36,16 +45,17 @@ _PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
 
 def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
     """Rows of a .json file."""
-    yield from read_json(Unpacked(raw, limits), start_row, block_rows, limits, file.spec.key)
+    yield from read_json(Unpacked(raw, limits), file, start_row, block_rows, limits)
 
 
 def read_json(
-    stream: Unpacked, start_row: int, block_rows: int, limits: Limits, key: str | None = None, head: bytes = b""
+    stream: Unpacked, file: SourceFile, start_row: int, block_rows: int, limits: Limits, head: bytes = b""
 ) -> Iterator[Raw]:
     """Rows of a .json file; row = element of the list, counted from 0.
 
-    key: which list of an object to read; without it the first list of objects, and further ones become a reject. head: bytes
-    that were taken off the stream before. A list that ends early or whose brackets do not close ends in a reject.
+    Of an object, the list is read that the source's `key` names; without it the first list of objects, and further ones become a
+    reject, but where rows of any shape are asked for, all of them are read. head: bytes that were taken off the stream before. A
+    list that ends early or whose brackets do not close ends in a reject, and so does text that does not belong behind it.
     """
     ended: LimitReached | None = None
     try:
@@ -53,6 +63,11 @@ def read_json(
             head += chunk
             if len(head) > limits.max_row_bytes:
                 break
+        # objects one after the other are told by their second line
+        while not _has_second_line(head) and len(head) <= limits.max_row_bytes and _begins(head) == b"{":
+            if not (chunk := stream.read(CHUNK)):
+                break
+            head += chunk
     except LimitReached as e:
         ended = e
     head = head.removeprefix(BOM).lstrip(SPACE)
@@ -64,19 +79,33 @@ def read_json(
     elif _is_lines(head):
         yield from read_lines(stream, start_row, block_rows, limits, head)
     else:
-        yield from _object(stream, head, start_row, block_rows, limits, key)
+        yield from _object(stream, head, start_row, block_rows, limits, file.spec.key, every=file.spec.options.shape == "any")
+
+
+def _begins(head: bytes) -> bytes:
+    return head[:64].removeprefix(BOM).lstrip(SPACE)[:1]
+
+
+def _has_second_line(head: bytes) -> bool:
+    at = head.find(b"\n")
+    return at >= 0 and bool(head[at:].strip(SPACE))
 
 
 def _is_lines(head: bytes) -> bool:
     """Whether the first line is a whole JSON value and another follows."""
-    line, newline, rest = head.partition(b"\n")
-    if not newline or not rest.strip(SPACE):
+    line, _, rest = head.partition(b"\n")
+    if not _has_second_line(head):
         return False
+    # a broken first row does not make the file one object: look at the second
+    return is_value(line) or is_object(rest.lstrip(SPACE).partition(b"\n")[0])
+
+
+def is_value(line: bytes) -> bool:
+    """Whether a line is a whole JSON value."""
     try:
         orjson.loads(line)
     except ValueError:
-        # a broken first row does not make the file one object: look at the second
-        return is_object(rest.lstrip(SPACE).partition(b"\n")[0])
+        return False
     return True
 
 
@@ -89,11 +118,22 @@ def is_object(line: bytes) -> bool:
 
 
 def _elements(
-    stream: Unpacked, head: bytes, start_row: int, block_rows: int, limits: Limits, level: int, tail: list[bytes] | None = None
+    stream: Unpacked,
+    head: bytes,
+    start_row: int,
+    block_rows: int,
+    limits: Limits,
+    level: int,
+    tail: list[tuple[int, bytes]] | None = None,
+    row: int = 0,
 ) -> Iterator[Raw]:
-    """Blocks of a list's elements; `head` starts behind its bracket. What follows the list is put into `tail`."""
+    """Blocks of a list's elements, from number `row` on; `head` starts behind its bracket.
+
+    `tail` takes the number that follows the last element's and what is read of the bytes behind the list, if it ends; without a
+    `tail` there must be none.
+    """
     state, cuts = new_state(level), np.empty(4096, np.int64)
-    row, carry, data, skipped, empty = 0, b"", head, False, 0
+    carry, data, skipped, empty = b"", head, False, 0
     block, held = Raw(start_row, 0, texts=[]), 0
     broken: tuple[str, str] | None = None
     nothing = Reject(0, "broken_json", "nothing between two commas of the list", "")
@@ -156,53 +196,80 @@ def _elements(
         block.rejects = block.rejects.within(0, row)
         block.rejects.add(Reject(row, *broken, snippet(carry)))
         block.next_row = row + 1
-    elif tail is None and row >= start_row and rest.strip(SPACE):
-        block.rejects.add(Reject(row, "broken_json", "more text behind the end of the list", snippet(rest.strip(SPACE))))
-        block.next_row = row + 1
-    if tail is not None:
-        tail.append(rest)
+    elif tail is not None and not broken:
+        tail.append((row, rest))
+    elif not broken and (behind := _behind(stream, rest, row)) is not None and row >= start_row:
+        block.rejects.add(behind)
+        block.next_row, block.open_end = row + 1, True
     block.bytes_read = stream.bytes_read
     yield block
 
 
-def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limits: Limits, key: str | None) -> Iterator[Raw]:
-    """An object: the list that it holds, or the object itself as row 0."""
+def _behind(stream: Unpacked, rest: bytes, row: int) -> Reject | None:
+    """What stands behind the end of a list, as a reject; None for nothing but white space."""
+    try:
+        while not (text := rest.strip(SPACE)) and (rest := stream.read(CHUNK)):
+            pass
+    except LimitReached as e:
+        return Reject(row, e.args[0], e.args[1], "")
+    return Reject(row, "broken_json", f"more text behind the end of the list; {REST}", snippet(text)) if text else None
+
+
+def _object(
+    stream: Unpacked, head: bytes, start_row: int, block_rows: int, limits: Limits, key: str | None, *, every: bool
+) -> Iterator[Raw]:
+    """An object: the list that it holds, or every one, or the object itself as row 0."""
     state, data, before, done = new_state(0), head, b"", False
     whole: bytes | None = head  # while it may be one row
     rejects: list[Reject] = []
-    next_row = start_row
-    while data:
-        position = 0
+    next_row, cut = start_row, False
+    while data and not cut:
+        position, held = 0, b""
         while position < len(data):
             at, position = find_list(np.frombuffer(data, np.uint8), position, state)
+            if at == MISPLACED:
+                detail = f"behind a list, the object does not go on as JSON does; {REST}"
+                rejects.append(Reject(next_row, "broken_json", detail, snippet(data[position:])))
+                next_row, cut = next_row + 1, True
             if at < 0:
                 break
             space = _SPACES.match(data, at + 1)
             following = data[space.end() : space.end() + 1] if space else b""
+            if key is None and not following:  # what the list holds is not read yet
+                held, state[DEPTH] = data[at:], state[DEPTH] - 1
+                break
             if key is None and following != b"{":
                 continue
             found = _key_before((before + data[max(0, at - _LONGEST_KEY) : at])[-_LONGEST_KEY:])
             if found == key or (key is None and found not in _PARTS_OF_A_ROW):
-                if done:
+                if done and not every:
                     rejects.append(Reject(next_row, "unread_list", f"list {found!r}: set `key` to read it instead", ""))
                     next_row += 1
                     continue
-                tail: list[bytes] = []
-                for raw in _elements(stream, data[at + 1 :], start_row, block_rows, limits, level=2, tail=tail):
-                    next_row = raw.next_row
+                tail: list[tuple[int, bytes]] = []
+                first = next_row if done else 0
+                for raw in _elements(stream, data[at + 1 :], start_row, block_rows, limits, level=2, tail=tail, row=first):
                     yield raw
+                if not tail:
+                    return  # the list does not end
                 done, whole = True, None
-                state[0] -= 1
-                data, before, position = tail[0], b"", 0
-        before = (before + data[-_LONGEST_KEY:])[-_LONGEST_KEY:]
+                state[DEPTH], state[EXPECTED] = state[DEPTH] - 1, BEHIND_VALUE
+                (next_row, data), before, position = tail[0], b"", 0
+        if cut:
+            break
+        before = (before + data[: len(data) - len(held)][-_LONGEST_KEY:])[-_LONGEST_KEY:]
         try:
-            data = stream.read(CHUNK)
+            chunk = stream.read(CHUNK)
         except LimitReached as e:
             rejects.append(Reject(next_row, e.args[0], e.args[1], ""))
             next_row += 1
             break
+        if not chunk and done and state[DEPTH]:
+            rejects.append(Reject(next_row, "broken_json", "the object does not end behind its list", ""))
+            next_row, cut = next_row + 1, True
         if whole is not None:
-            whole = whole + data if len(whole) <= limits.max_row_bytes else whole
+            whole = whole + chunk if len(whole) <= limits.max_row_bytes else whole
+        data = held + chunk if chunk else b""
     if whole is not None and not rejects and start_row == 0:
         text = whole.strip(SPACE)
         raw = Raw(1, stream.bytes_read, rows=[0], texts=[text], open_end=not text.endswith(b"}"))
@@ -210,7 +277,8 @@ def _object(stream: Unpacked, head: bytes, start_row: int, block_rows: int, limi
             raw if len(whole) <= limits.max_row_bytes else Raw(1, stream.bytes_read, rejects=Rejects(oversized(0, whole, limits)))
         )
     else:
-        yield Raw(max(next_row, start_row), stream.bytes_read, rejects=Rejects(*(r for r in rejects if r.row >= start_row)))
+        own = Rejects(*(r for r in rejects if r.row >= start_row))
+        yield Raw(max(next_row, start_row), stream.bytes_read, rejects=own, open_end=cut)
 
 
 def _key_before(text: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 from tagcos_stream.data.containers.base import BOM, LimitReached, Limits, Raw, Unpacked
 from tagcos_stream.data.containers.content import bare_returns
-from tagcos_stream.data.containers.json_list import is_object, read_json
+from tagcos_stream.data.containers.json_list import is_object, is_value, read_json
 from tagcos_stream.data.containers.lines import read_lines
 from tagcos_stream.data.rejects import Reject, Rejects
 
@@ -29,7 +29,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
         yield Raw(1, stream.bytes_read, rejects=Rejects(Reject(0, e.args[0], e.args[1], "")) if start_row == 0 else Rejects())
         return
     if _is_json(head):
-        yield from read_json(stream, start_row, block_rows, limits, file.spec.key, head)
+        yield from read_json(stream, file, start_row, block_rows, limits, head)
     else:
         yield from read_lines(stream, start_row, block_rows, limits, head)
 
@@ -44,4 +44,8 @@ def _is_json(head: bytes) -> bool:
             return second[:1] in (b'"', b"}")
         case b"[":
             return not (is_object(second) and third.lstrip(SPACE)[:1] == b"{")  # rows without a comma between them
-    return first[:1] == b"[" and first[1:].lstrip(SPACE)[:1] == b"{" and not rest.strip(SPACE)
+    if first[:1] != b"[" or first[1:].lstrip(SPACE)[:1] != b"{":
+        return False
+    if not second or is_value(first):
+        return not second  # else each line is a list
+    return second[:1] != b"[" and not (is_object(second) and third.lstrip(SPACE)[:1] == b"{")
