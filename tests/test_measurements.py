@@ -232,6 +232,57 @@ def test_measurements__datasets_by_plain_gradients_are_those_of_the_trials() -> 
         assert cells[1:] == [*(f"{mean:.3f}" for mean in means), told_of(to_random[:, of]), told_of(to_balanced[:, of])]
 
 
+def several_pools() -> dict[str, list[dict[str, str]]]:
+    """Trials of 16 steps by pool; the first pool's are those of the page before."""
+    first = [{**row, "pool": "0"} for row in rows_of("primary-sgd-trials.csv") if row["steps"] == "16"]
+    names = [*rows_of("several-pools-trials.csv")[0]]
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in [*first, *rows_of("several-pools-trials.csv")]:
+        found.setdefault(row["pool"], []).append({name: row[name] for name in names})
+    return found
+
+
+def test_measurements__of_several_pools_are_those_of_the_trials() -> None:
+    for cells in table("several-pools.md", "pool"):
+        rows = several_pools()[cells[0]]
+        of = {method: [row for row in rows if row["method"] == method] for method in ("base", "random", "balanced", "tagcos")}
+        assert cells[1] == str(len(of["tagcos"]))
+        assert cells[2:6] == [f"{np.mean([float(row['loss']) for row in some]):.4f}" for some in of.values()]
+        chosen = [np.mean([int(row["selected"]) for row in some]) for some in list(of.values())[1:]]
+        assert cells[6] == ", ".join(f"{n:.0f}" for n in chosen)
+
+
+@pytest.mark.parametrize(("one", "other"), [("tagcos", "random"), ("tagcos", "balanced"), ("random", "balanced")])
+def test_measurements__over_several_pools_each_counts_once(one: str, other: str) -> None:
+    *by_pool, over = table("several-pools.md", f"`{one}` minus `{other}`")
+    means = []
+    for cells in by_pool:
+        apart, datasets = pairs_of(several_pools()[cells[0].removeprefix("pool ")], (one, ""), (other, ""))
+        mean = apart.mean(axis=0, keepdims=True)
+        median, without, worst = robust(mean, datasets)
+        numbers = (median[0], without[0], mean[0, :-1].mean(), mean[0, -1])
+        told = [f"{number:+.4f}" for number in numbers]
+        assert cells[1:] == [str(len(apart)), told[0], f"{told[1]} (`{worst}`)".strip("`"), *told[2:]]
+        means.append(mean[0])
+    median, without, worst = robust(np.array(means), datasets)
+    told = [told_of(values) for values in (median, without, np.array(means)[:, :-1].mean(axis=1), np.array(means)[:, -1])]
+    assert over == ["over pools", str(len(means)), told[0], f"{told[1]} (`{worst}`)".strip("`"), *told[2:]]
+
+
+def test_measurements__scores_of_tasks_are_those_of_the_questions() -> None:
+    rows = rows_of("task-scores.csv")
+    score = {(row["method"], row["task"], row["part"]): float(row["score"]) for row in rows}
+    subjects = sorted({row["part"] for row in rows if row["task"] == "mmlu"} - {""})
+    assert len(subjects) == 57
+    for cells in table("several-pools.md", "after 54 steps on"):
+        method = {"no training": "base"}.get(cells[0], cells[0])
+        assert cells[1] == f"{score[method, 'loss', '']:.4f}"
+        assert cells[2:5] == [f"{score[method, task, '']:.3f}" for task in ("mmlu", "gsm8k", "tydiqa")]
+        if method != "base":
+            apart = [score[method, "mmlu", subject] - score["base", "mmlu", subject] for subject in subjects]
+            assert cells[5] == f"{sum(a > 0 for a in apart)}, {sum(a < 0 for a in apart)}"
+
+
 def test_measurements__the_preset_and_targets_are_those_of_the_trials() -> None:
     own = {"GSM8K": "gsm8k", "Code Alpaca": "code_alpaca"}
     rows = rows_of("preset-target-trials.csv")
