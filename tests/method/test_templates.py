@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
+from transformers.utils import chat_template_utils
 
 from tagcos_stream.gradients.chat import NoTargets, encode, render
+from tagcos_stream.gradients.template_tracker import TODAY
 from tests.models import tiny_tokenizer
 
 trl_templates = pytest.importorskip("trl.chat_template_utils")
@@ -113,8 +116,16 @@ def rendered_by_transformers(tokenizer: Any, messages: list[dict[str, Any]], too
     return None
 
 
+class OnOneDay(datetime):
+    """transformers prints the day's date in templates that ask for it, and ours always the same."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls(TODAY.year, TODAY.month, TODAY.day)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_encode__every_template_of_trl(name: str) -> None:
+def test_encode__every_template_of_trl(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stated differences to TRL's masks.
 
     Not trained on: what follows the end of a turn (white space, and the <|endoftext|> that Phi-3 prints after the last one), what
@@ -122,6 +133,7 @@ def test_encode__every_template_of_trl(name: str) -> None:
     is nothing but calls which the template does not print. Trained on in addition: a control token that ends a turn by beginning
     the next (of GLM, and of Gemma's tools).
     """
+    monkeypatch.setattr(chat_template_utils, "datetime", OnOneDay)
     template = TEMPLATES[name].read_text(encoding="utf-8")
     tokenizer = tokenizer_of(template)
     marked = trl_templates.has_generation_markers(template)
