@@ -111,8 +111,8 @@ def _mean(tokens: pl.Series) -> float:
 
 
 def run_settings(base: dict[str, Any], asked: Evaluation, **changes: Any) -> Settings:
-    """The settings of the run whose pool it is, changed. No selection keeps choices of an earlier one: seeds must not depend."""
-    return load_settings(changed_settings(base, asked.root, {"sticky": None, **changes}))
+    """The settings of the run whose pool it is, changed."""
+    return load_settings(changed_settings(base, asked.root, changes))
 
 
 def _variants(method: str, asked: Evaluation, base: dict[str, Any]) -> tuple[str, ...]:
@@ -134,13 +134,14 @@ def _selection(
     seed: int,
 ) -> str:
     """The complete run that selected so from the pool of `base`. A method that no seed touches selects by the run's own."""
+    # selections of several seeds are to be independent: none keeps choices of the run
     changes: dict[str, Any] = {"sticky": None, "method": method, **budget, **changed(setting)}
     if METHODS[method].seeded:
         changes["seed"] = seed
     if gradient:
         changes["gradient"] = gradient
     settings = run_settings(base, asked, **changes)
-    if run_identity(settings) == run_identity(load_settings(changed_settings(base, asked.root, {}))):
+    if run_identity(settings) == run_identity(run_settings(base, asked)):
         return str(base["run_id"])
     known = runs.find_complete(root.catalog, config_hash(settings, base["run_id"]))
     if known is not None:

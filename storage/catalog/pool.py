@@ -238,7 +238,8 @@ def not_accepted(catalog: Catalog, file_ids: pl.Series) -> tuple[int, int]:
             SELECT file_id, entries FROM files WHERE list_contains($files::VARCHAR[], file_id) AND file_id NOT IN (
                 SELECT f.file_id FROM run_files f JOIN runs USING (run_id) WHERE status = 'complete'
                 UNION SELECT o.file_id FROM occurrences o JOIN target_examples t USING (example_id) JOIN runs r USING (target_id)
-                WHERE r.status = 'complete' AND list_contains($files::VARCHAR[], o.file_id))
+                WHERE r.status = 'complete' AND list_contains($files::VARCHAR[], o.file_id)
+                    AND o.file_id NOT IN (SELECT f.file_id FROM run_files f))  -- a source may have an example of a target, too
         )
         SELECT coalesce(sum(entries), 0)::BIGINT, (
             SELECT coalesce(sum(rows), 0)::BIGINT FROM rejects WHERE stage = 'ingest' AND file_id IN (SELECT file_id FROM mine)

@@ -208,6 +208,11 @@ def test_run__a_target_with_rejects_is_accepted_once(small_settings: Maker, tmp_
         run(values)
     run(values | {"max_rejects": 0.9})
     run(values | {"seed": 1})
+    # a source is not accepted for having an example of the target
+    (tmp_path / "source.jsonl").write_text("\n".join([good[0], *["{broken"] * 500]) + "\n", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"500 of 501 rows rejected|rows rejected \(100%\)"):
+            run(values | {"sources": (*values["sources"], str(tmp_path / "source.jsonl"))})
 
 
 def test_run__too_many_rejects_stop_every_attempt(small_settings: Maker, tmp_path: Path) -> None:
