@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tagcos_stream.types import Checkpoint
 
 CHOICE = 2  # raise it when the same inputs choose otherwise than before
-READER_VERSION = 3  # raise it when the same file gives other rows than before
+READER_VERSION = 4  # raise it when the same file gives other rows than before
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt", "optimizer.bin")
 
 # settings that came later, at the value that features had before: spaces of before are found by the names they have
@@ -92,7 +92,7 @@ def config_hash(settings: Settings, reselects: str | None = None) -> str:
 
 def absolute_sources(sources: Sequence[str]) -> list[str]:
     """Local paths made absolute: the same words in another folder name another pool."""
-    return [source if "://" in source else str(Path(source).absolute()) for source in sources]
+    return [source if "://" in source else str(Path(source).expanduser().absolute()) for source in sources]
 
 
 def reading(settings: Settings) -> dict[str, Any]:
@@ -127,19 +127,23 @@ def space_recipe(settings: Settings, variant: str) -> str:
         if name != "adapter":
             decided[name] = getattr(settings, name)
     if settings.adapter:
-        decided["adapter"] = _adapter_content(settings.adapter)
+        decided["adapter"] = adapter_content(settings.adapter)
     return digest(decided)
 
 
-@lru_cache(maxsize=1)
-def _adapter_content(folder: str) -> str:
+def adapter_content(folder: str) -> str:
     """Hash of what an imported adapter consists of: trained further in the same place, it is another one."""
+    files = [path for name in ADAPTER_FILES if (path := Path(folder, name)).is_file()]
+    return _files_content(tuple((path, (stat := path.stat()).st_ino, stat.st_size, stat.st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=1)
+def _files_content(states: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Hash of files in these states, which are read once as long as they do not change."""
     hashed = hashlib.blake2b(digest_size=16)
-    for name in ADAPTER_FILES:
-        path = Path(folder, name)
-        if path.is_file():
-            with path.open("rb") as file:
-                hashed.update(name.encode() + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    for path, *_ in states:
+        with path.open("rb") as file:
+            hashed.update(path.name.encode() + hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
     return hashed.hexdigest()
 
 

@@ -106,8 +106,20 @@ def test_identity__an_imported_adapter_is_named_by_its_content_and_brings_its_tr
         recipes.add(identity.space_recipe(load_settings(values), "adam"))
     assert len(recipes) == 1
     (folder / "adapter_config.json").write_text('{"r": 4}')
-    identity._adapter_content.cache_clear()
     assert identity.space_recipe(load_settings(BASE | {"adapter": str(folder)}), "adam") not in recipes
+
+
+def test_identity__sources_in_the_home_folder_are_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings({"sources": ("~/pool", "s3://bucket/~/a")})
+    found = []
+    for place in (tmp_path, Path("/")):
+        monkeypatch.chdir(place)
+        found.append((identity.config_hash(settings), identity.reading(settings)["sources"]))
+    assert found[0] == found[1]
+    assert found[0][1] == [f"{tmp_path}/pool", "s3://bucket/~/a"]
 
 
 def test_identity__selecting_again_changes_no_space_but_by_the_variant() -> None:

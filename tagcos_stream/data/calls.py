@@ -11,7 +11,7 @@ from tagcos_stream.data.canonical import canonical_json
 from tagcos_stream.data.content import is_empty
 from tagcos_stream.data.reasons import RowError
 
-CALL_KEYS = ("tool_calls", "function_call", "tool_call", "toolCalls", "functionCall")  # of a turn
+CALL_KEYS = ("tool_calls", "function_call", "tool_call", "toolCalls", "functionCall", "function_calls")  # of a turn
 ARGUMENT_KEYS = ("arguments", "args", "parameters", "input")  # of a call: OpenAI's, LangChain's, Llama 3.1's, Anthropic's
 REPLY_KEYS = ("result", "results", "output", "response", "observation")  # of a call: what the tool said
 # keys that say something of the call or of its function: no argument stands under them
@@ -98,11 +98,15 @@ def _spelled_arguments(arguments: Any, what: str) -> Any:
 
 
 def _object_or_text(text: str) -> Any:
+    value = _json_or_text(text) if text.strip() else {}
+    return value if isinstance(value, dict) else text
+
+
+def _json_or_text(text: str) -> Any:
     try:
-        value = json.loads(text) if text.strip() else {}
+        return json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return value if isinstance(value, dict) else text
 
 
 def read_tools(value: Any) -> str | None:
@@ -117,6 +121,19 @@ def read_tools(value: Any) -> str | None:
     if not isinstance(value, list | dict):
         raise RowError("wrong_type", f"tools must be a list, got {type(value).__name__}")
     return compact([_tool(tool) for tool in (value if isinstance(value, list) else [value])], "tools")
+
+
+def tools_within(metadata: Any) -> Any:
+    """The `tools` of a row's `metadata`, an object or its JSON text, where they are tools and not their names; else None."""
+    if isinstance(metadata, str) and '"tools"' in metadata:
+        metadata = _json_or_text(metadata)
+    tools = metadata.get("tools") if isinstance(metadata, dict) else None
+    if isinstance(tools, str):
+        tools = _json_or_text(tools)
+    if not isinstance(tools, list):
+        return None
+    each = [_json_or_text(tool) if isinstance(tool, str) else tool for tool in tools]
+    return tools if all(isinstance(tool, dict) and ("name" in tool or "function" in tool) for tool in each) else None
 
 
 def _tool(tool: Any) -> Any:

@@ -112,6 +112,8 @@ def _untyped(part: dict[str, Any], what: str) -> str:
 def _part_text(part: dict[str, Any], what: str) -> str | None:
     """The text of a part, None where it has none. RowError where it has several."""
     found = {key: part[key] for key in _VALUES if isinstance(part.get(key), str)}
+    if isinstance(part.get("thinking"), list):  # Mistral's
+        found["thinking"] = text_of(part["thinking"], what)
     if len({text for text in found.values() if text}) > 1:
         raise RowError("unsupported_content", f"{what} has a part with different texts under {' and '.join(found)}")
     return max(found.values(), default=None, key=len)

@@ -11,24 +11,37 @@ from tagcos_stream.data.content import one_text
 from tagcos_stream.data.pairs import read_system, with_system
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
-from tagcos_stream.data.transcripts import transcript_turns
-from tagcos_stream.data.turns import read_turns
+from tagcos_stream.data.transcripts import has_plain_marks, transcript_turns
+from tagcos_stream.data.turns import from_columns, read_turns
 from tagcos_stream.types import Message
 
 CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 
 
 def holds_turns(value: object) -> bool:
-    """Whether a field's value is a conversation: a list, or its JSON text; counts and names stand under CHAT_FIELDS, too."""
+    """Whether a field's value is a conversation: a list, its JSON text, or an object of lists.
+
+    Counts and names stand under CHAT_FIELDS, too.
+    """
     if isinstance(value, str):
         text = value.strip()
         return text.startswith("[") and text != "[]"
-    return isinstance(value, list) and bool(value)
+    return bool(value if isinstance(value, list) else from_columns(value))
 
 
 def read_messages(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
-    """OpenAI messages and ShareGPT alike: a list of turns; names of keys and roles are those in `turns`."""
-    return with_system(row, read_turns(row[fields[0]], options.turns, fields[0]))
+    """OpenAI messages and ShareGPT alike: a list of turns; names of keys and roles are those in `turns`.
+
+    A list of texts under `conversations`, LIMA's, is by user and assistant in turn; under other names it may be anybody's.
+    """
+    name, value = fields[0], row[fields[0]]
+    if name == "conversations" and isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = parsed_json(value, name)
+    if name == "conversations" and is_data(value):
+        return with_system(row, read_turns(_in_turn(value), options.written_turns, name))
+    if isinstance(value, str) and has_plain_marks(value):
+        raise RowError("unknown_shape", f'{name} is text with the marks of a transcript: `shape = "transcript"` reads it')
+    return with_system(row, read_turns(value, options.turns, name))
 
 
 def read_gemini(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
@@ -109,8 +122,11 @@ def read_data(row: Record, fields: Sequence[str], options: RowOptions) -> list[M
     """UltraChat's data: texts by user and assistant in turn."""
     if not is_data(row["data"]):
         raise RowError("wrong_type", "data must be a list of texts, by user and assistant in turn")
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(row["data"])]
-    return with_system(row, read_turns(turns, options.written_turns, "data"))
+    return with_system(row, read_turns(_in_turn(row["data"]), options.written_turns, "data"))
+
+
+def _in_turn(texts: Sequence[str]) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def read_transcript(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:
@@ -118,4 +134,7 @@ def read_transcript(row: Record, fields: Sequence[str], options: RowOptions) -> 
     text = row[fields[0]]
     if not isinstance(text, str):
         raise RowError("wrong_type", f"{fields[0]} must be the text of a conversation, got {type(text).__name__}")
-    return with_system(row, read_turns(transcript_turns(text, fields[0]), options.written_turns, fields[0]))
+    turns = read_turns(transcript_turns(text, fields[0]), options.written_turns, fields[0])
+    if fields[0] == "chat" and isinstance(given := row.get("system"), str):
+        row = {**row, "system": given.removeprefix("SYSTEM: ")}  # Glaive's chats begin in a field of their own
+    return with_system(row, turns)

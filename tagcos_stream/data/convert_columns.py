@@ -6,48 +6,37 @@ the fast way skips work whose result is known and decides nothing of its own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import orjson
 import polars as pl
-import pyarrow as pa
-import pyarrow.json
 
 from tagcos_stream.data.canonical import OCCURRENCES, plain_ids, plain_messages
 from tagcos_stream.data.pairs import EXTRAS, MORE_THAN_TEXT
-from tagcos_stream.data.preferences import refuse_marked
+from tagcos_stream.data.parse_columns import FREE_FIELDS, KNOWN_FIELDS, MEANT_KEYS
+from tagcos_stream.data.preferences import MARK_FIELDS, refuse_marked
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.scores import score_columns
-from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, FLAGS, ID_FIELDS, ROW_FIELDS
+from tagcos_stream.data.shapes import BY_NAME, CHAT_FIELDS, FLAGS, ID_FIELDS, PAIR_FIELDS, ROW_FIELDS
+from tagcos_stream.data.transcripts import BETWEEN
 from tagcos_stream.data.turns import (
     CALL_WORDS,
-    CONTENT_KEYS,
-    MEDIA_KEYS,
     NEXT_ROLES,
     REASONING_KEYS,
-    ROLE_KEYS,
     ROLE_WORDS,
-    TURN_KEYS,
 )
 from tagcos_stream.types import ROLES
 
 PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output")
 PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
-MAX_DEPTH = 900  # levels of a row that every parser reads; what is deeper is read row by row
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_FREE = {"dataset", *ID_FIELDS}  # fields that do not change what a row means
-KNOWN_FIELDS = ROW_FIELDS | _FREE | set(CHAT_FIELDS)
 NOT_A_NUMBER = "a score that may not be a number"  # takes the place of a field that no shape allows: read_scores decides
 _NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
 _CODES = {word: ROLES.index(role) for word, role in ROLE_WORDS.items() if word not in CALL_WORDS}  # a call is left to `turns`
 _ROLES, _CONTENTS = ("role", "from"), ("content", "value")  # keys that are read here
-_MEANT = dict.fromkeys((*ROLE_KEYS, *CONTENT_KEYS, *TURN_KEYS))  # what is not read here is left to `turns`
 _ALLOWED = np.zeros((len(ROLES) + 1, len(ROLES)), bool)  # [role before, or len(ROLES) at the start; role]
 for _before, _after in NEXT_ROLES.items():
     for _role in _after:
@@ -57,94 +46,6 @@ for _before, _after in NEXT_ROLES.items():
 def can_convert(options: RowOptions) -> bool:
     """Whether these options are the plain ones that this module knows, but for scores; others are read row by row."""
     return replace(options, scores=()) == RowOptions() and KNOWN_FIELDS.isdisjoint(options.scores)
-
-
-def parse_block(block: bytes, scores: Sequence[str] = ()) -> pl.DataFrame | None:
-    """One row a line, or None where any line is not plainly a JSON object whose known fields have their usual types.
-
-    pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair
-    for a NUL, and is 2.5 times slower. What pyarrow lets pass is caught here: invalid UTF-8, and documents that share a line.
-    """
-    data = np.frombuffer(block, np.uint8)
-    breaks = np.flatnonzero(data == ord("\n"))
-    n = len(breaks) + 1
-    # with braces at both ends of every line, as many documents as lines means one in each
-    if not (
-        block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
-    ):
-        return None
-    frame = _parse(block, None, scores)
-    return frame if frame is not None and frame.height == n else None
-
-
-def parse_texts(texts: Sequence[bytes], scores: Sequence[str] = ()) -> pl.DataFrame | None:
-    """As `parse_block`, from texts that may hold line breaks."""
-    if not all(t[:1] == b"{" and t[-1:] == b"}" for t in texts):
-        return None
-    block = b"\n".join(texts)
-    frame = _parse(block, texts, scores)
-    return frame if frame is not None and frame.height == len(texts) else None
-
-
-def _parse(block: bytes, texts: Sequence[bytes] | None, scores: Sequence[str]) -> pl.DataFrame | None:
-    """texts: the documents of the block, None where each is a line."""
-    first = block.partition(b"\n")[0] if texts is None else texts[0]
-    breaks = texts is not None and block.count(b"\n") >= len(texts)
-    # documents on several lines cannot be cut into parts that are parsed at once
-    read = pa.json.ReadOptions(use_threads=not breaks, block_size=len(block) + 1 if breaks else max(1 << 20, len(block) // 4 + 1))
-    try:
-        pl.Series([block], dtype=pl.Binary).cast(pl.String)
-        record = orjson.loads(first)
-    except (ValueError, pl.exceptions.PolarsError):
-        return None
-    # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field
-    # refuses
-    for schema, others in ((_schema(record, scores, _keys(record)), "error"), (_schema(record, scores), "ignore")):
-        try:
-            options = pa.json.ParseOptions(schema, newlines_in_values=breaks, unexpected_field_behavior=others)
-            if others == "ignore" and any(map(_is_deep, block.split(b"\n") if texts is None else texts)):
-                return None  # Arrow's parser goes on at any depth within a field that is not read
-            frame = pl.from_arrow(pa.json.read_json(pa.BufferReader(block), read, options))
-        except pa.ArrowException:
-            continue
-        assert isinstance(frame, pl.DataFrame)
-        return frame
-    return None
-
-
-def _is_deep(text: bytes) -> bool:
-    """Whether a row nests deeper than MAX_DEPTH; brackets are counted before their strings are taken out."""
-    if len(text) <= MAX_DEPTH or text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-        return False
-    brackets = np.frombuffer(_STRING.sub(b"", text), np.uint8) | 0x20  # of either kind: as braces
-    depths = np.cumsum((brackets == ord("{")).astype(np.int64) - (brackets == ord("}")))
-    return bool(depths.max(initial=0) > MAX_DEPTH)
-
-
-def _keys(record: object) -> set[str]:
-    """Names of the record's own fields and of its turns'."""
-    if not isinstance(record, dict):
-        return set()
-    turns = [t for name in ("messages", "conversations") if isinstance(record.get(name), list) for t in record[name]]
-    return set(record).union(*(t for t in turns if isinstance(t, dict)))
-
-
-def _schema(record: object, scores: Sequence[str], keys: set[str] | None = None) -> pa.Schema:
-    """Return every field that means something to a converter, or those of them that are in `keys`.
-
-    A field that only names the row may be an integer.
-    """
-    turn = pa.struct([(k, pa.string()) for k in _MEANT if keys is None or k in keys])
-    fields: dict[str, pa.DataType] = {name: pa.string() for name in sorted(KNOWN_FIELDS)}
-    fields |= {"messages": pa.list_(turn), "conversations": pa.list_(turn), "history": pa.list_(pa.list_(pa.string()))}
-    fields |= {name: pa.list_(pa.string()) for name in MEDIA_KEYS if name.endswith("s")}
-    label = type(record.get("label")) if isinstance(record, dict) else bool
-    fields["label"] = {str: pa.string(), int: pa.int64(), float: pa.float64()}.get(label, pa.bool_())
-    for name in ID_FIELDS:
-        if isinstance(record, dict) and type(record.get(name)) is int:
-            fields[name] = pa.int64()
-    fields |= dict.fromkeys(scores, pa.float64())
-    return pa.schema([(name, kind) for name, kind in fields.items() if keys is None or name in keys])
 
 
 def convert_frame(
@@ -158,8 +59,10 @@ def convert_frame(
     """
     done = np.zeros(frame.height, bool)
     parts = []
-    present = {name: _present(frame[name]) for name in frame.columns if name in ROW_FIELDS | set(CHAT_FIELDS)}
     scored, numeric = score_columns(frame, scores)
+    # of the fields that mean something most are in no row
+    frame = frame.select([column for column in frame if column.null_count() < frame.height])
+    present = {name: _present(frame[name]) for name in frame.columns if name in ROW_FIELDS | set(CHAT_FIELDS)}
     present[NOT_A_NUMBER] = ~numeric
     for picked, flat in _shapes(frame, present, max_turns):
         clean, codes, contents, starts = flat
@@ -195,7 +98,7 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int)
     for name in ("messages", "conversations"):
         if name in present and (contents := _contents(frame[name].dtype)):
             repeated = "prompt" in present and frame["prompt"].dtype == pl.String
-            picked = _only(present, {name}, {name, *(("prompt",) if repeated else ()), *_FREE}, frame.height)
+            picked = _only(present, {name}, {name, *(("prompt",) if repeated else ()), *PAIR_FIELDS, *FREE_FIELDS}, frame.height)
             if repeated and len(picked):
                 picked = picked[_is_first(frame["prompt"].gather(picked), frame[name].gather(picked), contents)]
             if len(picked):
@@ -205,7 +108,7 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int)
         if {prompt, answer} <= strings & set(present):
             extras = [name for name in EXTRAS if name in strings and name in present and name != prompt]
             text = {"text"} & strings
-            picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *text, *_FREE}, frame.height)
+            picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *text, *FREE_FIELDS}, frame.height)
             if len(picked):
                 yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(text))
 
@@ -222,8 +125,10 @@ def _is_first(prompts: pl.Series, turns: pl.Series, contents: Sequence[str]) -> 
 
 def _present(column: pl.Series) -> np.ndarray:
     """Which rows have something in the column that must be looked at."""
-    if column.name == "label":
+    if column.name in MARK_FIELDS:
         return _marked(column)
+    if column.name == "metadata":
+        return _with_tools(column)
     if column.dtype.is_float():
         return (column.is_not_null() & column.is_not_nan()).to_numpy()
     if column.dtype == pl.List and column.name not in CHAT_FIELDS:
@@ -236,7 +141,7 @@ def _present(column: pl.Series) -> np.ndarray:
 
 
 def _marked(labels: pl.Series) -> np.ndarray:
-    """Which rows' `label` marks their answer as bad; a list or an object is never a mark."""
+    """Which rows' mark says that their answer is bad; a list or an object is never a mark."""
     marks = [] if labels.dtype.is_nested() else [label for label in labels.unique() if _is_mark(label)]
     if not marks:
         return np.zeros(len(labels), bool)
@@ -249,6 +154,15 @@ def _is_mark(label: Any) -> bool:
     except RowError:
         return True
     return False
+
+
+def _with_tools(metadata: pl.Series) -> np.ndarray:
+    """Which rows' `metadata` may have tools in it."""
+    if metadata.dtype == pl.String:
+        return metadata.str.contains('"tools"', literal=True).fill_null(False).to_numpy()
+    if isinstance(metadata.dtype, pl.Struct) and "tools" in {field.name for field in metadata.dtype.fields}:
+        return metadata.struct.field("tools").is_not_null().to_numpy()
+    return np.zeros(len(metadata), bool)
 
 
 def _only(present: dict[str, np.ndarray], needed: set[str], allowed: set[str], n: int) -> np.ndarray:
@@ -293,7 +207,7 @@ def _flat_turns(column: pl.Series, max_turns: int) -> Flat:
     bad |= answer & ~has_text
     for name, dtype in turns.schema.items():
         read = dtype == pl.String and name in (*_ROLES, *_CONTENTS)
-        if name in _MEANT and not read and turns[name].null_count() < turns.height:
+        if name in MEANT_KEYS and not read and turns[name].null_count() < turns.height:
             bad |= turns[name].is_not_null().to_numpy()
     before = np.empty_like(codes)
     before[1:] = codes[:-1]
@@ -326,6 +240,7 @@ def _flat_pair(frame: pl.DataFrame, prompt: str, extras: list[str], answer: str,
     good &= frame.select(
         ~pl.any_horizontal(pl.col(prompt, *extras, answer).str.contains(MORE_THAN_TEXT).fill_null(False))
     ).to_series()
+    good &= frame.select(~pl.col(prompt).str.contains(BETWEEN, literal=True)).to_series()
     if rendered:
         parts = [
             pl.col("text").str.contains(pl.col(n).fill_null("").str.strip_chars(), literal=True)

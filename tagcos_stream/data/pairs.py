@@ -24,7 +24,8 @@ EXTRAS = ("input", "context")  # more of the prompt, behind it and a blank line
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 BESIDE_PAIR = (*SYSTEM_FIELDS, *EXTRAS, "history", *REASONING_KEYS)  # what every pair may have
 _TURNS_TEXT = r"""^[ \t\r\n]*\[[ \t\r\n]*\{[\s\S]*["'](?:role|from)["'][ \t\r\n]*:"""
-MORE_THAN_TEXT = f"{_TURNS_TEXT}|{BEGINS}"  # text of a pair that may be turns, also for Polars: `convert_columns` leaves it to us
+# text of a pair that may be turns, also for Polars: `convert_columns` leaves it to us
+MORE_THAN_TEXT = f"{_TURNS_TEXT}|{BEGINS}"
 _TURNS = re.compile(_TURNS_TEXT)
 _LITERALS = re.compile(r"'(?:content|value)'\s*:")
 

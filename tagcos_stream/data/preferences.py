@@ -14,6 +14,7 @@ MEDIA_FIELDS = (
     *MEDIA_KEYS,
     *(f"{kind}_{place}" for kind in ("image", "video", "audio") for place in ("path", "paths", "url", "urls")),
 )
+MARK_FIELDS = ("label", "kto_tag")
 _BAD = ("false", "0", "0.0")  # a cell of a table has a label as text
 _PROMPTS = ("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "input")
 
@@ -26,13 +27,15 @@ def refuse_media(row: Record) -> None:
 
 
 def refuse_marked(row: Record) -> None:
-    """RowError for an answer that its `label` marks as bad (KTO)."""
-    label = row.get("label")
-    if isinstance(label, str | int | float) and str(label).lower() in _BAD:
-        raise RowError(
-            "marked_bad",
-            f"label is {str(label).lower()}: the answer is marked as bad; where it is a class, say what to read with `columns`",
-        )
+    """RowError for an answer that its `label` marks as bad (KTO), or LLaMA-Factory's name of it."""
+    for name in MARK_FIELDS:
+        mark = row.get(name)
+        if isinstance(mark, str | int | float) and str(mark).lower() in _BAD:
+            raise RowError(
+                "marked_bad",
+                f"{name} is {str(mark).lower()}: the answer is marked as bad; "
+                "where it is a class, say what to read with `columns`",
+            )
 
 
 def chosen_answer(row: Record, options: RowOptions) -> tuple[list[Message], set[str]] | None:

@@ -15,8 +15,9 @@ from tagcos_stream.data.canonical import OCCURRENCES, example_id
 from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.containers.oasst_trees import has_trees, tree_blocks
 from tagcos_stream.data.containers.registry import open_blocks
-from tagcos_stream.data.convert_columns import can_convert, convert_frame, parse_block, parse_texts
+from tagcos_stream.data.convert_columns import can_convert, convert_frame
 from tagcos_stream.data.convert_rows import row_by_row
+from tagcos_stream.data.parse_columns import parse_block, parse_texts
 from tagcos_stream.data.rejects import BROKEN, Rejects, ended_early
 from tagcos_stream.data.sources import SourceFile, SourceSpec, resolve_sources
 from tagcos_stream.types import IngestBlock

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tagcos_stream.data.calls import read_template_kwargs, read_tools
+from tagcos_stream.data.calls import read_template_kwargs, read_tools, tools_within
 from tagcos_stream.data.conversations import (
     CHAT_FIELDS,
     holds_turns,
@@ -23,7 +23,14 @@ from tagcos_stream.data.conversations import (
 )
 from tagcos_stream.data.oasst import tree_threads
 from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair
-from tagcos_stream.data.preferences import MEDIA_FIELDS, PREFERENCE_FIELDS, chosen_answer, refuse_marked, refuse_media
+from tagcos_stream.data.preferences import (
+    MARK_FIELDS,
+    MEDIA_FIELDS,
+    PREFERENCE_FIELDS,
+    chosen_answer,
+    refuse_marked,
+    refuse_media,
+)
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.transcripts import looks_like_transcript
@@ -69,11 +76,18 @@ SHAPES: tuple[Shape, ...] = (
     Shape("prompt_completion", (("prompt", "completion"), ("prompt", "response")), _pair, BESIDE_PAIR),
     Shape(
         "question_answer",
-        (("question", "answer"), ("question", "response"), ("query", "answer"), ("query", "response")),
+        (
+            ("problem", "solution"),
+            ("question", "solution"),  # whose result may stand under `answer`
+            ("question", "answer"),
+            ("question", "response"),
+            ("query", "answer"),
+            ("query", "response"),
+        ),
         _pair,
         BESIDE_PAIR,
     ),
-    Shape("input_output", (("input", "output"),), _pair, BESIDE_PAIR),
+    Shape("input_output", (("input", "output"), ("inputs", "targets"), ("input", "target")), _pair, BESIDE_PAIR),
     Shape("ultrachat", (("data",),), read_data, SYSTEM_FIELDS, is_data),
     Shape("transcript", (("text",), ("chat",)), read_transcript, SYSTEM_FIELDS, looks_like_transcript),
 )
@@ -87,17 +101,31 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
 REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input", "tools"}
 # what a prompt is about, which no shape reads
 ABOUT_FIELDS = ("document", "documents", "contexts", "passage", "passages", "article", "instructions", "choices", "options")
+# names of system prompts and of tools that are not ours, which would be lost
+OTHER_SYSTEM_FIELDS = ("meta_instruction", "systemPrompt", "sys_prompt")
+OTHER_TOOL_FIELDS = ("tools_json", "available_tools", "function_description")
+# fields of a pair that are data about it beside a conversation, which may be made from them: what it asks, and how it is answered
+PAIR_FIELDS = frozenset({
+    "problem", "inputs", "definition", "solution", "target", "targets",
+    "rationale", "explanation", "cot", "longCOT", "chain_of_thought", "think", "thought", "thoughts", "reasoning_trace",
+    "thinking_trajectories", "deepseek_thinking_trajectory", "gemini_thinking_trajectory",
+    "attempt", "deepseek_attempt", "gemini_attempt", "generation", "generations", "generated_solution", "r1_solution",
+    "r1_generation", "reannotated_assistant_content",
+})  # fmt: skip
 # fields known to carry text of a prompt or an answer: what a shape leaves unread of them rejects the row
 TEXT_FIELDS = (
     frozenset(name for shape in SHAPES for fields in (*shape.fields, shape.also_read) for name in fields)
-    | {"suffix", *ABOUT_FIELDS, *PREFERENCE_FIELDS}
-) - {"tools"}
+    | {"suffix", *ABOUT_FIELDS, *PREFERENCE_FIELDS, *OTHER_SYSTEM_FIELDS, *OTHER_TOOL_FIELDS}
+) - {"tools", *PAIR_FIELDS}
 # every top-level field that a converter reads
 ROW_FIELDS = (
-    TEXT_FIELDS | REQUIRED_FIELDS | {"tools", "functions", "chat_template_kwargs", "dataset", "source_id", "label", *MEDIA_FIELDS}
+    TEXT_FIELDS
+    | PAIR_FIELDS
+    | REQUIRED_FIELDS
+    | {"tools", "functions", "metadata", "chat_template_kwargs", "dataset", "source_id", *MARK_FIELDS, *MEDIA_FIELDS}
 )
 # cells of a table in fields that hold lists, and words in fields for reasoning that say how the answer was made
-EMPTY_CELLS, LIST_FIELDS = {"[]", "{}", "null"}, {"history", *ABOUT_FIELDS, *MEDIA_FIELDS}
+EMPTY_CELLS, LIST_FIELDS = {"[]", "{}", "null"}, {"history", *ABOUT_FIELDS, *OTHER_TOOL_FIELDS, *MEDIA_FIELDS}
 FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "minimal", "low", "medium", "high"}
 ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
@@ -116,16 +144,19 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
         return [Converted(thread) for thread in threads]
     refuse_media(row)
     refuse_marked(row)
+    texts = TEXT_FIELDS
     if found := chosen_answer(row, options):
         messages, read = found
     else:
         shape, fields = _shape_of(row, options)
         messages, read = shape.read(row, fields, options), {*fields, *shape.also_read}
+        if shape.read is _pair:
+            texts = TEXT_FIELDS | PAIR_FIELDS
     try:
         messages = finished(messages, options)
     except RowError as e:
         raise RowError(e.reason, f"{' and '.join(name for name in row if name in read)}: {e.detail}") from None
-    refuse_unread(row, read, messages, TEXT_FIELDS)
+    refuse_unread(row, read, messages, texts)
     return [Converted(messages, _tools(row), read_template_kwargs(row.get("chat_template_kwargs")))]
 
 
@@ -151,19 +182,24 @@ def _is_tree(row: Record) -> bool:
 
 
 def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[str, ...]] | None:
-    """The first shape whose fields the row has, and those fields; a conversation of another form only where nothing else fits."""
-    other = None
+    """The first shape whose fields the row has, and those fields.
+
+    An empty answer, and a conversation of another form, only where nothing else fits.
+    """
+    empty = other = None
     if REQUIRED_FIELDS.isdisjoint(row):
         return None
     for shape in shapes:
         for fields in shape.fields:
             if fields[0] not in row or any(row.get(name) is None for name in fields):
                 continue
-            if shape.fits is None or shape.fits(row[fields[0]]):
+            if shape.fits is None and row[fields[-1]] == "":
+                empty = empty or (shape, fields)
+            elif shape.fits is None or shape.fits(row[fields[0]]):
                 return shape, fields
-            if shape.fits is holds_turns:
+            elif shape.fits is holds_turns and not isinstance(row[fields[0]], int | float):  # the number of turns
                 other = other or (shape, fields)  # its reader says what is wrong with it
-    return other
+    return empty or other
 
 
 def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]:
@@ -193,7 +229,7 @@ def _tools(row: Record) -> str | None:
     found = [read_tools(row[name]) for name in ("tools", "functions") if row.get(name)]
     if len({text for text in found if text}) > 1:
         raise RowError("unread_field", "tools and functions differ")
-    return next((text for text in found if text), None)
+    return next((text for text in found if text), None) or read_tools(tools_within(row.get("metadata")))
 
 
 def _without_nothing(row: Record, columns: Mapping[str, str]) -> Record:

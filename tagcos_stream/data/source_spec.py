@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -131,4 +132,8 @@ def _check_scores(names: list[Any], what: str) -> None:
 
 def relative_to_list(path: Path, name: str) -> str:
     """A path in a list is relative to the list's folder; a URL or an absolute path is kept."""
-    return name if "://" in name else str(path.parent / Path(name).expanduser())
+    if "://" in name:
+        return name
+    below = Path(name).expanduser()
+    is_pattern = glob.has_magic(name) and not (path.parent / below).exists()
+    return str(Path(glob.escape(f"{path.parent}") if is_pattern else path.parent) / below)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from tagcos_stream.types import UserError
 
 ENDINGS = {ending: name for name, (endings, _) in CONTAINERS.items() for ending in endings}
 PACKED = (".gz", ".zst")
+MARK_OF_ROOT = "tagcos.json"  # whose folder holds what was computed, not rows to read (storage/root.py)
 T = TypeVar("T")
 
 
@@ -190,7 +191,7 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
     if alone:
         paths = [path]
     elif path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and container_of(p.name) and not _hidden(p.relative_to(path)))
+        found = sorted(p for p in _below(path) if p.is_file() and container_of(p.name) and not _hidden(p.relative_to(path)))
         paths = [p for p in found if not _beside_rows(p)]
         if not paths:
             raise UserError(f"source {spec.path}: the folder holds no file ending in {', '.join(ENDINGS)}")
@@ -205,12 +206,30 @@ def _local(spec: SourceSpec) -> list[SourceFile]:
     return [_file(spec, p, alone) for p in paths]
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of all below it, each once, also of those that links lead to; none of a root of ours in it."""
+    seen = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen or (MARK_OF_ROOT in names and Path(at) != folder):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(at, name)), name))
+        yield from (Path(at, name) for name in names)
+
+
 def _remote(spec: SourceSpec) -> list[SourceFile]:
     found = list_files(spec.path)
+    base = base_of(spec.path)
+    if base == spec.path:  # no pattern: what matches one is read
+        roots = {f.url.removesuffix(MARK_OF_ROOT) for f in found if f.url.endswith(f"/{MARK_OF_ROOT}")}
+        within = tuple(roots - {base.rstrip("/") + "/"})
+        found = [f for f in found if not f.url.startswith(within)]
     files = [f for f in found if (spec.format or container_of(f.url)) and f.url.rsplit("/", 1)[-1] not in BESIDE_SAVED]
     if not files:
         raise UserError(f"source {spec.path}: {len(found)} files there, none that can be read")
-    files = _of_split(spec, files, base_of(spec.path), lambda f: f.url)
+    files = _of_split(spec, files, base, lambda f: f.url)
     return [
         SourceFile(
             spec.name or stem(spec.path),

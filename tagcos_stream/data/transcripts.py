@@ -1,4 +1,4 @@
-"""Conversations written out as one text with marks between the turns: ChatML, Llama 2 and 3, Zephyr and Phi-3, Vicuna, HH-RLHF.
+"""Conversations written out as one text with marks between the turns: ChatML, Llama 2 and 3, Gemma, Zephyr, Vicuna, HH-RLHF.
 
 A text is taken apart at the marks of one form alone, all of it: what precedes the first mark must be white space or the token
 that begins every text, and no turn may hold a further mark, so that no text is lost and no mark is trained on.
@@ -21,7 +21,7 @@ class Form:
     mark: a pattern with the group `role`, at a turn's begin. ends: its tokens that close a turn. strikes: whether <s> and </s>
     are HTML within a turn, not tokens. left: what no turn may hold, besides the tokens of all forms: a mark at a place where it
     does not count. words: whether the marks are words, which people write in ordinary text, too. plain: whether they are so
-    common that the form is read only where the shape is asked for.
+    common that the form is read only where the shape is asked for, or in a prompt that ends where its answer begins.
     """
 
     mark: re.Pattern[str]
@@ -37,6 +37,7 @@ FORMS: dict[str, Form] = {
     "llama3": Form(
         re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n"), ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
     ),
+    "gemma": Form(re.compile(r"<start_of_turn>(?P<role>\w+)\n"), ("<end_of_turn>", "<eos>")),
     "zephyr": Form(
         re.compile(r"(?:^|\n)<\|(?P<role>system|user|assistant)\|>\n"), ("</s>", "<|end|>", "<|endoftext|>"), strikes=False
     ),
@@ -54,11 +55,17 @@ FORMS: dict[str, Form] = {
     "glaive": Form(
         re.compile(r"(?:^|\s)(?P<role>SYSTEM|USER|ASSISTANT|FUNCTION RESPONSE): "), ("<|endoftext|>",), words=True, plain=True
     ),
+    # BELLE's prompts of several turns
+    "lines": Form(re.compile(r"(?:\A\s*|\n)(?P<role>Human|Assistant):"), words=True, plain=True),
 }
+_ANSWERS = ("assistant", "model")  # words of roles in marks
+# of HelpSteer: between the turns only, so that the prompt begins with the text of the user
+BETWEEN = "\n<extra_id_1>"
+_BETWEEN = re.compile(rf"{BETWEEN}(?P<role>User|Assistant)\n")
 # how a text begins that may be a transcript, for regular expressions of Python and of Polars alike
 BEGINS = (
-    r"^[ \t\r\n]*(?:<s>|<bos>|<\|(?:begin_of_text|im_start|start_header_id|system|user|assistant)\|>|\[INST\]|Human:"
-    r"|### ?(?:System|Human|User|Assistant):)"
+    r"^[ \t\r\n]*(?:<s>|<bos>|<\|(?:begin_of_text|im_start|start_header_id|system|user|assistant)\|>|<start_of_turn>"
+    r"|\[INST\]|Human:|### ?(?:System|Human|User|Assistant):)"
 )
 _BEGINS = re.compile(BEGINS)
 _HEAD = re.compile(r"(?:\s|<s>|<bos>|<\|begin_of_text\|>)*")
@@ -84,6 +91,12 @@ def looks_like_transcript(value: object) -> bool:
         return "[/INST]" in value
     form = _form_of(value)
     return form is not None and not form.plain
+
+
+def has_plain_marks(text: str) -> bool:
+    """Whether a text begins with the mark of a form that is read only where the shape is asked for, and has an assistant's."""
+    form = _form_of(text)
+    return form is not None and form.plain and _begins(form, text)
 
 
 def begins_as_transcript(text: str) -> bool:
@@ -136,6 +149,8 @@ def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[di
     RowError
         The prompt begins with the tokens of a form, and does not end as a prompt of that form.
     """
+    if marks := list(_BETWEEN.finditer(prompt)):
+        return _turns_between(prompt, marks, names[0]), answer
     if not _BEGINS.match(prompt):
         return None
     if _LLAMA2.match(prompt):
@@ -145,10 +160,12 @@ def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[di
     form = next((form for form in FORMS.values() if not form.plain and _begins(form, prompt)), None)
     if form is None:
         return None
-    if (mark := form.mark.match(answer)) and mark["role"].lower() == "assistant":
+    if (mark := form.mark.match(answer)) and mark["role"].lower() in _ANSWERS:
         prompt, answer = prompt + answer[: mark.end()], answer[mark.end() :]
-    *_, last = form.mark.finditer(prompt)
-    if last["role"].lower() != "assistant" or prompt[last.end() :].strip():
+    if not _ends_in_mark(form, prompt):
+        lines = FORMS["lines"]
+        if form.words and _begins(lines, prompt) and _ends_in_mark(lines, prompt) and _alternates(lines, prompt):
+            return _without_open(_marked(prompt, names[0], lines)), _closed(answer, names[1], lines)
         if form.words:
             return None
         raise _no_prompt(names[0])
@@ -156,16 +173,39 @@ def continued(prompt: str, answer: str, names: tuple[str, str]) -> tuple[list[di
     return _without_open(_marked(prompt, names[0], form)), _closed(answer, names[1], form)
 
 
+def _ends_in_mark(form: Form, prompt: str) -> bool:
+    """Whether nothing follows the last mark of the prompt, and it is an assistant's."""
+    *_, last = form.mark.finditer(prompt)
+    return last["role"].lower() in _ANSWERS and not prompt[last.end() :].strip()
+
+
+def _alternates(form: Form, prompt: str) -> bool:
+    return all(i % 2 == (mark["role"].lower() in _ANSWERS) for i, mark in enumerate(form.mark.finditer(prompt)))
+
+
+def _turns_between(prompt: str, marks: list[re.Match[str]], what: str) -> list[dict[str, str]]:
+    """The turns of a prompt that begins with the user's text and has marks between its turns."""
+    turns, role, begin = [], "user", 0
+    for mark in marks:
+        turns.append({"role": role, "content": prompt[begin : mark.start()]})
+        role, begin = mark["role"].lower(), mark.end()
+    if rest := prompt[begin:]:
+        turns.append({"role": role, "content": rest})
+    if turns[-1]["role"] != "user":
+        raise _no_prompt(what)
+    return turns
+
+
 def _no_prompt(what: str) -> RowError:
     return RowError(
         "unsupported_content",
-        f"{what} begins with the marks of a transcript and does not end in the mark of the answer: write the turns as `messages`",
+        f"{what} has the marks of a transcript and does not end where the answer begins: write the turns as `messages`",
     )
 
 
 def _form_of(text: str) -> Form | None:
     """The form with an assistant's mark in the text; of several, the one whose marks the text begins with."""
-    forms = [form for form in FORMS.values() if any(m["role"].lower() == "assistant" for m in form.mark.finditer(text))]
+    forms = [form for form in FORMS.values() if any(m["role"].lower() in _ANSWERS for m in form.mark.finditer(text))]
     return next((form for form in forms if _begins(form, text)), forms[0] if forms else None)
 
 

@@ -18,8 +18,8 @@ ROLE_WORDS = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user", "instruction": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "bard": "assistant", "bing": "assistant", "ai": "assistant", "function_call": "assistant", "function-call": "assistant",
-    "tool_call": "assistant",
+    "chatbot": "assistant", "bard": "assistant", "bing": "assistant", "ai": "assistant", "function_call": "assistant",
+    "function-call": "assistant", "tool_call": "assistant",
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
     "function-response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
@@ -27,12 +27,17 @@ ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 MEDIA_KEYS = ("images", "videos", "audios", "image", "video", "audio")
+THOUGHTS = ("thought", "thoughts")  # agents write them into the content, too
 # of a turn: text that no message holds
-UNREAD_KEYS = ("refusal", "tools", "functions", "thought", "thoughts", "tool_result", "tool_results", "tool_responses")
+UNREAD_KEYS = ("refusal", "tools", "functions", *THOUGHTS, "tool_result", "tool_results", "tool_responses")
 # what else a turn may carry
 TURN_KEYS = ("name", *FLAGS, DETAIL, *CALL_KEYS, "tool_call_id", *REASONING_KEYS, *MEDIA_KEYS, *UNREAD_KEYS)
 CALL_WORDS = ("function_call", "function-call", "tool_call")  # roles of turns whose text is a call
-EXCHANGE = {"system": "system", "input": "user", "output": "assistant"}  # keys of an item that is an exchange, and their roles
+# keys of an item that is an exchange, and their roles: XTuner's, and Firefly's
+EXCHANGES = (
+    {"system": "system", "input": "user", "output": "assistant"},
+    {"system": "system", "human": "user", "assistant": "assistant"},
+)
 _THOUGHT = re.compile(r"\A\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 
 
@@ -53,6 +58,7 @@ def read_turns(value: Any, options: TurnOptions, what: str = "messages") -> list
     """Messages of a list of turns (or of its JSON text, as in a CSV cell); `what` is the field that holds it."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         value = parsed_json(value, what)
+    value = from_columns(value) or value
     if not isinstance(value, list):
         raise RowError("wrong_type", f"{what} must be a list of turns, got {type(value).__name__}")
     out: list[Message] = []
@@ -69,6 +75,15 @@ def read_turns(value: Any, options: TurnOptions, what: str = "messages") -> list
     if out:
         out[-1] = _with_calls(out[-1], calls)
     return out
+
+
+def from_columns(value: Any) -> list[dict[str, Any]] | None:
+    """The turns of an object of lists, which `datasets` makes of a Sequence of objects; None where the value is none."""
+    if not isinstance(value, dict) or value.keys().isdisjoint(ROLE_KEYS):
+        return None
+    if not all(isinstance(column, list) and len(column) == len(next(iter(value.values()))) for column in value.values()):
+        return None
+    return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
 
 
 def _joins(before: Message, call: Message) -> bool:
@@ -96,8 +111,9 @@ def _turn(turn: Any, what: str, options: TurnOptions) -> Iterator[tuple[Message,
         raise RowError("wrong_type", f"{what} must be an object, got {type(turn).__name__}")
     turn = {key: value for key, value in turn.items() if not (isinstance(value, float) and value != value)}  # NaN is no value
     word = next((turn[k] for k in _names(options.keys, "role", ROLE_KEYS) if turn.get(k) is not None), None)
-    if word is None and "input" in turn and "output" in turn:
-        for part in _exchange(turn, what, options.keys):
+    exchange = next((keys for keys in EXCHANGES if turn.keys() >= keys.keys() - {"system"}), None)
+    if word is None and exchange is not None:
+        for part in _exchange(turn, exchange, what, options.keys):
             yield from _turn(part, what, options)
         return
     if not isinstance(word, str):
@@ -129,14 +145,15 @@ def _turn(turn: Any, what: str, options: TurnOptions) -> Iterator[tuple[Message,
     yield message, is_call and not message.get("reasoning")
 
 
-def _exchange(item: Mapping[str, Any], what: str, keys: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The turns of an item {system, input, output}, XTuner's; flags, reasoning and calls that it has are its answer's."""
+def _exchange(item: Mapping[str, Any], roles: Mapping[str, str], what: str, keys: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """The turns of an item of EXCHANGES, whose keys have these roles; flags, reasoning and calls are its answer's."""
     role_key, content_key = _names(keys, "role", ROLE_KEYS)[0], _names(keys, "content", CONTENT_KEYS)[0]
-    rest = {key: value for key, value in item.items() if key not in EXCHANGE}
+    rest = {key: value for key, value in item.items() if key not in roles}
     known = {*TURN_KEYS, *keys.values()} - {content_key}
     if others := [str(key) for key, value in rest.items() if value and isinstance(value, str | list | dict) and key not in known]:
-        raise RowError("unread_field", f"{what} has {', '.join(others)} besides input and output")
-    for key, role in EXCHANGE.items():
+        _, user, assistant = roles
+        raise RowError("unread_field", f"{what} has {', '.join(others)} besides {user} and {assistant}")
+    for key, role in roles.items():
         if key != "system" or item.get(key) not in (None, ""):
             yield {**(rest if role == "assistant" else {}), role_key: role, content_key: item.get(key)}
 
@@ -164,8 +181,11 @@ def _content(turn: Mapping[str, Any], what: str, options: TurnOptions, has_calls
 
 
 def _refuse_unread(turn: Mapping[str, Any], what: str) -> None:
+    texts = [text for key in CONTENT_KEYS if isinstance(text := turn.get(key), str)]
     for name in UNREAD_KEYS:
-        if turn.get(name):
+        value = turn.get(name)
+        repeated = name in THOUGHTS and isinstance(value, str) and any(value.strip() in text for text in texts)
+        if value and not repeated:
             raise RowError(
                 "unread_field", f"{what} has {name}, which no message holds: remove it, or name it as a key that is read"
             )

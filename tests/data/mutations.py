@@ -71,6 +71,20 @@ SHAPED: list[Any] = [
     {"prompt": "<|im_start|>user\na<|im_end|>\n", "completion": "<|im_start|>assistant\nb<|im_end|>", "label": 1},
     {"instruction": "a", "output": "b", "image_url": "u", "passage": "p"},
     {"prompt": "a", "completion": "b", "label": 0},
+    {"instruction": "a", "output": "b", "kto_tag": False},
+    {"problem": "a", "solution": "It is 7.", "answer": "7", "generations": ["b"]},
+    {"question": "a", "solution": "b", "answer": "", "metadata": {"k": 1}},
+    {"inputs": "a", "targets": "b", "metadata": '{"tools": [{"name": "f"}]}'},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "solution": "c", "attempt": 1},
+    {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "metadata": {"tools": [{"name": "f"}]},
+    },
+    {"conversations": ["a", "b"]},
+    {"conversation": [{"human": "a", "assistant": "b"}]},
+    {"prompt": "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", "response": "d"},
+    {"instruction": "Human:a\nAssistant:b\nHuman:c\nAssistant:", "output": "d"},
+    {"text": "<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n"},
     {
         "message_tree_id": "t",
         "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "r", "replies": []}]},
@@ -156,8 +170,14 @@ def check_file(path: Path, block_rows: int) -> Read:
 WORDS = {"user": ("user", "human", "User"), "assistant": ("assistant", "assistant", "gpt", "gpt", "function_call")}
 TEXTS = ("Hi", "Ho", "Well, a text that is long enough", '{"name": "f", "arguments": {}}', "<think>\nhm\n</think>\n\nHo", " ", "")
 COMMON = (20, 20, 3, 12, 3, 1, 1)
-HEADS = (("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("query", "response"), ("input", "output"))
-BESIDE = ("system", "input", "context", "prompt", "text", "label", "images", "tools", "history", "dataset", "id", "turns", "data")
+HEADS = (
+    ("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("query", "response"), ("input", "output"),
+    ("problem", "solution"), ("inputs", "targets"),
+)  # fmt: skip
+BESIDE = (
+    "system", "input", "context", "prompt", "text", "label", "images", "tools", "history", "dataset", "id", "turns", "data",
+    "metadata", "kto_tag", "solution", "generations", "target",
+)  # fmt: skip
 
 
 def plain_rows(n: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -171,7 +191,21 @@ def plain_rows(n: int, seed: int) -> Iterator[dict[str, Any]]:
         else:
             row = dict(zip(rng.choice(HEADS), rng.choices(TEXTS, COMMON, k=2), strict=True))
         if rng.random() < 0.2:
-            beside: tuple[Any, ...] = (None, "", "Hi", "Ho", "false", "0", False, 0, 1.0, [], ["Hi"], {"a": "Hi"})
+            beside: tuple[Any, ...] = (
+                None,
+                "",
+                "Hi",
+                "Ho",
+                "false",
+                "0",
+                False,
+                0,
+                1.0,
+                [],
+                ["Hi"],
+                {"a": "Hi"},
+                {"tools": "Hi"},
+            )
             row.setdefault(rng.choice(BESIDE), rng.choice(beside))
         yield row
 

@@ -8,18 +8,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tagcos_stream.data.convert_columns import PAIR_SHAPES
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
-from tagcos_stream.data.shapes import CHAT_FIELDS, ROW_FIELDS, convert
+from tagcos_stream.data.shapes import CHAT_FIELDS, PAIR_FIELDS, ROW_FIELDS, convert, recognise
 from tagcos_stream.data.train_flags import ADDING, KEEPING
 from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
 from tests.data.mutations import check_lines
+from tests.data.tools import read
 
-NAMES = {"dataset", "source_id", "message_tree_id"}  # of the row and its dataset: no text of the example
+NAMES = {"dataset", "source_id", "message_tree_id", "metadata"}  # of the row and its dataset: no text of the example
 NUMBERS = itertools.count()
 
 
@@ -64,7 +67,11 @@ gemini = st.lists(
 )
 exchanges = st.lists(
     st.builds(
-        lambda beside, q, a: {"input": q, "output": a, **beside}, beside | st.builds(lambda t: {"system": t}, texts), texts, texts
+        lambda keys, beside, q, a: {keys[0]: q, keys[1]: a, **beside},
+        st.sampled_from([("input", "output"), ("human", "assistant")]),
+        beside | st.builds(lambda t: {"system": t}, texts),
+        texts,
+        texts,
     ),
     min_size=1,
     max_size=2,
@@ -74,12 +81,24 @@ VALUES |= {"contents": gemini, "chosen": texts | lists, "rejected": texts | list
 VALUES |= {"data": st.lists(texts, max_size=3), "history": st.lists(st.lists(texts, min_size=2, max_size=2), max_size=2)}
 VALUES |= {"choices": st.lists(texts, max_size=2), "options": st.lists(texts, max_size=2), "answers": st.lists(texts, max_size=2)}
 VALUES |= {"tools": st.builds(lambda t: [{"name": t}], texts), "functions": st.builds(lambda t: [{"name": t}], texts)}
-VALUES |= {"label": st.booleans(), "chat_template_kwargs": st.builds(lambda t: {"x": t}, texts)}
+VALUES |= {"label": st.booleans(), "kto_tag": st.booleans(), "chat_template_kwargs": st.builds(lambda t: {"x": t}, texts)}
 VALUES |= {"prompt": texts | lists, "completion": texts | lists}
 VALUES |= {name: st.lists(texts, max_size=1) for name in ("images", "videos", "audios", "image", "video", "audio")}
 PLAIN = texts | st.just("") | st.none() | st.lists(texts, max_size=2)
-HEADS = ("instruction", "prompt", "question", "query", "input", "messages", "conversations", "contents", "data")
-TAILS = ("output", "response", "completion", "answer", "answers")
+HEADS = (
+    "instruction",
+    "prompt",
+    "question",
+    "problem",
+    "query",
+    "input",
+    "inputs",
+    "messages",
+    "conversations",
+    "contents",
+    "data",
+)
+TAILS = ("output", "response", "completion", "answer", "solution", "targets", "answers")
 
 
 @st.composite
@@ -111,6 +130,8 @@ def test_rows__every_text_stands_in_the_example_once_or_the_reject_names_its_fie
         assert any(name in detail for name in row) or not row
         return
     told = json.dumps([found.messages, found.tools, found.template_kwargs])
+    if recognise(row) not in PAIR_SHAPES:  # data about the conversation
+        row = {name: value for name, value in row.items() if name not in PAIR_FIELDS}
     assert {s: told.count(s) for s in strings(row)} == Counter(strings(row))
 
 
@@ -147,7 +168,7 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         ({"prompt": "Odd?", "chosen": "7", "rejected": "6"}, "preference", "chosen"),
         ({"question": "Odd?", "answer": None}, "empty_answer", "answer is null"),
         ({"question": "Odd?", "answer": ""}, "empty_answer", "answer is empty"),
-        ({"chat": "USER: Hi ASSISTANT: Ho"}, "wrong_type", "chat"),
+        ({"chat": "USER: Hi ASSISTANT: Ho"}, "unknown_shape", "chat is text with the marks of a transcript"),
         ({"messages": "[{'role': 'user', 'content': 'Hi'}]"}, "broken_json", "Python literals"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "refusal": "No."}]},
          "unread_field", "refusal"),
@@ -168,16 +189,33 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         *((PAIR | {name: "In 1702 a mill was built."}, "unread_field", name) for name in
           ("document", "documents", "contexts", "passage", "passages", "article", "instructions")),
         (CHAT | {"documents": [{"text": "In 1702 a mill was built."}]}, "unread_field", "documents"),
+        # thoughts, and further answers
+        *((PAIR | {name: "It is no multiple of 2."}, "unread_field", name) for name in
+          ("rationale", "explanation", "cot", "longCOT", "thought", "think", "generation", "attempt")),
+        (PAIR | {"thinking_trajectories": ["It is no multiple of 2."]}, "unread_field", "thinking_trajectories"),
+        (PAIR | {"solution": "As 6 is a multiple of 2, it is 6."}, "unread_field", "answer"),
+        ({"question": "Odd?", "solution": "7", "attempt": "7 is no multiple of 2."}, "unread_field", "attempt"),
+        ({"inputs": "6, 7", "targets": "7", "definition": "Which is odd?"}, "unread_field", "definition"),
+        ({"inputs": [3, 4], "targets": [5]}, "unsupported_content", "inputs"),
+        # tools and system prompts under names of others
+        *((CHAT | {name: '[{"name": "f"}]'}, "unread_field", name) for name in
+          ("tools_json", "available_tools", "function_description")),
+        *((CHAT | {name: "Be kind."}, "unread_field", name) for name in ("meta_instruction", "systemPrompt", "sys_prompt")),
+        (with_turn(role="assistant", content="b", function_calls="f(x=1)"), "broken_json", "function_calls"),
+        # texts that may be anybody's
+        *(({name: ["Hi", "Ho"]}, "wrong_type", name) for name in ("turns", "dialogue", "messages")),
+        ({"prompt": "Hi\n<extra_id_1>Assistant\nHo", "response": "So"}, "unsupported_content", "prompt has the marks"),
         (PAIR | {"system": "Be kind.", "system_message": "Be brief."}, "unread_field", "system_message"),
         *((PAIR | {name: "a.png"}, "unsupported_content", name) for name in
           ("image", "image_path", "image_paths", "image_url", "video_path", "audio_path")),
         (PAIR | {"label": 0}, "marked_bad", "label is 0"),
+        (PAIR | {"kto_tag": False}, "marked_bad", "kto_tag is false"),
         (PAIR | {"label": "0"}, "marked_bad", "label is 0"),
         (PAIR | {"prompt": "Which 7 of these is odd?"}, "unread_field", "prompt"),
         (PAIR | {"dialogue": "Ann: Hi. Bob: Ho."}, "unread_field", "dialogue"),
         (PAIR | {"contents": "Ann: Hi. Bob: Ho."}, "unread_field", "contents"),
         ({"contents": "Ann: Hi."}, "wrong_type", "contents must be a list of turns"),
-        ({"turns": 3}, "wrong_type", "turns must be a list of turns"),
+        ({"turns": 3}, "unknown_shape", "turns"),
         (CHAT | {"answer": "8"}, "unread_field", "answer"),
         (CHAT | {"answer": "19"}, "unread_field", "answer"),
         (CHAT | {"output": "18"}, "unread_field", "output"),
@@ -197,8 +235,8 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
          "wrong_type", "functionCall must be an object"),
         ({"contents": [{"parts": [{"text": "Hi", "functionCall": {"name": "f"}}]}]},
          "unsupported_content", "text and functionCall"),
-        ({"prompt": CHATML.removesuffix("assistant\n"), "completion": "Ho"}, "unsupported_content", "prompt begins with"),
-        ({"prompt": "[INST] Hi [/INST] Ho [INST] Well?", "completion": "So"}, "unsupported_content", "prompt begins with"),
+        ({"prompt": CHATML.removesuffix("assistant\n"), "completion": "Ho"}, "unsupported_content", "prompt has the marks"),
+        ({"prompt": "[INST] Hi [/INST] Ho [INST] Well?", "completion": "So"}, "unsupported_content", "prompt has the marks"),
         ({"prompt": HH, "completion": " So\n\nHuman: Then?"},
          "unsupported_content", "completion has a mark within a turn, 'Human:'"),
         (with_turn(role="user", content=[{"title": "T", "text": "abc"}]), "unsupported_content", "has title"),
@@ -254,7 +292,14 @@ NO_TURNS: list[Any] = [2, "2", 0, [], "[]"]
           for value in ("[]", "{}", "null")),
         (PAIR | {"image": False, "image_path": None, "image_url": []}, "7"),
         (PAIR | {"label": 1}, "7"),
+        (PAIR | {"kto_tag": True}, "7"),
         (CHAT | {"answer": "18"}, "It is 18."),
+        *((CHAT | {name: "A longer text."}, "It is 18.") for name in ("generation", "rationale", "inputs")),
+        *((CHAT | {name: ["A longer text.", "b"]}, "It is 18.") for name in ("generations", "thinking_trajectories")),
+        *((CHAT | {"metadata": value}, "It is 18.") for value in ({"a": 1}, "tools", '{"tools": ["python"]}', {"tools": ["f"]})),
+        *((PAIR | {name: "[]"}, "7") for name in ("available_tools", "tools_json")),
+        (PAIR | {"solution": ""}, "7"),
+        (PAIR | {"explanation": "7", "attempt": 2, "think": True}, "7"),
         (CHAT | {"answer": 18, "answers": ["18"], "problem": "9 + 9?", "solution": "A longer text."}, "It is 18."),
         ({"instruction": "Add.", "context": "[1, 2]", "output": "3", "prompt": "Below: Add.\n## With:\n[1, 2]\n## Is:\n3"}, "3"),
     ],
@@ -300,6 +345,10 @@ BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
          [TALK[0], ("assistant", "Ho", None)]),
         ({"prompt": "<s>[INST] Hi [/INST] Ho </s><s>[INST] Well? [/INST]", "completion": " So </s>"}, TALK),
         ({"prompt": "### Human: Hi### Assistant: Ho### Human: Well?### Assistant:", "completion": "So"}, TALK),
+        ({"prompt": "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "completion": "Ho<end_of_turn>"},
+         [TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": "Human: Hi\nAssistant: Ho\nHuman: Well?\nAssistant:", "completion": " So"}, TALK),
+        ({"prompt": "Hi\n<extra_id_1>Assistant\nHo\n<extra_id_1>User\nWell?\n<extra_id_1>Assistant\n", "response": "So"}, TALK),
         ({"prompt": [], "completion": [{"role": role, "content": text} for role, text, _ in TALK]},
          [(role, text, None) for role, text, _ in TALK]),
         ({"prompt": "[]", "completion": json.dumps([{"role": role, "content": text} for role, text, _ in TALK])},
@@ -307,6 +356,7 @@ BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
         ({"prompt": TURNS, "completion": json.dumps([{"content": "So", "role": "assistant"}])}, TALK),
         # text that only resembles turns
         *(({"prompt": text, "completion": "Ho"}, [("user", text, None), ("assistant", "Ho", None)]) for text in (
+          "Human: Write:\nHuman: a\nAssistant:",
           '[{"role": "cook"}]', '[{"a": 1}]', "[{x}] is a set.", "Human: who are you?", "<s>No</s> yes", "[]", "[INST", "['role']"
         )),
         *(({"prompt": "Hi", "completion": text}, [TALK[0], ("assistant", text, None)]) for text in (
@@ -462,6 +512,51 @@ def test_tools__replies_are_data_or_parts(content: Any, text: str) -> None:
     part = {"type": "tool_result", "content": content}
     inside = {"messages": [*calls, {"role": "user", "content": [part]}, {"role": "assistant", "content": "b"}]}
     assert roles_and_texts(inside)[2] == ("tool", text, None)
+
+
+def test_tools__within_metadata(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    within = {"tools": tools, "source": "x"}
+    rows = [
+        {**CHAT, "metadata": value, **more}
+        for value in (within, json.dumps(within), {"tools": json.dumps(tools)}, {"tools": [json.dumps(tool) for tool in tools]})
+        for more in ({}, {"tools": "[]"}, {"tools": tools}, {"tools": [{"name": "g"}]})
+    ]
+    want = [json.dumps([{"name": "g"}] if i % 4 == 3 else tools, separators=(",", ":")) for i in range(len(rows))]
+    assert [found.tools for row in rows for found in convert(row, RowOptions())] == want
+    for part in (rows, rows[:4], [CHAT | {"metadata": "x"}, *rows[4:8]]):
+        check_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in part])
+    frame = pl.DataFrame({"messages": [CHAT["messages"]] * 2, "metadata": [json.dumps(within), json.dumps({"source": "x"})]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").occurrences["tools"].to_list() == [want[0], None]
+    frame.with_columns(metadata=pl.Series([within, {"tools": None, "source": "y"}])).write_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").occurrences["tools"].to_list() == [want[0], None]
+
+
+def test_parts__thinking_in_parts_of_its_own() -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "By 2? "}, {"type": "text", "text": "No."}]}
+    (found,) = convert(with_turn(role="assistant", content=[thinking, {"type": "text", "text": "Odd."}]), RowOptions())
+    assert found.messages[1] == {"role": "assistant", "content": "Odd.", "reasoning": "By 2? No."}
+
+
+def test_turns__in_an_object_of_lists(tmp_path: Path) -> None:
+    talk = {"from": ["human", "gpt", "human", "gpt"], "value": [text for _, text, _ in TALK], "weight": [None, 0, None, 1]}
+    assert roles_and_texts({"conversations": talk}) == TALK
+    pl.DataFrame({"conversations": [talk]}).write_parquet(tmp_path / "a.parquet")
+    assert [text for _, text in read(tmp_path / "a.parquet").texts[0]] == [text for _, text, _ in TALK]
+    assert reject({"conversations": {"from": ["human", "gpt"], "value": ["Hi"]}})[0] == "wrong_type"
+    assert roles_and_texts(PAIR | {"dialogue": {"speaker": [], "text": []}})[1][1] == "7"
+
+
+def test_turns__thoughts_that_the_content_repeats() -> None:
+    (found,) = convert(with_turn(role="assistant", content="I look.\n\nls", thought="I look.", action="ls"), RowOptions())
+    assert found.messages[1] == {"role": "assistant", "content": "I look.\n\nls"}
+
+
+def test_transcripts__system_of_glaive() -> None:
+    row = {"system": "SYSTEM: Be kind.", "chat": "USER: Hi\n\n\nASSISTANT: Ho <|endoftext|>\n\n\n"}
+    assert 'shape = "transcript"' in reject(row)[1]
+    assert roles_and_texts(row, shape="transcript") == [BE_KIND, TALK[0], ("assistant", "Ho", None)]
 
 
 def test_tools__each_may_be_json_text() -> None:

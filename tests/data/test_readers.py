@@ -474,6 +474,16 @@ def test_json__shapes_of_a_file(tmp_path: Path) -> None:
         path.write_text(text, encoding="utf-8")
         assert read(path).texts == [[("user", "Why?"), ("assistant", "Because.")]], text
         assert read(path).rejects.height == 0, text
+    user, model = ({"role": role, "parts": [{"text": text}]} for role, text in (("user", "Why?"), ("model", "Because.")))
+    for row in (
+        {"contents": [user, model]},
+        {"input": [GOOD["messages"][0]], "output": "Because."},
+        {"query": "Why?", "answers": [{"name": "f", "arguments": {}}], "tools": [{"name": "f"}]},
+    ):  # whose lists are parts of it
+        path.write_text(json.dumps(row, indent=1), encoding="utf-8")
+        assert (read(path).occurrences.height, read(path).rejects.height) == (1, 0), row
+    path.write_text(json.dumps({"chosen": GOOD["messages"], "rejected": GOOD["messages"]}), encoding="utf-8")
+    assert read(path).reasons == {0: "preference"}
     path.write_text(f"{good}\n{good}\n", encoding="utf-8")  # JSONL under the wrong name
     assert read(path).occurrences["row"].to_list() == [0, 1]
     path.write_text(f'{{"train": [{good}], "test": [{good}, {good}]}}', encoding="utf-8")

@@ -87,9 +87,11 @@ def test_s3__patterns_and_folders_as_locally(bucket: str, tmp_path: Path) -> Non
         ".cache/e.jsonl",
         "test/.f.jsonl",
         "test/g/h.jsonl",
+        "root/tagcos.json",
+        "root/snapshots/i.jsonl",
     )
     for name in names:
-        _put(f"{bucket}/_in/{name}", json.dumps(chat(0)).encode())
+        _put(f"{bucket}/_in/{name}", json.dumps(chat(0)).encode())  # tagcos.json makes its folder a root, which holds no rows
         (tmp_path / "_in" / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / "_in" / name, [chat(0)])
     found = {}

@@ -141,6 +141,16 @@ def test_toml__a_name_picks_all_tables_that_have_it(tmp_path: Path) -> None:
     assert [Path(f.url).stem for f in resolve_sources([f"{tmp_path / 'list.toml'}#y,x"])] == ["b", "a", "c"]
 
 
+def test_toml__patterns_in_a_folder_whose_name_looks_like_one(tmp_path: Path) -> None:
+    (folder := tmp_path / "run[1]").mkdir()
+    write(folder / "a.jsonl", [chat(0)])
+    write(folder / "b[2].jsonl", [chat(1)])
+    (folder / "list.toml").write_text('[[source]]\npath = "*.jsonl"\n')
+    assert len(resolve_sources([str(folder / "list.toml")])) == 2
+    (folder / "list.toml").write_text('[[source]]\npath = "b[2].jsonl"\n')
+    assert len(resolve_sources([str(folder / "list.toml")])) == 1
+
+
 def test_llama_factory__reasoning_that_would_end_early_is_not_exported() -> None:
     empty = {"name": None, "train": None, "tool_calls": None, "tool_call_id": None, "reasoning": None}
     messages = [

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from storage import root
+from tagcos_stream.data import sources
 from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
@@ -31,6 +33,18 @@ def test_resolve__folder_glob_and_file(tmp_path: Path) -> None:
     both = resolve_sources([str(tmp_path / "b.jsonl"), str(tmp_path)])
     assert [Path(f.url).name for f in both] == ["b.jsonl", "a.json.gz", "d.jsonl.zst"]
     assert [f.dataset for f in both] == ["b", "a", "d"]
+
+
+def test_resolve__a_folder_gives_no_file_of_a_root_in_it_and_each_folder_once(tmp_path: Path) -> None:
+    assert sources.MARK_OF_ROOT == root.MARK
+    for name in ("pool/a.jsonl", "pool/tagcos-data/tagcos.json", "pool/tagcos-data/snapshots/s.jsonl", "far/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, [PAIR])
+    (tmp_path / "pool" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "pool" / "again").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "pool")
+    found = [Path(f.url) for f in resolve_sources([str(tmp_path / "pool")])]
+    assert found == [tmp_path / "pool" / "a.jsonl", tmp_path / "far" / "b.jsonl"]
 
 
 def test_resolve__digest_is_of_the_content(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
     check_columns(every, file)
     options = file.spec.options
     read = {*ROW_FIELDS, *CHAT_FIELDS, *ID_FIELDS, *FLAT_FIELDS, "message_tree_id", "deleted"}
+    if "metadata" in every and not _may_hold_tools(schema.field("metadata").type):
+        read.remove("metadata")
     read |= {*options.columns.values(), *options.scores}
     names = [n for n in every if n in read or options.shape == "any"]
     for name in names:
@@ -195,6 +197,15 @@ def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
                 f"{file.url}: column {name!r} has the type {schema.field(name).type}, which cannot be read: {short(e)}"
             ) from None
     return names
+
+
+def _may_hold_tools(kind: pa.DataType) -> bool:
+    """Whether a column of `metadata` is text or has tools; of others nothing is read."""
+    kind = _without_extensions(kind)
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("tools") >= 0)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def check_columns(names: list[str], file: SourceFile) -> None:

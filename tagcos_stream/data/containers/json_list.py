@@ -39,7 +39,12 @@ _PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
     "prompt",
     "completion",
     "content",
+    "contents",
+    "input",
     "output",
+    "answers",
+    "chosen",
+    "rejected",
 }
 
 
