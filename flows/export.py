@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from storage.exports import write as exports
 from storage.exports.shapes import Unfit
 from storage.root import Root
 from tagcos_stream.config import Settings
+from tagcos_stream.data.pairs import read_pair
+from tagcos_stream.data.reasons import RowError
+from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.types import UserError
 
 
@@ -60,7 +63,19 @@ def export(
     encode = _encoder(run, tokenizer, trust_remote_code) if name == "trl" else None
     if tokenizer and not encode:
         raise UserError(f"--tokenizer is for format trl; {name} holds text")
-    return exports.export(root, run["run_id"], path, format=name, leave_out=leave_out, encode=encode)
+    remark = _read_as_turns if name == "alpaca" else None
+    return exports.export(root, run["run_id"], path, format=name, leave_out=leave_out, encode=encode, remark=remark)
+
+
+def _read_as_turns(example: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say of an Alpaca row that our own reader takes for other turns: a prompt may be written out as turns."""
+    try:
+        found = [(m["role"], m["content"]) for m in read_pair(dict(rows[0]), "instruction", "output", RowOptions())]
+    except RowError:
+        found = []
+    if found == [(m["role"], m["content"]) for m in example["messages"]]:
+        return None
+    return "texts look like turns, for which `tagcos run` would take them: read again they are other examples"
 
 
 def _encoder(run: Mapping[str, Any], tokenizer: str | None, trust_remote_code: bool) -> exports.Encode:
@@ -72,6 +87,8 @@ def _encoder(run: Mapping[str, Any], tokenizer: str | None, trust_remote_code: b
     settings = Settings(**{name: value for name, value in config.items() if name in Settings.model_fields})
     own = tokenizer is None or tokenizer == settings.model
     named = settings.model if tokenizer is None else tokenizer
+    if not named:
+        raise UserError(f"run {run['run_id']} is of vectors and has no model: name one whose tokens to write with --tokenizer")
     source: dict[str, Any] = {
         "revision": settings.revision if own else None,
         "trust_remote_code": trust_remote_code,

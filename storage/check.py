@@ -14,7 +14,7 @@ from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped import clustering_group
 from storage.arrays.grouped_reader import open_clustering, regroup_again
 from storage.arrays.segments import SegmentReader, features_spec, open_segment, rewrite_metadata
-from storage.catalog.clusterings import forget_files, replace_part
+from storage.catalog.clusterings import forget_files, parts, replace_part
 from storage.catalog.spaces import forget_block, segment_ids
 from storage.examples import ExampleReader
 from storage.gc import orphans
@@ -78,9 +78,9 @@ def _references(root: Root) -> Iterator[tuple[str, str]]:
 
 
 def _parts(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
-    parts = root.catalog.read("SELECT * FROM parts ORDER BY segment, part")
-    for number, part in enumerate(parts.iter_rows(named=True)):
-        progress("examples", number, len(parts))
+    held = root.catalog.read("SELECT * FROM parts ORDER BY segment, part")
+    for number, part in enumerate(held.iter_rows(named=True)):
+        progress("examples", number, len(held))
         place = f"{root.files.place(part['path'])} (examples of {part['segment']}, part {part['part']})"
         remedy = "restore the file from a copy; without one, start a new --root from the sources"
         size = root.files.size(part["path"])
@@ -90,7 +90,7 @@ def _parts(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
             yield Finding(place, f"has {size} bytes instead of {part['bytes']}", remedy)
         elif deep:
             try:
-                rows = ExampleReader(root.files, parts).read(part["segment"], part["first_row"], part["first_row"] + part["rows"])
+                rows = ExampleReader(root.files, held).read(part["segment"], part["first_row"], part["first_row"] + part["rows"])
             except UserError:
                 yield Finding(place, "is not what was written (digest)", remedy)
                 continue
@@ -208,17 +208,23 @@ def _block(root: Root, reader: SegmentReader, block: dict[str, Any], rejected: n
 
 
 def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
-    parts = root.catalog.read(
-        "SELECT p.*, c.space_id FROM cluster_parts p JOIN clusterings c USING (clustering_id) ORDER BY clustering_id, part"
+    # centroids may wait for their first part; one without a recipe and parts has no files
+    known = root.catalog.read(
+        """SELECT clustering_id FROM clusterings
+        WHERE recipe IS NOT NULL OR clustering_id IN (SELECT clustering_id FROM cluster_parts) ORDER BY clustering_id"""
+    )["clustering_id"].to_list()
+    regrouped = root.catalog.read(
+        "SELECT p.*, c.space_id FROM cluster_parts p JOIN clusterings c USING (clustering_id) ORDER BY part"
     )
-    for number, ((clustering,), mine) in enumerate(parts.group_by("clustering_id", maintain_order=True)):
-        progress("clusterings", number, parts["clustering_id"].n_unique())
+    for number, clustering in enumerate(known):
+        progress("clusterings", number, len(known))
+        mine = regrouped.filter(pl.col("clustering_id") == clustering)
         try:
-            reader = open_clustering(root.files, str(clustering), mine["part"].to_list())
+            reader = open_clustering(root.files, clustering, mine["part"].to_list())
             reader.verify_tables()
         except DamagedStore as error:
             remedy = "restore the file from a copy, or `tagcos check --repair` drops the clustering; the next run clusters again"
-            yield Finding(f"clustering {clustering}", str(error).split(";")[0], remedy, repair=_drop(str(clustering)))
+            yield Finding(f"clustering {clustering}", str(error).split(";")[0], remedy, repair=_drop(clustering))
             continue
         except UserError as error:
             yield Finding(f"clustering {clustering}", str(error), OTHER)
@@ -230,10 +236,11 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
                     continue
             except DamagedStore as error:
                 problem = str(error).split(";")[0]
-            remedy = "`tagcos check --repair` regroups it from the segments"
-            yield Finding(
-                f"part {part['part']} of clustering {clustering}", problem, remedy, repair=_regroup(part, mine["part"].to_list())
+            remedy = (
+                "`tagcos check --repair` regroups it from the segments; where these are damaged, too, it drops the clustering, "
+                "and the next run clusters again"
             )
+            yield Finding(f"part {part['part']} of clustering {clustering}", problem, remedy, repair=_regroup(part))
 
 
 def _drop(clustering: str) -> Callable[[Root], None]:
@@ -245,10 +252,20 @@ def _drop(clustering: str) -> Callable[[Root], None]:
     return give_up
 
 
-def _regroup(part: dict[str, Any], parts: list[int]) -> Callable[[Root], None]:
+def _regroup(part: dict[str, Any]) -> Callable[[Root], None]:
+    clustering = part["clustering_id"]
+
     def again(root: Root) -> None:
-        reader = open_clustering(root.files, part["clustering_id"], parts)
-        info = regroup_again(root.files, reader, parts.index(part["part"]), part["part"], part["space_id"], part["chunk_rows"])
-        replace_part(root.catalog, part["clustering_id"], info)
+        mine = parts(root.catalog, clustering)
+        if part["part"] not in mine:
+            return  # dropped for another of its parts
+        try:
+            reader = open_clustering(root.files, clustering, mine)
+            info = regroup_again(root.files, reader, mine.index(part["part"]), part["part"], part["space_id"], part["chunk_rows"])
+        except DamagedStore:  # of the segments
+            return _drop(clustering)(root)
+        if info.digest != part["digest"]:  # from whole blocks that are not those that were clustered
+            return _drop(clustering)(root)
+        replace_part(root.catalog, clustering, info)
 
     return again

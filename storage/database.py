@@ -123,7 +123,7 @@ class Catalog:
                             f"--safe allows no {statement.type.name} statement: {statement.query.strip()[:80]}; "
                             "ask by SELECT or FROM, or without --safe"
                         )
-            return fetch(connection, query, limit=limit)
+            return fetch(connection, query, limit=limit, finite=True)
 
     def compact(self) -> None:
         """Write the catalog to a new file: a DuckDB file is never cut, and what was deleted stays readable in its free blocks.

@@ -40,7 +40,7 @@ def orphans(root: Root) -> list[Orphan]:
             reason = known.reason(key)
             if reason is not None:
                 found.append(Orphan(key, size, reason))
-    for folder in LITTERED:
+    for folder in _littered(root):
         found += [Orphan(key, size, CUT_OFF) for key, size in root.files.list(folder) if TEMPORARY in key]
     return sorted(found, key=lambda orphan: orphan.key)
 
@@ -49,9 +49,13 @@ def sweep(root: Root, found: list[Orphan]) -> int:
     """Remove them; returns the bytes freed. Call it as the root's writer, with a list made as the root's writer."""
     for orphan in found:
         root.files.delete(orphan.key)
-    for folder in LITTERED:
+    for folder in _littered(root):
         root.files.delete(f"{folder}/{TEMPORARY}")  # a folder that was left empty goes with the last of its files
     return sum(orphan.bytes for orphan in found)
+
+
+def _littered(root: Root) -> tuple[str, ...]:
+    return LITTERED if root.path is not None else ()  # a put to an object store is whole or absent
 
 
 class _Known:

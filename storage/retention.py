@@ -21,6 +21,7 @@ OF_A_RUN = (
     "diagnostics", "promotions", "check_results",
     "target_nearest", "selection_targets", "exclusions", "pins", "alignments", "runs",
 )  # fmt: skip
+LONGEST_DAYS = 36_500  # longer ago than any run; the calendar ends some time before
 OF_A_SPACE = ("checkpoints", "feature_segments", "blocks", "feature_rows", "vector_rows", "answer_losses", "feature_spaces")
 OF_A_CLUSTERING = ("clusters", "cluster_parts", "assignments", "clusterings")
 
@@ -34,13 +35,14 @@ DROPPED = """WITH first AS (
         AND run_id NOT IN (SELECT run_id FROM names WHERE NOT list_contains($names::VARCHAR[], name))
         AND run_id NOT IN (SELECT run_id FROM evaluations) AND run_id NOT IN (FROM first)
     ORDER BY started_at, run_id"""
-# a space that no run selected by may still be of a variant computed with another: it has the same adapter, or is of vectors that
-# a run named
+# a space that no run selected by may still be of a variant computed with another: it has the same adapter, or none, as vectors
+# and hidden states, and a run named it
 SPACES = """WITH kept AS (FROM runs WHERE run_id NOT IN (SELECT unnest($runs::VARCHAR[]))),
     used AS (SELECT space_id FROM kept WHERE space_id IS NOT NULL)
     SELECT space_id FROM feature_spaces WHERE space_id NOT IN (FROM used) AND space_id NOT IN (
         SELECT c.space_id FROM checkpoints c JOIN checkpoints k ON k.digest = c.digest WHERE k.space_id IN (FROM used))
-        AND NOT (variant = 'vectors' AND EXISTS (FROM kept WHERE config->>'$.also_gradients' LIKE '%"vectors"%'))
+        AND NOT (variant IN ('vectors', 'hidden') AND EXISTS (
+            FROM kept WHERE config->>'$.also_gradients' LIKE '%"' || variant || '"%'))
     ORDER BY space_id"""
 CLUSTERINGS = """SELECT clustering_id FROM clusterings WHERE clustering_id NOT IN (
         SELECT clustering_id FROM runs WHERE run_id NOT IN (SELECT unnest($runs::VARCHAR[])) AND clustering_id IS NOT NULL)
@@ -77,7 +79,7 @@ def to_drop(root: Root, *, days: float | None = None, names: Sequence[str] = (),
     Dropped
         Without runs that another name refers to, that were evaluated, and the first one, which decided what is held out.
     """
-    before = None if days is None else utc_now() - timedelta(days=days)
+    before = None if days is None else utc_now() - timedelta(days=min(days, LONGEST_DAYS))
     with root.catalog.reading() as connection:
 
         def found(query: str, **values: object) -> list[str]:

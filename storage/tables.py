@@ -58,6 +58,7 @@ def fetch(
     query: str,
     parameters: Sequence[Any] | Mapping[str, Any] | None = None,
     limit: int | None = None,
+    finite: bool = False,
 ) -> pl.DataFrame:
     """Run a query and fetch its result.
 
@@ -71,25 +72,32 @@ def fetch(
         Values of its placeholders, by position or name.
     limit
         Maximum number of rows; None for all.
+    finite
+        Null in place of infinite dates and times, which Python has not.
 
     Returns
     -------
     pl.DataFrame
-        Rows of the last statement; intervals as text.
+        Rows of the last statement; intervals and unions, which Polars has not, as text.
     """
     result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
     if result is None:
         return pl.DataFrame()
     if limit is not None:
         result = result.limit(limit)
-    if "INTERVAL" in map(str, result.types):  # the difference of two times, which Polars does not have
-        names = ['"' + column.replace('"', '""') + '"' for column in result.columns]
-        text = [
-            name + "::VARCHAR AS " + name if str(kind) == "INTERVAL" else name
-            for kind, name in zip(result.types, names, strict=True)
-        ]
-        result = result.project(", ".join(text))
+    columns = [_readable(quoted_name(name), str(kind), finite) for name, kind in zip(result.columns, result.types, strict=True)]
+    if columns != [quoted_name(name) for name in result.columns]:
+        result = result.project(", ".join(columns))
     return result.pl()
+
+
+def _readable(name: str, kind: str, finite: bool) -> str:
+    """A column of a result as Polars and Python can hold it."""
+    if "INTERVAL" in kind or "UNION" in kind:  # the difference of two times, also in a list
+        return f"{name}::VARCHAR AS {name}"
+    if finite and kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"):
+        return f"CASE WHEN isfinite({name}) THEN {name} END AS {name}"
+    return name
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pl.DataFrame, *, replace: bool = False) -> None:

@@ -73,12 +73,12 @@ def segment_rows(catalog: Catalog, pool: pl.DataFrame) -> int:
 def with_features(catalog: Catalog, space_id: str, pool: pl.DataFrame) -> pl.DataFrame:
     """Return the pool's rows (segment, row) that have a feature in the space, in order of segment and row.
 
-    Columns: example_id, segment, row, dataset, target_tokens.
+    Columns: example_id, segment, row, dataset, tokens, target_tokens.
     """
     with catalog.reading() as connection:
         connection.register("wanted", pool.select("segment", "row").to_arrow())
         return connection.sql(
-            """SELECT e.example_id, w.segment, w.row, e.dataset, r.target_tokens
+            """SELECT e.example_id, w.segment, w.row, e.dataset, r.tokens, r.target_tokens
             FROM wanted w JOIN examples e USING (segment, row) JOIN feature_rows r USING (segment, row)
             WHERE r.space_id = $space AND r.status = 'ok' ORDER BY w.segment, w.row""",
             params={"space": space_id},

@@ -33,9 +33,9 @@ def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` that replaces it at the end; a folder only if an earlier export made it."""
     mine = f".{path.name}.{os.getpid()}-{_host()}"
     partial, old = path.with_name(f"{mine}.partial"), path.with_name(f"{mine}.old")
-    if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is not an earlier export: choose another --out, or remove it")
     try:
+        if folder and path.exists() and not (path / MARK).is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and is not an earlier export: choose another --out, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_partials(path.parent, path.name)
         try:
@@ -126,8 +126,8 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool) -> Iterator[Write]:
-    """Yield a function that takes rows; they are durable at the end.
+def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool, sparse: Collection[str] = ()) -> Iterator[Write]:
+    """Yield a function that takes rows; they are durable at the end. Parquet files lack what is `sparse` and in no row.
 
     In folders the data are Parquet: `datasets`, with which trainers read JSON lines, takes a column's type from a file's first
     megabytes and fails where a flag or a tool comes later.
@@ -137,10 +137,53 @@ def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool) -> Ite
             yield lambda rows: file.writelines(_line(row) for row in rows)
             _flush(file)
         return
-    with (path / DATA if folder else path).open("wb") as file:
+    data = path / DATA if folder else path
+    used: set[str] = set()
+    with data.open("wb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=GROUP_ROWS)
+
+            def write(rows: list[dict[str, Any]]) -> None:
+                table = pa.Table.from_pylist(rows, schema=schema)
+                used.update(_used(table))
+                writer.write_table(table, row_group_size=GROUP_ROWS)
+
+            yield write
         _flush(file)
+    narrow = _without(schema, {name for name in sparse if name not in used})
+    if narrow != schema:
+        with data.open("rb") as wide:
+            data.unlink()  # still read by its handle: a killed export leaves no second file
+            with pq.ParquetFile(wide) as earlier, data.open("wb") as file:
+                with pq.ParquetWriter(file, narrow, compression="zstd") as writer:
+                    for group in range(earlier.num_row_groups):
+                        writer.write_table(earlier.read_row_group(group).select(narrow.names).cast(narrow))
+                _flush(file)
+
+
+def _used(table: pa.Table) -> Iterator[str]:
+    """Names of the columns, and of the fields of their turns, that hold a value."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count < len(column):
+            yield name
+        if _of_turns(column.type):
+            turns = column.combine_chunks().flatten()
+            yield from (field.name for field in turns.type if turns.field(field.name).null_count < len(turns))
+
+
+def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
+    """The schema without these columns and fields of turns."""
+    kept = []
+    for field in schema:
+        if _of_turns(field.type):
+            turn = pa.struct([own for own in field.type.value_type if own.name not in names])
+            kept.append(field.with_type(pa.list_(turn)))
+        elif field.name not in names:
+            kept.append(field)
+    return pa.schema(kept)
+
+
+def _of_turns(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
 
 
 def without_examples(path: Path, ids: Collection[str]) -> int:
@@ -215,7 +258,7 @@ DATASETS_COLUMNS = (
     "`messages` (role, content, name, reasoning_content, tool_calls with arguments as JSON text, tool_call_id, train: "
     "trained character ranges, null for the role's default), `tools` (JSON), `chat_template_kwargs` (JSON), "
     "`example_id`, `dataset`, `weight` (mean 1), `group_id`, `rank`, `source_file`, `source_row`, `run_id`, `method`, "
-    "`fraction`, `model`."
+    "`fraction`, `model`. What no example has of the optional ones is left out."
 )
 TRL_COLUMNS = (
     "`input_ids`, `labels` (-100 where nothing is trained on), `weight` (mean 1): for `trl.SFTTrainer` as they are, "

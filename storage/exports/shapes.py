@@ -37,6 +37,9 @@ _role_content = [("role", pa.string()), ("content", pa.string())]
 _turn = [("from", pa.string()), ("value", pa.string())]
 _plain = pa.list_(pa.struct([*_role_content, *_turn_extras]))
 _row = [("tools", pa.string()), ("chat_template_kwargs", pa.string()), *_common]
+# What Parquet files leave out if no row has it. Trainers take a null for a value: TRL unpacks `chat_template_kwargs`, and hands
+# `tool_calls` to the chat template, where that of Llama 3.1 asks how many there are.
+SPARSE = ("name", "reasoning_content", "tool_calls", "tool_call_id", "train", "train_detail", "chat_template_kwargs")
 _function = pa.struct([("name", pa.string()), ("description", pa.string()), ("parameters", pa.string())])
 
 MESSAGES = pa.schema([("messages", pa.list_(pa.struct([*_role_content, *_turn_extras, ("train", _train)]))), *_row])
@@ -45,7 +48,9 @@ ALPACA = pa.schema(
     [(name, pa.string()) for name in ("instruction", "input", "output", "system")]
     + [("history", pa.list_(pa.list_(pa.string()))), *_common]
 )
-PROMPT_COMPLETION = pa.schema([("prompt", _plain), ("completion", _plain), ("turn", pa.int32()), *_row])
+PROMPT_COMPLETION = pa.schema(
+    [("prompt", _plain), ("completion", _plain), ("turn", pa.int32()), ("tools", pa.string()), *_common]
+)
 LLAMA_FACTORY = pa.schema([("conversations", pa.list_(pa.struct(_turn))), ("tools", pa.string()), *_common])
 AXOLOTL = pa.schema(
     [
@@ -105,6 +110,8 @@ def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
 
     Rows share the example's weight by the characters of their completions. `turn`: number of the completion.
     """
+    if example["template_kwargs"]:
+        raise Unfit("arguments for the chat template")
     turns = [{"role": m["role"], "content": m["content"], **_structure(m)} for m in example["messages"]]
     lengths = [characters(m) for m in example["messages"]]
     wanted = []
@@ -123,11 +130,13 @@ def prompt_completion(example: Example, notes: Counter[str]) -> list[Row]:
         notes["conversations became a row for each of their trained turns"] += 1
     if wanted[-1] < len(turns) - 1:
         notes["turns after the last trained one, on which nothing depends, are not in the rows"] += len(turns) - 1 - wanted[-1]
+    if any(m["tool_calls"] for m in example["messages"]):
+        notes["arguments of calls are JSON text, which many chat templates print in quotes: use --format trl"] += 1
     rows = []
     for i in wanted:
         share = {"weight": example["weight"] * lengths[i] / total}
         own = {"prompt": turns[:i], "completion": [turns[i]], "tools": example["tools"], "turn": i}
-        rows.append({**own, **_arguments(example), **_extra(example), **share})
+        rows.append({**own, **_extra(example), **share})
     return rows
 
 

@@ -23,23 +23,25 @@ from storage.root import Root
 from tagcos_stream.types import UserError
 
 Encode = Callable[[Mapping[str, Any]], tuple[list[int], list[int]]]  # example -> input_ids, labels; Unfit
+Remark = Callable[[shapes.Example, list[shapes.Row]], str | None]  # what a reader of an example's rows should know, if anything
 
 
 @dataclass(frozen=True)
 class Format:
-    """An export format: its row shape, its columns, and whether it is a folder or one file."""
+    """An export format: its row shape, its columns, whether it is a folder or one file, and which unused columns it lacks."""
 
     shape: Callable[[shapes.Example, Counter[str]], list[shapes.Row]] | None
     schema: pa.Schema
     folder: bool = False
+    sparse: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "messages": Format(shapes.messages, shapes.MESSAGES),
-    "sharegpt": Format(shapes.sharegpt, shapes.SHAREGPT),
+    "messages": Format(shapes.messages, shapes.MESSAGES, sparse=shapes.SPARSE),
+    "sharegpt": Format(shapes.sharegpt, shapes.SHAREGPT, sparse=shapes.SPARSE),
     "alpaca": Format(shapes.alpaca, shapes.ALPACA),
-    "prompt-completion": Format(shapes.prompt_completion, shapes.PROMPT_COMPLETION),
-    "datasets": Format(shapes.messages, shapes.MESSAGES, folder=True),
+    "prompt-completion": Format(shapes.prompt_completion, shapes.PROMPT_COMPLETION, sparse=shapes.SPARSE),
+    "datasets": Format(shapes.messages, shapes.MESSAGES, folder=True, sparse=shapes.SPARSE),
     "llama-factory": Format(shapes.llama_factory, shapes.LLAMA_FACTORY, folder=True),
     "axolotl": Format(shapes.axolotl, shapes.AXOLOTL, folder=True),
     "trl": Format(None, shapes.TOKENS, folder=True),  # tokenised by the caller: storage has no tokenizer
@@ -62,7 +64,14 @@ class Exported:
 
 
 def export(
-    root: Root, run_id: str, path: Path, *, format: str | None = None, leave_out: bool = False, encode: Encode | None = None
+    root: Root,
+    run_id: str,
+    path: Path,
+    *,
+    format: str | None = None,
+    leave_out: bool = False,
+    encode: Encode | None = None,
+    remark: Remark | None = None,
 ) -> Exported:
     """Write the selection of a run to a file or folder, completely or not at all.
 
@@ -85,6 +94,8 @@ def export(
         Leave out and count the examples that the format cannot represent, in place of raising an error.
     encode
         For `trl`: returns an example's token ids and labels (-100 where nothing is trained on), or raises shapes.Unfit.
+    remark
+        Looks at every example and its rows; what it returns is counted in the notes.
 
     Returns
     -------
@@ -105,7 +116,8 @@ def export(
     first_unfit: dict[str, str] = {}
     examples = written = 0
     with replacing(path, chosen.folder) as partial:
-        with open_writer(partial, path.suffix if not chosen.folder else ".parquet", chosen.schema, chosen.folder) as write:
+        suffix = ".parquet" if chosen.folder else path.suffix
+        with open_writer(partial, suffix, chosen.schema, chosen.folder, chosen.sparse) as write:
             for batch in _examples(root, run_id):
                 rows = []
                 for example in batch:
@@ -114,10 +126,14 @@ def export(
                         continue
                     examples += 1
                     try:
-                        rows += shape(example, notes)
+                        made = shape(example, notes)
                     except shapes.Unfit as reason:
                         left_out[str(reason)] += 1
                         first_unfit.setdefault(str(reason), example["example_id"])
+                        continue
+                    rows += made
+                    if remark is not None and (said := remark(example, made)):
+                        notes[said] += 1
                 if left_out and not leave_out:
                     continue  # read to the end, since the message counts them
                 write(rows)
@@ -164,6 +180,8 @@ def check_target(path: Path | None, format: str | None = None) -> str:
     if path is None:
         return name
     if FORMATS[name].folder:
+        if path.name in ("", ".."):
+            raise UserError(f"format {name} is a folder of its own, {path} is one that is there: give --out a new name in it")
         if path.suffix in SUFFIXES:
             raise UserError(f"format {name} is a folder, {path} is named as a file: choose a name without {path.suffix}")
     elif path.suffix not in SUFFIXES:
@@ -171,9 +189,16 @@ def check_target(path: Path | None, format: str | None = None) -> str:
         raise UserError(
             f"cannot export to {path}: the name must end in {' or '.join(SUFFIXES)}; folders need --format ({folders})"
         )
-    elif not may_replace(path):
+    elif not _replaceable(path):
         raise UserError(f"{path} exists and is not an earlier export: choose another --out, or remove it")
     return name
+
+
+def _replaceable(path: Path) -> bool:
+    try:
+        return may_replace(path)
+    except OSError as error:  # a name that is too long, for example
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
 
 
 def _examples(root: Root, run_id: str, at_a_time: int = 1024) -> Iterator[list[dict[str, Any]]]:

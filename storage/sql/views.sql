@@ -293,15 +293,22 @@ CREATE OR REPLACE VIEW evaluated AS FROM evaluation_of(
 COMMENT ON VIEW evaluated IS 'methods side by side by what training on their selections gave, of the evaluation at work last';
 
 CREATE OR REPLACE VIEW example_history AS
-    SELECT e.example_id, e.dataset, e.first_run, max_by(r.run_id, (coalesce(r.finished_at, 'infinity'), r.started_at)) AS last_run, count(DISTINCT r.run_id) AS runs
-    FROM examples e LEFT JOIN occurrences o USING (example_id) LEFT JOIN run_files f ON f.file_id = o.file_id LEFT JOIN runs r ON r.run_id = f.run_id
+    WITH had AS (
+        SELECT o.example_id, r.run_id, r.started_at, r.finished_at FROM occurrences o JOIN run_files f USING (file_id) JOIN runs r USING (run_id)
+        WHERE NOT EXISTS (FROM rejects x WHERE x.stage = 'near-duplicates' AND x.run_id = r.run_id AND x.example_id = o.example_id)
+            AND NOT EXISTS (FROM target_repeats t WHERE t.target_id = r.target_id AND t.example_id = o.example_id)
+    )
+    SELECT e.example_id, e.dataset, e.first_run, max_by(h.run_id, (coalesce(h.finished_at, 'infinity'), h.started_at)) AS last_run,
+        count(DISTINCT h.run_id) AS runs
+    FROM examples e LEFT JOIN had h USING (example_id)
     WHERE e.segment NOT IN (SELECT segment FROM segments WHERE heldout)
     GROUP BY e.example_id, e.dataset, e.first_run;
-COMMENT ON VIEW example_history IS 'first and last run that had the example in its pool';
+COMMENT ON VIEW example_history IS 'run that met the example first, and the last one that had it in its pool';
 
 CREATE OR REPLACE VIEW retired AS
     SELECT h.example_id, h.dataset, h.first_run, h.last_run, h.runs FROM example_history h
-    WHERE h.runs > 0 AND h.example_id NOT IN (SELECT p.example_id FROM pool_of((SELECT run_id FROM latest_run)) p);
+    WHERE h.runs > 0 AND EXISTS (FROM latest_run) AND h.example_id NOT IN (SELECT g.example_id FROM forgotten g)
+        AND h.example_id NOT IN (SELECT o.example_id FROM occurrences o JOIN run_files f USING (file_id) JOIN latest_run l USING (run_id));
 COMMENT ON VIEW retired IS 'examples of earlier runs that are gone from the sources of the newest complete one: their features are kept, and they come back with their source';
 
 CREATE OR REPLACE VIEW drift AS

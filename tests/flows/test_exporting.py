@@ -21,6 +21,7 @@ from flows.cli.store import FormatName
 from flows.progress import SilentReporter
 from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
+from storage.exports import shapes
 from storage.exports import write as exports
 from storage.exports.files import MARK, _host, may_replace, replacing
 from storage.root import Root, open_root
@@ -171,7 +172,7 @@ UNFIT = {
         "two tools' turns", "text beside a call", "template arguments",
     ],
     "axolotl": ["other tools", "template arguments"],
-    "prompt-completion": ["parts of a turn", "part before the end", "trained question"],
+    "prompt-completion": ["parts of a turn", "part before the end", "trained question", "template arguments"],
 }  # fmt: skip
 
 
@@ -225,6 +226,7 @@ def test_export__a_row_for_each_trained_turn_trains_the_same_tokens(
     done = exports.export(root, run_id, out, format="prompt-completion", leave_out=True)
     assert done.notes == {
         "conversations became a row for each of their trained turns": 25,
+        "arguments of calls are JSON text, which many chat templates print in quotes: use --format trl": 10,
         "turns after the last trained one, on which nothing depends, are not in the rows": 5,
     }
     exports.export(root, run_id, tmp_path / "m.parquet")
@@ -243,6 +245,32 @@ def test_export__a_row_for_each_trained_turn_trains_the_same_tokens(
         found = encode(tokenizer, turns_of, max_length=10_000, tools=whole[identity]["tools"])
         assert positions == set(np.flatnonzero(found.target).tolist())
         assert weights[identity] == pytest.approx(whole[identity]["weight"])
+
+
+@pytest.mark.parametrize(("format", "name"), [("prompt-completion", "pc.parquet"), ("messages", "m.parquet"), ("datasets", "d")])
+def test_export__trl_takes_conversations(
+    small_settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, name: str
+) -> None:
+    """Nulls for what no example has would be values to TRL and to chat templates such as Llama 3.1's."""
+    pytest.importorskip("trl")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    settings = small_settings(method="random")
+    pipeline.run(load_settings(settings), SilentReporter())
+    done = export.export(open_root(settings["root"], create=False), None, tmp_path / name, format=format)
+    data = str(tmp_path / name / "tagcos.parquet" if format == "datasets" else tmp_path / name)
+    rows = datasets.load_dataset("parquet", data_files=data, split="train", cache_dir=str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer(
+        "{% for m in messages %}{{ m.content }}{% if 'tool_calls' in m and m.tool_calls | length != 1 %}"
+        "{{ raise_exception('one call') }}{% endif %}<|im_end|>{% endfor %}"
+    )
+    trainer: Any = SFTTrainer(
+        tiny_model("llama"), train_dataset=rows, processing_class=tokenizer,
+        args=SFTConfig(str(tmp_path / "out"), report_to=[], use_cpu=True, bf16=False, activation_checkpointing=False),
+    )  # fmt: skip
+    assert len(trainer.train_dataset) == done.rows
 
 
 def test_export__datasets_opens_it(exported: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +432,26 @@ def test_export__trl_trains_on_it_by_weight(
             assert torch.allclose(after[name], expected, atol=2e-5), (name, batch)
 
 
+def test_export__alpaca_counts_texts_that_are_read_as_turns(
+    filled: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainers take them for text; our own readers do not."""
+    texts = ['[{"role": "user", "content": "Hi"}]', "### Human: Hi\n### Assistant:", "Hi"]
+    beside = dict.fromkeys(("name", "reasoning", "tool_calls", "tool_call_id", "train"))
+    asked = [[{"role": U, "content": text, **beside}, {"role": A, "content": texts[0], **beside}] for text in texts]
+    common = dict.fromkeys(shapes.COMMON)
+    examples = [{"messages": messages, "tools": None, "template_kwargs": None, **common} for messages in asked]
+    monkeypatch.setattr(exports, "_examples", lambda *given: iter([examples]))
+    done = export.export(filled, None, tmp_path / "a.jsonl", format="alpaca")
+    assert list(done.notes.values()) == [2]
+    assert "look like turns" in str(done.notes)
+    (file,) = resolve_sources([str(tmp_path / "a.jsonl")])
+    (block,) = read_file(file)
+    found = [[(m["role"], m["content"]) for m in messages] for messages in block.occurrences["messages"]]
+    wanted = [[(U, text), (A, texts[0])] for text in texts]
+    assert [turns in found for turns in wanted] == [False, False, True]
+
+
 @pytest.mark.parametrize("too_long", ["truncate", "reject"])
 def test_export__trl_keeps_to_the_model_s_own_maximum_length(
     small_settings: Callable[..., dict[str, Any]], model_folder: Path, tmp_path: Path, too_long: str
@@ -486,11 +534,28 @@ def test_export__a_file_that_cannot_be_read_is_not_ours(tmp_path: Path, monkeypa
         ("x.jsonl", {"format": "datasets"}, "is a folder"),
         ("x.jsonl", {"format": "best"}, "prompt-completion"),
         ("x.jsonl", {"tokenizer": "a/b"}, "--tokenizer is for format trl"),
+        ("..", {"format": "datasets"}, "give --out a new name in it"),
+        ("x" * 300, {"format": "datasets"}, "File name too long; choose another --out"),
+        ("x" * 300 + ".jsonl", {}, "File name too long; choose another --out"),
     ],
 )
 def test_export__mistakes(exported: tuple[Root, str], tmp_path: Path, name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         export.export(exported[0], None, tmp_path / name, **options)
+
+
+def test_export__not_onto_the_current_folder(exported: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give --out a new name in it"):
+        export.export(exported[0], None, Path("."), format="datasets")
+
+
+def test_export__trl_of_a_run_without_a_model_asks_for_one(filled: Root, model_folder: Path, tmp_path: Path) -> None:
+    with filled.catalog.transaction() as connection:  # as of a run on vectors
+        connection.execute("UPDATE runs SET config = '{}'")
+    with pytest.raises(UserError, match="has no model: name one whose tokens to write with --tokenizer"):
+        export.export(filled, None, tmp_path / "trl", format="trl")
+    assert export.export(filled, None, tmp_path / "trl", format="trl", tokenizer=str(model_folder)).rows > 0
 
 
 def test_export__a_place_that_cannot_be_written(exported: tuple[Root, str], tmp_path: Path) -> None:

@@ -47,6 +47,16 @@ def test_sql__numbers_are_numbers_in_json(ask: Call) -> None:
     assert type(row["total"]) is int
 
 
+def test_sql__what_python_cannot_hold_is_text_or_null(ask: Call) -> None:
+    query = "SELECT [INTERVAL 1 DAY] AS waits, 'infinity'::TIMESTAMP AS never, '-infinity'::DATE AS day, union_value(a := 1) AS u"
+    for arguments in ([], ["--csv"]):
+        assert ask(query, *arguments)[0] == 0
+    (row,) = json.loads(ask(query, "--json")[1])
+    assert row == {"waits": "[1 day]", "never": None, "day": None, "u": "1"}
+    (row,) = json.loads(ask("SELECT TIMESTAMP '2026-01-01 10:00:00' AS now, finished_at IS NULL AS none FROM runs", "--json")[1])
+    assert row["now"].startswith("2026-01-01")
+
+
 def test_sql__csv(ask: Call) -> None:
     told = ask(NUMBERS + ", 'a,\"b\"' AS text", "--csv")[1]
     assert told == 'total,price,lost,few,exact,text\n7,1.5,,"[1, 2]",0.30000000000000004,"a,""b"""\n'

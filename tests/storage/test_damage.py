@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from storage.arrays.chunked import DamagedStore
@@ -168,6 +170,48 @@ def test_check__drops_a_clustering_whose_tables_are_damaged(filled: Root, part: 
     assert check(filled) == []
     assert clusterings.exists(catalog, name)
     assert clusterings.assignments(catalog, name).equals(assigned)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "delete"])
+def test_check__finds_damaged_centroids_that_wait_for_rows(filled: Root, kind: str) -> None:
+    space = filled.catalog.read("SELECT space_id FROM runs").item()
+    write_centroids(filled.files, "begun", np.ones((2, 8), np.float32))
+    nothing = pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64})
+    clusterings.add_clustering(
+        filled.catalog, runs.find_run(filled.catalog), "begun", space, clusters=nothing, rows=pl.DataFrame(), part=None,
+        recipe="made", config={},
+    )  # fmt: skip
+    assert check(filled) == []
+    damage(filled, next(key for key in keys(filled, "centroids/c.0") if "begun" in key), kind)
+    (found,) = check(filled)
+    assert found.place == "clustering begun"
+    with filled.writer():
+        assert repair(filled, [found]) == [found]
+    assert check(filled) == []
+    assert not clusterings.exists(filled.catalog, "begun")
+
+
+@pytest.mark.parametrize("kind", ["flip", "delete", "another block"])
+def test_check__drops_a_clustering_whose_segments_are_damaged_too(filled: Root, kind: str) -> None:
+    """What else was damaged is mended all the same; the next run computes and clusters again, and chooses the same."""
+    chosen = selections.selection(filled.catalog, runs.find_run(filled.catalog)).drop("run_id")
+    for key in keys(filled, "part-00000/features/c.")[:2]:
+        damage(filled, key, "flip")
+    blocks = [key for key in keys(filled, "/features/c.") if key.startswith("spaces")]
+    if kind == "another block":
+        filled.files.write(blocks[3], filled.files.read(blocks[2]))
+    else:
+        damage(filled, blocks[3], kind)
+    found = check(filled)
+    assert len(found) == 2
+    with filled.writer():
+        assert repair(filled, found) == found
+    assert not any(finding.damage for finding in check(filled))
+    assert keys(filled, "clusterings") == []
+    assert filled.catalog.read("FROM cluster_parts").is_empty()
+    again = tiny.run(filled)
+    assert again.blocks_computed == 1
+    assert again.selection.equals(chosen)
 
 
 def test_check__leaves_what_another_version_wrote(filled: Root) -> None:

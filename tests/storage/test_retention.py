@@ -50,6 +50,7 @@ def test_retention__drops_what_is_asked_and_nothing_that_is_needed(many: tuple[R
     assert retention.to_drop(root, unnamed=True).runs == [second]
     assert retention.to_drop(root, days=25).runs == [second]  # the first decided what is held out
     assert retention.to_drop(root, days=35, unnamed=True).runs == []
+    assert [retention.to_drop(root, days=days).runs for days in (1e6, 1e12, float("inf"))] == [[], [], []]
     assert retention.to_drop(root, days=10, names=["main"]).runs == [third]
     assert retention.to_drop(root, names=["main"]).runs == [third, last]
     runs.promote(root.catalog, third, "prod")
@@ -119,6 +120,14 @@ def test_retention__drops_features_that_no_run_uses_any_more(many: tuple[Root, l
     assert dropped.spaces == ["other"]
     with root.catalog.transaction() as connection:  # computed beside the one in use, by the same adapter
         connection.execute("UPDATE checkpoints SET digest = (SELECT min(digest) FROM checkpoints)")
+    assert retention.to_drop(root, unnamed=True).spaces == []
+    with root.catalog.transaction() as connection:  # hidden states, which no adapter made
+        connection.execute("DELETE FROM checkpoints WHERE space_id = 'other'")
+        connection.execute("UPDATE feature_spaces SET variant = 'hidden' WHERE space_id = 'other'")
+    assert retention.to_drop(root, unnamed=True).spaces == ["other"]
+    config = "UPDATE runs SET config = json_merge_patch(config, ?)"
+    with root.catalog.transaction() as connection:
+        connection.execute(config, ['{"also_gradients": ["hidden"]}'])
     assert retention.to_drop(root, unnamed=True).spaces == []
     with root.writer():
         retention.drop(root, dropped)

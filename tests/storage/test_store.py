@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from storage.arrays.safetensors_io import load_arrays, save_arrays
 from storage.arrays.segments import open_features, open_segment
 from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
 from storage.examples import example_reader
-from storage.gc import orphans, sweep, work_key
+from storage.files.object import ObjectFiles
+from storage.gc import FOLDERS, orphans, sweep, work_key
 from storage.root import Root, open_root
 from storage.snapshot import publish, snapshot_path
 from tagcos_stream import identity
@@ -152,6 +154,29 @@ def test_run__a_grown_pool_computes_only_what_is_new(filled: Root) -> None:
     assert len(changed) > 0
     history = root.catalog.read("SELECT first_run, last_run, count(*) AS n FROM example_history GROUP BY ALL ORDER BY n")
     assert history.rows() == [(second.run_id, second.run_id, 38), (first, second.run_id, 286)]
+
+
+def test_retired__are_gone_from_the_sources_and_no_others(filled: Root) -> None:
+    """Not what nearly repeats another, nor what was forgotten: neither comes back with a source."""
+    catalog, first = filled.catalog, runs.list_runs(filled.catalog)["run_id"][0]
+    own = catalog.read("SELECT segment, row, example_id FROM examples ORDER BY row LIMIT 3")
+    repeat = own[:1].with_columns(
+        reason=pl.lit("near_duplicate"), detail=pl.lit(""), like_id=pl.lit("x"), likeness=pl.lit(0.9), kept_id=pl.lit("x")
+    )
+    pool.exclude_near_duplicates(catalog, first, repeat)
+    with catalog.transaction() as connection:
+        connection.execute("INSERT INTO forgotten VALUES (?, now()::TIMESTAMP)", [own["example_id"][1]])
+    assert catalog.read("FROM retired").is_empty()
+    history = catalog.read("SELECT runs, last_run, count(*) FROM example_history GROUP BY ALL ORDER BY ALL").rows()
+    assert history == [(0, None, 1), (1, first, 285)]
+    with catalog.transaction() as connection:  # a later run of no source at all
+        connection.execute("INSERT INTO runs SELECT * REPLACE ('later' AS run_id, now()::TIMESTAMP AS finished_at) FROM runs")
+    gone = catalog.read("SELECT example_id FROM retired")["example_id"]
+    assert len(gone) == 284
+    assert not set(gone) & set(own["example_id"][:2])
+    with catalog.transaction() as connection:  # nothing to compare with
+        connection.execute("UPDATE runs SET name = NULL")
+    assert catalog.read("FROM retired").is_empty()
 
 
 def test_why__says_how_far_from_the_cut(filled: Root) -> None:
@@ -308,6 +333,27 @@ def test_gc__lists_and_removes_what_nothing_names(filled: Root) -> None:
     unfinished = runs.open_run(filled.catalog, config={}, config_hash="new", versions={}, seeds={})
     filled.files.write(work_key(unfinished.run_id, "kmeans.safetensors"), b"12345")
     assert orphans(filled) == []
+
+
+def test_gc__asks_an_object_store_for_no_more_than_it_must(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a local folder has files of writes that were cut off, and folders that they left empty."""
+    root = open_root(f"{bucket}/swept", catalog=tmp_path / "catalog.duckdb")
+    with root.catalog.transaction():
+        pass
+    root.files.write("work/unknown/x", b"1")
+    asked: list[str] = []
+
+    def counted(real: Callable[[ObjectFiles, str], Any]) -> Callable[[ObjectFiles, str], Any]:
+        def call(files: ObjectFiles, key: str) -> Any:
+            asked.append(key)
+            return real(files, key)
+
+        return call
+
+    for name in ("list", "delete"):
+        monkeypatch.setattr(ObjectFiles, name, counted(getattr(ObjectFiles, name)))
+    sweep(root, orphans(root))
+    assert asked == [*FOLDERS, "work/unknown/x"]
 
 
 def test_snapshot__is_read_while_the_catalog_is_locked(filled: Root) -> None:
