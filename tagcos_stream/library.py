@@ -7,6 +7,7 @@ D feature dimension, K clusters.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tagcos_stream.gradients.model import LoadedModel
 
 
-def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_pool(*sources: str | os.PathLike[str], limit: int | None = None) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Read instruction data of any known shape (docs/formats.md).
 
     Parameters
@@ -44,7 +45,7 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
     Raises
     ------
     UserError
-        A source does not exist, or nothing in a file can be read.
+        A source does not exist, nothing in a file can be read, or no source is named.
     """
     from tagcos_stream.data.canonical import EXAMPLE_COLUMNS
     from tagcos_stream.data.read import read_file, resolve_sources
@@ -52,7 +53,9 @@ def read_pool(*sources: str, limit: int | None = None) -> tuple[pl.DataFrame, pl
     found: list[pl.DataFrame] = []
     rejects: list[pl.DataFrame] = []
     rows = 0
-    for file in resolve_sources(sources):
+    if not sources:
+        raise UserError("no source is named: give files, folders, globs or URLs")
+    for file in resolve_sources([os.fspath(source) for source in sources]):
         for block in read_file(file):
             found.append(block.occurrences.select(EXAMPLE_COLUMNS))
             rejects.append(block.rejects.select(pl.lit(file.url).alias("url"), pl.all()))
@@ -88,6 +91,8 @@ def encode_pool(loaded: LoadedModel, examples: pl.DataFrame, *, max_length: int 
     """
     from tagcos_stream.gradients.chat import NoTargets, encode
 
+    if max_length < 1:
+        raise UserError(f"max_length is {max_length}, must be at least 1")
     longest = min(max_length, loaded.max_positions)
     encoded: list[Encoded | None] = []
     for row in examples.iter_rows(named=True):
@@ -119,7 +124,7 @@ def warm_up(
 ) -> list[Checkpoint]:
     """Attach a LoRA adapter to the model and train it for one epoch over a sample of the pool.
 
-    Afterwards `loaded.model` is the model with the adapter.
+    Afterwards `loaded.model` is the model with the adapter. The adapter of an earlier warm-up is taken off first.
 
     Parameters
     ----------
@@ -148,16 +153,21 @@ def warm_up(
     Raises
     ------
     UserError
-        No example can be trained on, there are more checkpoints than steps, or the loss is not finite.
+        No example can be trained on, there are more checkpoints than steps, an argument is below 1, or the loss is not finite.
     """
     from tagcos_stream.gradients.adapter import attach_adapter
     from tagcos_stream.gradients.warmup import checkpoint_steps, run_warmup
 
     good = [e for e in sample if e is not None]
-    steps = math.ceil(len(good) / batch_size)
     if not good:
         raise UserError(f"none of {len(sample)} examples has a token to train on: sample more, or raise max_length")
+    for name, value in {"batch_size": batch_size, "checkpoints": checkpoints, "token_budget": token_budget}.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, must be at least 1")
+    steps = math.ceil(len(good) / batch_size)
     at = checkpoint_steps(steps, checkpoints)
+    if hasattr(loaded.model, "unload"):  # a PeftModel
+        loaded.model = loaded.model.unload()
     loaded.model = attach_adapter(loaded.model, rank=rank, alpha=alpha, dropout=0.0, seed=seed)
     done = run_warmup(
         loaded.model,
@@ -218,12 +228,14 @@ def gradient_features(
     SelfCheckFailed
         On this model the batched gradients of two examples differ from those of plain autograd.
     UserError
-        The variant or the projection is unknown, or the checkpoints do not fit the adapter.
+        The variant or the projection is unknown, or the checkpoints do not fit the adapter or are none.
     """
     from tagcos_stream.gradients.extract import GradientExtractor, block_features
     from tagcos_stream.gradients.projection.projections import make_projection
     from tagcos_stream.gradients.verify import self_check
 
+    if not checkpoints:
+        raise UserError("no checkpoint is given: make some with warm_up")
     at = [i for i, e in enumerate(encoded) if e is not None]
     good = [e for e in encoded if e is not None]
     features = np.full((len(encoded), dim), np.nan, np.float16)
@@ -276,12 +288,12 @@ def cluster_rows(
     Raises
     ------
     UserError
-        A row is not finite, or the bounds contradict each other.
+        There is no row, one is not finite, n_clusters is below 1, or the bounds contradict each other.
     """
     from tagcos_stream.clustering import kmeans
 
     rows = ArrayRows(_finite(features))
-    k = min(n_clusters or kmeans.default_clusters(rows.n_rows), rows.n_rows)
+    k = min(kmeans.default_clusters(rows.n_rows) if n_clusters is None else n_clusters, rows.n_rows)
     *_, state = kmeans.fit(rows, k, seed=seed)
     return kmeans.finalise(rows, state, keys, min_cluster_rows=min_cluster_rows, max_cluster_rows=max_cluster_rows, seed=seed)
 
@@ -314,16 +326,21 @@ def select_rows(
     Raises
     ------
     UserError
-        The budget is not between 1 and N, or a row is not finite.
+        The budget is neither a fraction below 1 nor a whole number from 1 to N, a row is not finite, or the rows are not as many
+        as were clustered.
     """
     from tagcos_stream.selection.pursuit.omp import omp_select
 
     n = len(_finite(features))
-    total = max(1, round(budget * n)) if isinstance(budget, float) and budget < 1 else int(budget)
-    if not 1 <= total <= n:
+    if n != len(clustering.labels):
+        raise UserError(f"there are {n} feature rows, and {len(clustering.labels)} were clustered: give the same ones")
+    if isinstance(budget, float) and budget == 1:
+        raise UserError(f"budget 1.0 could mean one row or all: give 1, or {n}")
+    total = max(1, round(float(budget) * n)) if 0 < budget < 1 else budget
+    if not 1 <= total <= n or int(total) != total:
         raise UserError(f"budget {budget} of {n} rows: give a share below 1, or a number from 1 to {n}")
     parts = []
-    for k, number in enumerate(allocate(clustering.sizes, total)):
+    for k, number in enumerate(allocate(clustering.sizes, int(total))):
         members = np.flatnonzero(clustering.labels == k)
         found = omp_select(features[members], clustering.means[k], int(number), ridge=ridge, tol=tol)
         parts.append(
@@ -346,6 +363,8 @@ def select_rows(
 def _finite(features: np.ndarray) -> np.ndarray:
     if features.ndim != 2:
         raise UserError(f"features must be (N, D), got shape {features.shape}")
+    if not len(features):
+        raise UserError("there is no feature row: none of the examples has a usable gradient, or none was given")
     for start in range(0, len(features), 4096):
         bad = ~np.isfinite(features[start : start + 4096]).all(axis=1)
         if bad.any():

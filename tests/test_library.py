@@ -90,15 +90,44 @@ def test_library__chooses_what_the_pipeline_chooses(
 def test_library__mistakes() -> None:
     rows = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
     made = tagcos_stream.cluster_rows(rows, 2, min_cluster_rows=1)
-    for budget in (0, 21, 1.5e9):
+    for budget in (0, 21, 1.5e9, -0.1, 2.5, float("nan")):
         with pytest.raises(UserError, match="of 20 rows"):
             tagcos_stream.select_rows(rows, made, budget)
+    with pytest.raises(UserError, match="one row or all: give 1, or 20"):
+        tagcos_stream.select_rows(rows, made, 1.0)
     assert len(tagcos_stream.select_rows(rows, made, 20)) == 20
+    assert len(tagcos_stream.select_rows(rows, made, np.float32(0.1))) == 2
+    for other in (rows[:10], np.vstack([rows, rows])):
+        with pytest.raises(UserError, match=f"there are {len(other)} feature rows, and 20 were clustered"):
+            tagcos_stream.select_rows(other, made, 2)
+    with pytest.raises(UserError, match="there is no feature row"):
+        tagcos_stream.cluster_rows(rows[:0])
+    with pytest.raises(UserError, match="0 clusters of 20 rows: choose between 1 and 20"):
+        tagcos_stream.cluster_rows(rows, 0)
+    with pytest.raises(UserError, match="no source is named"):
+        tagcos_stream.read_pool()
     rows[7, 3] = np.nan
     with pytest.raises(UserError, match="row 7 is not finite"):
         tagcos_stream.cluster_rows(rows)
     with pytest.raises(AttributeError, match="read_pool"):
         _ = tagcos_stream.no_such_name
+
+
+def test_library__a_cell_can_be_run_again(model_folder: Path, pool_folder: Path) -> None:  # noqa: F811
+    examples, _ = tagcos_stream.read_pool(pool_folder)
+    loaded = tagcos_stream.load_model(model_folder)
+    encoded = tagcos_stream.encode_pool(loaded, examples.head(12), max_length=96)
+    with pytest.raises(UserError, match="max_length is -1"):
+        tagcos_stream.encode_pool(loaded, examples, max_length=-1)
+    for wrong in ({"rank": 0}, {"batch_size": 0}, {"checkpoints": 3}, {"checkpoints": 0}, {"token_budget": 0}):
+        with pytest.raises(UserError, match=r"must be at least 1|3 checkpoints need"):
+            tagcos_stream.warm_up(loaded, encoded, **wrong)
+    (once,), (again,) = (tagcos_stream.warm_up(loaded, encoded, rank=2) for _ in range(2))
+    assert all(np.array_equal(once.weights[name], again.weights[name]) for name in once.weights)
+    with pytest.raises(UserError, match="no checkpoint is given"):
+        tagcos_stream.gradient_features(loaded, encoded, [])
+    features, _ = tagcos_stream.gradient_features(loaded, encoded, [again], dim=64)
+    assert np.isfinite(features).all()
 
 
 def test_library__importing_it_imports_nothing_else() -> None:

@@ -12,7 +12,7 @@ from flows.stages.target import adopt_target
 from storage import gc
 from storage.catalog import pool, runs, spaces
 from storage.database import Catalog
-from tagcos_stream.config import Settings
+from tagcos_stream.config import VECTORS, Settings
 from tagcos_stream.identity import space_recipe
 from tagcos_stream.types import UserError
 
@@ -44,7 +44,10 @@ def adopt(run: RunContext) -> Features:
     examples = len(pool.pool(run.catalog, run.run_id))
     space_id = space_of_variant(run.catalog, run.settings, base, run.run_id)
     runs.set_run(run.catalog, run.run_id, space_id=space_id)
-    return features_of(run, space_id, {"of": run.reselects, "examples": examples})
+    detail: dict[str, Any] = {"of": run.reselects, "examples": examples}
+    if (of_vectors := _vector_space_of(run.catalog, run.reselects)) is not None:
+        detail["vectors"] = {"space_id": of_vectors}
+    return features_of(run, space_id, detail)
 
 
 def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any], run_id: str) -> str:
@@ -77,7 +80,10 @@ def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any],
         return own
     # computed together with the features of that run, whose warm-up decides what hidden states are
     together = settings.model_copy(update={"also_gradients": (before, *settings.also_gradients)})
-    space = spaces.find_space(catalog, space_recipe(together, variant))
+    found = spaces.spaces_of(catalog, space_recipe(together, variant))
+    if variant == VECTORS and (of_vectors := _vector_space_of(catalog, base["run_id"])) is not None:
+        found = [space for space in found if space.space_id == of_vectors]  # those of other vectors have the same recipe
+    space = found[0] if found else None
     computed = 0 if space is None else spaces.looked_at(catalog, run_id, space.space_id)
     if space is None or computed < spaces.looked_at(catalog, run_id, own):
         raise UserError(
@@ -85,3 +91,9 @@ def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any],
             f"them with `tagcos run`, the same settings and --also-gradients {variant}"
         )
     return space.space_id
+
+
+def _vector_space_of(catalog: Catalog, run_id: str) -> str | None:
+    """The space of the user's own vectors in a run with its features; None where it has none, or an older version made it."""
+    stages = (runs.stage_detail(catalog, run_id, stage) or {} for stage in ("warm-up", "pool"))
+    return next((detail["vectors"].get("space_id") for detail in stages if "vectors" in detail), None)

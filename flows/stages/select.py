@@ -28,6 +28,7 @@ from tagcos_stream.selection.division import Division
 from tagcos_stream.selection.groups import divide, example_columns
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.stands import affordable
+from tagcos_stream.types import UserError
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,12 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
             if not settle(run, budget, division, pool):
                 break
     chosen = selections.spent(run.catalog, run.run_id)
+    if not chosen["selected"].sum():
+        shortest = chosen.select(pl.col("next_tokens").min()).item()
+        raise UserError(
+            f"tokens {budget.total:,}: they pay for none of the examples that method {method.name} would choose first, of which "
+            f"the shortest has {shortest}; give more tokens"
+        )
     counts: dict[str, Any] = {"selected": int(chosen["selected"].sum()), "pool": rows.of, "clusters": len(chosen)}
     counts["copied"] = len(copied)
     if budget.costs is not None:
@@ -216,7 +223,7 @@ def _shares(asked: GroupTargets, division: Division) -> np.ndarray:
     if len(weights) > len(asked.weights):  # what the target has in a cluster is divided among the cluster's parts
         parts = budgets.reshape(-1, len(asked.weights))
         weights = weights * (parts / np.maximum(parts.sum(axis=0), 1)).ravel()
-    shares = weights / weights.sum()
+    shares = weights / (weights.sum() or 1.0)
     beyond = (weights == 0) & (budgets > 0)
     shares[beyond] = budgets[beyond] / budgets.sum()
     normalised: np.ndarray = shares / shares.sum()

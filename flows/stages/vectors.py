@@ -65,7 +65,7 @@ def vector_space(run: RunContext, sibling: Space | None) -> tuple[Space, dict[st
     space = find_vector_space(run.catalog, run.settings, run.run_id)
     if space is None:
         space = _add(run, sibling, index.width, given)
-    return space, detail
+    return space, detail | {"space_id": space.space_id}
 
 
 def _add(run: RunContext, sibling: Space | None, width: int, given: pl.DataFrame) -> Space:

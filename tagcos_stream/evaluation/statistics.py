@@ -76,7 +76,8 @@ def _noncentrality(degrees: int, critical: float) -> float:
     low, high = 0.0, 1.0
 
     def power(delta: float) -> float:
-        return float(1 - special.nctdtr(degrees, delta, critical) + special.nctdtr(degrees, delta, -critical))
+        opposite = np.nan_to_num(special.nctdtr(degrees, delta, -critical))  # SciPy's is NaN at places where it is next to 0
+        return float(1 - special.nctdtr(degrees, delta, critical) + opposite)
 
     while power(high) < POWER:
         high *= 2

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ ATTENTION_PROJECTIONS = (
     ("qkv_proj", "o_proj"),  # Phi-3
     ("query_key_value", "dense"),  # GPT-NeoX, Falcon, BLOOM
     ("c_attn", "attn.c_proj"),  # GPT-2
+)
+NOT_LINEAR = (
+    "adapts weights that are not of linear layers, such as those of a mixture's experts: gradient features cover lora_A and "
+    "lora_B of linear layers only; name other layers, such as q_proj and o_proj"
 )
 
 
@@ -78,12 +83,11 @@ def attach_adapter(
         raise UserError("DoRA is not supported: its magnitude vector ties all gradients of a layer together; use LoRA (dora off)")
     if rank < 1:
         raise UserError(f"rank is {rank}, must be at least 1")
-    targets = _targets(model, target_modules)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number
         lora_dropout=dropout,
-        target_modules=targets,
+        target_modules=_targets(model, target_modules),
         bias="none",
         task_type="CAUSAL_LM",
         rank_pattern=dict(rank_pattern or {}),
@@ -94,11 +98,31 @@ def attach_adapter(
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"target_modules {target_modules!r}: {error}") from error
-        except RuntimeWarning as warning:
-            raise UserError(f"ranks of single layers: {warning} Adapted are {targets}") from warning
+            of_experts = "ParamWrapper" in str(error)  # which refuses dropout
+            raise UserError(f"lora_targets {target_modules!r}: {NOT_LINEAR if of_experts else error}") from error
+        except re.error as error:
+            raise UserError(f"ranks of single layers: {error.pattern!r} is not a regular expression: {error}") from error
+    _require_linear(adapted, f"lora_targets {target_modules!r}")
+    _require_matches(adapted, {**(rank_pattern or {}), **(alpha_pattern or {})})
     draw_adapter(adapted, seed)
     return adapted.eval()
+
+
+def _require_linear(model: Any, what: str) -> None:
+    """Refuse an adapter of weights that no linear layer holds, such as those of a mixture's experts."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    if any(isinstance(module, ParamWrapper) for module in model.modules()):
+        raise UserError(f"{what}: {NOT_LINEAR}")
+
+
+def _require_matches(model: Any, patterns: Iterable[str]) -> None:
+    """Refuse names of single layers that no adapted layer has."""
+    layers = [name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")]
+    if unknown := [pattern for pattern in patterns if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers)]:
+        endings = sorted({name.rpartition(".")[2] for name in layers})
+        names = ", ".join(map(repr, unknown))
+        raise UserError(f"ranks of single layers: did not match any adapted layer: {names}. Adapted are {', '.join(endings)}")
 
 
 def draw_adapter(model: Any, seed: int) -> None:
@@ -155,8 +179,9 @@ def attach_from_checkpoint(model: Any, folder: str | Path) -> Any:
     with torch.random.fork_rng(devices=[]), _quiet():
         try:
             adapted = get_peft_model(model, config)
-        except (ValueError, RuntimeWarning) as error:
+        except ValueError as error:
             raise UserError(f"{folder}: its adapter does not fit {type(model).__name__}: {error}") from error
+    _require_linear(adapted, str(folder))
     parameters, weights = adapter_parameters(adapted), adapter_weights(folder)
     require_fit(weights, parameters, f"{folder}: the adapter's weights")
     with torch.no_grad():
@@ -307,22 +332,39 @@ def _quiet() -> Iterator[None]:
     """Silence warnings that the user cannot act on: peft 0.21 reads attributes that transformers 5.23 has deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings(
-            "error", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning
-        )  # a misspelt name
+        # PEFT adds patterns of its own for the experts of a mixture, adapted or not; those of the user are checked here
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield
 
 
-def _targets(model: nn.Module, wanted: str | Sequence[str]) -> str | list[str]:
-    if wanted == "all-linear":
-        return wanted
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"]
-    if wanted != "auto":
-        return [wanted] if isinstance(wanted, str) else list(wanted)
+def _targets(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
+    """What PEFT is asked to adapt: endings of names, or in a model with towers for images or sound the names themselves."""
+    text, head = _text_decoder(model), model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = {
+        n: module for n, module in model.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+    read = [name for name, module in linear.items() if text is None or name.startswith(text + ".") or module is head]
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if wanted == ["all-linear"]:
+        return wanted[0] if text is None else [name for name in read if linear[name] is not head]
+    endings = _attention_projections(model, read) if wanted == ["auto"] else wanted
+    if text is None:
+        return endings
+    return [name for name in read if any(f".{name}".endswith(f".{ending}") for ending in endings)] or endings
+
+
+def _text_decoder(model: Any) -> str | None:
+    """Name of the part that reads text, where a model has others for images or sound: those never run here, and learn nothing."""
+    config = getattr(model, "config", None)
+    if config is None or config.get_text_config() is config:
+        return None
+    decoder = model.get_decoder()
+    return next((name for name, module in model.named_modules() if module is decoder), None) or None
+
+
+def _attention_projections(model: nn.Module, names: Sequence[str]) -> list[str]:
     for choice in ATTENTION_PROJECTIONS:
         if all(any(name.endswith("." + suffix) for name in names) for suffix in choice):
             return list(choice)
-    endings = sorted({name.rpartition(".")[2] for name in names})
-    raise UserError(
-        f"no known attention projections in {type(model).__name__}: set target_modules to some of {', '.join(endings)}"
-    )
+    endings = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+    raise UserError(f"no known attention projections in {type(model).__name__}: set lora_targets to some of {endings}")

@@ -64,10 +64,10 @@ class AdapterCapture:
             if x.ndim != 3:
                 raise UserError(
                     f"{name}: its input has shape {tuple(x.shape)}, not (batch, tokens, inputs): "
-                    "leave this layer out of target_modules"
+                    "leave this layer out of lora_targets"
                 )
             if name in self._pending:
-                raise UserError(f"{name}: used more than once in a forward pass: leave this layer out of target_modules")
+                raise UserError(f"{name}: used more than once in a forward pass: leave this layer out of lora_targets")
             self._pending[name] = 1
             if not output.requires_grad:
                 output.requires_grad_()  # the first adapted layer: nothing before it needs a gradient, so the graph starts here

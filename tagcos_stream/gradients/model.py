@@ -35,7 +35,7 @@ class LoadedModel:
 
 
 def load_model(
-    ref: str,
+    ref: str | os.PathLike[str],
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -71,6 +71,7 @@ def load_model(
     UserError
         The model cannot be loaded, or an argument is invalid.
     """
+    ref = os.fspath(ref)
     with _no_hub_kernels():
         import peft  # noqa: F401 -- with bitsandbytes, where it is installed
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

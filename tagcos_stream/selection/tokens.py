@@ -75,6 +75,11 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
     -------
     Choice
         Its stats have `tokens` and `next_tokens` where the budget is in tokens.
+
+    Raises
+    ------
+    ValueError
+        The method did not choose what it was asked for.
     """
     if group.pinned is not None and not method.accounts_for_pins:
         mean = group.mean if group.mean is not None or not method.features else group.target
@@ -84,7 +89,9 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
             left = choose_within(method, sub, budget - spent(group, group.pinned), settings, limits)
         return with_pinned(left, group, group.pinned, rest)
     if group.costs is None or method.weights:
-        return method.choose(group, budget, settings, limits)
+        choice = method.choose(group, budget, settings, limits)
+        _require_sound(method, group, budget, choice)
+        return choice
     costs = group.costs
 
     def order(rows: int) -> tuple[np.ndarray, Choice]:
@@ -99,3 +106,16 @@ def choose_within(method: Method, group: Group, budget: int, settings: Mapping[s
         margins=choice.margins,
         stats=choice.stats | spending(costs, choice.indices, fits),
     )
+
+
+def _require_sound(method: Method, group: Group, budget: int, choice: Choice) -> None:
+    """Refuse what a faulty method chose, before it is recorded as a selection."""
+    chosen, n = choice.indices, len(choice.margins)
+    if len(np.unique(chosen)) < len(chosen):
+        raise ValueError(f"method {method.name} chose a row of a group twice")
+    if group.pinned is not None and not np.isin(group.pinned, chosen).all():
+        raise ValueError(f"method {method.name} left out rows of Group.pinned, which it must choose")
+    if group.costs is None and len(chosen) != min(budget, n):
+        raise ValueError(f"method {method.name} chose {len(chosen)} of {n} rows, and was asked for {min(budget, n)}")
+    if group.costs is not None and group.costs[chosen].sum() > budget:
+        raise ValueError(f"method {method.name} spent {group.costs[chosen].sum()} tokens, and the budget is {budget}")

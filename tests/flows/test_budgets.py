@@ -170,8 +170,11 @@ def test_tokens__count_all_tokens_and_keep_shares(root: Root) -> None:
     assert budget - longest < sum(by.values()) <= budget
     assert by.get("sums", 0) <= 0.1 * budget
     assert by["cities"] > 0.5 * budget - longest
+    longest = int(pool["target_tokens"].max())
     with pytest.raises(UserError, match=r"tokens 1: the shortest example of the pool has"):
         reselect(root, tokens="1")
+    with pytest.raises(UserError, match=rf"none of the examples that method longest would choose first, .* has {longest}; give"):
+        reselect(root, method="longest", tokens=str(longest - 1), tokens_all=False)
     with pytest.raises(UserError, match="give one of fraction, count and tokens"):
         reselect(root, tokens="100", count=3)
 

@@ -20,12 +20,16 @@ from flows.plan import Plan
 from flows.progress import SilentReporter, Stage
 from flows.report.build import make_report
 from flows.stages.ingest import ingest
+from flows.stages.select import _shares
+from flows.stages.target_rows import GroupTargets
 from storage import check, forget
 from storage.arrays import segments
 from storage.catalog import pool, runs, selections, spaces, targets
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.same_words import word_keys
+from tagcos_stream.selection.division import Division
+from tagcos_stream.selection.groups import by_label
 from tagcos_stream.types import UserError
 from tests import naive
 from tests.flows.conftest import SMALL, TOPICS, conversation, features_of
@@ -203,6 +207,12 @@ def test_target__selecting_again_finds_it_by_name_or_leaves_it(root: Root, monke
     with pytest.raises(UserError, match="no target set has this name, there are wanted"):
         again(target=("other",))
     assert check.check(root) == []
+
+
+def test_shares__are_numbers_where_no_group_with_a_budget_has_any_of_the_target() -> None:
+    two_datasets = Division(by_label(np.array([0, 1, 2, 3]), 4), np.array([0, 3, 0, 1]), parts=("cities",))
+    shares = _shares(GroupTargets(np.zeros((2, 4), np.float32), np.array([1.0, 0.0])), two_datasets)
+    assert shares.tolist() == [0.0, 0.75, 0.0, 0.25]
 
 
 @pytest.mark.parametrize("method", ["tagcos", "random", "less"])

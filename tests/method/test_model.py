@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3Config, Qwen3MoeConfig
 
-from tagcos_stream.gradients.adapter import adapter_parameters, attach_adapter, attach_from_checkpoint
+from tagcos_stream.gradients.adapter import adapter_parameters, adapter_settings, attach_adapter, attach_from_checkpoint
 from tagcos_stream.gradients.extract import GradientBatch, GradientExtractor
 from tagcos_stream.gradients.model import load_model, model_fingerprint
 from tagcos_stream.gradients.projection.projections import make_projection
 from tagcos_stream.gradients.verify import self_check
+from tagcos_stream.gradients.warmup import run_warmup
 from tagcos_stream.types import UserError
 from tests.models import KINDS, random_checkpoint, random_encoded, tiny_model, tiny_tokenizer
 
@@ -124,7 +126,7 @@ def test_attach_adapter__leaves_the_global_generator_alone() -> None:
 def test_attach_adapter__refuses_what_it_cannot_do() -> None:
     with pytest.raises(UserError, match="rank is 0"):
         attach_adapter(tiny_model(), rank=0, alpha=1, seed=0)
-    with pytest.raises(UserError, match="target_modules"):
+    with pytest.raises(UserError, match="lora_targets"):
         attach_adapter(tiny_model(), rank=2, alpha=1, seed=0, target_modules=["no_such"])
 
     class Unknown(torch.nn.Module):
@@ -132,8 +134,54 @@ def test_attach_adapter__refuses_what_it_cannot_do() -> None:
             super().__init__()
             self.mystery = torch.nn.Linear(2, 2)
 
-    with pytest.raises(UserError, match=r"no known attention projections in Unknown: set target_modules to some of mystery"):
+    with pytest.raises(UserError, match=r"no known attention projections in Unknown: set lora_targets to some of mystery"):
         attach_adapter(Unknown(), rank=2, alpha=1, seed=0)
+
+
+def two_towers() -> Any:
+    """A tiny Gemma 3 with its tower for images, whose projections have the same names."""
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    text = {"vocab_size": 300, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8, **sizes}
+    images = {"num_hidden_layers": 1, "image_size": 16, "patch_size": 8, "model_type": "siglip_vision_model", **sizes}
+    config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=4, tie_word_embeddings=False)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "all-linear", ["q_proj", "v_proj", "lm_head"]])
+def test_attach_adapter__adapts_what_reads_text(wanted: str | list[str]) -> None:
+    model = attach_adapter(two_towers(), rank=2, alpha=4, dropout=0.0, seed=0, target_modules=wanted)
+    names = list(adapter_parameters(model))
+    assert any("language_model.layers.1.self_attn.v_proj" in name for name in names)
+    assert not any("vision" in name or "projector" in name for name in names)
+    assert any("lm_head" in name for name in names) == ("lm_head" in wanted)
+    encoded = random_encoded([12, 9, 7])
+    done = run_warmup(model, encoded, steps=1, batch_size=2, learning_rate=1e-3, checkpoints=[1], seed=0)
+    extractor = GradientExtractor(model, variants=["sgd"], projection=make_projection("sparse", dim=64, seed=0))
+    self_check(extractor, done.checkpoints[0], encoded[:2])
+
+
+def test_attach_adapter__refuses_weights_of_experts_and_says_so() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    experts = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = Qwen3MoeConfig(**sizes | experts | heads)
+    attention = attach_adapter(AutoModelForCausalLM.from_config(config), rank=2, alpha=4, seed=0)
+    assert adapter_settings(attention)["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    for dropout in (0.0, 0.1):
+        fresh = AutoModelForCausalLM.from_config(config)
+        with pytest.raises(
+            UserError, match="lora_targets 'all-linear': adapts weights that are not of linear layers, such as those of"
+        ):
+            attach_adapter(fresh, rank=2, alpha=4, dropout=dropout, seed=0, target_modules="all-linear")
+
+
+def test_attach_adapter__ranks_of_layers_that_are_not_there() -> None:
+    for pattern, says in {
+        "gate": "did not match any adapted layer: 'gate'. Adapted are k_proj, o_proj",
+        "*q_proj": "regular expression",
+    }.items():
+        with pytest.raises(UserError, match=f"ranks of single layers: .*{says}"):
+            attach_adapter(tiny_model(), rank=2, alpha=1, seed=0, rank_pattern={pattern: 4})
 
 
 def test_attach_from_checkpoint__is_the_saved_adapter(tmp_path: Path) -> None:

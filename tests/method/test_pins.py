@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tagcos_stream.config import Settings
 from tagcos_stream.rows.blocks import Subset
 from tagcos_stream.selection.groups import Groups, by_label, share_budget
-from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits
+from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits, Method, Words
 from tagcos_stream.selection.shares import Bounds, bounds_with_pins
 from tagcos_stream.selection.targets import TargetRows
 from tagcos_stream.selection.tokens import choose_within
@@ -145,6 +145,26 @@ def test_share_budget__pays_for_pins(sizes: list[int], data: st.DataObject) -> N
     free = share_budget(groups, total).tolist()
     if all(low <= n for low, n in zip(least, free, strict=True)):
         assert found == free
+
+
+@pytest.mark.parametrize(
+    ("indices", "changes", "says"),
+    [
+        ([4, 9, 4], {}, "chose a row of a group twice"),
+        ([4, 9], {}, "chose 2 of 60 rows, and was asked for 3"),
+        ([4, 9, 5], {"pinned": np.array([4, 8])}, "left out rows of Group.pinned"),
+        ([4, 9], {"costs": np.full(N, 2)}, "spent 4 tokens, and the budget is 3"),
+    ],
+)
+def test_choose_within__refuses_what_a_faulty_method_chose(indices: list[int], changes: dict, says: str) -> None:
+    """A method with weights that ignores what docs/extending.md says of it."""
+
+    def faulty(group: Group, budget: int, settings: object, limits: Limits) -> Choice:
+        return Choice(np.array(indices), np.zeros(len(indices)), np.zeros(N), weights=np.ones(len(indices)))
+
+    method = Method("faulty", "pool", faulty, Words("score {:.4g}"), weights=True)
+    with pytest.raises(ValueError, match=f"method faulty {says}"):
+        choose_within(method, draw_group(0, **changes), 3, {}, Limits())
 
 
 def test_share_budget__pays_for_pins_where_the_target_has_nothing() -> None:

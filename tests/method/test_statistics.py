@@ -22,9 +22,10 @@ def test_paired__is_the_one_sample_t_test(n: int) -> None:
     assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
 
 
-def test_paired__a_difference_that_is_detectable_is_found_as_often_as_promised() -> None:
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_paired__a_difference_that_is_detectable_is_found_as_often_as_promised(n: int) -> None:
     """Simulated: of 20,000 experiments with the true difference `detectable` and the spread that it was computed for."""
-    n, rng = 5, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     unit = rng.normal(size=n)
     unit = (unit - unit.mean()) / unit.std(ddof=1)  # an observed spread of exactly one
     detectable = paired(unit).detectable
