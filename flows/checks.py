@@ -112,7 +112,7 @@ def _short(value: Any) -> str:
 
 def _load(path: Path) -> Check:
     try:
-        query = path.read_text(encoding="utf-8")
+        query = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"check {path} cannot be read: {error}; correct the file") from error
     stages = _header(path, query, "after", get_args(Stage))
@@ -121,12 +121,13 @@ def _load(path: Path) -> Check:
 
 
 def _header(path: Path, query: str, name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The value of `-- name: value` in the comments at the head of a file; all values where there is none."""
+    """The values of `-- name: value` in the comments at the head of a file, several with commas; all where there is none."""
     for line in query.splitlines():
         if line.strip() and not line.lstrip().startswith("--"):
             break
-        if match := re.fullmatch(rf"\s*--\s*{name}\s*:\s*(\S+)\s*", line):
-            if match[1] not in values:
-                raise UserError(f"check {path}: {name} {match[1]!r} is unknown; use {' or '.join(values)}")
-            return (match[1],)
+        if match := re.fullmatch(rf"\s*--\s*{name}\s*:(.*)", line, re.IGNORECASE):
+            given = tuple(match[1].lower().replace(",", " ").split())
+            if not given or not set(given) <= set(values):
+                raise UserError(f"check {path}: {name} {match[1].strip()!r} is unknown; use {' or '.join(values)}")
+            return given
     return values

@@ -90,10 +90,10 @@ class FlowReporter(LineReporter):
 
 @contextmanager
 def for_show(say: Callable[[str], None]) -> Iterator[None]:
-    """What a server that is busy or away cannot show does not fail a run: its results are in the catalog."""
+    """A server that is busy or away, or a fault of what is shown, does not fail a run: its results are in the catalog."""
     try:
         yield
-    except Exception as error:  # whatever a client of HTTP raises
+    except Exception as error:  # whatever a client of HTTP raises, or a fault of what is shown
         say(f"the Prefect server took no artifact: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
@@ -109,13 +109,13 @@ def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Cal
     report
         Where its report was written; None where it was not.
     say
-        Gets a message for each group of artifacts that the server does not accept.
+        Gets a message if an artifact cannot be made, or the server does not accept it.
     """
     run_id = outcome.run_id
-    by_dataset = root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id]).to_dicts()
-    found = recorded(root.catalog, run_id)
-    text = summary(root, outcome, found, by_dataset)
     with for_show(say):
+        by_dataset = root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id]).to_dicts()
+        found = recorded(root.catalog, run_id)
+        text = summary(root, outcome, found, by_dataset)
         create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
         create_table_artifact(key="tagcos-selection-by-source", table=_rounded(found.sources), description=run_id)
         create_table_artifact(key="tagcos-selection-by-dataset", table=_rounded(by_dataset), description=run_id)
@@ -142,9 +142,9 @@ def publish_failure(root: Root, message: str, say: Callable[[str], None]) -> Non
 
 def publish_evaluation(root: Root, evaluation_id: str, say: Callable[[str], None]) -> None:
     """tagcos-evaluation: the table that the command prints."""
-    results = evaluations.results(root.catalog, evaluation_id).filter(pl.col("part").is_null())
-    rows = [row for (regime,), mine in results.group_by("regime", maintain_order=True) for row in _of_regime(regime, mine)]
     with for_show(say):
+        results = evaluations.results(root.catalog, evaluation_id).filter(pl.col("part").is_null())
+        rows = [row for (regime,), mine in results.group_by("regime", maintain_order=True) for row in _of_regime(regime, mine)]
         create_table_artifact(key="tagcos-evaluation", table=rows, description=evaluation_id)
 
 
@@ -231,7 +231,7 @@ def _where(root: Root, run_id: str, place: str) -> str:
 def _planned(plan: Plan) -> list[tuple[Any, ...]]:
     """A row a stage after the ingest."""
     return [
-        (step.stage, f"{step.compute:,} of {step.total:,} {step.unit}", step.reuse or "", step.reason)
+        (step.stage, f"{step.compute:,} of {step.total:,} {step.unit}", step.reuse or "", _text(step.reason))
         for step in plan.steps
         if step.stage != "ingest"
     ]

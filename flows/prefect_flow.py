@@ -31,11 +31,11 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed, State
 
 from flows.compare.evaluate import evaluate
-from flows.context import Result, RunContext, run_stage
+from flows.context import UNDER_WAY, Result, RunContext, run_stage
 from flows.export import export
 from flows.pipeline import Outcome, reselect, run
 from flows.prefect_artifacts import FlowReporter, for_show, publish_artifacts, publish_evaluation, publish_failure
-from flows.prefect_parameters import REQUIRED, evaluate_parameters, refresh_parameters, select_parameters, takes
+from flows.prefect_parameters import REQUIRED, evaluate_parameters, filled, refresh_parameters, select_parameters, takes
 from flows.report.build import write_report
 from storage.catalog import runs
 from storage.exports.write import check_target
@@ -47,7 +47,7 @@ from tagcos_stream.types import TransientError, UserError
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
 DEFAULT_ROOT = Settings.model_fields["root"].default
 ENGINE_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
-ANSWER_SECONDS = 10.0  # for a server to answer before a run
+ANSWER_SECONDS = 10.0  # for a server to answer before a run, or to give it its turn
 LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Prefect's least
 
 
@@ -97,12 +97,13 @@ def _turn(root: str, wait: float) -> Iterator[None]:
     Raises
     ------
     UserError
-        Another flow run holds it for longer than `wait` seconds.
+        Another flow run holds it for longer than `wait` seconds, and as long as a server may take to answer.
     """
     if "://" not in root or root.startswith("file:"):
         yield
         return
-    name = "tagcos-root-" + re.sub(r"[^A-Za-z0-9._-]+", "-", root)
+    wait = max(wait, ANSWER_SECONDS)  # with less, a free root would be refused
+    name = "tagcos-root-" + re.sub(r"[^A-Za-z0-9._-]+", "-", root.rstrip("/"))
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
     with ExitStack() as stack:
@@ -129,7 +130,7 @@ def _state(
             check_target(Path(out), format)
         with _turn(root, Settings.model_fields["wait"].default if wait is None else wait):
             outcome = work()
-        opened = open_root(root, create=False)
+        opened = open_root(root, create=False, wait_seconds=UNDER_WAY)  # the run is complete: it is reported, too
         log.info(outcome.sentence)
         place = _as_task("report", lambda: _report(opened, outcome.run_id))
         publish_artifacts(opened, outcome, place, log.warning)
@@ -215,6 +216,7 @@ def tagcos_refresh(out: str | None = None, format: str | None = None, **settings
 
     Its result is the run's id, its message says what was selected and what changed.
     """
+    settings, out = filled(settings), out or None
 
     def work() -> Outcome:
         return run(load_settings(settings), reporter=FlowReporter(get_run_logger().info), do_stage=_do_stage)
@@ -226,12 +228,12 @@ def tagcos_refresh(out: str | None = None, format: str | None = None, **settings
 @takes(select_parameters())
 def tagcos_select(root: str, run: str, out: str | None = None, format: str | None = None, **changes: Any) -> State[str]:
     """Select again from stored features, for example another share: no gradient is computed. Its result is the new run's id."""
-    given = {name: value for name, value in changes.items() if value is not None}
+    given, out = filled(changes), out or None
 
     def work() -> Outcome:
         return reselect(root, run, FlowReporter(get_run_logger().info), _do_stage, **given)
 
-    return _state(root, changes.get("name"), work, out, format, changes.get("wait"))
+    return _state(root, given.get("name"), work, out, format, given.get("wait"))
 
 
 @flow(name="tagcos-evaluate", flow_run_name=evaluate_name, persist_result=False)
@@ -241,14 +243,14 @@ def tagcos_evaluate(**settings: Any) -> State[str]:
     _hide_tracebacks()
     log = get_run_logger()
     try:
-        asked = load_evaluation(settings)
+        asked = load_evaluation(filled(settings))
         with for_show(log.warning):
             _tag(asked.root)
         with _turn(asked.root, asked.wait):
             evaluation_id = str(_as_task("evaluate", lambda: evaluate(asked, FlowReporter(log.info))))
     except UserError as error:
         return Failed(message=" ".join(str(error).split()), data=error)
-    publish_evaluation(open_root(asked.root, create=False), evaluation_id, log.warning)
+    publish_evaluation(open_root(asked.root, create=False, wait_seconds=UNDER_WAY), evaluation_id, log.warning)
     return Completed(message=f"evaluation {evaluation_id} is complete", data=evaluation_id)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
@@ -95,6 +95,11 @@ def export_parameters() -> list[inspect.Parameter]:
         _parameter("out", out, default=None, panel="Export"),
         _parameter("format", format, default="messages", panel="Export"),
     ]
+
+
+def filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the fields that a form gives as empty text, empty list or null: they are as if they were not there."""
+    return {name: value for name, value in values.items() if value is not None and value not in ("", [], ())}
 
 
 def evaluate_parameters() -> list[inspect.Parameter]:

@@ -8,32 +8,19 @@ number of threads). The driver gets results as they finish, and alone writes to 
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from flows.workers.work import Progress, Work, WorkerResources
+from flows.workers.work import Done, Progress, Work, WorkerResources, send_results
 from tagcos_stream.config import Settings
 from tagcos_stream.machine import available_cpus, set_environment_defaults
 from tagcos_stream.types import UserError
-
-TELL_EVERY = 1.0  # seconds between two messages of a process about its progress
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a process has done so far, in the unit of the work's progress."""
-
-    worker: int
-    amount: float
 
 
 def place_of(settings: Settings) -> str:
@@ -42,8 +29,10 @@ def place_of(settings: Settings) -> str:
 
 
 def sharing(settings: Settings, tasks: int) -> int:
-    """Workers that share this machine's memory."""
-    return min(settings.workers, max(1, tasks)) if place_of(settings) == "processes" else 1
+    """Workers that share this machine's memory: processes, and Ray workers where no cluster is named."""
+    place = place_of(settings)
+    here = place == "processes" or (place == "ray" and not os.environ.get("RAY_ADDRESS"))
+    return min(settings.workers, max(1, tasks)) if here else 1
 
 
 def devices_of(device: str, workers: int) -> list[str]:
@@ -71,7 +60,7 @@ def partitioned(
     """Do all tasks; on threads in order, else in the order in which they finish.
 
     `ahead` is how many tasks `work` takes before it yields the first one's result; `progress` gets the work done by all workers
-    so far, within tasks too, but not on Ray. `needs_model`: whether `work` runs the model, on the device of the settings;
+    so far, within tasks too. `needs_model`: whether `work` runs the model, on the device of the settings;
     otherwise processes get no device, and torch is not imported to count them.
     """
     place = place_of(settings)
@@ -82,7 +71,7 @@ def partitioned(
     else:
         from flows.workers.ray_executor import on_ray
 
-        yield from on_ray(work, spec, tasks, settings, ahead)
+        yield from on_ray(work, spec, tasks, settings, ahead, progress)
 
 
 def _in_processes(
@@ -120,19 +109,7 @@ def _in_processes(
 
 def _worker(number: int, work: Work, spec: Any, resources: WorkerResources, todo: Any, done: Any) -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    told = -math.inf
-
-    def tell(amount: float) -> None:
-        nonlocal told
-        if time.monotonic() - told >= TELL_EVERY:
-            told = time.monotonic()
-            done.put(_Done(number, amount))
-
-    try:
-        for result in work(spec, resources, iter(todo.get, None), tell):
-            done.put(result)
-    except Exception as error:  # for the driver, which raises it: nobody sees this process's standard error
-        done.put(error)
+    send_results(work, spec, resources, iter(todo.get, None), lambda found: done.put((number, found)))
 
 
 def _end_with_driver() -> None:
@@ -148,18 +125,18 @@ def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progr
     while expected:
         all_ended = all(process.exitcode == 0 for process in processes)  # then what they did is there
         try:
-            result = done.get(timeout=1.0)
+            number, result = done.get(timeout=1.0)
         except queue.Empty:
             if all_ended:
                 raise RuntimeError(f"all workers ended with {expected} of their tasks not done") from None
         else:
             if isinstance(result, Exception):
                 raise result
-            if not isinstance(result, _Done):
+            if not isinstance(result, Done):
                 expected -= 1
                 yield result
                 continue
-            amounts[result.worker] = result.amount
+            amounts[number] = result.amount
             if progress is not None:
                 progress(sum(amounts.values()))
         lost = [process for process in processes if process.exitcode not in (None, 0)]

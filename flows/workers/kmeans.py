@@ -15,7 +15,7 @@ import polars as pl
 
 from flows.context import RunContext
 from flows.results import Features
-from flows.workers.executor import partitioned, place_of, sharing
+from flows.workers.executor import partitioned, sharing
 from flows.workers.work import Progress, WorkerResources
 from storage.arrays.segments import FeatureRows, open_features
 from storage.files.base import Files
@@ -80,8 +80,8 @@ def spread(
     block = int(np.diff(rows.starts).max())
     needed = peak_bytes(rows.n_rows, rows.dim, n_clusters, block_rows=block)
     needed += (settings.workers + 1) * 8 * n_clusters * rows.dim  # sums that wait for their turn
-    if place_of(settings) == "processes":
-        needed += sharing(settings, cut) * pass_bytes(rows.dim, n_clusters, block_rows=block)
+    if (sharers := sharing(settings, cut)) > 1:
+        needed += sharers * pass_bytes(rows.dim, n_clusters, block_rows=block)
     if needed > run.memory_limit:
         return None, None
     spec = partial(PassSpec, run.root.files, features.space_id, features.pool.select("segment", "row"))

@@ -24,6 +24,19 @@ def echo(spec: None, resources: WorkerResources, tasks: Iterator[int], progress:
     yield from tasks
 
 
+def folders(spec: None, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[str]:
+    """Where a relative path begins."""
+    for _ in tasks:
+        yield os.getcwd()
+
+
+class Unreadable:
+    """A spec that no worker can read, as where another version of a package is installed."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no number",)
+
+
 def slow(spec: float, resources: WorkerResources, tasks: Iterator[int], progress: Progress | None) -> Iterator[int]:
     """Each task takes `spec` seconds, in five parts that are told one by one; task 3 kills its worker."""
     done = 0.0

@@ -21,7 +21,7 @@ from tests.flows.server import free_port
 CODE = """
 import asyncio, json, sys
 from flows import pipeline, prefect_flow
-from flows.prefect_flow import tagcos_evaluate, tagcos_refresh
+from flows.prefect_flow import tagcos_evaluate, tagcos_refresh, tagcos_select
 from flows.progress import SilentReporter
 from prefect import flow
 from tagcos_stream.config import load_settings
@@ -54,15 +54,15 @@ def tries(values):
 
 @flow
 def slots():
-    # taken slots of an object-store root's limit while a run has its turn, and afterwards
+    # taken slots of an object-store root's limit while a run that would not wait has its turn, and afterwards
     def taken():
         with get_client(sync_client=True) as client:
             return client.read_global_concurrency_limit_by_name("tagcos-root-s3-bucket-pool").active_slots
 
-    with prefect_flow._turn("s3://bucket/pool", 60):
+    with prefect_flow._turn("s3://bucket/pool", 0):
         during = taken()
         try:
-            with prefect_flow._turn("s3://bucket/pool", 1):
+            with prefect_flow._turn("s3://bucket/pool/", 1):
                 refused = "not refused"
         except UserError as error:
             refused = str(error)
@@ -80,7 +80,10 @@ async def seen():
 with prefect_test_harness(server_startup_timeout=120):
     run_id = tagcos_refresh(**json.loads(sys.argv[1]))
     root = json.loads(sys.argv[1])["root"]
-    evaluated = tagcos_evaluate(root=root, method=["random"], seeds=1, regime=["steps"], epochs=1, threads=1)
+    # a form's empty fields
+    again = tagcos_select(root=root, run="latest", fraction=0.3, where="", exclude="", name="", share=[], checks="", out="")
+    few = {"seeds": 1, "regime": ["steps"], "epochs": 1, "threads": 1, "model": "", "heldout_files": []}
+    evaluated = tagcos_evaluate(root=root, method=["random"], **few)
     try:
         tagcos_refresh(sources=["pool"], model="m", dim="many")
     except Exception as error:
@@ -89,7 +92,7 @@ with prefect_test_harness(server_startup_timeout=120):
         tagcos_refresh(**json.loads(sys.argv[1]) | {"model": "./nothing", "root": root + "-other"})
     except Exception as error:
         refused = [refused, type(error).__name__, str(error)]
-    found = {"run_id": run_id, "refused": refused, "evaluated": evaluated} | asyncio.run(seen())
+    found = {"run_id": run_id, "refused": refused, "evaluated": evaluated, "again": again} | asyncio.run(seen())
     found |= {"tries": tries(json.loads(sys.argv[1])), "slots": slots()}
     print("RESULT " + json.dumps(found))
 """
@@ -101,7 +104,8 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     from flows.progress import SilentReporter
     from tagcos_stream.config import load_settings
 
-    values = small_settings(root=str(tmp_path / "flow"), heldout=0.2)
+    own = {"heldout": 0.2, "where": "target_tokens > 1", "share": ["sums=0.1:0.9"]}
+    values = small_settings(root=str(tmp_path / "flow"), **own)
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(values)],
@@ -115,22 +119,27 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
-    assert result["tasks"] == sorted([name, "Completed"] for name in (*pipeline.STAGES, "evaluate", "report"))
+    begun = (*pipeline.STAGES, *pipeline.RESELECT_STAGES, "evaluate", "report", "report")
+    assert result["tasks"] == sorted([name, "Completed"] for name in begun)
     shown = ["evaluate", "evaluation", "gradients", "report", "selection-by-dataset", "selection-by-source", "summary"]
-    assert result["artifacts"] == [f"tagcos-{name}" for name in shown]
+    assert sorted(set(result["artifacts"])) == [f"tagcos-{name}" for name in shown]
     assert result["refused"][:2] == ["ParameterTypeError", "UserError"]
     assert result["refused"][2].startswith("model ./nothing: no such folder or file")
     assert f"Failed('{result['refused'][2]}')" in done.stderr
     assert "Traceback" not in done.stderr
     assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
     assert result["slots"][:2] == [1, 0]
-    assert result["slots"][2] == "another flow run has held s3://bucket/pool for 1 s: try again later, or give a longer wait"
+    assert result["slots"][2] == "another flow run has held s3://bucket/pool/ for 10 s: try again later, or give a longer wait"
 
-    plain = small_settings(root=str(tmp_path / "plain"), heldout=0.2)
+    plain = small_settings(root=str(tmp_path / "plain"), **own)
     outcome = pipeline.run(load_settings(plain), SilentReporter())
     catalogs = [open_root(root, create=False).catalog for root in (values["root"], plain["root"])]
     # the newest met the mistake, the one before it was selected for the evaluation
-    assert runs.list_runs(catalogs[0])["status"].to_list() == ["failed", "complete", "complete"]
+    assert runs.list_runs(catalogs[0])["status"].to_list() == ["failed", "complete", "complete", "complete"]
+    again = runs.run_status(catalogs[0], result["again"])
+    kept = json.loads(again.run["config"])
+    assert (kept["where"], kept["share"], kept["exclude"], kept["name"]) == (own["where"], own["share"], None, None)
+    assert again.selected == 29  # of 96
     units = evaluations.units(catalogs[0], result["evaluated"])
     assert sorted(key.method for key in units) == ["base", "random"]
     chosen = [
@@ -154,6 +163,21 @@ def test_artifacts__a_server_that_is_away_fails_nothing(monkeypatch: pytest.Monk
     about = [text for text in said if "artifact" in text]
     assert len(about) == 1, said
     assert "took no artifact: ConnectError" in about[0]
+
+
+def test_artifacts__a_fault_of_theirs_fails_nothing(complete_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import prefect_artifacts
+    from flows.pipeline import Outcome
+
+    def broken(*given: Any) -> bytes:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(prefect_artifacts, "datasets_png", broken)
+    root, said = open_root(str(complete_root), create=False), list[str]()
+    run_id = runs.list_runs(root.catalog)["run_id"][0]
+    prefect_artifacts.publish_artifacts(root, Outcome(run_id, {}, "12 of 120 selected"), None, said.append)
+    prefect_artifacts.publish_evaluation(root, "none", said.append)
+    assert said[0] == "the Prefect server took no artifact: RuntimeError: no font"
 
 
 def test_run__says_in_one_line_that_the_server_is_away(small_settings: Callable[..., dict[str, Any]]) -> None:

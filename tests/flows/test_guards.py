@@ -206,6 +206,8 @@ def test_checks__warn_stop_and_are_recorded(first: tuple[Path, dict[str, Any], s
         ("COPY runs TO 'here.csv'", r"a check is one SELECT statement"),
         ("FROM read_csv('/etc/passwd')", r"disabled"),
         ("-- severity: loud\nSELECT 1", r"severity 'loud' is unknown; use stop or warn"),
+        ("-- severity: warn (only tell)\nSELECT 1", r"severity 'warn \(only tell\)' is unknown; use stop or warn"),
+        ("-- after: ingest and select\nSELECT 1", r"after 'ingest and select' is unknown; use ingest or select"),
     ],
 )
 def test_checks__may_only_ask_the_catalog(first: tuple[Path, dict[str, Any], str], tmp_path: Path, query: str, says: str) -> None:
@@ -214,6 +216,21 @@ def test_checks__may_only_ask_the_catalog(first: tuple[Path, dict[str, Any], str
         checked(first, tmp_path, "ingest")
     assert "bad.sql" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_checks__heads_are_read_however_they_are_written(tmp_path: Path) -> None:
+    """A severity that is not read would be the one that stops a night."""
+    heads = {
+        "a": "\ufeff-- severity: warn",
+        "b": "-- Severity: WARN\r\n-- AFTER: select",
+        "c": "--severity:warn\n-- after: ingest, select",
+    }
+    for name, head in heads.items():
+        (tmp_path / f"{name}.sql").write_text(f"{head}\nSELECT 1", encoding="utf-8", newline="")
+    found = load_checks(str(tmp_path))
+    assert [check.severity for check in found] == ["warn"] * 3
+    assert [check.stages for check in found] == [("ingest", "select"), ("select",), ("ingest", "select")]
+    assert not any("\ufeff" in check.query for check in found)
 
 
 def test_checks__stop_a_run_before_it_selects(first: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:

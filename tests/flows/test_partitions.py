@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,12 @@ import psutil
 import pytest
 
 from flows import pipeline
-from flows.context import RunContext
+from flows.context import RunContext, versions
 from flows.progress import SilentReporter
 from flows.stages import answers
 from flows.stages.gradients import features_of
 from flows.workers import kmeans as passing
-from flows.workers.executor import partitioned
+from flows.workers.executor import partitioned, sharing
 from flows.workers.kmeans import spread
 from flows.workers.work import WorkerResources
 from storage.arrays.segments import open_features
@@ -30,7 +31,8 @@ from storage.root import open_root
 from tagcos_stream.clustering import assign, exact_pass, kmeans, stream
 from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
-from tests.flows.partition_work import deadly, echo, outlived, quits, slow, squares
+from tests.flows.partition_work import Unreadable, deadly, echo, folders, outlived, quits, slow, squares
+from tests.flows.server import CHECKOUT, free_port
 
 Maker = Callable[..., dict[str, Any]]
 HAVE_RAY = True
@@ -281,12 +283,113 @@ def test_ray__a_lost_worker_leaves_its_processors_to_the_next(cluster: None, tmp
 
 
 def test_ray__a_worker_takes_tasks_in_the_order_of_their_numbers() -> None:
-    from flows.workers.ray_executor import RayWorker
+    from flows.workers.ray_executor import RayWorker, Ready
 
-    worker = RayWorker(echo, None, WorkerResources("cpu", 1))
+    worker = RayWorker(echo, None, WorkerResources("cpu", 1), os.getcwd())
     for number in (2, 0, 3, 1):
         worker.give(number, None if number == 3 else 10 * number)
-    assert list(worker.results()) == [None, 0, 10, 20]
+    ready, *results = worker.results()
+    assert isinstance(ready, Ready)
+    assert results == [0, 10, 20]
+
+
+def test_ray__a_worker_that_comes_too_late_does_no_work() -> None:
+    """It would load the model for nothing, beside workers that compute."""
+    from flows.workers.ray_executor import RayWorker
+
+    def never(*given: Any) -> Iterator[int]:
+        raise AssertionError("it was called")
+
+    worker = RayWorker(never, None, WorkerResources("cpu", 1), os.getcwd())
+    worker.give(0, None)
+    assert len(list(worker.results())) == 1
+
+
+def test_ray__a_worker_with_other_versions_is_refused() -> None:
+    from flows.workers.ray_executor import Ready, _check_versions
+
+    here = versions()
+    _check_versions(Ready(here | {"torch": here["torch"].partition("+")[0] + "+cu130", "prefect": "1"}, "node7"))
+    with pytest.raises(UserError, match=rf"worker on node7 has transformers 4.0, not {here['transformers']} as on this machine"):
+        _check_versions(Ready(here | {"transformers": "4.0"}, "node7"))
+
+
+@needs_ray
+def test_ray__an_address_that_cannot_be_used_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address, says in (
+        ("ray://head:10001", r"ray://head:10001 is for Ray's client, which cannot stream results"),
+        (f"127.0.0.1:{free_port()}", r"the Ray cluster at RAY_ADDRESS \S+ does not answer \(.*refused\): start it"),
+        ("nonsense", r"no Ray cluster can be used at RAY_ADDRESS nonsense: Invalid address format: nonsense"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(UserError, match=says):
+            list(partitioned(squares, 3, [1], Settings(run_on="ray")))
+
+
+@needs_ray
+def test_ray__says_why_a_cluster_takes_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        cause = RuntimeError("no GCS: Traceback (most recent call last):\n  File ray.py\nAuthenticationError: no token\n\n")
+        raise ConnectionError("Failed to connect") from cause
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"no Ray cluster can be used at RAY_ADDRESS auto: AuthenticationError: no token$"):
+        list(partitioned(squares, 3, [1], Settings(run_on="ray")))
+
+
+def test_sharing__ray_workers_of_no_named_cluster_share_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert sharing(Settings(run_on="ray", workers=4), 3) == 3
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert sharing(Settings(run_on="ray", workers=4), 3) == 1
+
+
+@needs_ray
+def test_ray__ends_at_once_by_what_the_handler_of_a_signal_raises() -> None:
+    """Ray drops it while it waits, and replaces the handler of SIGTERM: an end would be recorded as something else."""
+    code = (
+        "import signal, sys; from flows.workers.executor import partitioned; from tagcos_stream.config import Settings; "
+        "from tests.flows.partition_work import slow; "
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143)); "
+        "list(partitioned(slow, 10.0, [0], Settings(run_on='ray'), progress=lambda done: print(done, flush=True)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        assert driver.stdout is not None
+        assert float(driver.stdout.readline()) == 0.2
+        driver.terminate()
+    assert driver.returncode == 143
+
+
+@needs_ray
+@most_time
+def test_ray__workers_tell_what_they_did_within_tasks(cluster: None) -> None:
+    told: list[float] = []
+    found = partitioned(slow, 3.0, [0, 1], Settings(run_on="ray", workers=2), progress=told.append)
+    assert next(found) in (0, 1)
+    assert 0 < told[0] < 1
+    assert 1 < told[-1] <= 2  # of both workers
+    assert len(list(found)) == 1
+    assert told == sorted(told)
+
+
+@needs_ray
+@most_time
+def test_ray__relative_paths_lead_where_they_lead_on_the_driver(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(partitioned(folders, None, [1], Settings(run_on="ray"))) == [str(tmp_path)]
+
+
+@needs_ray
+@most_time
+def test_ray__workers_that_cannot_start_say_why(cluster: None) -> None:
+    with pytest.raises(UserError, match=r"Ray workers cannot start \(.*no number.*\): install tagcos-stream with the same"):
+        list(partitioned(squares, Unreadable(), [1], Settings(run_on="ray")))
 
 
 @needs_ray
@@ -301,3 +404,5 @@ def test_ray__a_task_given_back_goes_to_a_new_worker(cluster: None, tmp_path: Pa
 def test_ray__a_request_that_no_node_meets_is_refused(cluster: None) -> None:
     with pytest.raises(UserError, match=r"asks for 1 CPUs and 4 GPUs, but the cluster's nodes have 2 CPUs and 0 GPUs"):
         list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=4)))
+    with pytest.raises(UserError, match=r"gpus_per_worker 1.5: Ray shares one GPU"):
+        list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=1.5)))
