@@ -6,6 +6,7 @@ where the root lies in one.
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -21,6 +22,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from flows.addresses import plain_url
 from storage.catalog import runs
 from storage.files.local import LocalFiles
 from storage.files.object import store_errors
@@ -130,6 +132,11 @@ def _devices(settings: Settings) -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(i)
         name = torch.cuda.get_device_name(i)
         yield Finding(f"cuda:{i}", "ok", f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+    number = settings.device.removeprefix("cuda:")
+    if count and number.isdecimal() and int(number) >= count:
+        yield Finding(
+            "gpu", "problem", f"--device {settings.device}: torch finds {count} of them, from cuda:0", "name one of these"
+        )
     if not count:
         asked = settings.device.startswith("cuda")
         remedy = "install a CUDA build of torch and its driver, or leave --device out" if asked else ""
@@ -206,7 +213,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
         return
     from huggingface_hub import get_token
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    endpoint = plain_url(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     token = get_token()
     state, found = _ask(f"{endpoint}/api/models/{model}", {"Authorization": f"Bearer {token}"} if token else {})
     remedies = {401: "`hf auth login`", 403: "ask for access on the model's page", 404: "check the model's name"}
@@ -215,7 +222,7 @@ def _hub(settings: Settings) -> Iterator[Finding]:
 
 
 def _prefect() -> Iterator[Finding]:
-    url = os.environ.get("PREFECT_API_URL", "").rstrip("/")
+    url = plain_url(os.environ.get("PREFECT_API_URL", "")).rstrip("/")
     if not url:
         return
     state, found = _ask(f"{url}/health", {})
@@ -232,7 +239,7 @@ def _ask(url: str, headers: dict[str, str]) -> tuple[int, str]:
             return answer.status, f"{url} answers"
     except urllib.error.HTTPError as error:
         return error.code, f"{url} answers {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: an address or an answer that is not HTTP
         return 0, f"{url} does not answer: {_first_line(error)}"
 
 

@@ -145,7 +145,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     choices = chosen * _share(plan.step("select"))
     stages = {
         "ingest": pool.read_seconds * pool.rows / max(pool.rows_read, 1),
-        "load model": loading * (2 if warms_up and settings.workers > 1 else 1),
+        "load model": loading * (2 if warms_up and settings.workers > 1 else 1) if warms_up or missing else 0.0,
         "warm-up": 0.0 if not warms_up or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
         "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
         "answers without prompts": 0.0

@@ -267,12 +267,14 @@ def _warm_up(settings: Settings, catalog: Catalog | None, known: dict[str, space
 def _why_no_space(settings: Settings, catalog: Catalog | None, run_id: str | None) -> str:
     """Which settings of the newest run differ, of those that decide features."""
     newest = None if catalog is None else planning.newest_config(catalog, settings.name or runs.MAIN, run_id)
-    if newest is None:
+    if catalog is None or newest is None:
         return "first run of this root"
     before, now = json.loads(newest["config"]), settings.model_dump(mode="json")
     names = decided_by(Settings, "weights", "warmup", "feature")
     differ = [name for name in names if name in before and before[name] != now[name]]
     if not differ:
+        if settings.adapter and runs.run_status(catalog, newest["run_id"]).run["space_id"] is not None:
+            return f"adapter {settings.adapter} has other content than in {newest['run_id']}"
         return f"{newest['run_id']} did not finish it"
     return "; ".join(f"{name} is {now[name]}, not {before[name]} as in {newest['run_id']}" for name in differ)
 
@@ -346,10 +348,10 @@ def _cluster(
 
 
 def _mean_tokens(settings: Settings, rows: pl.DataFrame) -> float:
-    """Tokens of an example, as a budget in tokens counts them, of rows with a feature; where there are none, a few hundred."""
-    if rows.is_empty():
-        return USUAL_TOKENS
-    return float(rows["tokens" if settings.tokens_all else "target_tokens"].mean())  # type: ignore[arg-type]
+    """Tokens of an example, as a budget in tokens counts them, of rows with a feature; where none is known, a few hundred."""
+    counted = "tokens" if settings.tokens_all else "target_tokens"
+    mean = None if rows.is_empty() else rows[counted].mean()
+    return USUAL_TOKENS if mean is None else float(mean)  # type: ignore[arg-type]
 
 
 def _select(
@@ -364,7 +366,7 @@ def _select(
         return Step("select", total, total, "choices", None, "what the target asks of each group is known once its features are")
     if any(text is not None for text in (settings.where, settings.target_where, settings.exclude, settings.include)):
         return Step("select", total, total, "choices", None, "which rows may be chosen is known once the run has its clusters")
-    if settings.tokens is not None or settings.share:
+    if settings.tokens is not None or settings.share or settings.balance != "natural":
         return Step("select", total, total, "choices", None, "shares and tokens are divided as the choice goes on")
     if settings.sticky is not None and "sticky" in method.settings:
         return Step("select", total, total, "choices", None, "sticky compares with the choices of the run before")

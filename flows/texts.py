@@ -29,7 +29,7 @@ def write_texts(sources: Sequence[str], path: Path, reporter: Reporter) -> int:
     sources
         As for `tagcos run`.
     path
-        The file, which is replaced.
+        The file; one that is there is replaced if it was written by this function.
     reporter
         Gets progress.
 
@@ -41,10 +41,12 @@ def write_texts(sources: Sequence[str], path: Path, reporter: Reporter) -> int:
     Raises
     ------
     UserError
-        A source cannot be read or has no usable example, or the file cannot be written.
+        A source cannot be read or has no usable example, or the file cannot be written or is another, such as a source.
     """
     if path.suffix != ".parquet":
         raise UserError(f"{path}: texts are written to a .parquet file")
+    if not _may_replace(path):
+        raise UserError(f"{path} exists and was not written by `tagcos texts`: choose another --out, or remove it")
     files = resolve_sources(sources)
     written = 0
     with replacing(path) as partial:
@@ -55,6 +57,16 @@ def write_texts(sources: Sequence[str], path: Path, reporter: Reporter) -> int:
         if not written:
             raise UserError(f"no usable example in {', '.join(sources)}: `tagcos run` says why of each row")
     return written
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether there is no such file, or one with the columns of this function's: not a source."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        return bool(pq.read_schema(path).names == SCHEMA.names)
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _different(files: Sequence[SourceFile], progress: Stage) -> Iterator[pl.DataFrame]:

@@ -23,6 +23,8 @@ GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
 Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign", "vectors"]
 VECTORS = "vectors"  # the variant that no model computes: vectors of the user's own
+BUDGETS = ("fraction", "count", "tokens")  # one of them says how much is selected
+LARGEST_SEED, LARGEST_TRAINING_SEED = 2**63 - 1, 2**32 - 1
 WITHOUT_MOMENTS = ("hidden", "sgd", "sign", VECTORS)  # variants that do not read Adam's moments of the warm-up
 if TYPE_CHECKING:
     MethodName = str
@@ -244,7 +246,9 @@ class Settings(BaseModel):
         "feature", "sparse", description="Random projection from parameters to features."
     )
     dim: int = setting("feature", 8192, ge=8, description="Feature dimension.")
-    feature_seed: int = setting("feature", 0, ge=0, description="Seed of the adapter, the warm-up sample and the projection.")
+    feature_seed: int = setting(
+        "feature", 0, ge=0, le=LARGEST_SEED, description="Seed of the adapter, the warm-up sample and the projection."
+    )
     ifd: bool = setting(
         "run",
         False,
@@ -378,7 +382,12 @@ class Settings(BaseModel):
         "again.",
     )
     seed: int = setting(
-        ("clusters", "choice"), 0, ge=0, panel="Selection", description="Seed of the clustering and of the controls."
+        ("clusters", "choice"),
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        panel="Selection",
+        description="Seed of the clustering and of the controls.",
     )
 
     # machine
@@ -386,6 +395,7 @@ class Settings(BaseModel):
         "machine",
         None,
         gt=0,
+        allow_inf_nan=False,
         description="Peak memory of a stage in GiB; what runs the model on a GPU is limited by the device's free memory in its "
         "place. Default: 4 for clustering and selection, all free memory for the model.",
     )
@@ -426,6 +436,18 @@ class Settings(BaseModel):
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("sources", "root", "target", "vectors", "decontaminate", "adapter", "checks")
+    @classmethod
+    def _no_empty_path(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        if any(not path.strip() for path in ([value] if isinstance(value, str) else value or ())):
+            raise ValueError("an empty text is no path, and would mean the folder that you are in: is a shell variable not set?")
+        return value
+
+    @field_validator("adapter", "exclude", "include")
+    @classmethod
+    def _in_home(cls, value: str | None) -> str | None:
+        return str(Path(value).expanduser()) if value is not None and value.startswith("~/") else value
+
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
@@ -449,6 +471,9 @@ class Settings(BaseModel):
     @classmethod
     def _tables_of_datasets(cls, value: Any) -> Any:
         if isinstance(value, dict):  # tables of a settings file
+            for dataset, table in value.items():
+                if not isinstance(table, dict):
+                    raise ValueError(f"dataset {dataset} is {table!r}, must be a table such as {{minimum = 0.1, maximum = 0.3}}")
             return tuple(share_text(dataset, table) for dataset, table in value.items())
         return (value,) if isinstance(value, str) else value
 
@@ -467,7 +492,7 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         if self.target and self.target_where is not None:
             raise ValueError("target_where says whose mean is matched, and a target replaces that mean: give one of them")
-        if sum(value is not None for value in (self.fraction, self.count, self.tokens)) > 1:
+        if sum(getattr(self, name) is not None for name in BUDGETS) > 1:
             raise ValueError("give one of fraction, count and tokens")
         if self.tokens is not None and self.sticky is not None:
             raise ValueError("sticky keeps a number of examples, and tokens sets no number: give fraction or count, or no sticky")
@@ -475,6 +500,8 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
             )
+        if self.warms_up and self.feature_seed > LARGEST_TRAINING_SEED:
+            raise ValueError(f"feature_seed {self.feature_seed} seeds a training, so it must be at most {LARGEST_TRAINING_SEED}")
         check_workers(self.run_on, self.workers, self.gpus_per_worker)
         return self
 
@@ -597,6 +624,8 @@ def wrong_values(error: ValidationError) -> str:
 def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: str | None = None) -> Settings:
     """Make settings from explicit values, a TOML file and a preset, in this order of precedence.
 
+    A fraction, count or number of tokens replaces whichever of them what has less precedence gives.
+
     Parameters
     ----------
     values
@@ -619,7 +648,7 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
     from_file: dict[str, Any] = {}
     if toml is not None:
         try:
-            from_file = tomllib.loads(toml.read_text(encoding="utf-8"))
+            from_file = tomllib.loads(toml.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(f"settings file {toml}: {error.strerror}; check the path") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -628,9 +657,11 @@ def load_settings(values: dict[str, Any], *, toml: Path | None = None, preset: s
     chosen = of_file if preset is None else preset
     if chosen not in list(PRESETS):  # a file may hold what is no key
         raise UserError(f"preset {chosen!r} is unknown; choose from {', '.join(PRESETS)}")
-    merged = {**PRESETS[chosen], **from_file, **values}
-    if {"count", "tokens"} & set(merged) and "fraction" not in values | from_file:
-        merged.pop("fraction", None)  # an explicit count or number of tokens replaces the preset's fraction
+    merged: dict[str, Any] = {}
+    for given in (PRESETS[chosen], from_file, values):
+        if any(given.get(name) is not None for name in BUDGETS):
+            merged = {name: value for name, value in merged.items() if name not in BUDGETS}
+        merged |= given
     try:
         return Settings(**merged)
     except ValidationError as error:

@@ -34,6 +34,29 @@ def test_load_settings__flags_win_over_file_over_preset(tmp_path: Path) -> None:
     assert (given.dim, given.lora_rank, given.lora_alpha, given.gradient) == (1024, 16, 32, "sgd")
 
 
+def test_load_settings__an_amount_replaces_that_of_less_precedence(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('\ufeffpreset = "published"\ncount = 7\n', encoding="utf-8")  # with the mark of an editor on Windows
+    for given, expected in (
+        ({}, (None, 7, None)),
+        ({"fraction": 0.2}, (0.2, None, None)),
+        ({"tokens": "5k"}, (None, None, "5000")),
+        ({"tokens": None}, (None, 7, None)),
+    ):
+        settings = load_settings(given, toml=path)
+        assert (settings.fraction, settings.count, settings.tokens) == expected
+    path.write_text("count = 7\nfraction = 0.1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"give one of fraction, count and tokens; .*pool\.toml"):
+        load_settings({}, toml=path)
+    assert load_settings({"count": 3}, toml=path).count == 3
+
+
+def test_load_settings__files_of_one_name_may_lie_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = load_settings({"adapter": "~/checkpoint-3", "exclude": "~/bad.txt", "include": "loss < 1"})
+    assert (settings.adapter, settings.exclude, settings.include) == ("/home/me/checkpoint-3", "/home/me/bad.txt", "loss < 1")
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -42,6 +65,13 @@ def test_load_settings__flags_win_over_file_over_preset(tmp_path: Path) -> None:
         ({"fraction": 0.1, "count": 3}, "give one of fraction, count and tokens"),
         ({"gradient": "adamw"}, "gradient: .*'adamw'"),
         ({"min_cluster_rows": 90, "max_cluster_rows": 100}, "at least twice"),
+        ({"root": ""}, "root: an empty text is no path"),
+        ({"sources": ("a.jsonl", "")}, "sources: an empty text is no path"),
+        ({"decontaminate": " "}, "decontaminate: an empty text is no path"),
+        ({"seed": 2**63}, "seed: .*less than or equal to 9223372036854775807"),
+        ({"feature_seed": 2**32}, "feature_seed 4294967296 seeds a training, so it must be at most 4294967295"),
+        ({"memory_limit": float("inf")}, "memory_limit: .*finite"),
+        ({"share": {"code": "0.1:0.3"}}, "share: dataset code is '0.1:0.3', must be a table such as {minimum = 0.1"),
     ],
 )
 def test_load_settings__names_field_and_value(values: dict[str, object], says: str) -> None:

@@ -36,7 +36,7 @@ FLOWS = (
     ("flows.results", "flows.checks"),
     ("flows.context",),
     ("flows.models",),
-    ("flows.progress",),
+    ("flows.progress", "flows.addresses", "flows.group_words"),
 )
 
 

@@ -16,6 +16,7 @@ import typer
 
 from flows.cli.evaluate import evaluate
 from flows.cli.options import JsonOption, QuietOption, takes_settings
+from flows.cli.output import ask
 from flows.cli.prepare import PresetOption, doctor, estimate, print_plan, texts
 from flows.cli.report import report
 from flows.cli.runs import promote, status
@@ -114,8 +115,14 @@ def demo(
     from flows.demo.data import write_demo_data
     from flows.demo.model import demo_model
     from flows.demo.results import print_results
+    from storage.files.local import LocalFiles
+    from storage.files.open import open_files
 
-    files = write_demo_data(Path(root) / "demo-data", added=add)
+    place = open_files(root)
+    if not isinstance(place, LocalFiles):
+        raise UserError(f"root {root}: the demo keeps its data in it, so it must be a folder of this machine")
+    folder = place.folder if "://" in root else Path(root).expanduser()
+    files = write_demo_data(folder / "demo-data", added=add)
     settings = load_settings(
         {
             "sources": tuple(str(path) for path in files),
@@ -127,7 +134,7 @@ def demo(
             "clusters": 6,
         }
     )
-    run_id = _run(settings, prefect=False, out=Path(root) / "selected.jsonl", as_json=as_json)
+    run_id = _run(settings, prefect=False, out=folder / "selected.jsonl", as_json=as_json)
     if as_json:
         return
     print_results(open_reader(root), run_id, root, add)
@@ -152,7 +159,7 @@ def _run(settings: Settings, *, prefect: bool, out: Path | None, as_json: bool, 
 
 
 def _confirm(again: Recompute) -> bool:
-    return typer.confirm(f"Compute the gradients of {again.examples:,} examples again?", err=True)
+    return ask(f"Compute the gradients of {again.examples:,} examples again?")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import signal
 import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,14 +27,16 @@ LONGEST_WORD = 40  # characters of a word that is never folded: an id has 32
 MOST_PADDING = 200  # characters that a column is padded to where output is not a terminal
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 BY_CLUSTER = """
-    WITH counted AS (SELECT cluster, dataset, count(*) AS n FROM selection_of($run) GROUP BY ALL),
+    WITH counted AS (SELECT group_id, dataset, count(*) AS n FROM selection_of($run) GROUP BY ALL),
         named AS (
-            SELECT cluster, string_agg(dataset || ' ' || n, ', ' ORDER BY n DESC, dataset) AS selected_from
-            FROM counted GROUP BY cluster
+            SELECT group_id,
+                string_agg(coalesce(dataset, '(no name)') || ' ' || n, ', ' ORDER BY n DESC, dataset) AS selected_from
+            FROM counted GROUP BY group_id
         )
-    SELECT cluster, size, selected, residual, selected_from
-    FROM coverage_of($run) LEFT JOIN named USING (cluster) ORDER BY cluster
+    SELECT group_id, size, selected, residual, selected_from, group_id AS cluster
+    FROM coverage_of($run) LEFT JOIN named USING (group_id) ORDER BY group_id
 """
+CLUSTERS = "SELECT cluster FROM clusters WHERE clustering_id = (SELECT clustering_id FROM runs WHERE run_id = ?)"
 
 
 def summary(catalog: Catalog, run_id: str) -> dict[str, Any]:
@@ -78,13 +81,24 @@ def print_summary(catalog: Catalog, run_id: str) -> None:
     print(f"\nrun {run_id}: {found['sentence']} ({chosen / usable:.1%}){barred}{unusable}{heldout}\n")
     print_frame(pl.DataFrame(found["by_dataset"]))
     print()
-    print_frame(pl.DataFrame(found["by_cluster"]))
+    print_frame(_by_group(catalog, run_id, pl.DataFrame(found["by_cluster"])))
     for match in found["match"]:
+        if match["error_plain"] is None:
+            continue  # the mean is zero, and no error relative to it
         errors = f"{match['error_plain']:.3f} with equal weights, {match['error_weighted']:.3f} with the fitted weights"
         print(f"\nerror of the pool's mean feature, on dimensions seen: {errors}")
     for row in found["changes"]:
         _tell_changes(row)
         print_frame(pl.DataFrame(found["by_source"]))
+
+
+def _by_group(catalog: Catalog, run_id: str, groups: pl.DataFrame) -> pl.DataFrame:
+    """The groups under the name of what they are, such as cluster."""
+    from flows.group_words import group_word
+
+    clusters = catalog.read(CLUSTERS, [run_id])["cluster"].to_list()
+    method = catalog.read("SELECT method FROM runs WHERE run_id = ?", [run_id])["method"][0]
+    return groups.drop("cluster").rename({"group_id": group_word(method, groups["group_id"].to_list(), clusters)})
 
 
 def _tell_changes(row: dict[str, Any]) -> None:
@@ -196,6 +210,16 @@ def _cell(value: Any, exact: bool = False) -> str:
     if isinstance(value, float) and not exact:
         return f"{value:.4g}"
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(value))
+
+
+def ask(question: str) -> bool:
+    """Ask on standard error, and read the answer from standard input; no answer is a no. Ctrl-C raises KeyboardInterrupt."""
+    signal.siginterrupt(signal.SIGINT, True)  # with the handler that polars sets, Ctrl-C would wait for the end of the line
+    while True:
+        print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline().strip().lower()
+        if answer in ("y", "yes", "n", "no", ""):
+            return answer in ("y", "yes")
 
 
 def in_terminal() -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption
+from flows.cli.options import DEFAULT_ROOT, ROOT_VARIABLE, JsonOption
 from flows.cli.output import print_frame, print_json
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
@@ -122,7 +122,10 @@ def texts(
 
 
 def doctor(
-    root: RootOption = DEFAULT_ROOT,
+    root: Annotated[
+        str | None,
+        typer.Option(help=f"Folder that holds everything durable; default the file's, or {DEFAULT_ROOT}.", envvar=ROOT_VARIABLE),
+    ] = None,
     config: ConfigOption = None,
     model: Annotated[str | None, typer.Option(help="Model that runs will use.")] = None,
     device: Annotated[str | None, typer.Option(help="Device that runs will use.")] = None,
@@ -136,9 +139,8 @@ def doctor(
 
     from flows.doctor import examine
 
-    given = {name: value for name, value in {"model": model, "device": device}.items() if value is not None}
-    if root != DEFAULT_ROOT or config is None:
-        given["root"] = root
+    asked = {"root": root, "model": model, "device": device}
+    given = {name: value for name, value in asked.items() if value is not None}
     findings = examine(load_settings(given, toml=config))
     if as_json:
         print_json([asdict(finding) for finding in findings])

@@ -37,5 +37,6 @@ def report(
     else:
         print(f"report of {found} written to {place} ({size / 1e6:.1f} MB)")
     if serve:
+        sys.stdout.flush()  # a pipe would hear of the page only at the end
         page = opened.files.read(report_key(found)) if out is None else out.read_bytes()
         server.serve(page, port, lambda address: print(f"serving it at {address} until Ctrl-C", file=sys.stderr, flush=True))

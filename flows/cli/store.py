@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, RootOption, run_ids
-from flows.cli.output import in_terminal, print_csv, print_frame, print_json
+from flows.cli.output import ask, in_terminal, print_csv, print_frame, print_json
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ def forget(
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("forget erases for good: add --yes where nobody can be asked")
-        typer.confirm(f"Erase {len(example_ids)} examples from {opened.url} for good?", abort=True, err=True)
+        if not ask(f"Erase {len(example_ids)} examples from {opened.url} for good?"):
+            raise UserError("nothing was erased")
     with opened.writer():
         done = erase(opened, example_ids, file or ())
     unread = "; ".join(done.unread)

@@ -21,6 +21,8 @@ from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType
 
+from storage.files.base import write_error
+
 Conversation = list[dict[str, str]]
 
 MODULES = (
@@ -168,17 +170,25 @@ def write_demo_data(folder: Path, per_family: int = PER_FAMILY, added: int = 0) 
         Conversations of a family, at most.
     added : int
         Further conversations, of the families in turn, in a file of their own.
+
+    Raises
+    ------
+    UserError
+        The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = demo_examples(per_family)
     if added:
         more = [conversations[per_family:] for conversations in demo_examples(per_family + added).values()]
         files["added"] = [conversations[i] for i in range(added) for conversations in more if i < len(conversations)][:added]
     paths = []
-    for family, conversations in files.items():
-        path = folder / f"{family}.jsonl"
-        text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
-        paths.append(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for family, conversations in files.items():
+            path = folder / f"{family}.jsonl"
+            text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
+            if not path.is_file() or path.read_bytes() != text.encode():
+                path.write_text(text, encoding="utf-8")
+            paths.append(path)
+    except OSError as error:
+        raise write_error(str(folder), error) from error
     return paths

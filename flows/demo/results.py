@@ -34,8 +34,9 @@ def print_results(root: Root, run_id: str, location: str, added: int) -> None:
     """
     print(f"random selections of as many examples, with equal weights: {random_error(root, run_id):.3f} (mean of {DRAWS})")
     samples = report_samples.collect(root, run_id, clustering_id=None, base=None)
-    print(f"\n{SHOWN} of the selected examples, the first of each of the largest clusters:")
-    for row in first_chosen(samples.rows).iter_rows(named=True):
+    shown = first_chosen(samples.rows)
+    print(f"\n{len(shown)} of the selected examples, the first of each of the largest clusters:")
+    for row in shown.iter_rows(named=True):
         print(f"\n  {row['dataset']}, cluster {row['group_id']}, weight {row['weight']:.3g}; {row['reason']}")
         for message in samples.messages[row["example_id"]][:2]:
             line = f"{message.role}: {message.content}"

@@ -8,8 +8,10 @@ from typing import Any
 
 import polars as pl
 
+from flows.addresses import plain_url
+from flows.group_words import PLURALS, group_word
 from flows.report import examples, provenance, selection, target
-from flows.report.elements import MOST_ROWS, Datasets, Report, Section, isolated, named, plain_url, written
+from flows.report.elements import MOST_ROWS, Datasets, Report, Section, isolated, named, written
 from flows.report.page import render
 from storage import report_samples
 from storage.catalog import report_facts
@@ -19,7 +21,6 @@ from storage.report_samples import MapSample, Samples
 from storage.root import Root
 from tagcos_stream.clustering.pca import Plane, principal_plane
 from tagcos_stream.config import DEFAULT_FRACTION, VECTORS, Settings
-from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
 UNREMARKABLE = {"root", "sources", "model", "method", "wait"}  # named elsewhere, or of no effect
@@ -124,7 +125,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
         Sections, tables and plots.
     """
     method, config = facts.run["method"], json.loads(facts.run["config"])
-    word = selection.WORDS[METHODS[method].within]
+    word = group_word(method, facts.groups["group_id"].to_list(), facts.clusters["cluster"].unique().to_list())
     known = Datasets(facts.datasets["dataset"])
     groups = examples.side_by_side(facts, shown, known, word)
     chosen = int(facts.groups["selected"].sum())
@@ -157,7 +158,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
         groups=groups,
         changed=examples.changed(shown, known),
         word=word,
-        clusters=sorted(largest) if len(largest) > 1 else [],
+        clusters=sorted(largest) if len(largest) > 1 and word != "dataset" else [],  # which has a filter
     )
 
 
@@ -245,6 +246,6 @@ def _examples(facts: Facts, groups: list[examples.Group], word: str, chosen: int
     shown = sum(len(group.chosen) for group in groups)
     lead = f"{shown:,} of the {chosen:,} selected, in order of choice, next to those that would have followed, with the reason."
     if len(groups) < len(facts.groups):
-        lead += f" Of the {len(groups)} largest of {len(facts.groups):,} {selection.PLURALS[word]}."
+        lead += f" Of the {len(groups)} largest of {len(facts.groups):,} {PLURALS[word]}."
     lead += " `tagcos sql \"FROM why('ID')\"` explains any example; `tagcos export` writes the whole selection."
     return Section("examples", title, lead)

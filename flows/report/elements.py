@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from flows.report.plot_parts import Plot
 
@@ -122,14 +121,6 @@ def first_rows(rows: list[dict[str, Any]], query: str) -> tuple[list[dict[str, A
     if len(rows) <= MOST_ROWS:
         return rows, ""
     return rows[:MOST_ROWS], f"The first {MOST_ROWS:,} of {len(rows):,}; all: {query}"
-
-
-def plain_url(text: str) -> str:
-    """Without user, password and query of a URL: these may be keys, and a report is handed around."""
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return text
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def snippet(text: str, most: int = 110) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.report.elements import Datasets, Example, Group, named, snippet, written
+from flows.report.elements import Datasets, Example, Group, isolated, named, snippet, written
 from storage.catalog.report_facts import Facts
 from storage.report_samples import Samples
 
@@ -22,14 +22,21 @@ def side_by_side(facts: Facts, samples: Samples, known: Datasets, word: str) -> 
         shown.setdefault(row["group_id"], {"chosen": [], "missed": []})[row["kind"]].append(
             example(row, samples, known, heading, reason)
         )
+    names = dict(facts.group_datasets.select("group_id", "dataset").iter_rows()) if word == "dataset" else {}
     groups = []
     for group_id, kinds in shown.items():
         size = sizes[group_id]
-        name = "The whole pool" if word == "pool" else f"{word.capitalize()} {group_id}"
+        label = isolated(named(names[group_id])) if group_id in names else str(group_id)
+        name = everything(facts) if word == "pool" else f"{word.capitalize()} {label}"
         groups.append(
             Group(group_id, f"{name}: {size['selected']:,} of {size['size']:,} chosen", kinds["chosen"], kinds["missed"])
         )
     return groups
+
+
+def everything(facts: Facts) -> str:
+    """Name the group of a selection that has only one."""
+    return "The whole pool" if facts.exclusions.is_empty() else "All that may be chosen"
 
 
 def example(row: dict[str, Any], samples: Samples, known: Datasets, heading: str, reason: str) -> Example:

@@ -71,7 +71,7 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
     tips = tooltip(
         ("dataset", "dataset", None),
         ("chosen", "chosen", None),
-        ("c", word, None),
+        *([("c", word, None)] if any("c" in row for row in rows) else []),
         ("tokens", "tokens", ","),
         ("loss", "loss", ".3f"),
         ("example", "example", None),
@@ -104,6 +104,15 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
 
 def budget(rows: Rows, word: str) -> Plot:
     """rows: c, size, selected, share, residual (may be null), parts; in order of size."""
+    measured = any(row["residual"] is not None for row in rows)
+    colour: dict[str, Any] = {"value": CHOSEN}  # of a field without values, Vega-Lite draws no bar
+    if measured:
+        colour = {
+            "field": "residual",
+            "type": "quantitative",
+            "scale": {"domain": [0, 1], "range": LOW_TO_HIGH, "interpolate": "rgb", "clamp": True},
+            "legend": {"title": "residual", "orient": "top", "gradientLength": 120},
+        }
     spec = chart(
         220,
         mark={"type": "bar", "minBandSize": 2},
@@ -115,18 +124,13 @@ def budget(rows: Rows, word: str) -> Plot:
                 "axis": axis(f"{word}, by size", labelAngle=0, labelOverlap=True),
             },
             "y": quantity("selected", "examples chosen", tickMinStep=1),
-            "color": {
-                "field": "residual",
-                "type": "quantitative",
-                "scale": {"domain": [0, 1], "range": LOW_TO_HIGH, "interpolate": "rgb", "clamp": True},
-                "legend": {"title": "residual", "orient": "top", "gradientLength": 120},
-            },
+            "color": colour,
             "tooltip": tooltip(
                 ("c", word, None),
                 ("size", "examples", ","),
                 ("selected", "chosen", ","),
                 ("share", "share chosen", ".2%"),
-                ("residual", "residual", ".4f"),
+                *([("residual", "residual", ".4f")] if measured else []),
             ),
         },
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 import polars as pl
 
+from flows.addresses import plain_url
 from flows.changes import Changes
 from flows.compare.tables import named as trained_name
 from flows.report import plots
 from flows.report.columns import columns
-from flows.report.elements import Column, Section, Table, first_rows, named, plain_url, snippet
+from flows.report.elements import Column, Section, Table, first_rows, named, snippet
 from storage.catalog.report_facts import Facts
 
 # measures of drift (tagcos_stream/clustering/drift.py): short name, and description

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from flows.group_words import PLURALS
 from flows.report import plots
 from flows.report.columns import columns
 from flows.report.elements import Datasets, Section, Table, first_rows, isolated, named
-from flows.report.examples import opening
+from flows.report.examples import everything, opening
 from flows.report.plot_parts import DATASETS
 from storage.catalog.report_facts import STEPS, Facts
 from storage.report_samples import MapSample, Samples
 from tagcos_stream.clustering.pca import Plane
 
-WORDS = {"clusters": "cluster", "strata": "stratum", "datasets": "dataset", "pool": "pool"}
-PLURALS = {"cluster": "clusters", "stratum": "strata", "dataset": "datasets", "pool": "pools"}
 SHOWN_SOURCES = 30  # in the plot
 SHOWN_BARS = 100
 OUTLINES = 40  # clusters outlined on the map: the largest
@@ -58,7 +58,7 @@ def parts(counts: pl.DataFrame, known: Datasets, by: str) -> dict[int, list[list
 
 def example_map(facts: Facts, samples: Samples, known: Datasets, shown: MapSample, plane: Plane, word: str) -> Section:
     """The pool in a plane: a sample of its examples, by dataset, the chosen marked, clusters as outlines; and the clusters."""
-    own = facts.clustering_id is None or facts.clustering_id == facts.run["clustering_id"]  # what shared the budget
+    own = word == "cluster"  # what shared the budget
     at = plane.place(shown.features)
     drawn: list[dict[str, Any]] = []
     for row, (x, y) in zip(shown.rows.iter_rows(named=True), at.tolist(), strict=True):
@@ -89,8 +89,10 @@ def example_map(facts: Facts, samples: Samples, known: Datasets, shown: MapSampl
         lead += " No clustering covers this pool: its method makes none."
         return Section("map", "Map", lead, plots=(plot,))
     lead += " Outlines are clusters: three quarters of a cluster's examples, were it normal in the plane, lie inside its own."
-    if not own:
+    if facts.run["clustering_id"] is None:
         lead += " The method chose without clusters; these are of the newest clustering that covers the pool."
+    elif not own:
+        lead += " Datasets were chosen from separately: the groups that shared the budget are parts of clusters."
     return Section("map", "Map", lead, plots=(plot,), tables=(_clusters(facts, samples, known, own=own),))
 
 
@@ -129,7 +131,7 @@ def _clusters(facts: Facts, samples: Samples, known: Datasets, *, own: bool) -> 
             "size": size,
             "selected": selected,
             "share": selected / size,
-            "makeup": ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5),
+            "makeup": makeup(entries, known),
             "example": (nearest[cluster] or [""])[0],
             "parts": entries,
         }
@@ -138,6 +140,11 @@ def _clusters(facts: Facts, samples: Samples, known: Datasets, *, own: bool) -> 
     titles = columns(keys, example="nearest to the centre")
     shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")
     return Table("clusters", "Clusters", titles, shown, more)
+
+
+def makeup(entries: list[list[int]], known: Datasets) -> str:
+    """Say of which datasets a group is, from its entries of `parts`."""
+    return ", ".join(f"{isolated(known.name(s))} {n:,}" for s, n, _ in entries[:5]) + " …" * (len(entries) > 5)
 
 
 def budgets(facts: Facts, known: Datasets, word: str) -> Section:
@@ -149,13 +156,16 @@ def budgets(facts: Facts, known: Datasets, word: str) -> Section:
     ]
     if len(rows) == 1:
         only = rows[0]
-        text = f"The whole pool shared one budget: {only['selected']:,} of {only['size']:,} examples."
+        text = f"{everything(facts)} shared one budget: {only['selected']:,} of {only['size']:,} examples."
         return Section("budget", title, missing=text)
-    total = sum(row["budget"] for row in rows)
-    lead = f"How the {total:,} examples were shared over {len(rows):,} {PLURALS[word]}, in proportion to size."
+    unit = "examples" if json.loads(facts.run["config"]).get("tokens") is None else "tokens"
+    lead = f"How the {sum(row['budget'] for row in rows):,} {unit} were shared over {len(rows):,} {PLURALS[word]}."
     if len(rows) > SHOWN_BARS:
         lead += f" The plot shows the {SHOWN_BARS} largest."
     keys = "c size budget selected share residual mean_squared_distance seconds"
+    if word != "cluster":  # whose datasets are in the table of clusters
+        rows = [row | {"makeup": makeup(row["parts"], known)} for row in rows]
+        keys = keys.replace("c ", "c makeup ", 1)
     keys += " kept" * bool(facts.groups["kept"].sum()) + " copied_from" * bool(facts.groups["copied_from"].drop_nulls().len())
     titles = columns(keys, c=word)
     shown, more = first_rows(rows, "tagcos sql \"FROM coverage_of('RUN')\"")

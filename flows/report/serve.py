@@ -30,12 +30,13 @@ def serve(page: bytes, port: int, on_start: Callable[[str], None]) -> None:
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path.partition("?")[0] == "/"
-            self.send_response(200 if found else 404)
             body = page if found else b"there is one page, at /\n"
-            self.send_header("Content-Type", f"text/{'html' if found else 'plain'}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the browser went to another page while this one came
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", f"text/{'html' if found else 'plain'}; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

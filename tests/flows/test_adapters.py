@@ -56,8 +56,13 @@ def test_run__with_an_adapter_of_the_users_own(small_settings: Maker, tmp_path: 
     assert run(values | {"lora_rank": 64, "adapter": str(tmp_path / "moved")}).stages["gradients"]["computed"] == 0
     shutil.rmtree(folder)
     trained(tmp_path / "trainer", seed=2)
-    assert run(values).stages["gradients"]["computed"] == 120
+    other = run(values)
+    assert other.stages["gradients"]["computed"] == 120
     assert len(read(values, "FROM feature_spaces")) == 2
+    shutil.rmtree(folder)
+    trained(tmp_path / "trainer", seed=3)
+    plan = pipeline.dry_run(load_settings(values), SilentReporter())
+    assert plan.step("warm-up").reason == f"adapter {folder} has other content than in {other.run_id}"
 
 
 def test_run__an_adapter_of_another_model_is_refused_with_both_listed(

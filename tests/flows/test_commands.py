@@ -6,8 +6,11 @@ import contextlib
 import io
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from flows import pipeline
 from flows.cli import main, output
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
+from storage.root import Root
+from tests.flows.conftest import Call
 
 COMMANDS = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
 
@@ -108,6 +113,63 @@ def test_commands__complete_and_print_json(
     assert [row["run_id"] for row in printed_json("status")] == [chosen["run_id"], run_id]
     assert (printed_json("check"), printed_json("gc")) == ([], [])
     assert {row["what"] for row in printed_json("doctor")} >= {"packages", "catalog"}
+
+
+def test_print_summary__names_the_groups_and_needs_no_error(selected_root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean of zero has no relative error."""
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "cluster  size"),
+        ({"balance": "equal"}, "group  size"),
+        ({"balance": "natural", "method": "stratified"}, "stratum  size"),
+        ({"method": "random"}, "pool  size"),
+    )
+    for changes, header in cases:
+        run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), **changes).run_id
+        rows = output.summary(selected_root.catalog, run_id)["by_cluster"]
+        assert all(row["group_id"] == row["cluster"] for row in rows)
+        capsys.readouterr()
+        output.print_summary(selected_root.catalog, run_id)
+        assert header in capsys.readouterr().out
+    with selected_root.catalog.transaction() as connection:
+        connection.execute("UPDATE diagnostics SET error_plain = NULL, error_weighted = NULL")
+    output.print_summary(selected_root.catalog, run_id)
+    assert "error of" not in capsys.readouterr().out
+
+
+ASK = "import polars; from flows.cli.output import ask; print(ask('sure?'))"
+
+
+@pytest.mark.parametrize(("typed", "answer"), [(b"maybe\ny\n", "True"), (b"\n", "False"), (b"\x03", "KeyboardInterrupt")])
+def test_ask__hears_ctrl_c_at_once(typed: bytes, answer: str) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", ASK])
+    said = b""
+    while not said.endswith(b"[y/N]: "):
+        said += os.read(terminal, 1024)
+    os.write(terminal, typed)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + 20
+    while answer.encode() not in said and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            said += os.read(terminal, 1024)
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    assert answer.encode() in said
+
+
+def test_texts__replace_no_source(tmp_path: Path, tagcos: Call) -> None:
+    source = tmp_path / "pool.parquet"
+    pl.DataFrame({"prompt": ["a"], "response": ["b"]}).write_parquet(source)
+    before = source.read_bytes()
+    code, _, err = tagcos("texts", source, "--out", source)
+    assert (code, source.read_bytes()) == (2, before)
+    assert "was not written by `tagcos texts`" in err
+    for _ in range(2):  # its own file is replaced
+        assert tagcos("texts", source, "--out", tmp_path / "texts.parquet", "--json")[0] == 0
 
 
 def test_how_to_go_on__says_the_command() -> None:

@@ -25,7 +25,7 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.types import UserError
-from tests.flows.conftest import features_of
+from tests.flows.conftest import Call, features_of
 
 
 def test_demo_data__is_90_different_conversations_in_six_families(tmp_path: Path) -> None:
@@ -73,6 +73,21 @@ def test_demo_model__a_wrong_file_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"has sha256 .*, expected b179c9523d0e"):
         demo_model()
     assert not (tmp_path / FILE).exists()
+
+
+def test_demo__where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tagcos: Call) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TAGCOS_CACHE", str(tmp_path / "file" / "cache"))
+    for root, said in (
+        (tmp_path / "file" / "root", "cannot write"),
+        ("s3://bucket/root", "must be a folder of this machine"),
+        (tmp_path / "root", "name another folder with TAGCOS_CACHE"),
+        ((tmp_path / "url").as_uri(), "name another folder with TAGCOS_CACHE"),
+    ):
+        code, _, err = tagcos("demo", "--root", root)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+    assert (tmp_path / "url" / "demo-data" / "units.jsonl").is_file()
 
 
 def test_demo_data__added_rows_are_new(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from flows import doctor
 from flows.pipeline import load_settings
 from storage.root import open_root
 from tagcos_stream.machine import available_cpus
+from tests.flows.conftest import Call
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +124,47 @@ def test_doctor__asks_only_what_is_configured(
     (prefect,) = (f for f in doctor.examine(load_settings(settings)) if f.what == "prefect")
     assert prefect.state == "problem"
     assert "unset PREFECT_API_URL" in prefect.remedy
+
+
+def test_doctor__a_server_that_speaks_no_http_and_a_device_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greet(listening: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-server\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=greet, args=(listening,), daemon=True).start()
+        place = f"127.0.0.1:{listening.getsockname()[1]}/api"
+        for url, shown in (
+            (f"http://{place}", f"http://{place}/health does not answer"),
+            (f"http://user:secret@{place}", f"http://{place}/health does not answer"),
+            ("http://127.0.0.1:one/api", "nonnumeric port"),
+        ):
+            monkeypatch.setenv("PREFECT_API_URL", url)
+            (prefect,) = doctor._prefect()
+            assert prefect.state == "problem"
+            assert shown in prefect.found
+            assert "secret" not in prefect.found
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a card")
+    for device, problems in (("cuda:0", []), ("cuda", []), ("auto", []), ("cuda:1", ["gpu"])):
+        found = doctor._devices(load_settings({"root": str(tmp_path), "device": device}))
+        assert [finding.what for finding in found if finding.state == "problem"] == problems
+
+
+def test_doctor__the_option_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tagcos: Call) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAGCOS_ROOT", raising=False)
+    (tmp_path / "pool.toml").write_text('root = "of-the-file"', encoding="utf-8")
+    for arguments, root in (((), "of-the-file"), (("--root", "tagcos-data"), "tagcos-data")):
+        rows = json.loads(tagcos("doctor", "--config", "pool.toml", *arguments, "--json")[1])
+        assert next(row["found"] for row in rows if row["what"] == "root") == f"{root} can be made"
 
 
 def test_doctor__versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
     targets = root.catalog.read("SELECT sum(target_tokens)::BIGINT AS n FROM feature_rows WHERE status = 'ok'")["n"][0]
     by_tokens = small_settings(max_rejects=0.9, fraction=None, tokens=str(targets // 2))
     again = estimate.estimate(load_settings(by_tokens), seconds=0)
-    assert (again.known_examples, again.tokens, again.stages["warm-up"]) == (120, 0, 0)
+    assert (again.known_examples, again.tokens, again.stages["warm-up"], again.stages["load model"]) == (120, 0, 0, 0)
     assert again.disk["features"] == 0
     assert again.selected == pytest.approx(60, abs=1)  # half of the target tokens pays for half of the examples
 

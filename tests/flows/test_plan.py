@@ -154,6 +154,13 @@ def test_plan__of_another_variant_or_method_and_of_a_pool_that_shrank(
     assert counts(control)["cluster"] == (0, 0)
     agrees(control, run(values | {"method": "random"}))
 
+    tokens = planned({**values, "fraction": None, "tokens": "300", "tokens_all": True})
+    assert tokens.step("select").reuse is None  # shares of a budget in tokens of all kinds are not known before
+
+    equal = planned(values | {"balance": "equal"})  # other groups, of every dataset
+    assert (equal.step("select").compute, equal.step("select").reuse) == (12, None)
+    agrees(equal, run(values | {"balance": "equal"}))
+
     (pool_folder / "sums.jsonl").unlink()
     values |= {"max_retired": 0.5}
     shrunk = planned(values)

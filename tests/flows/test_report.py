@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from flows import pipeline
+from flows.addresses import plain_url
 from flows.compare import diagnose
 from flows.progress import SilentReporter
 from flows.report import build
@@ -386,6 +388,52 @@ def test_report__says_what_is_missing(filled: Root) -> None:
     assert missing == ["budget", "residuals", "rejects", "exclusions", "changes", "controls"]
 
 
+def test_report__of_groups_that_are_no_clusters(selected_root: Root, chromium: Browser, tmp_path: Path) -> None:
+    """Datasets chosen from separately have groups with numbers of their own; strata have no residual, and bars all the same."""
+    run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), balance="equal").run_id
+    groups = selected_root.catalog.read("FROM run_groups WHERE run_id = ? ORDER BY size DESC, group_id", [run_id])
+    clusters = selected_root.catalog.read("SELECT DISTINCT cluster FROM assignments")["cluster"].to_list()
+    assert not {*groups["group_id"]} <= {*clusters}
+    page = make_report(selected_root, run_id)
+    found = Content(page)
+    assert re.findall("<h3>(Group [0-9]+):", page) == [f"Group {group}" for group in sorted(groups["group_id"])]
+    assert f"over {len(groups)} groups." in page
+    assert [row["c"] for row in found.plots["budget"]["rows"]] == groups["group_id"].to_list()
+    assert {int(row[0]) for row in found.rows("clusters")} == {*clusters}
+    assert "residual" not in page[page.index('id="table-clusters"') :].split("</thead>")[0]
+    assert not any("c" in row for row in found.plots["map"]["rows"])
+
+    run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), balance="natural", method="stratified").run_id
+    (tmp_path / "strata.html").write_text(make_report(selected_root, run_id), encoding="utf-8")
+    chromium.open(tmp_path / "strata.html")
+    assert chromium.log() == []
+    strata = selected_root.catalog.read("FROM run_groups WHERE run_id = ?", [run_id])
+    assert chromium.count(f"#plot-budget {MARK}") == len(strata) > 3
+    assert not any("undefined" in label for label in chromium.each(f"#plot-map {MARK}", "e.ariaLabel") if "main" in label)
+
+
+def test_report__names_datasets_that_share_a_budget_of_tokens(selected_root: Root) -> None:
+    run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), method="balanced", tokens="500").run_id
+    (budget,) = selected_root.catalog.read("SELECT sum(budget) FROM run_groups WHERE run_id = ?", [run_id]).row(0)
+    page = make_report(selected_root, run_id)
+    assert f"How the {budget:,} tokens were shared over 3 datasets." in page
+    assert re.findall("<h3>Dataset \u2068(.*?)\u2069:", page) == ["cities", "colours", "sums"]
+    assert 'id="filter-cluster"' not in page  # there is a filter for datasets
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/a b.jsonl?sig=x#y", "s3://bucket/a b.jsonl"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("a?b@c", "a?b@c"),
+        ("http://[broken/x", "http://[broken/x"),
+    ],
+)
+def test_plain_url__has_no_user_and_no_query(text: str, shown: str) -> None:
+    assert plain_url(text) == shown
+
+
 def test_report__is_made_where_an_example_that_another_stands_for_was_forgotten(filled: Root) -> None:
     run_id = runs.find_run(filled.catalog, "latest")
     near = filled.catalog.read("SELECT DISTINCT unnest(examples) AS example_id FROM stands_for(?)", [run_id])["example_id"]
@@ -495,6 +543,12 @@ def test_serve__on_loopback_until_interrupted(page: Path) -> None:
             assert answer.read() == page.read_bytes()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             opener.open(address + "other", timeout=10)
+        with socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/")))) as gone:
+            gone.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets the connection at its end
+            gone.recv(1)
+        with opener.open(address, timeout=10) as answer:
+            assert answer.read() == page.read_bytes()
         serving.send_signal(signal.SIGINT)
         assert serving.wait(10) == 0
         assert serving.stderr.read() == ""

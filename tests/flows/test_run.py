@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import polars as pl
 import pytest
 
@@ -28,10 +31,11 @@ from tagcos_stream.data.sources import resolve_sources
 from tagcos_stream.gradients import model
 from tagcos_stream.gradients.model import LoadedModel, load_model
 from tagcos_stream.types import UserError
-from tests.flows.conftest import First, conversation
+from tests.flows.conftest import TOPICS, First, conversation, features_of
 from tests.models import CHATML, tiny_tokenizer
 
 Maker = Callable[..., dict[str, Any]]
+CHANGES = ("add", "drop", "rename", "shuffle", "replace", "repeat", "spoil", "move")  # of the files of a pool
 
 
 class Collecting(SilentReporter):
@@ -110,6 +114,98 @@ def test_run__another_fraction_needs_no_gradients(small_settings: Maker, first_r
     assert outcome.stages["gradients"]["computed"] == 0
     assert outcome.stages["cluster"]["reused"]
     assert outcome.stages["select"]["selected"] == 30
+
+
+def test_run__whatever_became_of_a_pool_it_is_that_of_a_fresh_root(
+    small_settings: Maker, pool_folder: Path, tmp_path: Path
+) -> None:
+    """Files that came, went, moved and changed, changed settings, interruptions: pool, rejects and features show none of them."""
+    generator = random.Random(0)
+    fresh_numbers = iter(range(1000, 2000))
+    files = {topic: [{"messages": conversation(topic, n)} for n in range(8)] for topic in TOPICS}
+    evaluation = tmp_path / "evaluation.jsonl"
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    evaluation.write_text(json.dumps({"text": words}), encoding="utf-8")
+    values = small_settings(gradient="hidden", method="herding", refit="always", max_retired=1e9, max_rejects=1e9, block_rows=8)
+    settings: dict[str, tuple[Any, ...]] = {
+        "decontaminate": ((), (str(evaluation),)),
+        "max_length": (64, 96),
+        "fraction": (0.2, 0.4),
+        "method": ("herding", "tagcos", "longest"),
+    }
+
+    def change(folder: Path, *kinds: str) -> Path:
+        """One change of the files; returns the folder, which may be another."""
+        what, name = generator.choice(kinds or CHANGES), generator.choice(sorted(files))
+        if what == "add":
+            files[f"new-{next(fresh_numbers)}"] = [{"messages": conversation("sums", next(fresh_numbers))} for _ in range(9)]
+        elif what == "drop" and len(files) > 2:
+            files.pop(name)
+        elif what == "rename":
+            files[f"{name}-again"] = files.pop(name)
+        elif what == "shuffle":
+            generator.shuffle(files[name])
+        elif what == "replace":
+            files[name][0] = {"messages": conversation("cities", next(fresh_numbers))}
+        elif what == "repeat":
+            files[name].append(files[generator.choice(sorted(files))][0])
+        elif what == "spoil":
+            asked = {"role": "user", "content": f"{words} {next(fresh_numbers)}"}
+            files[name] += [{"messages": [asked]}, {"messages": [asked, {"role": "assistant", "content": "yes"}]}]
+        shutil.rmtree(folder)
+        folder = folder.with_name(f"pool-{next(fresh_numbers)}") if what == "move" else folder
+        folder.mkdir()
+        for name, rows in files.items():
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return folder
+
+    def interrupted(name: str, work: Any, run: Any, /, *given: Any) -> Any:
+        result = run_stage(name, work, run, *given)
+        if name == stage:
+            raise KeyboardInterrupt
+        return result
+
+    def state(where: str, run_id: str) -> list[Any]:
+        root = open_root(where, create=False)
+        assert check.check(root) == []
+        pool, features = features_of(root, run_id)
+        order = pool["example_id"].arg_sort()
+        rejects = """SELECT r.stage, r.reason, f.url, CASE r.stage WHEN 'ingest' THEN r.row END AS row, r.example_id
+            FROM rejects_of(?) r LEFT JOIN files f USING (file_id) ORDER BY ALL"""
+        rows = pool.select("example_id", "turns", "chars", "tokens", "target_tokens")[order]
+        return [rows.rows(), root.catalog.read(rejects, [run_id]).rows(), features[order.to_numpy()]]
+
+    folder, blocks = pool_folder, set[Any]()
+    for step in range(5):
+        for _ in range(2):
+            folder = change(folder)
+        name = generator.choice(sorted(settings))
+        values |= {name: generator.choice(settings[name]), "sources": (str(folder),)}
+        if step % 2:
+            stage = generator.choice(pipeline.STAGES)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(load_settings(values), SilentReporter(), interrupted)
+            folder = change(folder)
+            values["sources"] = (str(folder),)
+        done = run(values)
+        if step == 4:  # as many rows, of which one is another: what was chosen before is not what is chosen now
+            folder = change(folder, "replace")
+            done = run(values)
+        root = open_root(values["root"], create=False)
+        before, blocks = blocks, set(root.catalog.read("SELECT space_id, segment, block, committed_at FROM blocks").rows())
+        assert before <= blocks, "a block was computed again"
+    lived = state(values["root"], done.run_id)
+    fresh = values | {"root": str(tmp_path / "fresh")}
+    new = state(fresh["root"], run(fresh).run_id)
+    assert lived[:2] == new[:2]
+    np.testing.assert_allclose(lived[2], new[2], atol=4e-3)  # batches are others
+    # choices that were copied are those that would be made
+    connection = duckdb.connect(str(root.catalog_path))
+    connection.execute("UPDATE run_groups SET inputs = NULL")
+    connection.close()
+    again = run(values | {"name": "again"})
+    assert again.stages["select"]["copied"] == again.stages["gradients"]["computed"] == 0
+    assert selected(root.url, again.run_id).equals(selected(root.url, done.run_id))
 
 
 def test_run__bad_rows_are_rejects_and_the_run_goes_on(small_settings: Maker, pool_folder: Path) -> None:

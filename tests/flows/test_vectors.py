@@ -176,6 +176,10 @@ def test_refresh__needs_vectors_of_new_rows_only_and_another_vector_is_another_s
     assert (same.stages["gradients"]["vectors"], spaces(copied)) == (0, 1)
     assert pipeline.dry_run(settings_of(copied, str(copied / "b*.parquet"), fraction=0.2)).step("gradients").compute == 0
     # a grown pool, and vectors of its new rows alone
+    in_tokens = settings_of(copied, str(made / "a.parquet"), fraction=None, tokens="300")  # whose root has the features
+    with pytest.raises(UserError, match=r"a budget in tokens reads target_tokens, which 120 of 120 examples do not have"):
+        run(in_tokens)
+    assert pipeline.dry_run(in_tokens, SilentReporter()).step("gradients").compute == 0
     (copied / "pool").unlink()
     shutil.copytree(made / "pool", copied / "pool")
     write_pool(copied / "pool", range(40, 50))
@@ -251,11 +255,20 @@ def test_together__vectors_have_the_models_tokens_losses_and_ifd(
     assert one.equals(two)
     assert one.null_count().row(0) == (0,) * 5
     assert pipeline.reselect(root, reporter=SilentReporter(), gradient="vectors", tokens="200").stages["select"]["tokens"] <= 200
+    # of several spaces of vectors, a selection has those of the run that it selects from, and of selections of it
+    other = write_vectors(tmp_path / "other.parquet", change={3: 0.5})
+    run(settings_of(tmp_path, other, **both, name="other"))
+    others: tuple[dict[str, Any], ...] = ({}, {"gradient": "hidden"}, {"count": 5})
+    for changes in others:
+        space = runs.run_status(catalog, second.run_id).run["space_id"]
+        again = pipeline.reselect(root, first.run_id, SilentReporter(), **({"gradient": "vectors"} | changes))
+        third = pipeline.reselect(root, again.run_id, SilentReporter(), gradient="vectors", seed=1)
+        assert runs.run_status(catalog, third.run_id).run["space_id"] == space
     # the space of vectors alone is another one; no model is loaded for it
     monkeypatch.setattr(models, "load_adapted", None)
     alone = run(settings_of(tmp_path, files))
     assert alone.stages["gradients"]["vectors"] == 120
-    assert spaces(tmp_path) == 3
+    assert spaces(tmp_path) == 4
     assert check.check(opened(tmp_path)) == []
 
 
