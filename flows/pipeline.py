@@ -150,6 +150,10 @@ def _check(settings: Settings) -> None:
     check_predicates(settings, score_names(settings.sources))
     if not settings.sources:
         raise UserError("no sources given: name files, folders or globs with instruction data")
+    if settings.run_on == "ray":
+        from flows.workers.ray_executor import cluster_address
+
+        cluster_address()
     need_reference(settings, None)
     need_target(settings)
     need_vectors(settings)

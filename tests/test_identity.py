@@ -161,7 +161,7 @@ def test_identity__names_are_those_that_stores_have() -> None:
     ]
     assert identity.space_id({"settings": {"dim": 8}, "model": "é"}) == "2089ef9de4b5224a"
     file = SourceFile("a", "/pool/a.jsonl", 10, "xxh3:00", "jsonl", SourceSpec("/pool/a.jsonl", dataset="d", limit=5))
-    assert file.version == "dc8274c335fa94c79e6df57e57df0488"  # of the third reader
+    assert file.version == "b4562fe65fbd6e2d6ef4ad3e821463ea"  # of the fourth reader
 
 
 SEGMENTS = pl.Series(["seg-00001", "seg-00001", "seg-00002"])

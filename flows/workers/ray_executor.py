@@ -222,16 +222,30 @@ def _too_many(losses: int, error: Exception | None) -> UserError:
     )
 
 
-def _connected() -> Any:
+def cluster_address() -> str:
+    """Return the address of the cluster to join, or local, without joining it.
+
+    Raises
+    ------
+    UserError
+        Ray is not installed, the address is for Ray's client, which has no streams, or nobody listens there.
+    """
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError as error:
         raise UserError("run_on ray needs the package ray: pip install 'tagcos-stream[ray]'") from error
+    address = os.environ.get("RAY_ADDRESS") or "local"  # not Ray's default, which joins any cluster that this machine has
+    _check_answers(address)
+    return address
+
+
+def _connected() -> Any:
+    address = cluster_address()
+    import ray
+
     if ray.is_initialized():
         return ray
-    address = os.environ.get("RAY_ADDRESS") or "local"  # not Ray's default, which joins any cluster that this machine has
     own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-    _check_answers(address)
     handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces: a run that is ended by it would not say so
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
@@ -246,7 +260,6 @@ def _connected() -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens, or that is for Ray's client, which has no streams."""
     if address.startswith("ray://"):
         raise UserError(
             f"RAY_ADDRESS {address} is for Ray's client, which cannot stream results: run on a machine of the cluster, with its "

@@ -159,11 +159,13 @@ def bounds_of(shares: Mapping[str, Share], total: int, there: Mapping[str, int],
     Raises
     ------
     UserError
-        A dataset is not in the pool, or the bounds cannot all be met; the message has the numbers.
+        A dataset has no row in the pool that may be chosen, or the bounds cannot all be met; the message has the numbers.
     """
     if unknown := sorted(set(shares) - set(there)):
         names = ", ".join(sorted(there)[:20])
-        raise UserError(f"share of dataset {', '.join(unknown)}: the pool has no such dataset, it has {names}")
+        raise UserError(
+            f"share of dataset {', '.join(unknown)}: the pool has no such dataset of which rows may be chosen, but {names}"
+        )
     found = {}
     for dataset, has in there.items():
         share = shares.get(dataset, Share())

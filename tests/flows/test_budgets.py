@@ -72,7 +72,7 @@ def test_share__that_does_not_bind_changes_nothing(root: Root) -> None:
 def test_share__infeasible_is_refused_before_anything_is_chosen(root: Root) -> None:
     with pytest.raises(UserError, match="minima of the datasets add up to 24 examples, more than the budget of 12"):
         reselect(root, count=12, share=("sums=12:", "colours=12:"))
-    with pytest.raises(UserError, match="no such dataset, it has cities, colours, sums"):
+    with pytest.raises(UserError, match="no such dataset of which rows may be chosen, but cities, colours, sums"):
         reselect(root, count=12, share=("code=0.5",))
     assert root.catalog.read("SELECT count(DISTINCT run_id) AS n FROM run_groups").item() == 1
 

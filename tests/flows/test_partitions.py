@@ -325,6 +325,9 @@ def test_ray__an_address_that_cannot_be_used_is_refused(monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(UserError, match=says):
             list(partitioned(squares, 3, [1], Settings(run_on="ray")))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(UserError, match=r"ray://head:10001 is for Ray's client"):
+        pipeline.dry_run(Settings(sources=("nowhere",), run_on="ray"))  # before any work
 
 
 @needs_ray

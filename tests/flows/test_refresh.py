@@ -208,7 +208,7 @@ def test_refresh__computes_new_examples_only_and_copies_unchanged_clusters(
     assert told["share"] == pytest.approx(3 / 123)
     reasons = set(catalog.read("FROM selection_diff(?, ?)", [first.run_id, second.run_id])["reason"])
     assert reasons <= {
-        "new example", "budget of its cluster grew", "budget of its cluster shrank", "displaced by a new example",
+        "new example", "budget of its group grew", "budget of its group shrank", "displaced by a new example",
         "displaced: its cluster changed", "its cluster changed",
     }  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_bounds__round_minima_up_and_maxima_down_or_enclose_the_share() -> None:
 def test_bounds__that_cannot_be_met_are_refused_with_the_numbers() -> None:
     there = {"a": 10, "b": 20}
     for shares, said in (
-        (["c=0.1"], "share of dataset c: the pool has no such dataset, it has a, b"),
+        (["c=0.1"], "share of dataset c: the pool has no such dataset of which rows may be chosen, but a, b"),
         (["a=12:"], "its minimum is 12 examples, and the pool has 10 of it"),
         (["a=0.5:0.2"], r"its minimum 9 is above its maximum 3.6 examples"),
         (["a=10:", "b=9:"], "the minima of the datasets add up to 19 examples, more than the budget of 18"),
