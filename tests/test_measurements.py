@@ -204,23 +204,26 @@ def test_measurements__differences_on_more_pools_are_those_of_the_trials(equal: 
         assert cells[2:] == differences(np.concatenate([values for values, _ in parts]), parts[0][1])
 
 
-@pytest.mark.parametrize("steps", ["54", "16", "14"])
-def test_measurements__differences_by_plain_gradients_are_those_of_the_trials(steps: str) -> None:
-    rows = [row for row in rows_of("primary-sgd-trials.csv") if row["steps"] == steps]
+@pytest.mark.parametrize(
+    ("page", "steps"), [("primary-sgd", "54"), ("primary-sgd", "16"), ("primary-sgd", "14"), ("ten-thousand", "64")]
+)
+def test_measurements__differences_by_plain_gradients_are_those_of_the_trials(page: str, steps: str) -> None:
+    rows = [row for row in rows_of(f"{page}-trials.csv") if row["steps"] == steps]
 
-    for cells in table("primary-sgd.md", f"{steps} steps"):
+    for cells in table(f"{page}.md", f"{steps} steps"):
         assert cells[1:] == summary([row for row in rows if (row["method"], row["setting"]) == kind_of(cells[0])])
-    for cells in table("primary-sgd.md", f"difference, {steps} steps"):
+    for cells in table(f"{page}.md", f"difference, {steps} steps"):
         one, _, other = cells[0].partition(" minus ")
         assert cells[1:] == differences(*pairs_of(rows, kind_of(one), kind_of(other)))
 
 
-def test_measurements__datasets_by_plain_gradients_are_those_of_the_trials() -> None:
-    rows = [row for row in rows_of("primary-sgd-trials.csv") if row["steps"] == "54"]
+@pytest.mark.parametrize(("page", "steps", "by"), [("primary-sgd", "54", "sgd"), ("ten-thousand", "64", "")])
+def test_measurements__datasets_by_plain_gradients_are_those_of_the_trials(page: str, steps: str, by: str) -> None:
+    rows = [row for row in rows_of(f"{page}-trials.csv") if row["steps"] == steps]
 
-    to_random, datasets = pairs_of(rows, ("tagcos", "sgd"), ("random", ""))
-    to_balanced, _ = pairs_of(rows, ("tagcos", "sgd"), ("balanced", ""))
-    told = table("primary-sgd.md", "dataset")
+    to_random, datasets = pairs_of(rows, ("tagcos", by), ("random", ""))
+    to_balanced, _ = pairs_of(rows, ("tagcos", by), ("balanced", ""))
+    told = table(f"{page}.md", "dataset")
     assert len(told) == len(datasets)
     for cells in told:
         name = cells[0].strip("`")
