@@ -6,9 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -30,6 +32,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed, State
 
+from flows.addresses import plain_url
 from flows.compare.evaluate import evaluate
 from flows.context import UNDER_WAY, Result, RunContext, run_stage
 from flows.export import export
@@ -278,8 +281,8 @@ def run_flow(settings: Settings) -> str:
     url = get_current_settings().api.url
     if url and (error := _unreachable(url)):
         raise UserError(
-            f"the Prefect server at {url} does not answer ({error}): start it (`prefect server start`), or unset PREFECT_API_URL "
-            "to run without it"
+            f"the Prefect server at {plain_url(url)} does not answer ({error}): start it (`prefect server start`), or unset "
+            "PREFECT_API_URL to run without it"
         )
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     return str(tagcos_refresh(**given))
@@ -288,7 +291,10 @@ def run_flow(settings: Settings) -> str:
 def _unreachable(url: str) -> str | None:
     """Why a server cannot be reached; None where it can."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(f"{plain_url(url).rstrip('/')}/health", timeout=ANSWER_SECONDS):
             return None
+    except urllib.error.HTTPError as error:
+        asks_for_login = error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)  # Prefect's own client has it
+        return None if asks_for_login else str(error.reason)
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +188,29 @@ def test_run__says_in_one_line_that_the_server_is_away(small_settings: Callable[
     from flows.prefect_flow import run_flow
     from tagcos_stream.config import load_settings
 
-    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}), pytest.raises(UserError) as error:
+    away = f"127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: f"http://user:secret@{away}"}), pytest.raises(UserError) as error:
         run_flow(load_settings(small_settings()))
     assert re.fullmatch(
-        r"the Prefect server at http://\S+ does not answer \(.*refused\): start it \(`prefect server start`\), or unset.*",
+        rf"the Prefect server at http://{away} does not answer \(.*refused\): start it \(`prefect server start`\), or unset.*",
         str(error.value),
     )
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, None), (403, None), (404, "Not Found")])
+def test_unreachable__a_server_that_asks_for_a_login_answers(status: int, said: str | None) -> None:
+    from flows.prefect_flow import _unreachable
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert _unreachable(f"http://127.0.0.1:{server.server_port}/api") == said
 
 
 def test_run__waits_for_no_server(monkeypatch: pytest.MonkeyPatch, small_settings: Callable[..., dict[str, Any]]) -> None:
