@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tagcos_stream.evaluation.statistics import paired
+from tagcos_stream.evaluation.statistics import holm, paired
 from tests.benchmarks.datamodelling import scores
 
 PAGES = Path(__file__).parents[1] / "docs" / "measurements"
@@ -270,6 +270,39 @@ def test_measurements__over_several_pools_each_counts_once(one: str, other: str)
     median, without, worst = robust(np.array(means), datasets)
     told = [told_of(values) for values in (median, without, np.array(means)[:, :-1].mean(axis=1), np.array(means)[:, -1])]
     assert over == ["over pools", str(len(means)), told[0], f"{told[1]} (`{worst}`)".strip("`"), *told[2:]]
+
+
+def test_measurements__of_trained_settings_each_pool_counts_once() -> None:
+    settings = {"`ridge` 0.1": "ridge=0.1", "`ridge` 10": "ridge=10.0"}
+    told = {cells[0]: cells[1:] for cells in table("settings-trained.md", "minus `ridge` 1.0")}
+    over: dict[str, list[np.ndarray]] = {}
+    for name, setting in settings.items():
+        for pool in ("1", "2", "3", "4"):
+            rows = [row for row in rows_of("settings-trials.csv") if row["pool"] == pool]
+            apart, datasets = pairs_of(rows, ("tagcos", setting), ("tagcos", ""))
+            assert len(apart) == 2
+            mean = apart.mean(axis=0, keepdims=True)
+            median, without, worst = robust(mean, datasets)
+            numbers = [f"{n:+.4f}" for n in (median[0], without[0], mean[0, :-1].mean(), mean[0, -1])]
+            chosen = [
+                np.mean([int(r["selected"]) for r in rows if r["setting"] == s and r["seed"] in "01"]) for s in (setting, "")
+            ]
+            counts = f"{chosen[0]:.0f}, not {chosen[1]:.0f}"
+            cells = [counts, numbers[0], f"{numbers[1]} (`{worst}`)", *numbers[2:], ""]
+            assert told[f"{name}, pool {pool}".strip("`")] == [cell.strip("`") for cell in cells]
+            over.setdefault(name, []).append(mean[0])
+    corrected = holm([paired(np.median(np.array(means)[:, :-1], axis=1)).p or 1.0 for means in over.values()])
+    for (name, means), p in zip(over.items(), corrected, strict=True):
+        _, *cells = differences(np.array(means), datasets)
+        assert told[f"{name}, over pools".strip("`")] == ["", *cells, f"{p:.4f}"]
+
+
+def test_measurements__of_ranks_are_those_of_the_trials() -> None:
+    rows = [row for row in rows_of("settings-trials.csv") if row["pool"] == "1"]
+    for cells, setting in zip(table("settings-trained.md", "rank"), ("", "rank 128"), strict=True):
+        assert cells[1:] == summary([row for row in rows if row["setting"] == setting])
+    (cells,) = table("settings-trained.md", "difference")
+    assert cells[1:] == differences(*pairs_of(rows, ("tagcos", "rank 128"), ("tagcos", "")))
 
 
 def test_measurements__scores_of_tasks_are_those_of_the_questions() -> None:
