@@ -184,7 +184,7 @@ def _listen(ray: Any, worker: _Worker, stream: Any, events: queue.SimpleQueue[tu
             events.put((worker, ray.get(result)))
     except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as lost:  # the machine with its results is gone, too
         error = lost
-    except Exception as other:
+    except Exception as other:  # for the driver, which raises it: nobody joins this thread for its errors
         events.put((worker, other))
     events.put((worker, _Ended(error)))
 

@@ -16,17 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from tagcos_stream.gradients.adapted_layers import layers_to_adapt
 from tagcos_stream.types import UserError
 
 # Attention projections by the names that architectures give them; the first set found in a model is the default target.
-ATTENTION_PROJECTIONS = (
-    ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, Olmo
-    ("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo
-    ("q_proj", "k_proj", "v_proj", "dense"),  # Phi
-    ("qkv_proj", "o_proj"),  # Phi-3
-    ("query_key_value", "dense"),  # GPT-NeoX, Falcon, BLOOM
-    ("c_attn", "attn.c_proj"),  # GPT-2
-)
 NOT_LINEAR = (
     "adapts weights that are not of linear layers, such as those of a mixture's experts: gradient features cover lora_A and "
     "lora_B of linear layers only; name other layers, such as q_proj and o_proj"
@@ -87,7 +80,7 @@ def attach_adapter(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft scales by any number
         lora_dropout=dropout,
-        target_modules=_targets(model, target_modules),
+        target_modules=layers_to_adapt(model, target_modules),
         bias="none",
         task_type="CAUSAL_LM",
         rank_pattern=dict(rank_pattern or {}),
@@ -335,36 +328,3 @@ def _quiet() -> Iterator[None]:
         # PEFT adds patterns of its own for the experts of a mixture, adapted or not; those of the user are checked here
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         yield
-
-
-def _targets(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
-    """What PEFT is asked to adapt: endings of names, or in a model with towers for images or sound the names themselves."""
-    text, head = _text_decoder(model), model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linear = {
-        n: module for n, module in model.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    }
-    read = [name for name, module in linear.items() if text is None or name.startswith(text + ".") or module is head]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    if wanted == ["all-linear"]:
-        return wanted[0] if text is None else [name for name in read if linear[name] is not head]
-    endings = _attention_projections(model, read) if wanted == ["auto"] else wanted
-    if text is None:
-        return endings
-    return [name for name in read if any(f".{name}".endswith(f".{ending}") for ending in endings)] or endings
-
-
-def _text_decoder(model: Any) -> str | None:
-    """Name of the part that reads text, where a model has others for images or sound: those never run here, and learn nothing."""
-    config = getattr(model, "config", None)
-    if config is None or config.get_text_config() is config:
-        return None
-    decoder = model.get_decoder()
-    return next((name for name, module in model.named_modules() if module is decoder), None) or None
-
-
-def _attention_projections(model: nn.Module, names: Sequence[str]) -> list[str]:
-    for choice in ATTENTION_PROJECTIONS:
-        if all(any(name.endswith("." + suffix) for name in names) for suffix in choice):
-            return list(choice)
-    endings = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-    raise UserError(f"no known attention projections in {type(model).__name__}: set lora_targets to some of {endings}")
