@@ -20,7 +20,7 @@ from flows.stages.match import measure
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from flows.stages.target_match import measure_target
 from flows.stages.target_rows import GroupTargets, Target, open_target, target_of_groups
-from flows.workers.executor import partitioned, sharing
+from flows.workers.executor import partitioned, place_of, sharing, threads_of
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
 from storage.catalog import clusterings, refreshes, selections
 from tagcos_stream.identity import choice_id
@@ -100,9 +100,9 @@ class SelectInputs:
 def select(run: RunContext, features: Features, clusters: Clustering) -> Selection:
     """Choose each group's share of the budget by the run's method.
 
-    Each finished group is committed, so a kill loses one at most. A group whose inputs equal those of an earlier run takes over
-    that run's choice. Where the budget has to be divided otherwise after a round of choice (flows/stages/budgets.py), the groups
-    whose part changes are chosen from again.
+    Each finished group is committed, so a kill loses only those under way. A group whose inputs equal those of an earlier run
+    takes over that run's choice. Where the budget has to be divided otherwise after a round of choice
+    (flows/stages/budgets.py), the groups whose part changes are chosen from again.
 
     Parameters
     ----------
@@ -193,9 +193,10 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
     ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
     progress(ready, int(budgets.sum()))
     tasks = _tasks(run, given, division, [g for g in inputs if g not in done])
-    spec = _spec(run, given.space_id, view, len(tasks), target)
+    lanes = _lanes(run, division)
+    spec = _spec(run, given.space_id, view, max(lanes, sharing(settings, len(tasks))), target)
     within = None if budget.costs is not None else lambda chosen: progress(resumed + chosen)
-    for found in partitioned(choose_groups, spec, tasks, settings, progress=within, needs_model=False):
+    for found in partitioned(choose_groups, spec, tasks, settings, lanes=lanes, progress=within, needs_model=False):
         g, rows = found.group, pool[groups.members(found.group)]
         _commit(
             run,
@@ -244,7 +245,21 @@ def _ids(pool: pl.DataFrame, members: np.ndarray, which: np.ndarray | None) -> l
     return None if which is None else pool["example_id"].gather(members[which[members]]).to_list()
 
 
-def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: int, target: Target | None) -> SelectSpec:
+def _lanes(run: RunContext, division: Division) -> int:
+    """How many groups to choose from at the same time in this process.
+
+    All groups count, chosen from or not, so that a run that goes on after a kill does as it would have done.
+    """
+    settings, method = run.settings, METHODS[run.settings.method]
+    some = np.flatnonzero(division.groups.sizes)
+    if place_of(settings) != "threads" or method.peak_bytes is None or len(some) < 2:
+        return 1
+    most = division.budgets if division.first_rows is None else division.first_rows
+    needed = max(method.peak_bytes(int(division.groups.sizes[g]), int(most[g]), settings.dim) for g in some)
+    return max(1, min(threads_of(settings), len(some), run.memory_limit // needed))
+
+
+def _spec(run: RunContext, space_id: str, view: PoolClustering | None, sharers: int, target: Target | None) -> SelectSpec:
     settings = run.settings
     name = None if view is None else view.reader.clustering_id
     return SelectSpec(
@@ -254,7 +269,7 @@ def _spec(run: RunContext, space_id: str, view: PoolClustering | None, n_tasks: 
         space_id,
         name,
         () if name is None else tuple(clusterings.parts(run.catalog, name)),
-        run.memory_limit // sharing(settings, n_tasks),
+        run.memory_limit // sharers,
         target.features if target is not None and METHODS[settings.method].needs_target else None,
     )
 

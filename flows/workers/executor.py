@@ -14,8 +14,12 @@ import os
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 from flows.workers.work import Done, Progress, Work, WorkerResources, send_results
 from tagcos_stream.config import Settings
@@ -26,6 +30,11 @@ from tagcos_stream.types import UserError
 def place_of(settings: Settings) -> str:
     """threads, processes or ray."""
     return settings.run_on or ("processes" if settings.workers > 1 else "threads")
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads of this process: as the settings say, or one for each core."""
+    return settings.threads or available_cpus()
 
 
 def sharing(settings: Settings, tasks: int) -> int:
@@ -54,17 +63,21 @@ def partitioned(
     settings: Settings,
     *,
     ahead: int = 1,
+    lanes: int = 1,
     progress: Progress | None = None,
     needs_model: bool = True,
 ) -> Iterator[Any]:
-    """Do all tasks; on threads in order, else in the order in which they finish.
+    """Do all tasks; in order on threads with one lane, else in the order in which they finish.
 
-    `ahead` is how many tasks `work` takes before it yields the first one's result; `progress` gets the work done by all workers
+    `ahead` is how many tasks `work` takes before it yields the first one's result; `lanes` how many tasks this process does at
+    the same time where they run on threads, each on its share of the threads; `progress` gets the work done by all workers
     so far, within tasks too. `needs_model`: whether `work` runs the model, on the device of the settings;
     otherwise processes get no device, and torch is not imported to count them.
     """
     place = place_of(settings)
-    if place == "threads":
+    if place == "threads" and lanes > 1:
+        yield from _in_lanes(work, spec, tasks, settings, lanes, progress)
+    elif place == "threads":
         yield from work(spec, WorkerResources(settings.device, settings.threads), iter(tasks), progress)
     elif place == "processes":
         yield from _in_processes(work, spec, tasks, settings, settings.device if needs_model else "cpu", progress)
@@ -72,6 +85,52 @@ def partitioned(
         from flows.workers.ray_executor import on_ray
 
         yield from on_ray(work, spec, tasks, settings, ahead, progress)
+
+
+class _Stopped(BaseException):
+    """Ends a lane that nobody waits for any more; not an `Exception`, which would be sent to the driver."""
+
+
+def _in_lanes(
+    work: Work, spec: Any, tasks: Sequence[Any], settings: Settings, lanes: int, progress: Progress | None
+) -> Iterator[Any]:
+    """Tasks side by side in this process: what a task does on one thread then leaves no core waiting."""
+    resources = WorkerResources(settings.device, max(1, threads_of(settings) // lanes))
+    todo = deque(tasks)
+    done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def due() -> Iterator[Any]:
+        with suppress(IndexError):  # there is no more
+            while not stopped.is_set():
+                yield todo.popleft()
+
+    def lane(number: int) -> None:
+        def send(found: Any) -> None:
+            if stopped.is_set():
+                raise _Stopped
+            done.put((number, found))
+
+        with suppress(_Stopped):
+            send_results(work, spec, resources, due(), send)
+
+    threads = [threading.Thread(target=lane, args=(number,), daemon=True) for number in range(lanes)]
+    amounts: dict[int, float] = {}
+    left = len(tasks)
+    # one limit for all: each lane sets and restores its own, and one that ended would give its cores back to another's products
+    with threadpool_limits(1, user_api="blas"):
+        for thread in threads:
+            thread.start()
+        try:
+            while left:
+                number, result = done.get()
+                if not _told(number, result, amounts, progress):
+                    left -= 1
+                    yield result
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
 
 
 def _in_processes(
@@ -121,7 +180,7 @@ def _end_with_driver() -> None:
 
 
 def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progress | None) -> Iterator[Any]:
-    amounts = dict.fromkeys(range(len(processes)), 0.0)
+    amounts: dict[int, float] = {}
     while expected:
         all_ended = all(process.exitcode == 0 for process in processes)  # then what they did is there
         try:
@@ -130,18 +189,25 @@ def _collect(processes: Sequence[Any], done: Any, expected: int, progress: Progr
             if all_ended:
                 raise RuntimeError(f"all workers ended with {expected} of their tasks not done") from None
         else:
-            if isinstance(result, Exception):
-                raise result
-            if not isinstance(result, Done):
+            if not _told(number, result, amounts, progress):
                 expected -= 1
                 yield result
                 continue
-            amounts[number] = result.amount
-            if progress is not None:
-                progress(sum(amounts.values()))
         lost = [process for process in processes if process.exitcode not in (None, 0)]
         if lost:
             raise UserError(
                 f"a worker ended with exit code {lost[0].exitcode} (-9 often means out of memory): lower --workers or "
                 "--batch-tokens; run the same command again to go on"
             )
+
+
+def _told(number: int, message: Any, amounts: dict[int, float], progress: Progress | None) -> bool:
+    """Whether a worker's message is news about its work, not a result: an error is raised, its progress added to the others'."""
+    if isinstance(message, Exception):
+        raise message
+    if not isinstance(message, Done):
+        return False
+    amounts[number] = message.amount
+    if progress is not None:
+        progress(sum(amounts.values()))
+    return True

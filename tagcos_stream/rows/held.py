@@ -18,6 +18,7 @@ from tagcos_stream.types import RowBlocks, UserError
 
 CHUNK = 4096  # rows a matrix product takes at once: enough for full speed, small compared with the store
 PIECE = 64  # rows a thread scans at once: 2 MiB at D=8192, stays in its cache
+MULTIPLIED = 256  # rows of a piece of a matrix product at the most
 LEAST = 8  # rows of a piece at the least, more than any kernel multiplies at once
 
 
@@ -138,9 +139,12 @@ class Rows:
             out[:, start : start + len(block)] = self.product(block, batch).T  # this way round is the faster one
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Inner products of left (p, D) with right (q, D), both float32 or both float64: (p, q)."""
+        """Inner products of left (p, D) with right (q, D), both float32 or both float64: (p, q).
+
+        A piece's last bits depend on its size, which therefore does not depend on the number of threads.
+        """
         out = np.empty((len(left), len(right)), left.dtype)
-        share = self.share(len(left))
+        share = min(max(LEAST, -(-len(left) // 4)), MULTIPLIED)
 
         def multiply(at: int) -> None:
             np.matmul(left[at : at + share], right.T, out=out[at : at + share])

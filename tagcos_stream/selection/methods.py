@@ -168,6 +168,9 @@ class Method:
         do. Any other is given only the rows that are not pinned.
     multiplications
         (rows, budget, D) -> number of multiplications; None unless the cost grows with rows times budget.
+    peak_bytes
+        (rows, budget, D) -> memory that a choice takes, bytes. A method that says it chooses from several groups at the same
+        time, as far as there is memory; by default the groups come one after the other.
 
     Raises
     ------
@@ -189,6 +192,7 @@ class Method:
     needs_target: bool = False
     begins_with_pins: bool = False
     multiplications: Callable[[int, int, int], float] | None = None
+    peak_bytes: Callable[[int, int, int], int] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.choose):

@@ -13,10 +13,12 @@ from tagcos_stream.rows.held import gram, take
 from tagcos_stream.selection.keep_earlier import keep_earlier
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.selection.pins import others, spent, stats_with_pinned
-from tagcos_stream.selection.pursuit.omp import REMEDY, Pursuit, omp_select, refit
+from tagcos_stream.selection.pursuit.omp import REMEDY, Pursuit, omp_select, peak_bytes, refit
 from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.selection.tokens import first_rows, prefix, spending
 from tagcos_stream.types import ArrayRows, RowBlocks
+
+BLOCK_ROWS = 1024  # of a block of features, at most: stored ones have 1024 or 256
 
 
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
@@ -156,6 +158,11 @@ def _choice(pursuit: Pursuit) -> Choice:
     )
 
 
+def held_bytes(rows: int, budget: int, dim: int) -> int:
+    """Memory of a pursuit that holds its rows, which is the faster one, in bytes."""
+    return peak_bytes(rows, dim, budget, hold=True, blocks=min(rows, BLOCK_ROWS))
+
+
 WORDS = Words(
     "correlation {:.4g} with what was unexplained", "others explain more; correlation {:.4g} with what is left unexplained"
 )
@@ -169,6 +176,7 @@ TAGCOS = Method(
     weights=True,
     features=True,
     settings=("ridge", "tol", "sticky", "gain_per"),
+    peak_bytes=held_bytes,
 )
 OMP = replace(
     TAGCOS,

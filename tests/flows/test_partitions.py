@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
@@ -21,6 +23,7 @@ from flows.context import RunContext, versions
 from flows.progress import SilentReporter
 from flows.stages import answers
 from flows.stages.gradients import features_of
+from flows.workers import executor
 from flows.workers import kmeans as passing
 from flows.workers.executor import partitioned, sharing
 from flows.workers.kmeans import spread
@@ -97,9 +100,12 @@ def leave_passes_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assign, "assign_stretch", refuse)
 
 
-@pytest.mark.parametrize("settings", [{"run_on": "threads"}, {"run_on": "processes"}, {"workers": 3}])
-def test_partitioned__every_task_once(settings: dict[str, Any]) -> None:
-    found = sorted(partitioned(squares, 3, list(range(20)), Settings(**settings)))
+@pytest.mark.parametrize(
+    ("settings", "lanes"),
+    [({"run_on": "threads"}, 1), ({"run_on": "threads"}, 3), ({"run_on": "processes"}, 1), ({"workers": 3}, 1)],
+)
+def test_partitioned__every_task_once(settings: dict[str, Any], lanes: int) -> None:
+    found = sorted(partitioned(squares, 3, list(range(20)), Settings(**settings), lanes=lanes))
     assert found == [(task, 3 * task * task) for task in range(20)]
 
 
@@ -112,9 +118,20 @@ def test_partitioned__counts_devices_only_for_work_that_runs_the_model(monkeypat
 
 
 def test_partitioned__a_worker_s_mistake_reaches_the_driver() -> None:
-    for place in ("threads", "processes"):
+    for settings, lanes in ((Settings(), 1), (Settings(), 2), (Settings(run_on="processes"), 1)):
         with pytest.raises(UserError, match="task -1 is below 0"):
-            list(partitioned(squares, 3, [1, -1, 2], Settings(run_on=place)))
+            list(partitioned(squares, 3, [1, -1, 2], settings, lanes=lanes))
+
+
+def test_partitioned__lanes_tell_what_they_did_and_end_with_their_driver() -> None:
+    told: list[float] = []
+    found = partitioned(slow, 3.0, [0, 1, *range(10, 200)], Settings(), lanes=2, progress=told.append)
+    assert next(found) in (0, 1)
+    assert told == sorted(told)
+    assert 0 < told[0] < 1
+    assert 1 < told[-1] < 2  # of both
+    found.close()  # type: ignore[attr-defined]
+    assert not [thread.name for thread in threading.enumerate() if "(lane)" in thread.name]
 
 
 def test_partitioned__a_mistake_ends_the_driver_with_thousands_of_tasks_left() -> None:
@@ -227,6 +244,32 @@ def test_run__processes_select_the_same_as_threads(
         assert all(a.equals(b) for a, b in zip(found, one, strict=True))
         assert answer_losses(root_of).equals(answer_losses(settings["root"]))
         assert feature_files(root_of) == feature_files(settings["root"])
+
+
+def test_run__clusters_side_by_side_give_the_same_selection(
+    small_settings: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as memory_limit allows; one after the other on all threads where it does not."""
+    lanes: list[int] = []
+    in_lanes = executor._in_lanes
+
+    def counted(*given: Any) -> Iterator[Any]:
+        lanes.append(given[4])
+        return in_lanes(*given)
+
+    monkeypatch.setattr(executor, "_in_lanes", counted)
+    settings = small_settings(threads=2)
+    pipeline.run(load_settings(settings), SilentReporter())
+    assert lanes == [2]
+    found = []
+    for name, changes in (("two", {"threads": 2}), ("one", {"threads": 1}), ("small", {"threads": 2, "memory_limit": 0.05})):
+        root = str(tmp_path / name)
+        shutil.copytree(settings["root"], root)
+        run_id = pipeline.reselect(root, None, SilentReporter(), fraction=0.3, **changes).run_id
+        found.append(selections.selection(open_root(root, create=False).catalog, run_id).drop("run_id").sort("cluster", "rank"))
+    assert lanes == [2, 2]
+    assert len(found[0]) > 30
+    assert all(other.equals(found[0]) for other in found[1:])
 
 
 @needs_ray

@@ -235,10 +235,11 @@ def test_omp__reports_progress_and_what_it_spent() -> None:
     A = unit_rows(500, 64, 11)
     seen: list[tuple[int, int]] = []
     comp = omp_select(A, A[0], 60, progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(set(seen))
+    assert {total for _, total in seen} == {60}
+    assert all(0 <= done <= 60 for done, _ in seen)
     assert seen[-1] == (60, 60)
     assert comp.stats.columns - comp.stats.unused <= 60
-    assert comp.stats.rounds == comp.rounds[-1] + 1 == len(seen)
+    assert comp.stats.rounds == comp.rounds[-1] + 1 < len(seen)  # within rounds, too
 
 
 @pytest.mark.process

@@ -246,7 +246,11 @@ def _select(
         members = np.array([first])
         if alone >= tol and budget - done > 1:
             current = Round(problem, codes, store, shortlist, fit, counts, budget - done)
-            members = current.run()
+
+            def within(members: int, before: int = done) -> None:
+                progress(before + members, budget)
+
+            members = current.run(within)
             story = current.story
             if not members.size:  # all rows were dropped: take the first, so that every round makes progress
                 members, story = np.array([first]), {first: (float(problem.products[first]), 1.0)}

@@ -11,6 +11,7 @@ n rows of a cluster, D feature dimension, p slots, s members of the round, T pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +82,8 @@ class Round:
         self.story: dict[int, tuple[float, float]] = {}  # row -> correlation when chosen, |r|/|b| after
         fit.held[0], fit.penalty[0] = 0, 0.0
 
-    def run(self) -> np.ndarray:
-        """(s,) rows; empty where the first one did not last."""
+    def run(self, progress: Callable[[int], None]) -> np.ndarray:
+        """(s,) rows; empty where the first one did not last. `progress` gets the number of members so far."""
         missed = np.empty(0, np.int64)
         while True:
             wanted, probes = self._draft()
@@ -93,6 +94,7 @@ class Round:
                 self.store.add(wanted)
                 self.shortlist.hand_over(wanted)
             ended, missed = self._stretch(probes)
+            progress(len(self.members))
             if ended:
                 return self.store.row[self.members]
 
