@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tagcos_stream.types import Checkpoint
 
 CHOICE = 2  # raise it when the same inputs choose otherwise than before
-READER_VERSION = 4  # raise it when the same file gives other rows than before
+READER_VERSION = 5  # raise it when the same file gives other rows than before
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "optimizer.pt", "optimizer.bin")
 
 # settings that came later, at the value that features had before: spaces of before are found by the names they have

@@ -120,7 +120,8 @@ def read_tools(value: Any) -> str | None:
         return None
     if not isinstance(value, list | dict):
         raise RowError("wrong_type", f"tools must be a list, got {type(value).__name__}")
-    return compact([_tool(tool) for tool in (value if isinstance(value, list) else [value])], "tools")
+    tools = [_tool(tool) for tool in (value if isinstance(value, list) else [value])]
+    return compact([function for tool in tools for function in _declared(tool)], "tools")
 
 
 def tools_within(metadata: Any) -> Any:
@@ -143,6 +144,12 @@ def _tool(tool: Any) -> Any:
     if isinstance(function := tool.get("function"), dict):
         return tool | {"function": _function(function)}
     return _function(tool)
+
+
+def _declared(tool: dict[str, Any]) -> list[Any]:
+    """The functions of one of Gemini's tools, each a tool; another tool alone."""
+    declared = tool.get("functionDeclarations") or tool.get("function_declarations")
+    return [_tool(function) for function in declared] if isinstance(declared, list) and len(tool) == 1 else [tool]
 
 
 def _function(function: dict[str, Any]) -> dict[str, Any]:

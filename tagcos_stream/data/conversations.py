@@ -12,7 +12,7 @@ from tagcos_stream.data.pairs import read_system, with_system
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
 from tagcos_stream.data.transcripts import has_plain_marks, transcript_turns
-from tagcos_stream.data.turns import from_columns, read_turns
+from tagcos_stream.data.turns import ROLE_KEYS, ROLE_WORDS, from_columns, read_turns
 from tagcos_stream.types import Message
 
 CHAT_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -27,6 +27,14 @@ def holds_turns(value: object) -> bool:
         text = value.strip()
         return text.startswith("[") and text != "[]"
     return bool(value if isinstance(value, list) else from_columns(value))
+
+
+def is_question(value: object) -> bool:
+    """Whether a field's value is a list of turns by the system and the user alone, whose answer may stand elsewhere."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return False
+    words = [next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None) for turn in value]
+    return bool(words) and all(ROLE_WORDS.get(str(word).strip().lower()) in ("system", "user") for word in words)
 
 
 def read_messages(row: Record, fields: Sequence[str], options: RowOptions) -> list[Message]:

@@ -30,8 +30,9 @@ from tagcos_stream.data.turns import (
 )
 from tagcos_stream.types import ROLES
 
-PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output")
-PAIRS = tuple(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields)
+PAIR_SHAPES = ("alpaca", "dolly", "prompt_completion", "question_answer", "input_output", "pair")
+PAIRS = tuple(dict.fromkeys(fields for name in PAIR_SHAPES for fields in BY_NAME[name].fields))  # in order of trial
+_LAST = set(BY_NAME["pair"].fields).difference(*(BY_NAME[name].fields for name in PAIR_SHAPES[:-1]))
 TEXT = r"[^\s\x1c-\x1f]"  # Rust's \s lacks the four separators that str.strip takes off
 NOT_A_NUMBER = "a score that may not be a number"  # takes the place of a field that no shape allows: read_scores decides
 _NEEDED = {name for fields in PAIRS for name in fields}  # an empty text is still a prompt or an answer
@@ -104,11 +105,14 @@ def _shapes(frame: pl.DataFrame, present: dict[str, np.ndarray], max_turns: int)
             if len(picked):
                 yield picked, _flat_turns(frame[name].gather(picked), max_turns)
     strings = {name for name in frame.columns if frame[name].dtype == pl.String}
+    free = np.ones(frame.height, bool)  # rows that no pair before has
     for prompt, answer in PAIRS:
         if {prompt, answer} <= strings & set(present):
             extras = [name for name in EXTRAS if name in strings and name in present and name != prompt]
-            text = {"text"} & strings
+            text = {"text"} & strings if (prompt, answer) not in _LAST else set()  # which may be a transcript
             picked = _only(present, {prompt, answer}, {prompt, answer, *extras, *text, *FREE_FIELDS}, frame.height)
+            picked = picked[free[picked]]
+            free &= ~(present[prompt] & present[answer])
             if len(picked):
                 yield picked, _flat_pair(frame[picked], prompt, extras, answer, bool(text))
 

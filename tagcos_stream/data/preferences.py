@@ -10,11 +10,14 @@ from tagcos_stream.data.turns import MEDIA_KEYS, read_turns
 from tagcos_stream.types import Message
 
 PREFERENCE_FIELDS = ("chosen", "rejected")
+_PLACES = ("path", "paths", "url", "urls", "file", "files", "filename", "filepath", "name", "bytes", "base64", "list")
 MEDIA_FIELDS = (
     *MEDIA_KEYS,
-    *(f"{kind}_{place}" for kind in ("image", "video", "audio") for place in ("path", "paths", "url", "urls")),
-)
-MARK_FIELDS = ("label", "kto_tag")
+    *(f"{kind}_{place}" for kind in ("image", "video", "audio") for place in _PLACES),
+    *(f"image_{number}" for number in range(8)),
+    "image_id", "decoded_image", "pixel_values", "img", "imgs", "img_path", "jpg", "png",
+)  # fmt: skip
+MARK_FIELDS = ("label", "kto_tag", "is_correct")
 _BAD = ("false", "0", "0.0")  # a cell of a table has a label as text
 _PROMPTS = ("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "input")
 

@@ -12,7 +12,7 @@ REASONS = {
     "unread_field": "a field with text that the row's shape does not read: map the fields with `columns`",
     "several_texts": "a list of texts where one belongs",
     "preference": 'a preference pair: `preference = "chosen"` takes the chosen answer',
-    "marked_bad": "the row's `label` marks its answer as bad",
+    "marked_bad": "a mark of the row, such as `label`, says that its answer is bad",
     "unsupported_content": "images, audio, or parts of a turn that are not text",
     "unsupported_weight": "a turn's loss weight is neither 0 nor 1",
     "no_assistant": "there is no assistant turn",

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from tagcos_stream.data.calls import read_template_kwargs, read_tools, tools_within
@@ -15,6 +16,7 @@ from tagcos_stream.data.conversations import (
     CHAT_FIELDS,
     holds_turns,
     is_data,
+    is_question,
     read_data,
     read_gemini,
     read_messages,
@@ -22,7 +24,7 @@ from tagcos_stream.data.conversations import (
     read_xlam,
 )
 from tagcos_stream.data.oasst import tree_threads
-from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair
+from tagcos_stream.data.pairs import BESIDE_PAIR, SYSTEM_FIELDS, read_pair, turns_in
 from tagcos_stream.data.preferences import (
     MARK_FIELDS,
     MEDIA_FIELDS,
@@ -33,7 +35,7 @@ from tagcos_stream.data.preferences import (
 )
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import Record, RowOptions
-from tagcos_stream.data.transcripts import looks_like_transcript
+from tagcos_stream.data.transcripts import begins_as_transcript, has_plain_marks, looks_like_transcript
 from tagcos_stream.data.turns import REASONING_KEYS, check
 from tagcos_stream.data.unread import refuse_unread
 from tagcos_stream.types import Message
@@ -63,11 +65,24 @@ class Shape:
 
 
 def _pair(row: Record, fields: tuple[str, ...], options: RowOptions) -> list[Message]:
-    return read_pair(row, fields[0], fields[1], options)
+    return read_pair(row, fields[0], fields[-1], options)
 
 
-# in order of trial: a row that has `messages` is a conversation whatever else it carries
+# words for a prompt, and for an answer that is never a reference to check one by
+PROMPTS = ("instruction", "prompt", "question", "problem", "query", "input", "inputs")
+ANSWERS = ("output", "response", "completion", "generated_solution", "generation", "generations")
+# in order of trial: a row that has `messages` with an answer is a conversation whatever else it carries
 SHAPES: tuple[Shape, ...] = (
+    Shape(
+        "messages_answer",
+        (
+            ("messages", "reasoning", "answer"),  # an `answer` alone may be a reference
+            *product(("messages", "conversations"), ("output", "response", "completion")),
+        ),
+        _pair,
+        BESIDE_PAIR,
+        is_question,
+    ),
     Shape("messages", tuple((name,) for name in CHAT_FIELDS), read_messages, SYSTEM_FIELDS, holds_turns),
     Shape("gemini", (("contents",),), read_gemini, (*SYSTEM_FIELDS, "systemInstruction", "system_instruction"), holds_turns),
     Shape("xlam", (("query", "tools", "answers"),), read_xlam, SYSTEM_FIELDS),
@@ -90,6 +105,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape("input_output", (("input", "output"), ("inputs", "targets"), ("input", "target")), _pair, BESIDE_PAIR),
     Shape("ultrachat", (("data",),), read_data, SYSTEM_FIELDS, is_data),
     Shape("transcript", (("text",), ("chat",)), read_transcript, SYSTEM_FIELDS, looks_like_transcript),
+    Shape("pair", (*product(PROMPTS, ANSWERS), ("text_input", "output"), ("input_text", "output_text")), _pair, BESIDE_PAIR),
 )
 BY_NAME = {shape.name: shape for shape in SHAPES}
 TREE_FIELDS = ("message_tree_id", "prompt")
@@ -103,12 +119,12 @@ REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) -
 ABOUT_FIELDS = ("document", "documents", "contexts", "passage", "passages", "article", "instructions", "choices", "options")
 # names of system prompts and of tools that are not ours, which would be lost
 OTHER_SYSTEM_FIELDS = ("meta_instruction", "systemPrompt", "sys_prompt")
-OTHER_TOOL_FIELDS = ("tools_json", "available_tools", "function_description")
+OTHER_TOOL_FIELDS = ("tools_json", "available_tools", "function_description", "toolConfig")
 # fields of a pair that are data about it beside a conversation, which may be made from them: what it asks, and how it is answered
 PAIR_FIELDS = frozenset({
-    "problem", "inputs", "definition", "solution", "target", "targets",
-    "rationale", "explanation", "cot", "longCOT", "chain_of_thought", "think", "thought", "thoughts", "reasoning_trace",
-    "thinking_trajectories", "deepseek_thinking_trajectory", "gemini_thinking_trajectory",
+    "problem", "inputs", "text_input", "input_text", "definition", "solution", "target", "targets", "output_text",
+    "rationale", "explanation", "cot", "longCOT", "complex_cot", "chain_of_thought", "think", "thought", "thoughts",
+    "reasoning_trace", "thinking_trajectories", "deepseek_thinking_trajectory", "gemini_thinking_trajectory",
     "attempt", "deepseek_attempt", "gemini_attempt", "generation", "generations", "generated_solution", "r1_solution",
     "r1_generation", "reannotated_assistant_content",
 })  # fmt: skip
@@ -127,6 +143,8 @@ ROW_FIELDS = (
 # cells of a table in fields that hold lists, and words in fields for reasoning that say how the answer was made
 EMPTY_CELLS, LIST_FIELDS = {"[]", "{}", "null"}, {"history", *ABOUT_FIELDS, *OTHER_TOOL_FIELDS, *MEDIA_FIELDS}
 FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "minimal", "low", "medium", "high"}
+TOOL_FIELDS = {"tools", "functions", "chat_template_kwargs"}  # read beside any shape
+HEAD = 10_000  # characters of a text that are searched for the marks of a transcript
 ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
 
@@ -137,7 +155,7 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
     """
     if not isinstance(record, dict):
         raise RowError("wrong_type", f"a row must be an object, got {type(record).__name__}")
-    row = _without_nothing(_renamed(record, options.columns), options.columns)
+    row = _without_nothing(_in_lower_case(_renamed(record, options.columns)), options.columns)
     if options.shape == "oasst_tree" or (options.shape is None and _is_tree(row)):
         threads = [finished(thread, options) for thread in tree_threads(row)]
         refuse_unread(row, {"prompt"}, [message for thread in threads for message in thread], TEXT_FIELDS)
@@ -156,7 +174,11 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
         messages = finished(messages, options)
     except RowError as e:
         raise RowError(e.reason, f"{' and '.join(name for name in row if name in read)}: {e.detail}") from None
-    refuse_unread(row, read, messages, texts)
+    try:
+        refuse_unread(row, read, messages, texts)
+    except RowError as e:
+        without = "" if options.columns else f"; `{_columns(record, row, read | TOOL_FIELDS)}` does without it"
+        raise RowError(e.reason, f"{e.detail}{without}") from None
     return [Converted(messages, _tools(row), read_template_kwargs(row.get("chat_template_kwargs")))]
 
 
@@ -222,7 +244,37 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
                 raise RowError("wrong_type", f"{' and '.join(missing)} is null")
     there = ", ".join(map(str, list(row)[:12])) or "none"
     asked = "" if options.shape is None else f" of shape {options.shape}"
-    raise RowError("unknown_shape", f"no shape has these fields{asked}: {there}")
+    raise RowError("unknown_shape", f"no shape has these fields{asked}: {there}; {_way_to_read(row, options)}")
+
+
+def _way_to_read(row: Record, options: RowOptions) -> str:
+    """What to do about a row that no shape fits."""
+    for name, value in row.items():
+        if isinstance(value, dict) and (shape := recognise(value)):
+            return f"{name} holds those of shape {shape}: write them as the row's own"
+        if isinstance(value, str) and (begins_as_transcript(head := value[:HEAD]) or has_plain_marks(head)):
+            return f'{name} has the marks of a transcript: `columns = {{text = "{name}"}}` and `shape = "transcript"` read it'
+        if isinstance(value, list) and turns_in(value, name, options) is not None and not is_question(value):
+            return f'{name} holds turns: `columns = {{messages = "{name}"}}` reads them and nothing else'
+    prompt = next((name for name in PROMPTS if row.get(name)), None)
+    example = f'`columns = {{{prompt or "prompt"} = "{prompt or "..."}", response = "..."}}`'
+    within = next((f"; what is within {name} is not read" for name, value in row.items() if isinstance(value, dict)), "")
+    return f"say what to read with `columns`, as in {example}{within}"
+
+
+def _columns(record: Record, row: Record, names: Set[str]) -> str:
+    """The setting by which nothing is read of a record but the fields that have these of our names."""
+    theirs = dict(zip(row, record, strict=True))  # in their own case
+    kept = (f'{name} = "{theirs[name]}"' for name, value in row.items() if name in names and value is not None)
+    return f"columns = {{{', '.join(kept)}}}"
+
+
+def _in_lower_case(row: Record) -> Record:
+    """The row under our names where it has them in another case, as in headers of tables, and fits no shape as it is."""
+    ours = {name: name.lower() for name in row if name not in ROW_FIELDS and name.lower() in ROW_FIELDS}
+    if not ours or len({*row, *ours.values()}) < len(row) + len(ours) or recognise(row):
+        return row
+    return {ours.get(name, name): value for name, value in row.items()}
 
 
 def _tools(row: Record) -> str | None:

@@ -81,6 +81,13 @@ SHAPED: list[Any] = [
         "metadata": {"tools": [{"name": "f"}]},
     },
     {"conversations": ["a", "b"]},
+    {"messages": [{"role": "user", "content": "a"}], "reasoning": "r", "answer": "b"},
+    {"problem": "a", "generated_solution": "b", "is_correct": True},
+    {"problem": "a", "generated_solution": "b", "is_correct": False},
+    {"prompt": "a", "input": "b", "output": "c"},
+    {"prompt": "a", "input": "b", "response": "c"},
+    {"prompt": "a", "output": "c", "text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nc<|im_end|>"},
+    {"Question": "a", "Answer": "b", "Complex_CoT": None},
     {"conversation": [{"human": "a", "assistant": "b"}]},
     {"prompt": "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc", "response": "d"},
     {"instruction": "Human:a\nAssistant:b\nHuman:c\nAssistant:", "output": "d"},
@@ -172,11 +179,13 @@ TEXTS = ("Hi", "Ho", "Well, a text that is long enough", '{"name": "f", "argumen
 COMMON = (20, 20, 3, 12, 3, 1, 1)
 HEADS = (
     ("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("query", "response"), ("input", "output"),
-    ("problem", "solution"), ("inputs", "targets"),
+    ("problem", "solution"), ("inputs", "targets"), ("prompt", "output"), ("problem", "generated_solution"),
+    ("input", "response"), ("Question", "Answer"),
 )  # fmt: skip
 BESIDE = (
     "system", "input", "context", "prompt", "text", "label", "images", "tools", "history", "dataset", "id", "turns", "data",
-    "metadata", "kto_tag", "solution", "generations", "target",
+    "metadata", "kto_tag", "solution", "generations", "target", "output", "response",
+    "is_correct", "image_id",
 )  # fmt: skip
 
 

@@ -14,15 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagcos_stream.data.convert_columns import PAIR_SHAPES
+from tagcos_stream.data.preferences import MEDIA_FIELDS
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import CHAT_FIELDS, PAIR_FIELDS, ROW_FIELDS, convert, recognise
 from tagcos_stream.data.train_flags import ADDING, KEEPING
-from tagcos_stream.data.turns import CONTENT_KEYS, REASONING_KEYS, UNREAD_KEYS
+from tagcos_stream.data.turns import CONTENT_KEYS, MEDIA_KEYS, REASONING_KEYS, UNREAD_KEYS
 from tests.data.mutations import check_lines
 from tests.data.tools import read
 
 NAMES = {"dataset", "source_id", "message_tree_id", "metadata"}  # of the row and its dataset: no text of the example
+NAMES |= set(MEDIA_FIELDS) - set(MEDIA_KEYS)  # which are all alike
 NUMBERS = itertools.count()
 
 
@@ -81,7 +83,8 @@ VALUES |= {"contents": gemini, "chosen": texts | lists, "rejected": texts | list
 VALUES |= {"data": st.lists(texts, max_size=3), "history": st.lists(st.lists(texts, min_size=2, max_size=2), max_size=2)}
 VALUES |= {"choices": st.lists(texts, max_size=2), "options": st.lists(texts, max_size=2), "answers": st.lists(texts, max_size=2)}
 VALUES |= {"tools": st.builds(lambda t: [{"name": t}], texts), "functions": st.builds(lambda t: [{"name": t}], texts)}
-VALUES |= {"label": st.booleans(), "kto_tag": st.booleans(), "chat_template_kwargs": st.builds(lambda t: {"x": t}, texts)}
+VALUES |= dict.fromkeys(("label", "kto_tag", "is_correct"), st.booleans())
+VALUES |= {"chat_template_kwargs": st.builds(lambda t: {"x": t}, texts)}
 VALUES |= {"prompt": texts | lists, "completion": texts | lists}
 VALUES |= {name: st.lists(texts, max_size=1) for name in ("images", "videos", "audios", "image", "video", "audio")}
 PLAIN = texts | st.just("") | st.none() | st.lists(texts, max_size=2)
@@ -98,7 +101,7 @@ HEADS = (
     "contents",
     "data",
 )
-TAILS = ("output", "response", "completion", "answer", "solution", "targets", "answers")
+TAILS = ("output", "response", "completion", "answer", "solution", "targets", "answers", "generation", "generated_solution")
 
 
 @st.composite
@@ -210,6 +213,32 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
           ("image", "image_path", "image_paths", "image_url", "video_path", "audio_path")),
         (PAIR | {"label": 0}, "marked_bad", "label is 0"),
         (PAIR | {"kto_tag": False}, "marked_bad", "kto_tag is false"),
+        ({"problem": "Odd?", "generated_solution": "6", "is_correct": False}, "marked_bad", "is_correct is false"),
+        *((PAIR | {name: "a.png"}, "unsupported_content", f"{name} is not empty") for name in
+          ("image_file", "image_id", "image_1", "decoded_image", "img", "jpg", "audio_filepath")),
+        # of several answers none is taken for the answer, nor a reference
+        ({"instruction": "Odd?", "generations": ["7", "9"], "ratings": [5, 5]}, "several_texts", "generations is a list of 2"),
+        ({"problem": "Odd?", "solution": "7", "generations": ["It is 7."]}, "unread_field", "generations"),
+        ({"question": "Odd?", "final_answer": "7", "r1_solution_1": "7", "r1_solution_2": "9"},
+         "unknown_shape", 'columns = {question = "question", response = "..."}'),
+        ({"problem": "Odd?", "answer": "7"}, "unknown_shape", 'columns = {problem = "problem", response = "..."}'),
+        ({"messages": TURNS[:1], "answer": "7"}, "no_assistant", "messages"),
+        ({"messages": [*CHAT["messages"], TURNS[0]], "response": "So"}, "unread_field", "response"),
+        ({"prompt": "Odd?", "generation": "7", "response": "9"}, "unread_field", "generation"),
+        ({"input": "6, 7", "output": "7", "prompt": "Which is odd?"}, "unread_field", "prompt"),
+        ({"messages": TURNS[:1], "response": {"choices": [{"message": TURNS[1]}]}}, "wrong_type", "response must be text"),
+        (CHAT | {"toolConfig": {"tools": [{"toolSpec": {"name": "f"}}]}}, "unread_field", "toolConfig"),
+        # what to do
+        (PAIR | {"cot": "Odd."}, "unread_field", '; `columns = {question = "question", answer = "answer"}` does without it'),
+        (CHAT | {"tools": [{"name": "f"}], "documents": ["d"]}, "unread_field", '{messages = "messages", tools = "tools"}'),
+        ({"Question": "Odd?", "Response": "7", "Complex_CoT": "It is odd."},
+         "unread_field", '{question = "Question", response = "Response"}'),
+        ({"custom_id": "1", "body": CHAT}, "unknown_shape", "body holds those of shape messages"),
+        ({"id": 1, "fields": {"instruction": "Odd?", "response": "7"}}, "unknown_shape", "fields holds those of shape dolly"),
+        ({"custom_id": "1", "response": {"body": {}}}, "unknown_shape", "what is within response is not read"),
+        ({"items": TURNS}, "unknown_shape", '`columns = {messages = "items"}` reads them'),
+        ({"sample": "USER: Hi\nASSISTANT: Ho"}, "unknown_shape", '`columns = {text = "sample"}` and `shape = "transcript"`'),
+        ({"Question": "Odd?", "question": "Even?", "Answer": "7"}, "unknown_shape", "Question, question, Answer"),
         (PAIR | {"label": "0"}, "marked_bad", "label is 0"),
         (PAIR | {"prompt": "Which 7 of these is odd?"}, "unread_field", "prompt"),
         (PAIR | {"dialogue": "Ann: Hi. Bob: Ho."}, "unread_field", "dialogue"),
@@ -366,6 +395,25 @@ BE_KIND: tuple[str, str, Any] = ("system", "Be kind.", None)
         *(({"instruction": "Hi", "output": text}, [TALK[0], ("assistant", text, None)]) for text in (
           json.dumps(TURNS[:1]), json.dumps(TURNS[1:2]), str(TURNS)
         )),
+        # answers under other names
+        *(({prompt: "Hi", answer: "Ho"}, [TALK[0], ("assistant", "Ho", None)]) for prompt, answer in (
+          ("problem", "generated_solution"), ("question", "generated_solution"), ("instruction", "generation"),
+          ("prompt", "output"), ("input", "response"), ("instruction", "completion"), ("input_text", "output_text"),
+        )),
+        ({"prompt": "Hi", "generations": ["Ho"]}, [TALK[0], ("assistant", "Ho", None)]),
+        ({"prompt": "Hi", "input": "Well?", "response": "Ho"}, [("user", "Hi\n\nWell?", None), ("assistant", "Ho", None)]),
+        # the earlier shape keeps its rows
+        ({"question": "Hi, what do you say?", "input": "Hi, what do you say? Ho?", "output": "So"},
+         [("user", "Hi, what do you say? Ho?", None), ("assistant", "So", None)]),
+        ({"text": CHATML + "Ho<|im_end|>", "prompt": "Hi", "output": "Ho"}, [TALK[0], ("assistant", "Ho", None)]),
+        *(({"messages": TURNS[:1], answer: "Ho"}, [TALK[0], ("assistant", "Ho", None)])
+          for answer in ("response", "completion", "output")),
+        ({"conversations": [{"from": "human", "value": "Hi"}], "response": TURNS[1]}, [TALK[0], ("assistant", "Ho", None)]),
+        # names in another case
+        ({"Question": "Hi", "Answer": "Ho"}, [TALK[0], ("assistant", "Ho", None)]),
+        ({"System": "Be kind.", "INSTRUCTION": "Hi", "Input": "", "Output": "Ho"},
+         [BE_KIND, TALK[0], ("assistant", "Ho", None)]),
+        ({"question": "Hi", "answer": "Ho", "Input": "of no shape"}, [TALK[0], ("assistant", "Ho", None)]),
         *(({"instruction": "Hi", extra: text, "output": "Ho"}, [("user", f"Hi\n\n{text}", None), ("assistant", "Ho", None)])
           for extra in ("input", "context") for text in (json.dumps(TURNS), str(TURNS), CHATML)),
         ({"prompt": HH, "response": json.dumps(TURNS)}, [*TALK[:3], ("assistant", json.dumps(TURNS), None)]),
@@ -557,6 +605,13 @@ def test_transcripts__system_of_glaive() -> None:
     row = {"system": "SYSTEM: Be kind.", "chat": "USER: Hi\n\n\nASSISTANT: Ho <|endoftext|>\n\n\n"}
     assert 'shape = "transcript"' in reject(row)[1]
     assert roles_and_texts(row, shape="transcript") == [BE_KIND, TALK[0], ("assistant", "Ho", None)]
+
+
+def test_tools__of_gemini_are_declared_together() -> None:
+    declared = [{"name": "f"}, {"name": "g", "parameters": {}}]
+    for key in ("functionDeclarations", "function_declarations"):
+        (found,) = convert(CHAT | {"tools": [{key: declared}, {"googleSearch": {}}]}, RowOptions())
+        assert found.tools == json.dumps([*declared, {"googleSearch": {}}], separators=(",", ":"))
 
 
 def test_tools__each_may_be_json_text() -> None:

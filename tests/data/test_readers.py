@@ -493,6 +493,30 @@ def test_json__shapes_of_a_file(tmp_path: Path) -> None:
     assert read(path).blocks[-1].next_row == 0
 
 
+def test_json__a_text_for_all_rows_of_a_list_is_not_lost(tmp_path: Path) -> None:
+    rows = [{"input": str(n), "output": ["Yes"]} for n in range(3)]
+    task = {"Source": ["s"], "Definition": ["Is it odd?"], "Positive Examples": rows[:1], "Instances": rows, "Source URL": ["u"]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(task, indent=4), encoding="utf-8")
+    got = read(path)
+    assert (len(got.occurrences), got.reasons) == (0, {0: "unread_field", 1: "unread_field"})
+    assert got.rejects["detail"][1].startswith("Definition is text for every row of the list 'Instances' beside it")
+    for start in range(4):
+        assert read(path, start_row=start).rejects.equals(got.rejects.filter(pl.col("row") >= start))
+    assert read(path, key="Instances").reasons == {0: "unread_field"}
+    for nothing in ({"Definition": []}, {"system": ""}, {"description": "of the file"}, {"a": {"instruction": "deeper"}}):
+        path.write_text(json.dumps(nothing | {"rows": rows}), encoding="utf-8")
+        assert (len(read(path).occurrences), read(path).reasons) == (3, {})
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_tables__columns_in_another_case(tmp_path: Path, name: str) -> None:
+    frame = pl.DataFrame({"Question": ["Why?", "How?"], "Answer": ["So.", "Thus."], "Image": [None, "a.png"]})
+    (frame.write_csv if name == "a.csv" else frame.write_parquet)(tmp_path / name)
+    got = read(tmp_path / name)
+    assert (got.texts, got.reasons) == ([[("user", "Why?"), ("assistant", "So.")]], {1: "unsupported_content"})
+
+
 @pytest.mark.parametrize("first", ["{", "[", "{ ", "[\r", '{"', "[{", "[1"])
 def test_jsonl__a_first_row_that_was_cut_costs_one_row(tmp_path: Path, first: str) -> None:
     good = json.dumps(GOOD)

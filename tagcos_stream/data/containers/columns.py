@@ -187,7 +187,7 @@ def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:
     if "metadata" in every and not _may_hold_tools(schema.field("metadata").type):
         read.remove("metadata")
     read |= {*options.columns.values(), *options.scores}
-    names = [n for n in every if n in read or options.shape == "any"]
+    names = [n for n in every if n in read or n.lower() in read or options.shape == "any"]
     for name in names:
         try:
             field = schema.field(name)
@@ -220,10 +220,12 @@ def check_columns(names: list[str], file: SourceFile) -> None:
     for ours, theirs in options.columns.items():
         if theirs not in names and ours not in (*turn_keys, theirs):
             raise UserError(f"{file.url}: no column {theirs!r} (mapped to {ours}); the file has: {there}")
-    have = {*names, *options.columns}
+    have = {*names, *map(str.lower, names), *options.columns}
     if "chosen" in have and options.shape is None:
         return  # preference pairs: rejected row by row, or read where the source asks for it
     wanted = [fields for shape, fields in (*REQUIRED, ("oasst_messages", FLAT_FIELDS)) if options.shape in (None, shape)]
     if not any(have.issuperset(fields) for fields in wanted) and (options.shape is None or wanted):
-        known = "; ".join(f"{shape}: {' + '.join(fields)}" for shape, fields in REQUIRED)
-        raise UserError(f"{file.url}: columns {there} make no known shape ({known}); map them with `columns`")
+        raise UserError(
+            f"{file.url}: columns {there} make no known shape (turns, as under messages, or a prompt and its answer, as under "
+            'question and answer); map them with `columns`, as in `columns = {prompt = "...", response = "..."}`'
+        )

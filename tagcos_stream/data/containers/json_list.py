@@ -21,6 +21,7 @@ from tagcos_stream.data.containers.json_scan import (
     scan_elements,
 )
 from tagcos_stream.data.containers.lines import read_lines
+from tagcos_stream.data.pairs import SYSTEM_FIELDS
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.shapes import CHAT_FIELDS
 
@@ -46,6 +47,7 @@ _PARTS_OF_A_ROW = frozenset(CHAT_FIELDS) | {
     "chosen",
     "rejected",
 }
+_OF_EVERY_ROW = frozenset({*SYSTEM_FIELDS, "definition", "instruction", "prompt", "context"})  # in any case
 
 
 def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limits: Limits) -> Iterator[Raw]:
@@ -227,6 +229,7 @@ def _object(
     state, data, before, done = new_state(0), head, b"", False
     whole: bytes | None = head  # while it may be one row
     rejects: list[Reject] = []
+    beside: str | None = None
     next_row, cut = start_row, False
     while data and not cut:
         position, held = 0, b""
@@ -250,6 +253,13 @@ def _object(
                 if done and not every:
                     rejects.append(Reject(next_row, "unread_list", f"list {found!r}: set `key` to read it instead", ""))
                     next_row += 1
+                    continue
+                if not (every or done or before):  # what stands beside a list that begins further behind is not looked at
+                    beside = beside or _text_before(data[:at])
+                if beside:
+                    detail = f"{beside} is text for every row of the list {found!r} beside it: write it into the rows"
+                    rejects.append(Reject(len(rejects), "unread_field", detail, ""))
+                    next_row = max(next_row, len(rejects))
                     continue
                 tail: list[tuple[int, bytes]] = []
                 first = next_row if done else 0
@@ -284,6 +294,18 @@ def _object(
     else:
         own = Rejects(*(r for r in rejects if r.row >= start_row))
         yield Raw(max(next_row, start_row), stream.bytes_read, rejects=own, open_end=cut)
+
+
+def _text_before(text: bytes) -> str | None:
+    """The first field with text of a prompt in an object up to a value, None without one, or where the value is deeper."""
+    try:
+        fields = orjson.loads(text + b"null}")
+    except ValueError:
+        return None
+    texts = (
+        name for name, value in fields.items() if isinstance(value, str | list) and any(isinstance(t, str) and t for t in value)
+    )
+    return next((name for name in texts if name.lower() in _OF_EVERY_ROW), None)
 
 
 def _key_before(text: bytes) -> str:
