@@ -68,9 +68,12 @@ def parse(text: str, columns: Mapping[str, str], setting: str = "where") -> Pred
         raise refuse("it is empty: leave it out, or say `true` for every row")
     with interruptible(), duckdb.connect(config={**NO_EXTENSIONS, "enable_external_access": False}) as connection:
         # the parentheses and the line break: neither a comment nor a comma nor a clause can end the expression early
-        parsed = json.loads(_one(connection, "SELECT json_serialize_sql(?)", [f"SELECT (\n{text}\n)"]))
+        before = f"SELECT (\n{text}\n"
+        parsed = json.loads(_one(connection, "SELECT json_serialize_sql(?)", [f"{before})"]))
         if parsed["error"]:
-            raise refuse(f"not an expression that DuckDB can parse: {parsed.get('error_message', 'unknown error')}")
+            early = int(parsed.get("position") or 0) >= len(before.encode())  # at our parenthesis, which the user did not write
+            why = "it is not complete, or has a bracket too many" if early else parsed.get("error_message", "unknown error")
+            raise refuse(f"not an expression that DuckDB can parse: {why}")
         node = parsed["statements"][0]["node"]
         expressions = node.get("select_list", [])
         bare = node["type"] == "SELECT_NODE" and node["from_table"]["type"] == "EMPTY" and not node["modifiers"]

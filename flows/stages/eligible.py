@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from tagcos_stream.data.sources import score_names
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
+IS_ID = re.compile(r"[0-9a-f]{32}")
 LISTS = (".txt", ".ids", ".csv", ".jsonl", ".parquet")  # endings of files that list examples
 
 
@@ -83,7 +85,7 @@ def listed_ids(path: str, setting: str) -> list[str]:
     Raises
     ------
     UserError
-        The file cannot be read, or has no ids.
+        The file cannot be read, has no ids, or has something else.
     """
     kind = Path(path).suffix
     try:
@@ -103,6 +105,8 @@ def listed_ids(path: str, setting: str) -> list[str]:
         raise UserError(f"{setting} {path}: {first}; give a file with an id a line, or with the column example_id") from error
     if not found:
         raise UserError(f"{setting} {path}: it has no ids")
+    if wrong := next((text for text in found if not IS_ID.fullmatch(text)), None):
+        raise UserError(f"{setting} {path}: {wrong!r} is not an example id, which has 32 hexadecimal digits")
     return found
 
 

@@ -278,7 +278,7 @@ def _folder(url: str, saved_splits: bool) -> str | None:
 def _file(spec: SourceSpec, path: Path, alone: bool) -> SourceFile:
     kind = spec.format or container_of(path.name)
     if kind is None:
-        raise UserError(f"source {path}: unknown ending; name its format, one of {', '.join(CONTAINERS)}")
+        raise UserError(f"source {path}: unknown ending; name its format in a list of sources, one of {', '.join(CONTAINERS)}")
     try:
         size = path.stat().st_size
         if size == 0 and alone:

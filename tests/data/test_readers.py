@@ -504,8 +504,14 @@ def test_json__a_text_for_all_rows_of_a_list_is_not_lost(tmp_path: Path) -> None
     for start in range(4):
         assert read(path, start_row=start).rejects.equals(got.rejects.filter(pl.col("row") >= start))
     assert read(path, key="Instances").reasons == {0: "unread_field"}
-    for nothing in ({"Definition": []}, {"system": ""}, {"description": "of the file"}, {"a": {"instruction": "deeper"}}):
-        path.write_text(json.dumps(nothing | {"rows": rows}), encoding="utf-8")
+    without: tuple[dict[str, Any], ...] = (
+        {"Definition": []},
+        {"system": ""},
+        {"description": "of the file"},
+        {"a": {"instruction": "deeper"}},
+    )
+    for beside in without:
+        path.write_text(json.dumps(beside | {"rows": rows}), encoding="utf-8")
         assert (len(read(path).occurrences), read(path).reasons) == (3, {})
 
 

@@ -119,5 +119,8 @@ def test_include__refuses_what_cannot_be_chosen(root: Root, tmp_path: Path) -> N
     listed.write_text(f"{known}\n{'0' * 32}\n")
     with pytest.raises(UserError, match="1 of 2 examples have no feature in this pool, such as 00000"):
         reselect(root, method="random", include=str(listed))
+    listed.write_text(f"{known}\n{known[:8]}\n")
+    with pytest.raises(UserError, match=f"{known[:8]!r} is not an example id, which has 32 hexadecimal digits"):
+        reselect(root, method="random", exclude=str(listed))
     with pytest.raises(UserError, match=r"include gone\.txt: "):
         reselect(root, include="gone.txt")

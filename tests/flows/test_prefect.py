@@ -207,11 +207,12 @@ def test_schedule__keeps_its_state_when_deployed_again(prefect: Prefect) -> None
     assert schedule["schedule"]["cron"] == "0 2 * * *"
     listed = prefect.run(LIST)
     assert "nightly" in listed or "0 2 * * *" in listed
-    for command, active in ((PAUSE, False), (RESUME, True)):
-        prefect.run(command.removesuffix("ID") + schedule["id"])
-        assert deployment(prefect, name)["schedules"][0]["active"] is active
-        prefect.run(DEPLOY.replace("--all", "--name nightly"))
-        assert deployment(prefect, name)["schedules"][0]["active"] is active
+    prefect.run(PAUSE.removesuffix("ID") + schedule["id"])
+    assert deployment(prefect, name)["schedules"][0]["active"] is False
+    prefect.run(DEPLOY.replace("--all", "--name nightly"))
+    assert deployment(prefect, name)["schedules"][0]["active"] is False
+    prefect.run(RESUME.removesuffix("ID") + schedule["id"])
+    assert deployment(prefect, name)["schedules"][0]["active"] is True
     assert deployment(prefect, name)["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
 

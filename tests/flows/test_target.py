@@ -63,7 +63,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     shouted = [[{**turn, "content": turn["content"].upper() + " !"} for turn in conversation("cities", n)] for n in (2, 3)]
     write(folder / "sums.jsonl", [*sums, *equal])
     write(folder / "cities.jsonl", [conversation("cities", 100), *shouted])
-    listed = "".join(f"[[source]]\npath = '{name}.jsonl'\nweight = {weight}\n" for name, weight in (("sums", 3), ("cities", 1)))
+    listed = "".join(
+        f"[[source]]\npath = '{name}.jsonl'\n{weight}\n" for name, weight in (("sums", "weight = 3"), ("cities", ""))
+    )
     (folder / "wanted.toml").write_text(listed)
     values = {"sources": (str(folder / "pool"),), "root": str(folder / "root"), "model": str(model_folder)}
     settings = load_settings(SMALL | values | {"target": (str(folder / "wanted.toml"),)})
