@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from packaging.requirements import Requirement
 
+from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.types import UserError
+from tests.benchmarks import gpu, gpu_checks
 from tests.benchmarks import pack as packing
 from tests.benchmarks.packed import pack, read_packed, require_same_tokenizer, write_packed
 from tests.models import random_encoded, tiny_model, tiny_tokenizer
@@ -68,6 +72,42 @@ def test_packed__another_file_is_refused(tmp_path: Path) -> None:
         read_packed(tmp_path / "p")
 
 
+def test_exactness__angles_of_positions_are_those_of_float64() -> None:
+    model = gpu_checks.exact_positions(tiny_model(dtype=torch.float64))
+    rotary = model.model.rotary_emb
+    given = rotary(torch.zeros(1, 1, 8, dtype=torch.float64), torch.arange(300)[None])
+    angles = np.tile(np.outer(np.arange(300), rotary.inv_freq.double().numpy()), 2)
+    for found, ref in zip(given, (np.cos(angles), np.sin(angles)), strict=True):
+        np.testing.assert_allclose(found[0].numpy(), ref, rtol=0, atol=1e-15)
+    plain, exact = (one(torch.arange(4, 40)[None]).logits for one in (tiny_model(dtype=torch.float64), model))
+    torch.testing.assert_close(plain, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_speed__what_ran_out_of_memory_is_released_before_less_is_tried() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fails(batch: list[Encoded]) -> None:
+        activations = torch.zeros(4)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert gpu_checks._times([fails], [random_encoded([5])], 1) is None
+    assert held[0]() is None
+
+
+def test_gpu__what_does_not_fit_is_said_before_the_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    encoded, ids = random_encoded([5, 9]), ["0" * 32, "1" * 32]
+    for heldout, message in ((0.0, "holds no example out"), (0.5, "differs from that of")):
+        write_packed(tmp_path / "packed", pack(encoded, ids, ["a", "a"], heldout, 300, **FACTS))
+        words = ["--out", str(tmp_path / "out"), "--packed", str(tmp_path / "packed"), "--model", str(tmp_path / "model")]
+        with pytest.raises(SystemExit) as stop:
+            gpu.main(words)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def closure(names: tuple[str, ...]) -> set[str]:
     """Distributions that these need, themselves included."""
     found: set[str] = set()
@@ -88,7 +128,7 @@ def closure(names: tuple[str, ...]) -> set[str]:
 
 # runs the benchmark where the named packages cannot be found, as if they were not installed
 ALONE = """
-import importlib.machinery, json, sys
+import importlib.machinery, json, os, sys
 
 given = json.loads(sys.argv[1])
 refused = set(given["refused"])
@@ -102,13 +142,19 @@ sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.Fro
 from tests.benchmarks import gpu
 
 for words in given["runs"]:
-    gpu.main(words)
+    if words[0] == "remove":
+        os.remove(words[1])
+    else:
+        gpu.main(words)
 """
 
 
 @pytest.mark.process
 def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: Path) -> None:
-    """In one process: checks without time, the study without time, all of it to its end. Its tables and results are whole."""
+    """In one process: checks without time, the study without time, one seed, without the features all of it to its end.
+
+    Its tables and results are whole.
+    """
     model = tmp_path / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
@@ -135,14 +181,19 @@ def test_gpu__does_everything_with_numpy_torch_transformers_and_peft(tmp_path: P
     refused = [name for name, dists in there if not {d.lower().replace("_", "-") for d in dists} & allowed]
     refused.remove("tagcos_stream")
     assert {*ABSENT, "flows", "storage"} <= set(refused)
-    runs = [[*checks, "--minutes", "0"], [*words, "--minutes", "0"], words]
+    runs = [[*checks, "--minutes", "0"], [*words, "--minutes", "0"], [*words, "--seeds", "1"]]
+    runs += [["remove", str(tmp_path / "out" / "features.npy")], words]
     given = json.dumps({"runs": runs, "refused": refused})
     done = subprocess.run([sys.executable, "-c", ALONE, given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, none, last = done.stdout.split("not complete, the same command continues")
+    first, none, rest = done.stdout.split("not complete, the same command continues")
+    one, last = rest.split("results.json: complete")[:2]
+    assert "train tagcos 0: loss" in one
+    assert "train tagcos 0: loss" not in last
+    assert "choose tagcos 1" in last
     assert "| tiny | 4 | no time left |" in first
     assert "loss" not in none.split("tokens a second, shares")[1]
-    assert last.rstrip().endswith("results.json: complete")
+    assert rest.rstrip().endswith("results.json: complete")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     steps = found["steps"]
     assert all(row["error"] <= row["limit"] for row in steps["exactness"])

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.evaluation.statistics import holm, paired
-from tagcos_stream.gradients.model import check_device
+from tagcos_stream.gradients.model import check_device, load_model, load_tokenizer
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 from tests.benchmarks import gpu_checks
@@ -133,11 +133,18 @@ def _speed(chosen: argparse.Namespace, shape: str, rank: int) -> Row:
 
 
 def study(chosen: argparse.Namespace, results: Results, clock: Clock, made: Study) -> bool:
-    """Warm-up, features, then seed by seed the selections and trainings. Returns whether everything is done."""
-    if "warm-up" not in results.steps:
+    """Warm-up, features, then seed by seed the selections and trainings. Returns whether everything is done.
+
+    A step whose file is not there is done again: the folder may have come from another machine without its large files.
+    """
+    if "warm-up" not in results.steps or not made.is_warmed_up:
         if not clock.allows("warm-up"):
             return False
+        results.steps.pop("features", None)  # of another adapter
         results.put("warm-up", made.warm_up())
+    table("warm-up", [results.steps["warm-up"]])
+    if not made.has_features:
+        results.steps.pop("features", None)
     done = made.compute_features(
         results.steps.get("features", {}),
         lambda seconds: clock.allows("features", seconds),
@@ -151,10 +158,12 @@ def study(chosen: argparse.Namespace, results: Results, clock: Clock, made: Stud
     if done["rows"] < len(made.rows):
         return False
     for seed in range(chosen.seeds):
+        before = len(results.steps)
         for name in _trainings(chosen, seed):
             if not _trained(made, results, clock, name, seed):
                 return False
-        summarise(results, chosen)
+        if len(results.steps) > before and seed + 1 < chosen.seeds:
+            summarise(results, chosen)
     return True
 
 
@@ -167,20 +176,20 @@ def _trainings(chosen: argparse.Namespace, seed: int) -> Iterator[str]:
 def _trained(made: Study, results: Results, clock: Clock, name: str, seed: int) -> bool:
     """Select and train one unit unless it is there; False where no time is left for it."""
     unit, method = f"train {name} {seed}", name.removesuffix(WEIGHTED)
-    choice, steps = f"choose {method} {seed}", results.steps
-    if unit in steps:
-        return True
-    if name != BASE and choice not in steps:
-        if not clock.allows(f"choose {method}"):
+    choice, steps, kind = f"choose {method} {seed}", results.steps, BASE if name == BASE else "train"
+    if unit not in steps:
+        if name != BASE and (choice not in steps or not made.has_chosen(method, seed)):
+            if not clock.allows(f"choose {method}"):
+                return False
+            results.put(choice, made.choose(method, seed))
+            print(f"{choice}: {steps[choice]}", flush=True)
+        if not clock.allows(kind):
             return False
-        results.put(choice, made.choose(method, seed))
-        clock.took(f"choose {method}", steps[choice]["seconds"])
-        print(f"{choice}: {steps[choice]}", flush=True)
-    if not clock.allows("train"):
-        return False
-    results.put(unit, made.train(name, seed))
-    clock.took("train", steps[unit]["train_seconds"] + steps[unit]["measure_seconds"])
-    print(f"{unit}: loss {steps[unit]['loss']:.4f}, {steps[unit].get('tasks', '')}", flush=True)
+        results.put(unit, made.train(name, seed))
+        print(f"{unit}: loss {steps[unit]['loss']:.4f}, {steps[unit].get('tasks', '')}", flush=True)
+    # of an earlier call, too
+    clock.took(f"choose {method}", steps.get(choice, {}).get("seconds", 0.0))
+    clock.took(kind, steps[unit]["train_seconds"] + steps[unit]["measure_seconds"])
     return True
 
 
@@ -200,7 +209,7 @@ def summarise(results: Results, chosen: argparse.Namespace) -> None:
             continue
         row: Row = {"method": name, "seeds": len(mine), "loss": float(np.mean([unit["loss"] for unit in mine.values()]))}
         row["tokens"] = int(np.mean([unit["tokens"] for unit in mine.values()]))
-        seeds = [seed for seed in mine if seed in reference]
+        seeds = [seed for seed in mine if seed in reference and np.isfinite(mine[seed]["loss"] - reference[seed]["loss"])]
         if seeds and name not in (BASE, chosen.against):
             against = paired([mine[s]["loss"] - reference[s]["loss"] for s in seeds])
             by_dataset = np.array(
@@ -264,6 +273,10 @@ def options(words: list[str] | None) -> argparse.Namespace:
     if chosen.device == "auto":
         chosen.device = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(chosen.device)
+    if chosen.device.startswith("cuda"):
+        torch.cuda.set_device(int(chosen.device.partition(":")[2] or 0))  # whose work and memory are measured
+        # some images turn TensorFloat-32 on, whose products have a tenth of the digits that are checked
+        torch.backends.cuda.matmul.allow_tf32 = False
     chosen.tokens = chosen.tokens or (8192 if chosen.device.startswith("cuda") else 1024)
     return chosen
 
@@ -290,6 +303,9 @@ def run(words: list[str] | None) -> None:
         packed = read_packed(chosen.packed)
         most = dict.fromkeys(READERS, chosen.task_items) if chosen.task_items else {}
         tasks = read_tasks(chosen.tasks, (), most, chosen.protocol) if chosen.tasks else []
+        if not packed.heldout.any():
+            raise UserError(f"{chosen.packed} holds no example out to measure the loss on: pack with a larger --heldout")
+        require_same_tokenizer(packed, load_tokenizer(chosen.model), chosen.model)  # before ten minutes of checks
         made_with |= {
             "packed": packed.digest,
             "model": packed.facts.model,
@@ -301,10 +317,7 @@ def run(words: list[str] | None) -> None:
     check(chosen, results, clock)
     complete = all(f"speed {shape} r={rank}" in results.steps for shape in chosen.shapes for rank in chosen.ranks)
     if packed is not None:
-        from tagcos_stream.gradients.model import load_model
-
         loaded = load_model(chosen.model, device=chosen.device)
-        require_same_tokenizer(packed, loaded.tokenizer, chosen.model)
         complete &= study(chosen, results, clock, Study(packed, loaded, chosen.out, sizes, chosen.tokens, tasks))
         summarise(results, chosen)
     print(f"\n{results.path}: " + ("complete" if complete else "not complete, the same command continues"), flush=True)

@@ -78,6 +78,11 @@ class Study:
 
     # --- features ---------------------------------------------------------------------------------------------------
 
+    @property
+    def is_warmed_up(self) -> bool:
+        """Whether the adapter is there."""
+        return (self.folder / "adapter.safetensors").exists()
+
     def warm_up(self) -> Row:
         """Train the adapter that defines the features; leaves `adapter.safetensors`."""
         from safetensors.numpy import save_file
@@ -124,6 +129,11 @@ class Study:
         """(N, 3) float32 memory map: loss, gradient length, and 1 where there is a feature."""
         return self._map("measured", np.float32, (len(self.rows), 3))
 
+    @property
+    def has_features(self) -> bool:
+        """Whether the files of the features are there."""
+        return all((self.folder / f"{name}.npy").exists() for name in ("features", "measured"))
+
     def _map(self, name: str, dtype: type, shape: tuple[int, int]) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         if path.exists() and (found := np.lib.format.open_memmap(path, mode="r+")).shape == shape:
@@ -134,8 +144,10 @@ class Study:
         """Compute blocks until all are there or `go_on(seconds of a block)` is false; `save` records how far it is."""
         sizes, n = self.sizes, len(self.rows)
         ex = GradientExtractor(self.model, variants=[sizes.variant], projection=make_projection(dim=sizes.dim, seed=WARMUP_SEED))
-        shortest = self.rows[np.argsort(self.packed.lengths[self.rows], kind="stable")[:2]]
-        self_check(ex, self.checkpoint, self.packed.encoded(shortest))
+        if done.get("rows", 0) < n:
+            # not the shortest: of an answer that the model is all but sure of, bfloat16 leaves little
+            by_length = self.rows[np.argsort(self.packed.lengths[self.rows], kind="stable")]
+            self_check(ex, self.checkpoint, self.packed.encoded(by_length[n // 2 :][:2]))
         done = {"rows": 0, "seconds": 0.0, "model_seconds": 0.0, "tokens": 0, "unusable": 0} | done
         while done["rows"] < n and go_on(done["seconds"] / max(1, done["rows"]) * sizes.block_rows):
             start, block = time.perf_counter(), slice(done["rows"], min(n, done["rows"] + sizes.block_rows))
@@ -186,7 +198,7 @@ class Study:
         chosen = np.concatenate(rows)
         order = np.argsort(chosen)
         arrays: dict[str, Any] = {"rows": chosen[order]} | ({"weights": np.concatenate(weights)[order]} if weights else {})
-        np.savez(self.folder / f"chosen-{name}-{seed}.npz", **arrays)
+        np.savez(self._chosen(name, seed), **arrays)
         share = np.unique(self.datasets[chosen], return_counts=True)
         return {
             "examples": len(chosen),
@@ -195,6 +207,13 @@ class Study:
             "datasets": dict(zip(share[0].tolist(), share[1].tolist(), strict=True)),
             "seconds": round(time.perf_counter() - start, 1),
         }
+
+    def has_chosen(self, name: str, seed: int) -> bool:
+        """Whether the file of a choice is there."""
+        return self._chosen(name, seed).exists()
+
+    def _chosen(self, name: str, seed: int) -> Path:
+        return self.folder / f"chosen-{name}-{seed}.npz"
 
     def _groups(self, method: Method, labels: np.ndarray | None) -> Groups:
         usable = self.measured[:, 2] > 0
@@ -245,7 +264,7 @@ class Study:
         if name == BASE:
             draw_adapter(self.model, seed)  # lora_B is zero: the model as it is
         else:
-            with np.load(self.folder / f"chosen-{name.removesuffix(WEIGHTED)}-{seed}.npz", allow_pickle=False) as file:
+            with np.load(self._chosen(name.removesuffix(WEIGHTED), seed), allow_pickle=False) as file:
                 chosen = self.rows[file["rows"]]
                 weights = file["weights"] if name.endswith(WEIGHTED) else None
             trained = finetune(
