@@ -51,6 +51,15 @@ def print_results(catalog: Catalog, evaluation_id: str, against: str) -> None:
     for (regime,), mine in results.group_by("regime", maintain_order=True):
         print(f"\n{title(str(regime), found['config'])}\n")
         print_frame(compact(mine))
-        if not differences.is_empty():
-            print(f"\nloss minus that of {against}: 95% intervals (Student t) of paired differences, p corrected by Holm\n")
-            print_frame(intervals(differences.filter(pl.col("regime") == regime)))
+        tests = differences if differences.is_empty() else differences.filter(pl.col("regime") == regime)
+        if not tests.is_empty():
+            measure, reference = tests.select("measure", "against").row(0)
+            print(
+                f"\n{measure} minus that of {reference}: 95% intervals (Student t) of paired differences, p corrected by Holm\n"
+            )
+            print_frame(intervals(tests))
+    if against not in results["method"]:
+        print(
+            f"\nno differences with tests: no trial of {against} is in this evaluation. Add --method {against}, or name another "
+            "method of the table by --against"
+        )

@@ -31,11 +31,11 @@ def report(catalog: Catalog, evaluation_id: str, against: str) -> dict[str, Any]
 
 
 def tested(catalog: Catalog, evaluation_id: str, against: str) -> pl.DataFrame:
-    """`comparisons` of the loss with one method; of the first measure where no loss was measured."""
+    """`comparisons` of the loss with one method; of the first measure by name where no loss was measured."""
     from tagcos_stream.evaluation.statistics import comparisons
 
     scores = evaluations.scores(catalog, evaluation_id)
-    measure = "loss" if "loss" in scores["measure"] else scores["measure"].first()
+    measure = "loss" if "loss" in scores["measure"] else scores["measure"].min()
     return pl.DataFrame() if scores.is_empty() else comparisons(scores, against, str(measure))
 
 
@@ -51,9 +51,10 @@ def named(row: dict[str, Any]) -> str:
 
 
 def compact(results: pl.DataFrame) -> pl.DataFrame:
-    """One row a method and fraction, two columns a measure, as text; best loss first within a fraction."""
+    """One row a method and fraction, two columns a measure, as text; the best of the first measure first within a fraction."""
     measures = results["measure"].unique(maintain_order=True).to_list()
     first = "loss" if "loss" in measures else measures[0]
+    sign = 1 if first.endswith("loss") else -1
     by_unit = results.group_by("fraction", "method", "gradient", "setting", "weighted", maintain_order=True)
     rows = []
     for (fraction, *_), mine in by_unit:
@@ -73,7 +74,7 @@ def compact(results: pl.DataFrame) -> pl.DataFrame:
         if over is not None:
             row["median dataset vs random"] = _with_error(over["median_vs_random"], over["median_vs_random_se"], "+")
             row["datasets ahead"] = "" if over["datasets"] is None else f"{over['datasets_ahead']}/{over['datasets']}"
-        rows.append((fraction, scores[first]["value"] if first in scores else 0.0, row))
+        rows.append((fraction, sign * scores[first]["value"] if first in scores else 0.0, row))
     return pl.DataFrame([row for *_, row in sorted(rows, key=lambda item: item[:2])])
 
 

@@ -236,8 +236,9 @@ CREATE OR REPLACE VIEW comparison AS FROM comparison_of(
 COMMENT ON VIEW comparison IS 'methods side by side on reserved dimensions, by fraction, of the run diagnosed last';
 
 -- Means and standard errors over seeds, and differences from random with the same seed. base (no training) and full (the whole pool) are
--- compared at every fraction; base, which is measured once, at every seed. Of dataset_loss also what a mean over datasets hides where one of
--- them has several times the loss of the others: of the differences by dataset the median, and how many datasets are ahead of random.
+-- compared at every fraction; base, which is measured once, at every seed. Where random has several settings, differences are from the first
+-- by name, which is the run's own where that is among them. Of dataset_loss also what a mean over datasets hides where one of them has several
+-- times the loss of the others: of the differences by dataset the median, and how many datasets are ahead of random.
 CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
     WITH scored AS (
             SELECT s.*, u.examples, u.steps, u.passes, u.train_seconds FROM evaluation_scores s
@@ -254,11 +255,12 @@ CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
                 avg(passes) AS passes, avg(train_seconds) AS train_seconds
             FROM placed GROUP BY ALL
         ),
+        reference AS (FROM placed WHERE method = 'random' AND setting = (SELECT min(setting) FROM scored WHERE method = 'random')),
         differences AS (
             SELECT p.place, p.of_fraction, p.method, p.gradient, p.setting, p.weighted, p.measure, p.part, r.seed, p.value - r.value AS difference
-            FROM placed p JOIN placed r ON r.method = 'random' AND r.place = p.place AND r.of_fraction = p.of_fraction AND r.measure = p.measure
+            FROM placed p JOIN reference r ON r.place = p.place AND r.of_fraction = p.of_fraction AND r.measure = p.measure
                 AND r.part IS NOT DISTINCT FROM p.part AND (p.method = 'base' OR r.seed = p.seed)
-            WHERE p.method <> 'random'
+            WHERE p.method <> 'random' OR p.setting <> r.setting
         ),
         pairs AS (
             SELECT * EXCLUDE (seed, difference), count(*) AS pairs, avg(difference) AS vs_random,

@@ -16,7 +16,7 @@ import torch
 from tagcos_stream.evaluation.losses import losses_of
 from tagcos_stream.evaluation.paper import CUT
 from tagcos_stream.evaluation.questions import Question, Shots, Task
-from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.batching import halving, plan_batches
 from tagcos_stream.gradients.chat import Encoded, encode, render_prompt
 from tagcos_stream.gradients.lm_head import find_decoder
 from tagcos_stream.gradients.special_tokens import special_tokens
@@ -24,6 +24,7 @@ from tagcos_stream.types import Message, UserError
 
 # keys and values of a token are 2 H a layer, what a training pass keeps 14 H + 5 I: this many times as many fit in its memory
 CACHED = 4
+REMEDY = "leave the task out"  # where device memory does not hold one question
 
 Progress = Callable[[int], None]
 
@@ -31,13 +32,17 @@ Progress = Callable[[int], None]
 def answer(
     model: Any, tokenizer: Any, task: Task, *, max_positions: int, token_budget: int, progress: Progress = lambda tokens: None
 ) -> np.ndarray:
-    """(n,) float64 from 0 to 1: what the model's answers are worth. `progress` gets the tokens done, as cost() counts them."""
+    """(n,) float64 from 0 to 1: what the model's answers are worth. `progress` gets the tokens done, as cost() counts them.
+
+    Passes are halved where device memory runs out. UserError where it does not hold one question, or the model no question with
+    a reply.
+    """
     model.eval()
-    longest = min(task.longest, max_positions)
+    longest = _longest_prompt(task, max_positions)
     if task.options:
         chosen = _choose(model, tokenizer, task, longest, token_budget, progress)
         return np.array([float(task.options[i] in q.answers) for i, q in zip(chosen, task.questions, strict=True)])
-    prompts = [prompt_ids(tokenizer, question, longest - task.new_tokens) for question in task.questions]
+    prompts = [prompt_ids(tokenizer, question, longest) for question in task.questions]
     options: dict[str, Any] = {"new_tokens": task.new_tokens, "stop": task.stop, "token_budget": token_budget}
     replies = write(model, tokenizer, prompts, **options, progress=progress)
     return np.array([task.score(reply, q.answers) for reply, q in zip(replies, task.questions, strict=True)])
@@ -45,8 +50,19 @@ def answer(
 
 def cost(tokenizer: Any, task: Task, max_positions: int) -> int:
     """Tokens that answering takes: those read, and those that may be written."""
-    longest = min(task.longest, max_positions) - task.new_tokens
+    longest = _longest_prompt(task, max_positions)
     return sum(len(prompt_ids(tokenizer, question, longest)) + task.new_tokens for question in task.questions)
+
+
+def _longest_prompt(task: Task, max_positions: int) -> int:
+    """Tokens that are left for a question; UserError where there is none beside <bos>."""
+    longest = min(task.longest, max_positions) - task.new_tokens
+    if longest < 2:
+        raise UserError(
+            f"task {task.name} takes replies of {task.new_tokens} tokens, and the model no more than {max_positions} with the "
+            "question: leave it out, or evaluate another model"
+        )
+    return longest
 
 
 def prompt_text(tokenizer: Any, question: Question, longest: int) -> str:
@@ -149,25 +165,30 @@ def next_logits(
     model: Any, prompts: Sequence[np.ndarray], following: np.ndarray, *, token_budget: int, progress: Progress
 ) -> np.ndarray:
     """(n, O) float32: the logits of the tokens following (n, O) right after each prompt; their order is that of likelihoods."""
-    found, done = np.empty(following.shape, np.float32), 0
     device, parts = next(model.parameters()).device, find_decoder(model)
-    for batch in plan_batches([len(prompt) for prompt in prompts], token_budget):
-        ids = np.zeros((len(batch), max(len(prompts[i]) for i in batch)), np.int64)
-        for row, i in enumerate(batch):
-            ids[row, : len(prompts[i])] = prompts[i]  # padded on the right: under causal attention it reaches nothing
-        rows, last = torch.arange(len(batch), device=device), torch.tensor([len(prompts[i]) - 1 for i in batch], device=device)
-        with torch.no_grad():
-            given = torch.from_numpy(ids).to(device)
-            if parts is None:
-                logits = model(input_ids=given, use_cache=False).logits[rows, last]
-            else:
-                decoder, head = parts
-                logits = head(decoder(input_ids=given, use_cache=False).last_hidden_state[rows, last])
-        wanted = torch.from_numpy(following[batch]).to(device)
-        found[batch] = logits.gather(1, wanted).float().cpu().numpy()
-        done += sum(len(prompts[i]) for i in batch)
-        progress(done)
-    return found
+
+    def once(budget: int) -> np.ndarray:
+        found, done = np.empty(following.shape, np.float32), 0
+        for batch in plan_batches([len(prompt) for prompt in prompts], budget):
+            ids = np.zeros((len(batch), max(len(prompts[i]) for i in batch)), np.int64)
+            for row, i in enumerate(batch):
+                ids[row, : len(prompts[i])] = prompts[i]  # padded on the right: under causal attention it reaches nothing
+            rows = torch.arange(len(batch), device=device)
+            last = torch.tensor([len(prompts[i]) - 1 for i in batch], device=device)
+            with torch.no_grad():
+                given = torch.from_numpy(ids).to(device)
+                if parts is None:
+                    logits = model(input_ids=given, use_cache=False).logits[rows, last]
+                else:
+                    decoder, head = parts
+                    logits = head(decoder(input_ids=given, use_cache=False).last_hidden_state[rows, last])
+            wanted = torch.from_numpy(following[batch]).to(device)
+            found[batch] = logits.gather(1, wanted).float().cpu().numpy()
+            done += sum(len(prompts[i]) for i in batch)
+            progress(done)
+        return found
+
+    return halving(once, token_budget, max(map(len, prompts)), REMEDY)[0]
 
 
 def write(
@@ -190,26 +211,31 @@ def write(
     config = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, num_beams=1, use_cache=True, eos_token_id=ends, pad_token_id=ends[0]
     )
-    replies, done = [""] * len(prompts), 0
-    for batch in plan_batches([len(prompt) + new_tokens for prompt in prompts], CACHED * token_budget):
-        width = max(len(prompts[i]) for i in batch)
-        ids, mask = np.full((len(batch), width), ends[0], np.int64), np.zeros((len(batch), width), np.int64)
-        for row, i in enumerate(batch):
-            ids[row, width - len(prompts[i]) :] = prompts[i]  # padded on the left: replies begin side by side
-            mask[row, width - len(prompts[i]) :] = 1
-        with torch.no_grad(), _plain_generation(model):
-            written = model.generate(
-                input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=torch.from_numpy(mask).to(device),
-                generation_config=config,
-                stopping_criteria=[_Stopped(tokenizer, stop)] if stop else None,
-            )
-        for row, i in enumerate(batch):
-            reply = tokenizer.decode(written[row, width:], skip_special_tokens=True)
-            replies[i] = (reply.split(stop)[0] if stop else reply).strip()
-        done += sum(len(prompts[i]) + new_tokens for i in batch)
-        progress(done)
-    return replies
+
+    def once(budget: int) -> list[str]:
+        replies, done = [""] * len(prompts), 0
+        for batch in plan_batches([len(prompt) + new_tokens for prompt in prompts], CACHED * budget):
+            width = max(len(prompts[i]) for i in batch)
+            ids, mask = np.full((len(batch), width), ends[0], np.int64), np.zeros((len(batch), width), np.int64)
+            for row, i in enumerate(batch):
+                ids[row, width - len(prompts[i]) :] = prompts[i]  # padded on the left: replies begin side by side
+                mask[row, width - len(prompts[i]) :] = 1
+            with torch.no_grad(), _plain_generation(model):
+                written = model.generate(
+                    input_ids=torch.from_numpy(ids).to(device),
+                    attention_mask=torch.from_numpy(mask).to(device),
+                    generation_config=config,
+                    stopping_criteria=[_Stopped(tokenizer, stop)] if stop else None,
+                )
+            for row, i in enumerate(batch):
+                reply = tokenizer.decode(written[row, width:], skip_special_tokens=True)
+                replies[i] = (reply.split(stop)[0] if stop else reply).strip()
+            done += sum(len(prompts[i]) + new_tokens for i in batch)
+            progress(done)
+        return replies
+
+    longest = max(map(len, prompts), default=0) + new_tokens
+    return halving(once, token_budget, longest // CACHED, REMEDY)[0]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tagcos_stream.gradients.adapter import adapter_parameters
-from tagcos_stream.gradients.batching import plan_batches
+from tagcos_stream.gradients.batching import halving, plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import collate
 from tagcos_stream.gradients.lm_head import cross_entropy, find_decoder, head_losses
@@ -71,13 +71,18 @@ def losses_of(
 ) -> np.ndarray:
     """Return the loss (n,) float64 of every example under the model in eval mode; `progress` gets the tokens done.
 
-    The batches depend on the examples alone, so that two models are measured by the same ones.
+    The batches depend on the examples alone, so that two models are measured by the same ones; where device memory runs out they
+    are halved. UserError where it does not hold one example.
     """
     model.eval()
-    measured, done = ExampleLosses(model), 0
-    found = np.empty(len(encoded))
-    for batch in plan_batches([len(e) for e in encoded], token_budget):
-        found[batch] = measured.forward([encoded[i] for i in batch])
-        done += sum(len(encoded[i]) for i in batch)
-        progress(done)
-    return found
+    measured = ExampleLosses(model)
+
+    def once(budget: int) -> np.ndarray:
+        found, done = np.empty(len(encoded)), 0
+        for batch in plan_batches([len(e) for e in encoded], budget):
+            found[batch] = measured.forward([encoded[i] for i in batch])
+            done += sum(len(encoded[i]) for i in batch)
+            progress(done)
+        return found
+
+    return halving(once, token_budget, max(map(len, encoded), default=0), "lower --max-length")[0]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import special
 
+from tagcos_stream.evaluation.config import BASE, FULL
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -120,43 +122,50 @@ def comparisons(scores: pl.DataFrame, against: str, measure: str = "loss") -> pl
         One row a unit, measure and part: regime, fraction, method, gradient, setting, weighted, seed, measure, part (a dataset,
         or null for all), value.
     against : str
-        Reference method, such as `random` or `balanced`; its unweighted units with no setting of their own are taken, of several
-        gradient variants those of the first by name.
+        Reference method, such as `random` or `balanced`; its unweighted units are taken, of several gradient variants and of
+        several settings those of the first by name, which is the run's own setting where that is among them.
     measure : str
-        The measure that is compared.
+        The measure that is compared: of losses the lower is better, of scores the higher.
 
     Returns
     -------
     DataFrame
         One row a regime, fraction, method, gradient, setting and weighting other than the reference, best difference first:
-        pairs, difference, low, high, p, p_holm (over the methods of the regime and fraction), detectable; median_dataset with
-        _low and _high (mean over seeds of the median over datasets of the difference); worst_without with _low, _high and
-        _dataset (the dataset without which the mean over datasets of the difference is largest). Empty where nothing can be
-        compared.
+        measure, against (the reference in words), pairs, difference, low, high, p, p_holm (over the methods of the regime and
+        fraction), detectable; median_dataset with _low and _high (mean over seeds of the median over datasets of the
+        difference); worst_without with _low, _high and _dataset (the dataset without which the mean over datasets of the
+        difference is worst). The whole pool is compared at every fraction. Empty where nothing can be compared.
     """
     import polars as pl  # `paired` and `holm` are used where there is no Polars
 
-    mine = scores.filter(pl.col("measure") == measure, ~pl.col("method").is_in(["base"]))
-    reference = mine.filter(pl.col("method") == against, ~pl.col("weighted"), pl.col("setting") == "")
-    reference = reference.filter(pl.col("gradient") == pl.col("gradient").min())  # of several variants, one
+    mine = scores.filter(pl.col("measure") == measure, pl.col("method") != BASE)
+    reference = mine.filter(pl.col("method") == against, ~pl.col("weighted"))
+    for name in ("gradient", "setting"):  # of several, one
+        reference = reference.filter(pl.col(name) == pl.col(name).min())
     others = mine.join(reference, on=[*COMPARED, "seed", "part"], how="anti", nulls_equal=True)
+    whole_pool = pl.col("method") == FULL
+    everywhere = others.filter(whole_pool).drop("fraction").join(reference.select("regime", "fraction").unique(), on="regime")
+    others = pl.concat([others.filter(~whole_pool), everywhere.select(others.columns)])
     pairs = others.join(
         reference.select("regime", "fraction", "seed", "part", reference="value"),
         on=["regime", "fraction", "seed", "part"],
         nulls_equal=True,
     ).with_columns(difference=pl.col("value") - pl.col("reference"))
+    sign = 1 if measure.endswith("loss") else -1
     rows = []
     for key, found in pairs.sort(*COMPARED, "seed", "part", nulls_last=True).group_by(*COMPARED, maintain_order=True):
         whole = found.filter(pl.col("part").is_null())
         if whole.is_empty():
             continue
-        row = dict(zip(COMPARED, key, strict=True)) | _columns("", paired(whole["difference"].to_numpy()))
+        words = " ".join(filter(None, reference.select("method", "gradient", "setting").row(0)))
+        row = dict(zip(COMPARED, key, strict=True)) | {"measure": measure, "against": words}
+        row |= _columns("", paired(whole["difference"].to_numpy()))
         by_dataset = found.filter(pl.col("part").is_not_null())
-        rows.append(row | _robust(by_dataset))
+        rows.append(row | _robust(by_dataset, sign))
     if not rows:
         return pl.DataFrame()
     table = pl.DataFrame(rows, infer_schema_length=None)
-    return pl.concat(_with_holm(part) for part in table.partition_by("regime", "fraction", maintain_order=True))
+    return pl.concat(_with_holm(part, sign) for part in table.partition_by("regime", "fraction", maintain_order=True))
 
 
 def _columns(name: str, found: Paired) -> dict[str, float | int | None]:
@@ -172,8 +181,11 @@ def _columns(name: str, found: Paired) -> dict[str, float | int | None]:
     }
 
 
-def _robust(by_dataset: pl.DataFrame) -> dict[str, float | str | None]:
-    """The difference of the median dataset, and of the mean over datasets without the one on which it rests most."""
+def _robust(by_dataset: pl.DataFrame, sign: int) -> dict[str, float | str | None]:
+    """The difference of the median dataset, and of the mean over datasets without the one on which it rests most.
+
+    `sign` is 1 where a lower value is better, and -1 where a higher one is.
+    """
     import polars as pl
 
     names: list[str] = by_dataset["part"].unique().sort().to_list()
@@ -183,7 +195,7 @@ def _robust(by_dataset: pl.DataFrame) -> dict[str, float | str | None]:
     wide = numbered.pivot(on="part", index="seed", values="difference", sort_columns=False).drop_nulls()  # S rows
     values = wide.select(str(n) for n in range(1, len(names) + 1)).to_numpy()
     without = (values.sum(axis=1, keepdims=True) - values) / (len(names) - 1)  # (S, datasets): mean without each
-    worst = int(np.argmax(without.mean(axis=0)))
+    worst = int(np.argmax(sign * without.mean(axis=0)))
     return (
         _columns("median_dataset", paired(np.median(values, axis=1)))
         | _columns("worst_without", paired(without[:, worst]))
@@ -191,11 +203,11 @@ def _robust(by_dataset: pl.DataFrame) -> dict[str, float | str | None]:
     )
 
 
-def _with_holm(part: pl.DataFrame) -> pl.DataFrame:
+def _with_holm(part: pl.DataFrame, sign: int) -> pl.DataFrame:
     import polars as pl
 
     tested = part["p"].is_not_null().to_numpy()
     adjusted = np.full(len(part), np.nan)
     if tested.any():
         adjusted[tested] = holm(part["p"].drop_nulls().to_list())
-    return part.with_columns(p_holm=pl.Series(adjusted, nan_to_null=True)).sort("difference")
+    return part.with_columns(p_holm=pl.Series(adjusted, nan_to_null=True)).sort(sign * pl.col("difference"))

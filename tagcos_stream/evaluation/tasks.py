@@ -18,6 +18,7 @@ from typing import Any
 from tagcos_stream.evaluation import paper
 from tagcos_stream.evaluation.questions import Protocol, Question, Shots, Task
 from tagcos_stream.evaluation.scorers import exact_match, number_match, squad_f1
+from tagcos_stream.paths import expanded
 from tagcos_stream.types import UserError
 
 LETTERS = "ABCD"
@@ -34,7 +35,7 @@ def read_tasks(folder: str, names: Sequence[str], items: Mapping[str, int], prot
     UserError
         No such folder, no data of a task that is named, or a file that is not what it should be.
     """
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise UserError(f"tasks {folder}: no such folder")
     tasks = []

@@ -59,6 +59,24 @@ def naive_finetune(model: Any, encoded: list[Encoded], places: np.ndarray, weigh
         optimizer.step()
 
 
+def test_losses__passes_are_halved_where_device_memory_runs_out() -> None:
+    model, encoded, refused = adapted(), random_encoded([30, 29, 29, 30, 28], seed=1), list[int]()
+    expected = losses_of(model, encoded, token_budget=60)
+
+    def full(module: Any, given: Any, named: dict[str, Any]) -> None:
+        if (size := named["input_ids"].numel()) > limit:
+            refused.append(size)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.get_base_model().model.register_forward_pre_hook(full, with_kwargs=True)
+    limit = 60
+    assert losses_of(model, encoded, token_budget=160) == pytest.approx(expected, abs=2e-6)
+    assert refused
+    limit = 29
+    with pytest.raises(UserError, match=r"out of device memory at one example a batch .* lower --max-length"):
+        losses_of(model, encoded, token_budget=160)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses__are_those_of_one_example_at_a_time(kind: str) -> None:
     model = adapted(kind)

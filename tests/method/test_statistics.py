@@ -113,3 +113,39 @@ def test_comparisons__use_only_seeds_that_both_have_and_need_a_reference() -> No
     scores = _scores({"random": base, "omp": base - 0.1}).filter(~((pl.col("method") == "random") & (pl.col("seed") == 2)))
     assert comparisons(scores, "random")["pairs"].to_list() == [2]
     assert comparisons(scores, "balanced").is_empty()
+
+
+def test_comparisons__of_several_settings_of_the_reference_take_the_first_which_is_the_runs_own() -> None:
+    base = np.random.default_rng(4).normal(2, 0.1, (3, 3))
+    filtered = _scores({"random": base + 0.2, "tagcos": base - 0.1}).with_columns(setting=pl.lit("where=loss < 4"))
+    alone = comparisons(filtered, "random")
+    assert alone.select("method", "against", "pairs").rows() == [("tagcos", "random where=loss < 4", 3)]
+    assert alone["difference"].to_list() == pytest.approx([-0.3])
+    table = comparisons(pl.concat([_scores({"random": base}), filtered]), "random")
+    assert table.select("method", "setting", "against", "pairs").rows() == [
+        ("tagcos", "where=loss < 4", "random", 3),
+        ("random", "where=loss < 4", "random", 3),
+    ]
+    assert table["difference"].to_list() == pytest.approx([-0.1, 0.2])
+
+
+def test_comparisons__the_whole_pool_is_compared_at_every_fraction() -> None:
+    base = np.random.default_rng(5).normal(2, 0.1, (3, 2))
+    small = _scores({"random": base, "omp": base - 0.1})
+    large = _scores({"random": base - 0.2}).with_columns(fraction=pl.lit(0.1))
+    full = _scores({"full": base - 0.3, "base": base + 1}).with_columns(fraction=pl.lit(1.0))
+    table = comparisons(pl.concat([small, large, full]), "random")
+    assert table.select("fraction", "method").rows() == [(0.05, "full"), (0.05, "omp"), (0.1, "full")]
+    assert table["difference"].to_list() == pytest.approx([-0.3, -0.1, -0.1])
+
+
+def test_comparisons__of_scores_the_higher_is_better() -> None:
+    """What turns every sign turns nothing else: the order, and the part on which the mean rests most."""
+    base = np.random.default_rng(6).normal(0.5, 0.1, (4, 3))
+    scores = _scores({"random": base, "tagcos": base + np.array([0.0, 0.1, 0.3]), "omp": base - 0.1})
+    losses = scores.with_columns(value=-pl.col("value"))
+    found, turned = comparisons(scores.with_columns(measure=pl.lit("mmlu")), "random", "mmlu"), comparisons(losses, "random")
+    assert found["measure"].unique().to_list() == ["mmlu"]
+    for name in ("method", "worst_without_dataset", "p_holm"):
+        assert found[name].to_list() == turned[name].to_list()
+    assert found["worst_without"].to_list() == pytest.approx([0.05, -0.1])

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,35 @@ def test_write__is_greedy_and_does_not_depend_on_the_batch(model: Any) -> None:
     assert stopped != wanted
     task = Task("gsm8k", QUESTIONS, new_tokens=9, score=lambda reply, answers: float(reply == wanted[2]))
     assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=64)[2] == 1
+
+
+@pytest.mark.parametrize("task", [Task("mmlu", QUESTIONS, "ABCD"), Task("gsm8k", QUESTIONS, new_tokens=9)])
+def test_answer__passes_are_halved_where_device_memory_runs_out(model: Any, task: Task) -> None:
+    tokenizer, refused = tiny_tokenizer(), list[int]()
+    expected = answering.answer(model, tokenizer, task, max_positions=512, token_budget=2000)
+
+    def full(module: Any, given: Any, named: dict[str, Any]) -> None:
+        if (size := named["input_ids"].numel()) > limit:
+            refused.append(size)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.get_base_model().model.register_forward_pre_hook(full, with_kwargs=True)
+    try:
+        limit = 2 * max(len(answering.prompt_ids(tokenizer, question, 500)) for question in QUESTIONS)
+        assert answering.answer(model, tokenizer, task, max_positions=512, token_budget=2000).tolist() == expected.tolist()
+        assert refused
+        limit = 20
+        with pytest.raises(UserError, match="leave the task out"):
+            answering.answer(model, tokenizer, task, max_positions=512, token_budget=2000)
+    finally:
+        handle.remove()
+
+
+def test_answer__a_model_without_room_for_a_question_is_refused(model: Any) -> None:
+    task = Task("gsm8k", QUESTIONS, new_tokens=512, longest=4096)
+    for ask in (answering.cost, partial(answering.answer, model, token_budget=64)):
+        with pytest.raises(UserError, match=r"task gsm8k takes replies of 512 tokens, and the model no more than 512 with the"):
+            ask(tiny_tokenizer(), task, max_positions=512)
 
 
 def test_write__is_greedy_whatever_the_model_brings_along(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
