@@ -10,8 +10,8 @@ from typing import Any
 from storage.catalog import changes
 from storage.database import Catalog
 
-MOST_FILES = 3  # named in a sentence
-MOST_SOURCES = 20  # lines in a log
+MAX_FILES = 3  # named in a sentence
+MAX_SOURCES = 20  # lines in a log
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Changes:
         return _phrase(self.new, self.returned, self.retired, self.rejected, self.files)
 
     def lines(self) -> list[str]:
-        """One line for each source that changed, at most MOST_SOURCES."""
+        """One line for each source that changed, at most MAX_SOURCES."""
         if self.base is None:
             return []
         found = []
@@ -58,8 +58,8 @@ class Changes:
             files = [file for file in self.files if file["source"] == row["source"]]
             phrase = _phrase(row["new"], row["returned"], row["retired"], row["rejected"], files)
             found.append(f"source {row['source']}: {phrase}; {row['before']:,} -> {row['pool']:,} examples")
-        more = [f"and {len(found) - MOST_SOURCES:,} more sources changed"] if len(found) > MOST_SOURCES else []
-        return found[:MOST_SOURCES] + more
+        more = [f"and {len(found) - MAX_SOURCES:,} more sources changed"] if len(found) > MAX_SOURCES else []
+        return found[:MAX_SOURCES] + more
 
 
 def gather(catalog: Catalog, run_id: str, base: str | None, *, every_source: bool = True) -> Changes:
@@ -127,8 +127,8 @@ def happened(file: Mapping[str, Any]) -> str:
 def losses(files: Sequence[Mapping[str, Any]]) -> str:
     """Name the files that lost examples and what became of them; empty where none did."""
     lost = [file for file in files if file["retired"]]
-    named = [f"{Path(file['url']).name} {happened(file)}" for file in lost[:MOST_FILES]]
-    more = [f"{len(lost) - MOST_FILES:,} more files"] if len(lost) > MOST_FILES else []
+    named = [f"{Path(file['url']).name} {happened(file)}" for file in lost[:MAX_FILES]]
+    more = [f"{len(lost) - MAX_FILES:,} more files"] if len(lost) > MAX_FILES else []
     return ", ".join(named + more)
 
 

@@ -17,8 +17,9 @@ from storage.catalog import runs
 from storage.catalog.methods import record_methods
 from storage.database import Catalog
 from storage.root import Root, open_root
-from tagcos_stream.config import GIB, Settings
+from tagcos_stream.config import Settings
 from tagcos_stream.identity import config_hash
+from tagcos_stream.memory import GIB
 from tagcos_stream.selection.methods import described
 
 DEFAULT_MEMORY = 4.0  # GiB

@@ -10,7 +10,6 @@ import http.client
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import tempfile
 import urllib.error
@@ -25,16 +24,23 @@ from packaging.specifiers import SpecifierSet
 from flows.addresses import plain_url
 from storage.catalog import runs
 from storage.files.local import LocalFiles
-from storage.files.object import store_errors
+from storage.files.open import local_folder
 from storage.root import NoRoot, open_root
 from tagcos_stream.compile_ahead import cache_folder, marker
-from tagcos_stream.config import GIB, Settings
+from tagcos_stream.config import Settings
 from tagcos_stream.machine import affinity, available_cpus, cpu_quota, free_memory, instruction_sets, matrix_rate
+from tagcos_stream.memory import GIB
+from tagcos_stream.paths import expanded, is_hub_id
 from tagcos_stream.types import UserError
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 TIMEOUT = 5.0  # seconds for a server to answer
-LEAST_MEMORY, LEAST_DISK = 4 * GIB, 2 * GIB
+MIN_MEMORY, MIN_DISK = 4 * GIB, 2 * GIB
+PARTS = {  # of a model folder, and the files that hold them
+    "config.json": ("config.json",),
+    "weights (*.safetensors or *.bin)": ("*.safetensors", "*.bin"),
+    "tokenizer": ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_devices(settings),
         *_memory(settings),
         *_root(settings),
-        *_hub(settings),
+        *_model(settings),
         *_prefect(),
     ]
 
@@ -146,7 +152,7 @@ def _devices(settings: Settings) -> Iterator[Finding]:
 
 def _memory(settings: Settings) -> Iterator[Finding]:
     free = free_memory()
-    wanted = LEAST_MEMORY if settings.memory_limit is None else round(settings.memory_limit * GIB)
+    wanted = MIN_MEMORY if settings.memory_limit is None else round(settings.memory_limit * GIB)
     enough = free >= wanted
     remedy = "" if enough else f"free some, or lower --memory-limit ({wanted / GIB:.1f} GiB)"
     yield Finding("memory", "ok" if enough else "problem", f"{free / GIB:.1f} GiB free", remedy)
@@ -160,10 +166,7 @@ def _root(settings: Settings) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("root", "problem", str(error))
         return
-    except store_errors() as error:
-        yield Finding("root", "problem", f"{settings.root}: {_first_line(error)}", "check bucket, credentials and endpoint")
-        return
-    place = Path(settings.root.removeprefix("file://")).expanduser().absolute()
+    place = local_folder(settings.root)
     if root is not None and not isinstance(root.files, LocalFiles):
         try:
             root.files.write(".writable", b"")
@@ -171,7 +174,7 @@ def _root(settings: Settings) -> Iterator[Finding]:
             yield Finding("root", "ok", f"{root.url} can be written")
         except UserError as error:
             yield Finding("root", "problem", str(error))
-    elif "://" in settings.root and not settings.root.startswith("file://"):
+    elif place is None:
         yield Finding("root", "note", f"there is none at {settings.root} yet; `tagcos run` makes it")
         return
     else:
@@ -183,7 +186,7 @@ def _root(settings: Settings) -> Iterator[Finding]:
         except OSError as error:
             yield Finding("root", "problem", f"{place}: {error.strerror}", "choose another --root, or get write permission")
         free = shutil.disk_usage(place).free
-        enough = free >= LEAST_DISK
+        enough = free >= MIN_DISK
         remedy = "" if enough else "free some, or choose a --root on another disk; `tagcos estimate` says how much a run takes"
         yield Finding("disk", "ok" if enough else "problem", f"{free / 1e9:.1f} GB free at {place}", remedy)
     if root is not None and root.lost_its_catalog():
@@ -200,12 +203,26 @@ def _root(settings: Settings) -> Iterator[Finding]:
             yield Finding("catalog", "problem", str(error))
 
 
-def _hub(settings: Settings) -> Iterator[Finding]:
-    """Only for a model that would be taken from the hub."""
+def _model(settings: Settings) -> Iterator[Finding]:
+    """A model on this machine, or at the hub that it would be taken from."""
     model = settings.model
-    local = not model or model.endswith(".gguf") or Path(model).expanduser().exists()
-    if local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        if model and not Path(model).expanduser().exists():
+    if not model:
+        return
+    try:
+        place = expanded(model)
+    except UserError as error:
+        yield Finding("model", "problem", str(error))
+        return
+    if place.is_dir():
+        lacking = [what for what, names in PARTS.items() if not any(next(place.glob(name), None) for name in names)]
+        if lacking:
+            remedy = "give a folder that `save_pretrained` of the model and of its tokenizer wrote"
+            yield Finding("model", "problem", f"{model} has no {' and no '.join(lacking)}", remedy)
+        else:
+            yield Finding("model", "ok", f"{model} has config, weights and tokenizer")
+        return
+    if place.exists() or not is_hub_id(model):
+        if not place.exists():
             yield Finding("model", "problem", f"{model}: no such file or folder", "give a hub id, a folder or a .gguf file")
         return
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

@@ -12,7 +12,6 @@ import math
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,11 @@ from flows.probe import Probe
 from flows.progress import Reporter, SilentReporter
 from flows.stages.eligible import reads_ifd
 from flows.survey import sample_sources, survey_of
+from flows.workers.work import set_threads
 from storage.arrays.segments import ids_spec
 from storage.database import Catalog
 from storage.examples import PARQUET_GROUP_ROWS
+from storage.files.open import local_folder
 from storage.root import open_root
 from tagcos_stream.config import Settings
 from tagcos_stream.data.sources import resolve_sources
@@ -102,10 +103,7 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
             "would compute"
         )
     reporter = reporter or SilentReporter()
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     with reporter.stage("read sources", "bytes") as progress:
         pool = sample_sources(resolve_sources(settings.sources), progress)
     if not len(pool.sample):
@@ -246,9 +244,9 @@ def free_disk(root: str) -> int | None:
     int or None
         Free bytes of a local disk; None in an object store.
     """
-    if "://" in root and not root.startswith("file://"):
+    place = local_folder(root)
+    if place is None:
         return None
-    place = Path(root.removeprefix("file://")).expanduser().absolute()
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free

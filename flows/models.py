@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tagcos_stream.config import GIB, Settings
+from tagcos_stream.config import Settings
 from tagcos_stream.gradients.chat import Encoded, NoTargets, SpecialTokens, encode
 from tagcos_stream.machine import free_memory
+from tagcos_stream.memory import GIB
+from tagcos_stream.paths import expanded, is_hub_id
 from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AdaptedModel:
 
 
 @contextmanager
-def lent(model: AdaptedModel | None) -> Iterator[AdaptedModel]:
+def borrowed_model(model: AdaptedModel | None) -> Iterator[AdaptedModel]:
     """Give a worker the model of its run, which stays loaded, or where it has none a model that is closed at the end."""
     if model is not None:
         yield model
@@ -87,8 +87,7 @@ def check_model(settings: Settings) -> None:
     model = settings.model
     if not model:
         raise UserError("no model given: add --model with a Hugging Face id, a model folder or a .gguf file")
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) and not model.endswith(".gguf")
-    if not is_hub_id and not Path(model).expanduser().exists():
+    if not is_hub_id(model) and not expanded(model).exists():
         raise UserError(f"model {model}: no such folder or file; give a Hugging Face id, a model folder or a .gguf file")
 
 

@@ -27,6 +27,7 @@ from flows.stages.target import need_target
 from flows.stages.warmup import warm_up
 from flows.survey import survey
 from flows.vectors import need_vectors
+from flows.workers.work import set_threads
 from storage.catalog import runs, signals
 from storage.root import NoRoot, Root, open_root
 from tagcos_stream.compile_ahead import compiling_ahead
@@ -37,6 +38,7 @@ from tagcos_stream.types import TERMINATED, TransientError, UserError
 STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
 # selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
 RESELECT_STAGES = ("pool", "cluster", "select", "publish")
+FAILED_RUN = "failed_run"  # attribute of an error that ended a run
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,22 @@ def run(
     for warning in features.detail["warnings"]:
         reporter.say(warning)
     return Outcome(run.run_id, stage.details, sentence(run.catalog, run.run_id), plan)
+
+
+def failed_run(error: BaseException) -> str | None:
+    """Return the run that was recorded as failed with this error.
+
+    Parameters
+    ----------
+    error
+        Raised by `run` or `reselect`.
+
+    Returns
+    -------
+    str or None
+        Its id; None where no run was begun.
+    """
+    return vars(error).get(FAILED_RUN)
 
 
 def dry_run(settings: Settings, reporter: Reporter | None = None) -> Plan:
@@ -281,15 +299,13 @@ def _writing(
     settings: Settings, root: Root, reporter: Reporter, do_stage: DoStage, reselects: str | None = None
 ) -> Iterator[tuple[RunContext, _Stages]]:
     """The run of these settings as the root's writer; a run that does not reach its end is recorded as failed or interrupted."""
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     with root.writer():
         run = start_or_resume(settings, root, reporter, reselects)
         try:
             yield run, _Stages(do_stage)
         except Exception as error:  # whatever a stage raises is recorded, then raised again
+            vars(error)[FAILED_RUN] = run.run_id
             runs.stop_run(root.catalog, run.run_id, "failed", str(error))
             raise
         except BaseException as error:  # Ctrl-C, SIGTERM, or a flow that is cancelled

@@ -273,7 +273,7 @@ def _why_no_space(settings: Settings, catalog: Catalog | None, run_id: str | Non
     names = decided_by(Settings, "weights", "warmup", "feature")
     differ = [name for name in names if name in before and before[name] != now[name]]
     if not differ:
-        if settings.adapter and runs.run_status(catalog, newest["run_id"]).run["space_id"] is not None:
+        if settings.adapter and runs.run_row(catalog, newest["run_id"])["space_id"] is not None:
             return f"adapter {settings.adapter} has other content than in {newest['run_id']}"
         return f"{newest['run_id']} did not finish it"
     return "; ".join(f"{name} is {now[name]}, not {before[name]} as in {newest['run_id']}" for name in differ)
@@ -382,7 +382,7 @@ def _select(
     def inputs_of(g: int) -> str:
         members = groups.members(g)
         reference = None if marked is None else rows["example_id"].gather(members[marked[members]]).to_list()
-        return choice_id(settings, place, g, rows[members], int(budgets[g]), None, reference)
+        return choice_id(settings, place, g, rows[members], int(budgets[g]), reference=reference)
 
     inputs = {g: inputs_of(g) for g in np.flatnonzero(groups.sizes).tolist()}
     known = planning.known_choices(catalog, inputs)

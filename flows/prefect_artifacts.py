@@ -29,7 +29,7 @@ from flows.progress import LineReporter, Stage
 from flows.report.build import report_key
 from flows.report.picture import datasets_png
 from storage.catalog import changes as catalog_changes
-from storage.catalog import check_results, evaluations, runs
+from storage.catalog import check_results, evaluations, refreshes, runs, selections
 from storage.files.object import ObjectFiles
 from storage.root import Root
 from tagcos_stream.config import Settings
@@ -37,7 +37,7 @@ from tagcos_stream.identity import reading
 
 LONG = ("gradients", "evaluate")
 EVERY = 5.0  # seconds between updates of a progress bar on the server
-MOST_ROWS = 1000  # of a table
+MAX_ROWS = 1000  # of a table
 # counts of stages in the summary: (words, stage, its detail)
 COUNTS = (
     ("selects again from", "pool", "of"),
@@ -113,7 +113,7 @@ def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Cal
     """
     run_id = outcome.run_id
     with for_show(say):
-        by_dataset = root.catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id]).to_dicts()
+        by_dataset = selections.by_dataset(root.catalog, run_id).to_dicts()
         found = recorded(root.catalog, run_id)
         text = summary(root, outcome, found, by_dataset)
         create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
@@ -128,12 +128,8 @@ def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Cal
             create_markdown_artifact(key="tagcos-report", markdown=_where(root, run_id, report), description=run_id)
 
 
-def publish_failure(root: Root, message: str, say: Callable[[str], None]) -> None:
-    """Create tagcos-summary for a flow run that a mistake, a guard or a check ended: its message, and what is known by source."""
-    newest = runs.list_runs(root.catalog).to_dicts()
-    if not newest or newest[0]["status"] != "failed" or " ".join((newest[0]["error"] or "").split()) != message:
-        return
-    run_id = newest[0]["run_id"]
+def publish_failure(root: Root, run_id: str, message: str, say: Callable[[str], None]) -> None:
+    """Create tagcos-summary of a run that a mistake, a guard or a check ended: its message, and what is known by source."""
     parts = [f"# {run_id}: failed", _text(message), *_changes(_unfinished(root, run_id))]
     with for_show(say):
         markdown = "\n\n".join([*parts, *_checks(root, run_id)])
@@ -155,16 +151,14 @@ def _of_regime(regime: Any, results: pl.DataFrame) -> list[dict[str, Any]]:
 def summary(root: Root, outcome: Outcome, found: Changes, by_dataset: Sequence[Mapping[str, Any]]) -> str:
     """Describe a run in Markdown: what it selected, what changed by source, drift, checks, and the cost of each stage."""
     counts = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in COUNTS]
-    stages = root.catalog.read(
-        "SELECT stage, seconds, peak_bytes FROM stages WHERE run_id = ? ORDER BY finished_at", [outcome.run_id]
-    )
+    stages = runs.stages(root.catalog, outcome.run_id)
     rows: list[tuple[Any, ...]] = [
         (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}") for row in stages.iter_rows(named=True)
     ]
     rows.append(("**all**", f"{stages['seconds'].sum():.1f}", ""))
     picture = base64.b64encode(datasets_png(by_dataset)).decode()
     columns = ("dataset", "pool", "selected", "share_of_pool", "share_of_selection")
-    datasets = [tuple(_shown(row[name], share=name.startswith("share")) for name in columns) for row in by_dataset[:MOST_ROWS]]
+    datasets = [tuple(_shown(row[name], share=name.startswith("share")) for name in columns) for row in by_dataset[:MAX_ROWS]]
     return "\n\n".join(
         [
             f"# {outcome.run_id}",
@@ -183,7 +177,7 @@ def summary(root: Root, outcome: Outcome, found: Changes, by_dataset: Sequence[M
 
 def _unfinished(root: Root, run_id: str) -> Changes:
     """The changes of a run whose ingest may not have been recorded: since the run that a guard compared it with."""
-    settings = Settings(**json.loads(runs.run_status(root.catalog, run_id).run["config"]))
+    settings = Settings(**json.loads(runs.run_row(root.catalog, run_id)["config"]))
     return gather(root.catalog, run_id, catalog_changes.earlier_run(root.catalog, run_id, reading(settings)))
 
 
@@ -193,7 +187,7 @@ def _changes(found: Changes) -> list[str]:
         return []
     moved = sorted(found.sources, key=lambda row: -(row["new"] + row["returned"] + row["retired"] + row["rejected"]))
     names = ("source", "before", "pool", "new", "returned", "retired", "rejected", "selected")
-    rows = [tuple(_shown(row[name]) for name in names) for row in moved[:MOST_ROWS]]
+    rows = [tuple(_shown(row[name]) for name in names) for row in moved[:MAX_ROWS]]
     since = "First run of these sources." if found.base is None else f"Sources since {found.base}: {_text(found.summary)}."
     return [since, _table(names, rows)]
 
@@ -201,10 +195,9 @@ def _changes(found: Changes) -> list[str]:
 def _drift(root: Root, run_id: str) -> list[str]:
     """Drift and churn, where the run was compared with an earlier one."""
     names = ("share", "distance_shift", "movement", "loss_shift", "unseen")
-    measured = root.catalog.read("SELECT * FROM drift LEFT JOIN churn USING (run_id) WHERE run_id = ?", [run_id]).to_dicts()
-    if not measured:
+    row = refreshes.with_churn(root.catalog, run_id)
+    if row is None:
         return []
-    row = measured[0]
     cells = [(f"drift: {name.replace('_', ' ')}", _shown(row[name])) for name in names if row[name] is not None]
     if row["churn"] is not None:
         cells.append(("churn", f"{row['churn']:.1%} ({row['left_it']:,} of {row['earlier']:,} left)"))
@@ -244,7 +237,7 @@ def _shown(value: Any, *, share: bool = False) -> str:
 
 
 def _rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows[:MOST_ROWS]]
+    return [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows[:MAX_ROWS]]
 
 
 def _text(value: str) -> str:

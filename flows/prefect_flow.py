@@ -36,15 +36,17 @@ from flows.addresses import plain_url
 from flows.compare.evaluate import evaluate
 from flows.context import UNDER_WAY, Result, RunContext, run_stage
 from flows.export import export
-from flows.pipeline import Outcome, reselect, run
+from flows.pipeline import Outcome, failed_run, reselect, run
 from flows.prefect_artifacts import FlowReporter, for_show, publish_artifacts, publish_evaluation, publish_failure
 from flows.prefect_parameters import REQUIRED, evaluate_parameters, filled, refresh_parameters, select_parameters, takes
 from flows.report.build import write_report
 from storage.catalog import runs
 from storage.exports.write import check_target
+from storage.files.open import local_folder
 from storage.root import Root, open_root
 from tagcos_stream.config import DEFAULT_FRACTION, Settings, load_settings
 from tagcos_stream.evaluation.config import load_evaluation
+from tagcos_stream.identity import digest
 from tagcos_stream.types import TransientError, UserError
 
 RETRY_AFTER = [5.0, 20.0, 60.0]  # seconds: a stage goes on at its first block that is not committed
@@ -57,6 +59,7 @@ LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Pref
 def can_pass(error: BaseException) -> bool:
     """A busy catalog, an object store or a network that does not answer. All else would fail the same way again."""
     lost = (TransientError, ConnectionError, TimeoutError)
+    # a root's files raise TransientError; a source's file in an object store raises what obstore, which may be absent, does
     return isinstance(error, lost) or f"{type(error).__module__}.{type(error).__name__}" == "obstore.exceptions.GenericError"
 
 
@@ -102,11 +105,11 @@ def _turn(root: str, wait: float) -> Iterator[None]:
     UserError
         Another flow run holds it for longer than `wait` seconds, and as long as a server may take to answer.
     """
-    if "://" not in root or root.startswith("file:"):
+    if local_folder(root) is not None:
         yield
         return
     wait = max(wait, ANSWER_SECONDS)  # with less, a free root would be refused
-    name = "tagcos-root-" + re.sub(r"[^A-Za-z0-9._-]+", "-", root.rstrip("/"))
+    name = _limit_name(root)
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(name, 1)
     with ExitStack() as stack:
@@ -115,6 +118,12 @@ def _turn(root: str, wait: float) -> Iterator[None]:
         except TimeoutError as error:
             raise UserError(f"another flow run has held {root} for {wait:g} s: try again later, or give a longer wait") from error
         yield
+
+
+def _limit_name(root: str) -> str:
+    """Of the limit of a root: readable, and another one for s3://team/a-b than for s3://team-a/b."""
+    root = root.rstrip("/")
+    return f"tagcos-root-{re.sub(r'[^A-Za-z0-9._-]+', '-', root)}-{digest(root)[:8]}"
 
 
 def _state(
@@ -142,8 +151,9 @@ def _state(
             log.info(f"{done.examples:,} examples exported to {done.path} ({done.format})")
     except UserError as error:
         message = " ".join(str(error).split())
-        with suppress(UserError):  # no root, for example
-            publish_failure(open_root(root, create=False), message, log.warning)
+        if (run_id := failed_run(error)) is not None:
+            with suppress(UserError):  # a root that cannot be read any more
+                publish_failure(open_root(root, create=False), run_id, message, log.warning)
         return Failed(message=message, data=error)
     return Completed(message=outcome.sentence, data=outcome.run_id)
 

@@ -45,7 +45,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Clustering:
-    """The pool's clustering, which may know more rows than the pool has; None for a method that needs none."""
+    """The pool's clustering, which may know more rows than the pool has; `clustering_id` is None for a method without one."""
 
     clustering_id: str | None
     detail: Mapping[str, Any]

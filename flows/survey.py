@@ -25,7 +25,7 @@ Progress = Callable[[float, float], None]
 SAMPLE = 1024  # examples that are tokenised
 READ_SECONDS = 20.0  # for reading rows; what was not read is taken to be like what was
 COUNT_SECONDS = 60.0  # for counting the rows of files that were not read whole, without interpreting them
-LEAST_SECONDS = 0.2  # of each, for a file however small
+MIN_SECONDS = 0.2  # of each, for a file however small
 NO_EXAMPLES = pl.DataFrame(schema={"example_id": pl.String, "segment": pl.String, "row": pl.Int64})
 
 
@@ -198,12 +198,12 @@ def sample_sources(
             )
             mine = (drawn if mine is None else pl.concat([mine, drawn])).sort("draw").head(most)
             progress(before + block.bytes_read, total)
-            if time.perf_counter() > begin + max(seconds * file.size / total, LEAST_SECONDS):
+            if time.perf_counter() > begin + max(seconds * file.size / total, MIN_SECONDS):
                 break
         took += time.perf_counter() - begin
         scale = 1.0
         if block is not None and not block.last:
-            counted, exact = count_rows(file, max(count_seconds * file.size / total, LEAST_SECONDS))
+            counted, exact = count_rows(file, max(count_seconds * file.size / total, MIN_SECONDS))
             scale, whole = counted / max(block.next_row, 1), whole and exact
         rows, rejected, read, before = rows + round(seen * scale), rejected + round(bad * scale), read + seen, before + file.size
         progress(before, total)

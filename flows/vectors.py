@@ -170,7 +170,7 @@ def wanted_rows(found: ResolvedVectors, example_ids: pl.Series) -> pl.DataFrame:
     return found.given.filter(pl.col("example_id").is_in(example_ids.implode())).sort("part", "at")
 
 
-def read_rows(index: VectorIndex, wanted: pl.DataFrame) -> Iterator[tuple[slice, np.ndarray]]:
+def read_rows(index: VectorIndex, wanted: pl.DataFrame) -> Iterator[np.ndarray]:
     """Read vectors a second time, those that are wanted.
 
     Parameters
@@ -180,15 +180,14 @@ def read_rows(index: VectorIndex, wanted: pl.DataFrame) -> Iterator[tuple[slice,
 
     Yields
     ------
-    tuple of (slice, np.ndarray)
-        Rows of `wanted`, and their vectors (n, W) as `scaled` returns them.
+    np.ndarray
+        (n, W) as `scaled` returns them: the vectors of the next n rows of `wanted`.
 
     Raises
     ------
     UserError
         A file changed since it was indexed.
     """
-    begin = 0
     for part, file in enumerate(index.files):
         mine = wanted.filter(pl.col("part") == part)
         places, digests = mine["at"].to_numpy(), mine["digest"].to_numpy()
@@ -201,13 +200,12 @@ def read_rows(index: VectorIndex, wanted: pl.DataFrame) -> Iterator[tuple[slice,
                 rows, states = scaled(batch[places[done:stop] - start])
                 if not np.array_equal(_digests(rows, states), digests[done:stop]):
                     break
-                yield slice(begin + done, begin + stop), rows
+                yield rows
                 done = stop
             if done == len(places):
                 break
         if done < len(places):
             raise UserError(f"vectors {file.path}: the file changed while it was read; run the same command again")
-        begin += len(mine)
 
 
 def _open_files(paths: tuple[str, ...]) -> tuple[VectorFile, ...]:

@@ -21,7 +21,7 @@ from storage.gc import orphans
 from storage.root import Root
 from storage.schema import SQL
 from tagcos_stream.identity import content_digest
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TransientError, UserError
 
 CHECKS = SQL / "checks.sql"
 OTHER = "do as this says; a repair leaves it alone, since the files may be whole"  # another version's, or out of the root
@@ -91,22 +91,24 @@ def _parts(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
         elif deep:
             try:
                 rows = ExampleReader(root.files, held).read(part["segment"], part["first_row"], part["first_row"] + part["rows"])
-            except UserError:
+            except DamagedStore:
                 yield Finding(place, "is not what was written (digest)", remedy)
                 continue
-            known = _ids(root, part["segment"])[part["first_row"] : part["first_row"] + part["rows"]]
-            if rows["example_id"].to_list() != known:
+            if rows["example_id"].to_list() != _ids(root, part["segment"], part["first_row"], part["rows"]):
                 yield Finding(place, "holds other examples than the catalog says", remedy)
 
 
-def _ids(root: Root, segment: str) -> list[str]:
-    return root.catalog.read("SELECT example_id FROM examples WHERE segment = ? ORDER BY row", [segment])["example_id"].to_list()
+def _ids(root: Root, segment: str, first_row: int, rows: int) -> list[str]:
+    query = "SELECT example_id FROM examples WHERE segment = ? AND row >= ? AND row < ? ORDER BY row"
+    return root.catalog.read(query, [segment, first_row, first_row + rows])["example_id"].to_list()
 
 
 def _spaces(root: Root, deep: bool, progress: Progress) -> Iterator[Finding]:
     for (space,) in root.catalog.read("SELECT space_id FROM feature_spaces ORDER BY space_id").iter_rows():
         try:
             load_space(root.files, space)
+        except TransientError:
+            raise
         except UserError as error:
             yield Finding(f"space {space}", str(error), "restore space.json from a copy")
     for saved in root.catalog.read("SELECT * FROM checkpoints ORDER BY space_id, step").iter_rows(named=True):
@@ -137,6 +139,8 @@ def _segment(root: Root, segment: dict[str, Any], deep: bool) -> Iterator[Findin
         problem = _metadata(root, segment)
     except DamagedStore as error:
         problem = str(error).split(";")[0]
+    except TransientError:
+        raise
     except UserError as error:
         yield Finding(place, str(error), OTHER)
         return
@@ -163,7 +167,7 @@ def _metadata(root: Root, segment: dict[str, Any]) -> str | None:
     said, known = (opened.shape, opened.chunk_rows), ((segment["rows"], segment["dim"]), segment["block_rows"])
     if said != known:
         return f"has shape {said[0]} in blocks of {said[1]} rows, in the catalog {known[0]} in blocks of {known[1]}"
-    if opened.example_ids() != _ids(root, segment["segment"]):
+    if opened.example_ids() != _ids(root, segment["segment"], 0, segment["rows"]):
         return "holds other example ids than the catalog"
     return None
 
@@ -226,6 +230,8 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
             remedy = "restore the file from a copy, or `tagcos check --repair` drops the clustering; the next run clusters again"
             yield Finding(f"clustering {clustering}", str(error).split(";")[0], remedy, repair=_drop(clustering))
             continue
+        except TransientError:
+            raise
         except UserError as error:
             yield Finding(f"clustering {clustering}", str(error), OTHER)
             continue

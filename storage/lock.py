@@ -16,17 +16,19 @@ from storage.files.base import write_error
 from tagcos_stream.types import TransientError
 
 REPEAT_MESSAGE_SECONDS = 30.0
+FIRST_PAUSE = 0.02  # seconds
 
 
 class Waiting:
     """A wait with a time limit: reports the reason at first and every 30 s, then raises TransientError with the same text."""
 
     def __init__(self, seconds: float, on_wait: Callable[[str], None]) -> None:
-        self._deadline = time.monotonic() + seconds
+        # one more attempt at least: `locked_by` and a reader of the catalog have theirs for a moment only
+        self._deadline = time.monotonic() + max(seconds, FIRST_PAUSE)
         self._seconds = seconds
         self._on_wait = on_wait
         self._next_message = 0.0
-        self._pause = 0.02
+        self._pause = FIRST_PAUSE
 
     def wait(self, reason: str, remedy: str) -> None:
         """Sleep before the next attempt, longer each time. TransientError once the time to wait has passed."""

@@ -35,11 +35,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Samples:
-    """Return the examples that the report shows, one row an example and role.
+    """The examples that the report shows, one row an example and role.
 
     Columns: kind, group_id (of `nearest`: cluster), place, example_id, dataset, score, weight, tokens, target_tokens, loss,
-    reason;
-    stands (what it stands for, or what stands for it, in words) and stands_near (ids of some that it stands for).
+    reason, stands (what it stands for, or what stands for it, in words) and stands_near (ids of some that it stands for).
 
     kind is `chosen` (place: order of choice, from 0), `missed` (place 1 would have been chosen next), `nearest` (to its centroid,
     from 1), `target` (an example of the target set; dataset: its part; stands_near: the chosen one nearest to it), `entered` or

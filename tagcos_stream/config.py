@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
+from tagcos_stream.paths import expanded
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.shares import parse_shares, parse_tokens, share_text
 from tagcos_stream.types import UserError
 
-GIB = 1024**3
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
 Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign", "vectors"]
 VECTORS = "vectors"  # the variant that no model computes: vectors of the user's own
 BUDGETS = ("fraction", "count", "tokens")  # one of them says how much is selected
-LARGEST_SEED, LARGEST_TRAINING_SEED = 2**63 - 1, 2**32 - 1
+MAX_SEED, MAX_TRAINING_SEED = 2**63 - 1, 2**32 - 1
 WITHOUT_MOMENTS = ("hidden", "sgd", "sign", VECTORS)  # variants that do not read Adam's moments of the warm-up
 if TYPE_CHECKING:
     MethodName = str
@@ -247,7 +247,7 @@ class Settings(BaseModel):
     )
     dim: int = setting("feature", 8192, ge=8, description="Feature dimension.")
     feature_seed: int = setting(
-        "feature", 0, ge=0, le=LARGEST_SEED, description="Seed of the adapter, the warm-up sample and the projection."
+        "feature", 0, ge=0, le=MAX_SEED, description="Seed of the adapter, the warm-up sample and the projection."
     )
     ifd: bool = setting(
         "run",
@@ -385,7 +385,7 @@ class Settings(BaseModel):
         ("clusters", "choice"),
         0,
         ge=0,
-        le=LARGEST_SEED,
+        le=MAX_SEED,
         panel="Selection",
         description="Seed of the clustering and of the controls.",
     )
@@ -446,7 +446,7 @@ class Settings(BaseModel):
     @field_validator("adapter", "exclude", "include")
     @classmethod
     def _in_home(cls, value: str | None) -> str | None:
-        return str(Path(value).expanduser()) if value is not None and value.startswith("~/") else value
+        return str(expanded(value)) if value is not None and value.startswith("~/") else value
 
     @field_validator("name")
     @classmethod
@@ -500,8 +500,8 @@ class Settings(BaseModel):
             raise ValueError(
                 f"max_cluster_rows {self.max_cluster_rows} must be at least twice min_cluster_rows {self.min_cluster_rows}"
             )
-        if self.warms_up and self.feature_seed > LARGEST_TRAINING_SEED:
-            raise ValueError(f"feature_seed {self.feature_seed} seeds a training, so it must be at most {LARGEST_TRAINING_SEED}")
+        if self.warms_up and self.feature_seed > MAX_TRAINING_SEED:
+            raise ValueError(f"feature_seed {self.feature_seed} seeds a training, so it must be at most {MAX_TRAINING_SEED}")
         check_workers(self.run_on, self.workers, self.gpus_per_worker)
         return self
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from tagcos_stream.config import MACHINE_FIELDS, SPACE_FIELDS, VECTORS, WARMUP_FIELDS, Settings
 from tagcos_stream.declare import decided_by
+from tagcos_stream.paths import expanded
 from tagcos_stream.selection.methods import METHODS
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def config_hash(settings: Settings, reselects: str | None = None) -> str:
 
 def absolute_sources(sources: Sequence[str]) -> list[str]:
     """Local paths made absolute: the same words in another folder name another pool."""
-    return [source if "://" in source else str(Path(source).expanduser().absolute()) for source in sources]
+    return [source if "://" in source else str(expanded(source).absolute()) for source in sources]
 
 
 def reading(settings: Settings) -> dict[str, Any]:
@@ -191,7 +192,8 @@ def choice_id(
     group: int,
     rows: pl.DataFrame,
     budget: int,
-    earlier: Sequence[str] | None,
+    *,
+    earlier: Sequence[str] | None = None,
     reference: Sequence[str] | None = None,
     target: Sequence[Any] | None = None,
     counted: pl.DataFrame | None = None,
@@ -252,10 +254,9 @@ def _rows_digest(rows: pl.DataFrame) -> str:
 
 
 def evaluation_id(run_id: str, model: str, config: Mapping[str, Any], measured: str | None) -> str:
-    """Return the id of a trial, 12 hex digits.
+    """Return the id of an evaluation, 12 hex digits.
 
     model: fingerprint of its content; config: how it is trained, in values that are resolved; measured: hash of the rows that
-    losses
-    are measured on.
+    losses are measured on.
     """
     return digest([run_id, model, config, measured], 12)

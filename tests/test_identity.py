@@ -72,7 +72,7 @@ def identities(values: dict[str, Any], *, in_clusters: bool) -> dict[str, str]:
         "space": space,
         "clustering": clustering,
         "choice": identity.choice_id(
-            settings, place, 1, ROWS, settings.budget(10**9), ["b"], first_rows=None if settings.tokens is None else 7
+            settings, place, 1, ROWS, settings.budget(10**9), earlier=["b"], first_rows=None if settings.tokens is None else 7
         ),
     }
 
@@ -138,8 +138,8 @@ def test_identity__names_are_those_that_stores_have() -> None:
             identity.space_recipe(settings, "adam"),
             identity.clustering_recipe(settings, "space"),
             identity.clustering_id(settings, "space", ids),
-            identity.choice_id(settings, "place", 2, ROWS.with_columns(segment=SEGMENTS), 1, None),
-            identity.choice_id(settings, "place", 2, ROWS.with_columns(segment=SEGMENTS), 1, ["a", "c"]),
+            identity.choice_id(settings, "place", 2, ROWS.with_columns(segment=SEGMENTS), 1),
+            identity.choice_id(settings, "place", 2, ROWS.with_columns(segment=SEGMENTS), 1, earlier=["a", "c"]),
         )
         for settings in (first, second)
     ]

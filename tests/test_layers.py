@@ -17,6 +17,7 @@ METHOD_TYPES = {
     "tagcos_stream.credentials",
     "tagcos_stream.identity",
     "tagcos_stream.memory",
+    "tagcos_stream.paths",
     "tagcos_stream.data.canonical",  # the form that examples are stored in
 }  # all that storage may know of the method
 

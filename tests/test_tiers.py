@@ -16,7 +16,6 @@ OTHERS = {
     "data/test_remote.py",
     "method/test_controls_memory.py",
     "method/test_omp_memory.py",
-    "storage/test_processes.py",
 }
 FILES = sorted(path for folder in QUICK for path in (TESTS / folder).glob("test_*.py"))
 

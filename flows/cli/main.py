@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import io
 import os
 import shlex
 import signal
@@ -26,6 +27,7 @@ from storage.files.base import write_error
 from tagcos_stream.config import DEFAULT_FRACTION, SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.evaluation.config import Evaluation
 from tagcos_stream.machine import set_environment_defaults
+from tagcos_stream.paths import expanded
 from tagcos_stream.types import TERMINATED, UserError
 
 EXIT_CODES = (
@@ -34,6 +36,7 @@ EXIT_CODES = (
 RESUMED = ("run", "demo", "select", "diagnose", "evaluate")  # the same command goes on where it stopped
 CHANGING = ("check", "gc", "forget")  # repeated, these do what is left
 NO_LIMIT = 1e9  # hours of gradients, with --yes
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer exports no name for it: click's, or its own
 
 if TYPE_CHECKING:
     from flows.recompute import Recompute
@@ -60,7 +63,7 @@ def tagcos(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Choose the few percent of an instruction-tuning pool that are worth training on, and see why."""
+    """Select the few percent of an instruction-tuning dataset that are worth training on, and see why."""
 
 
 @app.command()
@@ -106,12 +109,12 @@ app.command()(takes_settings(evaluate, Evaluation.model_fields, Evaluation))
 
 @app.command()
 def demo(
-    root: Annotated[str, typer.Option(help="Folder that holds everything durable.")] = "tagcos-demo",
+    root: Annotated[str, typer.Option(help="Folder in which everything is stored.")] = "tagcos-demo",
     fraction: Annotated[float, typer.Option(help="Share of the pool to select.")] = 0.1,
     add: Annotated[int, typer.Option(min=0, max=120, help="Rows added to the pool, to see a second run compute only these.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The whole job on a small real model and 90 examples made from the Python standard library; about a minute."""
+    """The whole job on a small real model and 90 examples made from the Python standard library, in one to three minutes."""
     from flows.demo.data import write_demo_data
     from flows.demo.model import demo_model
     from flows.demo.results import print_results
@@ -121,7 +124,7 @@ def demo(
     place = open_files(root)
     if not isinstance(place, LocalFiles):
         raise UserError(f"root {root}: the demo keeps its data in it, so it must be a folder of this machine")
-    folder = place.folder if "://" in root else Path(root).expanduser()
+    folder = place.folder if "://" in root else expanded(root)
     files = write_demo_data(folder / "demo-data", added=add)
     settings = load_settings(
         {
@@ -167,8 +170,14 @@ def main() -> None:
     set_environment_defaults()
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # texts and paths that its encoding lacks, as standard error does
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        if message := error.format_message():  # none where the help was printed in its place
+            print(f"tagcos: {_usage_mistake(error, message)}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"tagcos: {error}", file=sys.stderr)
         sys.exit(2)
@@ -182,6 +191,17 @@ def main() -> None:
             how = "ended by SIGTERM" if stop.code == TERMINATED else "interrupted"
             print(f"\ntagcos: {how}; {how_to_go_on(sys.argv[1:])}", file=sys.stderr)
         raise
+
+
+def _usage_mistake(error: Any, message: str) -> str:
+    """Return what is wrong with the command line, and for an unknown option the commands that have it."""
+    context = error.ctx
+    commands = (context.parent or context).command.commands
+    option = error.option_name if hasattr(error, "possibilities") else None  # of an unknown one, likely others
+    having = [name for name, command in commands.items() if any(option in p.opts for p in command.params)]
+    hint = f" is an option of {' and '.join(f'`tagcos {name}`' for name in having)}" if having else ""
+    text = f"{option}{hint}, not of this command" if having else message.replace("Value error, ", "").rstrip(".")
+    return f"{text}; see `tagcos {'' if context.parent is None else context.info_name + ' '}--help`"
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

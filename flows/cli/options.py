@@ -92,11 +92,9 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
     """Complete runs and names of the root that the line names, for the shell: from the published copy, so that nobody waits."""
     import duckdb
 
-    from storage.files.object import store_errors
     from storage.root import open_root
     from storage.snapshot import snapshot_path
 
-    quiet: tuple[type[Exception], ...] = (UserError, duckdb.Error, *store_errors())  # a message would disturb the line typed
     try:
         copy = snapshot_path(open_root(context.params.get("root") or DEFAULT_ROOT, create=False))
         with duckdb.connect(str(copy), read_only=True) as connection:
@@ -104,19 +102,21 @@ def run_ids(context: typer.Context, incomplete: str) -> list[str]:
                 "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [incomplete]
             ).fetchall()
             names = connection.execute("SELECT name FROM names WHERE starts_with(name, ?) ORDER BY name", [incomplete]).fetchall()
-    except quiet:
+    except (UserError, duckdb.Error, OSError):  # a message would disturb the line typed
         return []
     return [row[0] for row in found + names] + [name for name in ("latest",) if name.startswith(incomplete)]
 
 
-RootOption = Annotated[str, typer.Option("--root", help="Folder that holds everything durable.", envvar=ROOT_VARIABLE)]
+RootOption = Annotated[
+    str, typer.Option("--root", help="Folder or object-store URL in which everything is stored.", envvar=ROOT_VARIABLE)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no messages, only the result.")]
 RunOption = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="A complete run's id, its first letters, or a name; default latest, the newest named main.",
+        help="A complete run's id, its first characters, or a name; default latest, the newest named main.",
         autocompletion=run_ids,
     ),
 ]

@@ -124,7 +124,10 @@ def texts(
 def doctor(
     root: Annotated[
         str | None,
-        typer.Option(help=f"Folder that holds everything durable; default the file's, or {DEFAULT_ROOT}.", envvar=ROOT_VARIABLE),
+        typer.Option(
+            help=f"Folder or object-store URL in which everything is stored; default the file's, or {DEFAULT_ROOT}.",
+            envvar=ROOT_VARIABLE,
+        ),
     ] = None,
     config: ConfigOption = None,
     model: Annotated[str | None, typer.Option(help="Model that runs will use.")] = None,

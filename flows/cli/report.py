@@ -15,7 +15,7 @@ from flows.cli.output import print_json
 def report(
     run_id: Annotated[
         str,
-        typer.Argument(metavar="[RUN]", help="A run's id, its first letters, a name, or latest (main).", autocompletion=run_ids),
+        typer.Argument(metavar="RUN", help="A run's id, its first characters, a name, or latest (main).", autocompletion=run_ids),
     ] = "latest",
     root: RootOption = DEFAULT_ROOT,
     out: Annotated[Path | None, typer.Option(help="HTML file to write; default reports/RUN.html under the root.")] = None,

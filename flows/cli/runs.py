@@ -30,7 +30,7 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     for row in listed:
         row["progress"] = progress.under_way(catalog, row["run_id"]) if row["status"] != "complete" else None
     if as_json:
-        print_json([{**row, "stages": runs.run_status(catalog, row["run_id"]).stages.to_dicts()} for row in listed])
+        print_json([{**row, "stages": runs.stages(catalog, row["run_id"]).to_dicts()} for row in listed])
         return
     if not listed:
         print(f"no run in {opened.url} yet: `tagcos run` makes one")
@@ -43,12 +43,10 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     if named:
         print("\nnames: " + "; ".join(f"{name} is {run_id}" for name, run_id in sorted(named.items())))
     for row in listed:
-        if row["progress"]:
-            print(f"\n{row['run_id']}: {_in_words(row['progress'])}")
-        if row["error"]:
-            print(f"\n{row['run_id']}: {row['error']}")
+        if told := [text for text in (row["progress"] and _in_words(row["progress"]), row["error"]) if text]:
+            print(f"\n{row['run_id']}: " + "\n  ".join(told))
     newest = listed[0]["run_id"]
-    stages = runs.run_status(catalog, newest).stages
+    stages = runs.stages(catalog, newest)
     if len(stages):
         print(f"\nstages of {newest}:")
         print_frame(stages.select("stage", "seconds", (pl.col("peak_bytes") / 2**30).alias("peak GiB")))
@@ -60,7 +58,7 @@ def _with_state(root: Root, row: dict[str, Any]) -> dict[str, Any]:
         return row
     from storage.catalog import runs
 
-    run = runs.run_status(root.catalog, row["run_id"]).run
+    run = runs.run_row(root.catalog, row["run_id"])
     if root.written_by() == (run["host"], run["pid"]):
         return row
     return {
@@ -80,7 +78,7 @@ def _in_words(found: dict[str, Any]) -> str:
 
 def promote(
     run_id: Annotated[
-        str, typer.Argument(metavar="RUN", help="A complete run's id, its first letters, or a name.", autocompletion=run_ids)
+        str, typer.Argument(metavar="RUN", help="A complete run's id, its first characters, or a name.", autocompletion=run_ids)
     ],
     as_name: Annotated[str, typer.Option("--as", help="The name, such as prod.")] = "main",
     root: RootOption = DEFAULT_ROOT,

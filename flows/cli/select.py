@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import DEFAULT_ROOT, JsonOption, QuietOption, RootOption, RunOption
-from flows.cli.output import print_frame, print_json, print_summary, summary
+from flows.cli.output import print_frame, print_json
 from flows.cli.prepare import print_plan
 from flows.cli.store import print_exported
+from flows.cli.summary import print_summary, summary
 
 if TYPE_CHECKING:
     from storage.root import Root

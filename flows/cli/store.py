@@ -47,6 +47,8 @@ def sql(
         print_csv(frame)
     else:
         print_frame(frame, exact=not in_terminal())
+        if frame.is_empty():
+            print("no rows", file=sys.stderr)
 
 
 def _query(query: str | None, file: Path | None) -> str:
@@ -70,7 +72,7 @@ def export(
     run_id: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN]", help="A complete run's id, its first letters, a name, or latest (main).", autocompletion=run_ids
+            metavar="RUN", help="A complete run's id, its first characters, a name, or latest (main).", autocompletion=run_ids
         ),
     ] = "latest",
     format: Annotated[FormatName, typer.Option(help="Shape to write (docs/exports.md).")] = "messages",
@@ -104,8 +106,9 @@ def export(
 
 def print_exported(done: Exported) -> None:
     """Print what an export wrote, what it left out and why."""
-    left = sum(done.left_out.values())
-    print(f"{done.rows} rows of {done.examples - left} of {done.examples} examples of {done.run_id} written to {done.path}")
+    written = done.examples - sum(done.left_out.values())
+    rows = f" as {done.rows:,} rows" if done.rows != written else ""
+    print(f"{written:,} of {done.examples:,} examples of {done.run_id} written{rows} to {done.path}")
     for reason, n in done.left_out.items():
         print(f"  left out: {n} with {reason}")
     for note, n in done.notes.items():
@@ -115,10 +118,10 @@ def print_exported(done: Exported) -> None:
 def check(
     root: RootOption = DEFAULT_ROOT,
     fast: Annotated[bool, typer.Option("--fast", help="Look at presence, sizes and counts only, not at every byte.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended from what is left.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired from what is left.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold files and catalog against each other: checksums, counts, references. Exit code 1 where something stays damaged."""
+    """Cross-check files and catalog: checksums, counts, references. Exit code 1 where something stays damaged."""
     from flows.progress import default_reporter
     from storage import check as checking
 
@@ -186,7 +189,9 @@ def gc(
 
 
 def forget(
-    example_ids: Annotated[list[str], typer.Argument(metavar="EXAMPLE_ID...", help="Ids of examples, or their first letters.")],
+    example_ids: Annotated[
+        list[str], typer.Argument(metavar="EXAMPLE_ID...", help="Ids of examples, or their first characters.")
+    ],
     file: Annotated[
         list[Path] | None, typer.Option(help="An export or report page outside of the root that may hold them; may be repeated.")
     ] = None,

@@ -168,7 +168,7 @@ class _Bench:
         self.sizes = np.bincount(self.labels)
         needed = match_bytes(len(self.sizes), self.rows.dim)
         require_memory(f"measuring {len(self.sizes)} clusters of {self.rows.dim} dimensions", needed, self.limit)
-        means = Sums.of(self.rows, self.labels, len(self.sizes)).means()
+        means = Sums.of(self.rows, self.labels, len(self.sizes), threads=self.settings.threads).means()
         self.held_means = means[:, self.held]
         mean = self.sizes @ means / len(self.pool)
         self.held_mean, self.seen_mean = mean[self.held], mean[~self.held]

@@ -20,6 +20,7 @@ from flows.context import versions
 from flows.models import AdaptedModel, check_device, check_model
 from flows.progress import Reporter, default_reporter, forward
 from flows.workers.executor import partitioned, place_of, sharing
+from flows.workers.work import set_threads
 from storage.catalog import evaluations, heldout, runs, selections, spaces
 from storage.catalog.evaluations import Setup, UnitKey
 from storage.examples import example_reader
@@ -54,10 +55,7 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     check_model(settings)
     check_device(settings)
     units = list(plan_units(asked, base, root, reporter))
-    if asked.threads:
-        import torch
-
-        torch.set_num_threads(asked.threads)
+    set_threads(asked.threads)
     reporter.say(f"loading model {settings.model}")
     with AdaptedModel() as model, root.writer():  # for as long as it takes: an hour's training is not to be lost
         bench = _Bench(root, base, asked, settings, model, tasks, reporter)

@@ -13,8 +13,8 @@ import polars as pl
 
 from flows.compare.examples import Heldout, Texts, texts
 from flows.compare.metrics import Measures
-from flows.models import AdaptedModel, lent, token_budget
-from flows.workers.work import Progress, WorkerResources
+from flows.models import AdaptedModel, borrowed_model, token_budget
+from flows.workers.work import Progress, WorkerResources, set_threads
 from storage.catalog.evaluations import Training
 from storage.examples import ExampleReader
 from tagcos_stream.config import Settings
@@ -102,14 +102,11 @@ def train_trials(
     Raises
     ------
     UserError
-        The model is another one than the driver's, a trial has nothing to train on, its loss is not a number, or memory does
-        not hold one example.
+        The model is another one than the driver's, a trial has nothing to train on, its loss or that of a held-out example is
+        not a number, or memory does not hold one example.
     """
-    if resources.threads:
-        import torch
-
-        torch.set_num_threads(resources.threads)
-    with lent(spec.model) as model:
+    set_threads(resources.threads)
+    with borrowed_model(spec.model) as model:
         loaded = model.load(spec.settings, resources.device)
         if loaded.fingerprint != spec.fingerprint:
             raise UserError(
@@ -160,6 +157,9 @@ class _Bench:
             train_loss = float(trained.losses[-max(1, steps // 10) :].mean())
         trained_at = time.perf_counter()
         scores = self.measures.of(self.model, lambda done: progress(tokens + done))
+        if not scores["value"].is_finite().all():  # no statistics of it: not to be recorded
+            remedy = f"lower --learning-rate, it is {self.spec.plan.learning_rate:g}" if steps else "give --dtype float32"
+            raise UserError(f"{trial.name}: the loss of a held-out example is not a number: {remedy}")
         seconds = trained_at - start, time.perf_counter() - trained_at
         repeats = steps * batch_size / max(1, len(encoded))
         return Trained(trial.number, Training(None, len(encoded), steps, repeats, tokens, train_loss, *seconds), scores)

@@ -11,7 +11,7 @@ import polars as pl
 from flows.report.build import write_report
 from storage import report_samples
 from storage.arrays import segments
-from storage.catalog import runs, spaces
+from storage.catalog import runs, selections, spaces
 from storage.root import Root
 from tagcos_stream.selection.match import relative_error
 
@@ -62,10 +62,10 @@ def random_error(root: Root, run_id: str) -> float:
     float
         Comparable to the error with equal weights that a run records; the pool's features are held in memory.
     """
-    space = runs.run_status(root.catalog, run_id).run["space_id"]
+    space = runs.run_row(root.catalog, run_id)["space_id"]
     blocks = segments.open_features(root.files, space, spaces.features_pool(root.catalog, run_id, space))
     rows = np.concatenate([blocks.read(b) for b in range(len(blocks.starts) - 1)]).astype(np.float64)
-    count = int(root.catalog.read("SELECT count(*) AS n FROM selection_of(?)", [run_id])["n"][0])
+    count = len(selections.shares(root.catalog, run_id))
     mean, generator = rows.mean(axis=0), np.random.default_rng(0)
     draws = (generator.choice(len(rows), count, replace=False) for _ in range(DRAWS))
     return float(np.mean([relative_error(rows[chosen].mean(axis=0), mean) for chosen in draws]))

@@ -11,7 +11,7 @@ import polars as pl
 from flows.addresses import plain_url
 from flows.group_words import PLURALS, group_word
 from flows.report import examples, provenance, selection, target
-from flows.report.elements import MOST_ROWS, Datasets, Report, Section, isolated, named, written
+from flows.report.elements import MAX_ROWS, Datasets, Report, Section, isolated, named, written
 from flows.report.page import render
 from storage import report_samples
 from storage.catalog import report_facts
@@ -24,7 +24,7 @@ from tagcos_stream.config import DEFAULT_FRACTION, VECTORS, Settings
 from tagcos_stream.types import UserError
 
 UNREMARKABLE = {"root", "sources", "model", "method", "wait"}  # named elsewhere, or of no effect
-MOST_NOTED = 12  # datasets
+MAX_NOTED = 12  # datasets
 
 
 def report_key(run_id: str) -> str:
@@ -130,7 +130,7 @@ def lay_out(facts: Facts, shown: Samples, drawn: MapSample, plane: Plane) -> Rep
     groups = examples.side_by_side(facts, shown, known, word)
     chosen = int(facts.groups["selected"].sum())
     usable = int(facts.groups["size"].sum()) + int(facts.exclusions["examples"].sum())
-    largest = facts.groups.sort("size", "group_id", descending=[True, False]).head(MOST_ROWS)["group_id"].to_list()
+    largest = facts.groups.sort("size", "group_id", descending=[True, False]).head(MAX_ROWS)["group_id"].to_list()
     return Report(
         run_id=facts.run["run_id"],
         subtitle=(
@@ -182,8 +182,8 @@ def _notes(facts: Facts, config: dict[str, Any]) -> list[str]:
             f"chosen {row['selected_before']:,} → {row['selected']:,}"
             for row in facts.moved.iter_rows(named=True)
         ]
-        more = f" and {len(moved) - MOST_NOTED} more" if len(moved) > MOST_NOTED else ""
-        notes.append(f"Since {facts.drift['base_run']}, by dataset (pool, chosen): {'; '.join(moved[:MOST_NOTED])}{more}.")
+        more = f" and {len(moved) - MAX_NOTED} more" if len(moved) > MAX_NOTED else ""
+        notes.append(f"Since {facts.drift['base_run']}, by dataset (pool, chosen): {'; '.join(moved[:MAX_NOTED])}{more}.")
     elif facts.drift.get("base_run"):
         notes.append(f"No dataset's pool or selection changed in size since {facts.drift['base_run']}.")
     return notes

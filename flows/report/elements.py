@@ -12,7 +12,7 @@ from flows.report.plot_parts import Plot
 
 Kind = Literal["text", "count", "share", "number", "seconds", "bytes"]
 NO_NAME = "(no name)"
-MOST_ROWS = 400  # of a table: the rest is a query away
+MAX_ROWS = 400  # of a table: the rest is a query away
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def written(value: Any, kind: Kind) -> str:
 
 def first_rows(rows: list[dict[str, Any]], query: str) -> tuple[list[dict[str, Any]], str]:
     """Return the rows to show, and a sentence on the others."""
-    if len(rows) <= MOST_ROWS:
+    if len(rows) <= MAX_ROWS:
         return rows, ""
-    return rows[:MOST_ROWS], f"The first {MOST_ROWS:,} of {len(rows):,}; all: {query}"
+    return rows[:MAX_ROWS], f"The first {MAX_ROWS:,} of {len(rows):,}; all: {query}"
 
 
 def snippet(text: str, most: int = 110) -> str:

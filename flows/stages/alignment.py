@@ -70,7 +70,7 @@ def _groups(
     if clustering_id is None:
         whole = np.zeros(len(pool), np.int64)
         rows = segments.open_features(run.root.files, features.space_id, pool)
-        yield np.arange(len(pool)), rows, (Sums.of(rows, whole, 1).means()[0], None)
+        yield np.arange(len(pool)), rows, (Sums.of(rows, whole, 1, threads=run.settings.threads).means()[0], None)
         return
     view = open_pool_clustering(run, clustering_id, pool)
     mean = view.totals.sums.sum(axis=0) / len(pool)

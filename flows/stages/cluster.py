@@ -65,7 +65,7 @@ def cluster(run: RunContext, features: Features) -> Clustering:
     view = open_pool_clustering(run, known, pool)
     fresh = pool.filter(pl.Series(view.positions < 0))
     joined = _assign(run, space_id, view, fresh)
-    measured = _measure(run, features, view, fresh, joined)
+    measured = _measure(run, features, view, joined)
     refitted = known != exact and settings.refit == "auto" and bool(measured.reasons_to_recluster)
     if decided is None:
         _record(run, features, known, measured, refitted=refitted, assigned=0 if refitted else len(fresh))
@@ -108,9 +108,7 @@ def _assign(run: RunContext, space_id: str, view: PoolClustering, fresh: pl.Data
         return assign(rows, view.reader.centroids, keys(fresh), progress=progress)
 
 
-def _measure(
-    run: RunContext, features: Features, view: PoolClustering, fresh: pl.DataFrame, joined: Assigned | None
-) -> drift.Drift:
+def _measure(run: RunContext, features: Features, view: PoolClustering, joined: Assigned | None) -> drift.Drift:
     """Hold the pool, with the rows about to join, against what the clustering was when it was fitted."""
     from tagcos_stream.clustering.sums import ClusterSums
 
@@ -175,13 +173,13 @@ def _record(
 
 def _refit(run: RunContext, features: Features, name: str, parent: str | None) -> Clustering:
     """Cluster the whole pool: every feature is read, no gradient is computed."""
-    from flows.workers.kmeans import spread
+    from flows.workers.kmeans import worker_passes
     from tagcos_stream.clustering import kmeans
 
     settings, space_id, pool = run.settings, features.space_id, features.pool
     n_clusters = min(settings.clusters or kmeans.default_clusters(len(pool)), len(pool))
     rows = segments.open_features(run.root.files, space_id, pool)
-    made = _fit(run, name, rows, n_clusters, keys(pool), spread(run, features, rows, n_clusters))
+    made = _fit(run, name, rows, n_clusters, keys(pool), worker_passes(run, features, rows, n_clusters))
     grouped.write_centroids(run.root.files, name, made.centroids)
     part = _regroup(run, name, rows, made, 0)
     clusterings.add_clustering(

@@ -14,7 +14,7 @@ from flows.stages import vectors
 from flows.stages.answers import compute_answer_losses, hash_answers
 from flows.stages.eligible import reads_ifd
 from flows.workers.executor import partitioned, place_of, sharing
-from flows.workers.gradients import AHEAD, BlockResult, EngineSpec, Task, compute
+from flows.workers.gradients import BLOCKS_AHEAD, BlockResult, BlockTask, GradientSpec, compute_blocks
 from storage.arrays import segments
 from storage.catalog import spaces
 from storage.catalog.signals import add_answer_losses
@@ -123,14 +123,14 @@ def _compute(run: RunContext, asked: tuple[spaces.Space, ...], asks_ifd: bool) -
     if not run.model.is_loaded:
         run.reporter.say(f"loading model {settings.model}")
     own = run.model if in_this_process else None
-    spec = EngineSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), asks_ifd, own)
+    spec = GradientSpec(run.root.files, example_reader(run.root), settings, asked, sharing(settings, len(tasks)), asks_ifd, own)
     seconds = model_seconds = 0.0
     done = total - left
     with run.reporter.stage("gradients", "examples") as stage:
         progress = forward(stage)
         progress(done, total)
         within = lambda n: progress(total - left + n, total)  # noqa: E731
-        for block in partitioned(compute, spec, tasks, settings, ahead=AHEAD, progress=within):
+        for block in partitioned(compute_blocks, spec, tasks, settings, ahead=BLOCKS_AHEAD, progress=within):
             for space_id in block.task.spaces:
                 _commit(run, space_id, block)
             if block.answers is not None:
@@ -158,7 +158,7 @@ def _compute_vectors(run: RunContext, space: spaces.Space, sibling: spaces.Space
     return {"vectors": written}
 
 
-def _missing_blocks(run: RunContext, asked: Sequence[spaces.Space]) -> tuple[int, list[Task]]:
+def _missing_blocks(run: RunContext, asked: Sequence[spaces.Space]) -> tuple[int, list[BlockTask]]:
     """(rows of all segments, the blocks that some space lacks, in order); their segments are presized."""
     total = 0
     rows: dict[tuple[str, int], int] = {}
@@ -182,7 +182,7 @@ def _missing_blocks(run: RunContext, asked: Sequence[spaces.Space]) -> tuple[int
                 start, stop = writer.block_range(block)
                 rows[row["segment"], block] = stop - start
                 lacking.setdefault((row["segment"], block), []).append(space.space_id)
-    return total, [Task(*key, rows[key], tuple(lacking[key])) for key in sorted(lacking)]
+    return total, [BlockTask(*key, rows[key], tuple(lacking[key])) for key in sorted(lacking)]
 
 
 def _commit(run: RunContext, space_id: str, block: BlockResult) -> None:

@@ -86,7 +86,7 @@ def mean_of(run: RunContext, space_id: str, rows: pl.DataFrame) -> np.ndarray:
         (D,) float64.
     """
     features = segments.open_features(run.root.files, space_id, rows)
-    mean: np.ndarray = Sums.of(features, np.zeros(len(rows), np.int64), 1).means()[0]
+    mean: np.ndarray = Sums.of(features, np.zeros(len(rows), np.int64), 1, threads=run.settings.threads).means()[0]
     return mean
 
 

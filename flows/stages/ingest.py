@@ -22,6 +22,8 @@ from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
 from tagcos_stream.data.sources import listing
 from tagcos_stream.identity import reading
+from tagcos_stream.memory import require_memory
+from tagcos_stream.selection.shares import parse_shares, require_datasets
 from tagcos_stream.types import UserError
 
 
@@ -38,13 +40,13 @@ def ingest(run: RunContext) -> Pool:
     Returns
     -------
     Pool
-        Id and counts.
+        Counts, and what the catalog records.
 
     Raises
     ------
     UserError
-        There is no such source, a file cannot be read, too many rows are rejected, no example is usable, or a source lost more
-        of its examples than `max_retired` since the last run of the same sources.
+        There is no such source, a file cannot be read, too many rows are rejected, no example is usable, finding near-duplicates
+        does not fit in memory, or a source lost more of its examples than `max_retired` since the last run of the same sources.
     """
     gc.sweep(run.root, gc.orphans(run.root))
     settings = run.settings
@@ -82,6 +84,9 @@ def ingest(run: RunContext) -> Pool:
             f"`tagcos sql --root {settings.root} 'FROM rejects'` lists the file, row and reason of each"
         )
     check_rejects(settings.max_rejects, rows, rejected, done=True, where=", ".join(settings.sources))
+    if settings.share:  # before the gradients are computed; the selection looks again, at the rows that may be chosen
+        datasets = pool.pool(run.catalog, run.run_id)["dataset"].fill_null("").unique()
+        require_datasets(parse_shares(settings.share), datasets)
     if status.rejects:
         run.reporter.say(f"{status.rejects} rejects{_reasons(run)}")
     digest = _drop_choices_of_another_pool(run)
@@ -107,7 +112,7 @@ def ingest(run: RunContext) -> Pool:
 def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None) -> int:
     if run.settings.near_duplicates is None:
         return 0
-    from tagcos_stream.data.near_duplicates import near_duplicates
+    from tagcos_stream.data.near_duplicates import near_duplicates, peak_bytes
 
     pool.forget_near_duplicates(run.catalog, run.run_id)  # of an earlier attempt, which the pool would lack
 
@@ -121,6 +126,8 @@ def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None
         wanted = targets.examples(run.catalog, target.target_id).select(aside.columns).unique("example_id")
         aside = pl.concat([aside, wanted.join(aside, on="example_id", how="anti")])
     total = len(everything) + len(aside)
+    what = f"finding the near-duplicates among {total:,} examples"
+    require_memory(what, peak_bytes(total), run.memory_limit, "raise memory_limit, or leave near_duplicates out")
     with tempfile.TemporaryDirectory(dir=scratch) as folder, run.reporter.stage("near-duplicates", "examples") as progress:
         done = 0
 
@@ -149,14 +156,10 @@ def _drop_choices_of_another_pool(run: RunContext) -> str:
 
 
 def _first(run: RunContext) -> str:
-    found = run.catalog.read(
-        "SELECT detail FROM rejects_of(?) WHERE detail IS NOT NULL ORDER BY file_id, row LIMIT 1", [run.run_id]
-    )
-    return f", the first: {found['detail'][0]}" if len(found) else ""
+    detail = catalog_changes.first_reject(run.catalog, run.run_id)
+    return "" if detail is None else f", the first: {detail}"
 
 
 def _reasons(run: RunContext) -> str:
-    counted = run.catalog.read(
-        "SELECT reason, sum(rows)::BIGINT AS n FROM rejects_of(?) GROUP BY reason ORDER BY n DESC, reason", [run.run_id]
-    )
-    return ": " + ", ".join(f"{n} {reason}" for reason, n in counted.iter_rows()) if len(counted) else ""
+    counted = catalog_changes.reject_reasons(run.catalog, run.run_id)
+    return ": " + ", ".join(f"{n} {reason}" for reason, n in counted.items()) if counted else ""

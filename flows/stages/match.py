@@ -12,7 +12,7 @@ from flows.context import RunContext
 from flows.stages.eligible import Eligible
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from storage.arrays import segments
-from storage.catalog import clusterings, diagnostics
+from storage.catalog import clusterings, diagnostics, selections
 from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.selection.match import Match, match, match_bytes, reached
 
@@ -52,13 +52,13 @@ def measure(
     labels, sizes = np.zeros(len(pool), np.int64), np.array([len(counted)])
     if view is None or counting is None:
         target = rows if eligible.same else segments.open_features(run.root.files, space_id, counted)
-        means = Sums.of(target, np.zeros(len(counted), np.int64), 1).means()
+        means = Sums.of(target, np.zeros(len(counted), np.int64), 1, threads=run.settings.threads).means()
     elif by_cluster:
         labels, means, sizes = view.labels.astype(np.int64), counting.totals.centroids(), counting.totals.sizes
     else:
         means = counting.totals.sums.sum(axis=0)[None] / len(counted)
         run.reporter.say("the match is measured of the whole pool only: by cluster it would not fit in memory_limit")
-    shares = run.catalog.read("SELECT segment, row, share FROM selection_of(?)", [run.run_id])
+    shares = selections.shares(run.catalog, run.run_id)
     chosen = pool.select("segment", "row").with_row_index("at").join(shares, on=["segment", "row"]).sort("at")
     at = chosen["at"].to_numpy().astype(np.int64)
     found = match(means, sizes, lambda part: rows.gather(at[part]), labels[at], chosen["share"].to_numpy())

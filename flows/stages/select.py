@@ -182,10 +182,19 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
     for g in np.flatnonzero(groups.sizes).tolist():
         members, first = groups.members(g), None if division.first_rows is None else int(division.first_rows[g])
         followed = None if target is None or shares is None else [target.target_id, float(shares[g])]
-        marked = _ids(pool, members, given.earlier), _ids(pool, members, given.reference)
-        counted = given.counted(division, g)
-        pinned = _ids(pool, members, given.pinned)
-        inputs[g] = choice_id(settings, place, g, pool[members], int(budgets[g]), *marked, followed, counted, first, pinned)
+        inputs[g] = choice_id(
+            settings,
+            place,
+            g,
+            pool[members],
+            int(budgets[g]),
+            earlier=_ids(pool, members, given.earlier),
+            reference=_ids(pool, members, given.reference),
+            target=followed,
+            counted=given.counted(division, g),
+            first_rows=first,
+            pinned=_ids(pool, members, given.pinned),
+        )
     selections.drop_changed(run.catalog, run.run_id, inputs)
     copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
     done = selections.groups_done(run.catalog, run.run_id)

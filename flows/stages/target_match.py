@@ -11,7 +11,7 @@ from flows.context import RunContext
 from flows.results import Features
 from flows.stages.target_rows import Target
 from storage.arrays import segments
-from storage.catalog import targets
+from storage.catalog import selections, targets
 from tagcos_stream.selection.match import relative_error
 from tagcos_stream.selection.nearest import nearest
 from tagcos_stream.selection.targets import group_targets
@@ -35,7 +35,7 @@ def measure_target(run: RunContext, features: Features, target: Target) -> dict[
         target_error_plain and target_error_weighted: relative errors of the target's mean feature.
     """
     pool, rows = features.pool, target.features.rows
-    shares = run.catalog.read("SELECT segment, row, share FROM selection_of(?)", [run.run_id])
+    shares = selections.shares(run.catalog, run.run_id)
     chosen = pool.select("example_id", "segment", "row").join(shares, on=["segment", "row"]).sort("segment", "row")
     chosen_rows = segments.open_features(run.root.files, features.space_id, chosen)
     limits: dict[str, Any] = {"memory_limit": run.memory_limit, "threads": run.settings.threads}

@@ -182,7 +182,7 @@ def _require_again(run: RunContext, space: Space, lacking: Iterable[tuple[str, i
 
 def _held(file: Any, found: ResolvedVectors, wanted: pl.DataFrame, projection: Projection | None) -> _Vectors:
     """The wanted vectors, written one after the other: their files are in an order of their own."""
-    for _, rows in read_rows(found.index, wanted):
+    for rows in read_rows(found.index, wanted):
         file.write(np.ascontiguousarray(rows).data)
     file.flush()
     shape = (len(wanted), found.index.width)

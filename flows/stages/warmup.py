@@ -38,7 +38,7 @@ def warm_up(run: RunContext, pool: Pool) -> FeatureSpaces:
     Returns
     -------
     FeatureSpaces
-        Id by variant.
+        One for each variant of the settings, in their order.
 
     Raises
     ------

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, lent, load_of_space, max_length
-from flows.workers.work import Progress, WorkerResources
+from flows.models import AdaptedModel, Rejected, borrowed_model, encode_row, gradient_token_budget, load_of_space, max_length
+from flows.workers.work import Progress, WorkerResources, set_threads
 from storage.catalog.spaces import Space, load_checkpoints
 from storage.examples import ExampleReader
 from storage.files.base import Files
@@ -113,11 +113,8 @@ def answer_loss_blocks(
     from tagcos_stream.gradients.projection.projections import make_projection
 
     settings = spec.settings
-    if resources.threads:
-        import torch
-
-        torch.set_num_threads(resources.threads)
-    with lent(spec.model) as model:
+    set_threads(resources.threads)
+    with borrowed_model(spec.model) as model:
         loaded = load_of_space(model, settings, resources.device, spec.space)
         longest = max_length(settings, loaded)
         projection = make_projection(settings.projection, dim=spec.space.dim, seed=settings.feature_seed)

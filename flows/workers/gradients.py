@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from flows.models import AdaptedModel, Rejected, encode_row, gradient_token_budget, lent, load_of_space, max_length
+from flows.models import AdaptedModel, Rejected, borrowed_model, encode_row, gradient_token_budget, load_of_space, max_length
 from flows.workers.answers import LoneAnswers
-from flows.workers.work import Progress, WorkerResources
+from flows.workers.work import Progress, WorkerResources, set_threads
 from storage.arrays import segments
 from storage.catalog.spaces import Space, load_checkpoints
 from storage.examples import ExampleReader
@@ -34,7 +34,7 @@ NON_FINITE = "non-finite gradient"
 
 
 @dataclass(frozen=True)
-class Task:
+class BlockTask:
     """A block to compute."""
 
     segment: str
@@ -47,7 +47,7 @@ class Task:
 class BlockResult:
     """A block whose chunks are written, ready to be committed."""
 
-    task: Task
+    task: BlockTask
     rows: pl.DataFrame  # row, tokens, target_tokens, loss, norm, status
     rejects: pl.DataFrame  # row, reason, detail, snippet
     checksums: dict[str, int]  # by space
@@ -62,7 +62,7 @@ class BlockResult:
 
 
 @dataclass(frozen=True)
-class EngineSpec:
+class GradientSpec:
     """All that a worker needs to open an engine; plain data that travels to other processes."""
 
     files: Files
@@ -74,26 +74,23 @@ class EngineSpec:
     model: AdaptedModel | None = None  # the run's own, in its process; other processes load theirs
 
 
-Prepared = tuple[Task, pl.DataFrame, list[Encoded | Rejected], LoneAnswers | None]
-AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
+Prepared = tuple[BlockTask, pl.DataFrame, list[Encoded | Rejected], LoneAnswers | None]
+BLOCKS_AHEAD = 3  # blocks in an engine's hands: one being tokenised, one computed, one written
 
 
-def compute(
-    spec: EngineSpec, resources: WorkerResources, tasks: Iterator[Task], progress: Progress | None
+def compute_blocks(
+    spec: GradientSpec, resources: WorkerResources, tasks: Iterator[BlockTask], progress: Progress | None
 ) -> Iterator[BlockResult]:
     """The work of a gradient worker: blocks as they come, with one engine."""
-    if resources.threads:
-        import torch
-
-        torch.set_num_threads(resources.threads)
-    with lent(spec.model) as model:
+    set_threads(resources.threads)
+    with borrowed_model(spec.model) as model:
         yield from Engine(spec, load_of_space(model, spec.settings, resources.device, spec.spaces[0])).run(tasks, progress)
 
 
 class Engine:
     """Computes blocks, one after the other, with tokenising a block ahead and writing a block behind."""
 
-    def __init__(self, spec: EngineSpec, loaded: LoadedModel) -> None:
+    def __init__(self, spec: GradientSpec, loaded: LoadedModel) -> None:
         from tagcos_stream.gradients.extract import GradientExtractor
         from tagcos_stream.gradients.hidden import without_adapter
         from tagcos_stream.gradients.projection.projections import make_projection
@@ -114,7 +111,7 @@ class Engine:
         self._checked = False
         self._writers: dict[tuple[str, str], segments.SegmentWriter] = {}
 
-    def run(self, tasks: Iterable[Task], progress: Callable[[float], None] | None = None) -> Iterator[BlockResult]:
+    def run(self, tasks: Iterable[BlockTask], progress: Callable[[float], None] | None = None) -> Iterator[BlockResult]:
         """Compute blocks in order; each is yielded once its chunks are on disk. `progress` gets the number of examples done."""
         done = 0
         upcoming, start = iter(tasks), time.perf_counter()
@@ -137,11 +134,11 @@ class Engine:
             if written is not None:
                 yield written.result()
 
-    def _submit(self, pool: ThreadPoolExecutor, tasks: Iterator[Task]) -> Future[Prepared] | None:
+    def _submit(self, pool: ThreadPoolExecutor, tasks: Iterator[BlockTask]) -> Future[Prepared] | None:
         task = next(tasks, None)
         return None if task is None else pool.submit(self._prepare, task)
 
-    def _prepare(self, task: Task) -> Prepared:
+    def _prepare(self, task: BlockTask) -> Prepared:
         frame = self.spec.reader.read(task.segment, *self._writer(task, task.spaces[0]).block_range(task.block))
         settings, longest = self.spec.settings, self.max_length
         reject_long = settings.too_long == "reject"
@@ -152,7 +149,7 @@ class Engine:
             return task, frame, encoded, None
         return task, frame, encoded, LoneAnswers.of(self.tokenizer, frame, encoded, longest, settings.special_tokens)
 
-    def _answers(self, task: Task, frame: pl.DataFrame, alone: LoneAnswers | None) -> pl.DataFrame | None:
+    def _answers(self, task: BlockTask, frame: pl.DataFrame, alone: LoneAnswers | None) -> pl.DataFrame | None:
         if alone is None:
             return None
         return alone.losses(task.segment, frame["row"], self.extractor, self.checkpoints, self.answer_budget)
@@ -179,7 +176,7 @@ class Engine:
 
     def _write(
         self,
-        task: Task,
+        task: BlockTask,
         frame: pl.DataFrame,
         encoded: Sequence[Encoded | Rejected],
         outcome: Any,
@@ -222,7 +219,7 @@ class Engine:
             answers=answers,
         )
 
-    def _writer(self, task: Task, space_id: str) -> segments.SegmentWriter:
+    def _writer(self, task: BlockTask, space_id: str) -> segments.SegmentWriter:
         key = (space_id, task.segment)
         if key not in self._writers:
             self._writers[key] = segments.open_writer(self.spec.files, *key)

@@ -16,7 +16,7 @@ import polars as pl
 from flows.context import RunContext
 from flows.results import Features
 from flows.workers.executor import partitioned, sharing
-from flows.workers.work import Progress, WorkerResources
+from flows.workers.work import Progress, WorkerResources, set_threads
 from storage.arrays.segments import FeatureRows, open_features
 from storage.files.base import Files
 from tagcos_stream.clustering.assign import Assigned, Assigner, Assigning, assign_stretch
@@ -59,14 +59,11 @@ def assign_stretches(
 
 
 def _opened(spec: PassSpec, resources: WorkerResources) -> FeatureRows:
-    if resources.threads:
-        import torch
-
-        torch.set_num_threads(resources.threads)
+    set_threads(resources.threads)
     return open_features(spec.files, spec.space_id, spec.pool)
 
 
-def spread(
+def worker_passes(
     run: RunContext, features: Features, rows: FeatureRows, n_clusters: int
 ) -> tuple[Passes, Assigning] | tuple[None, None]:
     """Who computes the passes of a fit, and the one that ends it: workers, or (None, None) where this process does better.

@@ -88,7 +88,17 @@ def choose_groups(
                 progress(before + chosen)
 
         rows = features if method.features else None
-        group = Group(task.columns, rows, task.mean, spec.wanted, task.earlier, task.costs, task.first_rows, task.pinned)
+        group = Group(
+            task.columns,
+            rows,
+            task.mean,
+            spec.wanted,
+            task.earlier,
+            task.costs,
+            task.first_rows,
+            task.pinned,
+            resources.threads,
+        )
         limits = Limits(spec.memory_limit, resources.threads, within)
         choice = choose_within(method, group, task.budget, spec.settings, limits)
         before += task.budget

@@ -24,6 +24,14 @@ Progress = Callable[[float], None]
 Work = Callable[[Any, WorkerResources, Iterator[Any], Progress | None], Iterator[Any]]
 
 
+def set_threads(threads: int | None) -> None:
+    """Limit torch in this process to so many threads, which k-means keeps to as well; None changes nothing."""
+    if threads is not None:
+        import torch  # takes seconds
+
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Done:
     """How much a worker has done so far, in the unit of the work's progress."""

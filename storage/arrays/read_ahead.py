@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 
 import numpy as np
 
@@ -20,6 +19,8 @@ BLOCKS_EXPECTED = 2  # after these
 
 class ReadAhead:
     """`get(block)` returns `load(block)`; if blocks are requested in order, the next ones are prefetched. Not thread-safe.
+
+    The threads end with the last block, and a later pass starts others: a stage keeps thousands of readers.
 
     Parameters
     ----------
@@ -36,11 +37,8 @@ class ReadAhead:
         self._expect = expect
         self._n_blocks = n_blocks
         self._coming: dict[int, Future[np.ndarray]] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._last = -1
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(2, thread_name_prefix="tagcos-read")
 
     def get(self, block: int) -> np.ndarray:
         """Return a block, from a prefetch if there is one."""
@@ -48,13 +46,18 @@ class ReadAhead:
         coming = self._coming.pop(block, None)
         if not in_order:
             self._forget()
-        elif self._n_blocks > 1:
+        elif block + 1 < self._n_blocks:
+            self._threads = self._threads or ThreadPoolExecutor(2, thread_name_prefix="tagcos-read")
             for ahead in range(block + 1, min(block + 1 + BLOCKS_AHEAD, self._n_blocks)):
                 if ahead not in self._coming:
                     self._coming[ahead] = self._threads.submit(self._load, ahead)
                     if self._expect is not None and ahead + BLOCKS_EXPECTED < self._n_blocks:
                         self._expect(ahead + BLOCKS_EXPECTED)
-        return self._load(block) if coming is None else coming.result()
+        found = self._load(block) if coming is None else coming.result()
+        if block + 1 == self._n_blocks and self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+        return found
 
     def _forget(self) -> None:
         for future in self._coming.values():

@@ -180,8 +180,7 @@ class SegmentReader:
                 continue
             pieces = [(bytes_out[position], int(within[position]) * self.spec.row_bytes) for position in run]
             if not self._files.read_pieces(self.chunk_key(block), pieces):
-                self.read_block(block)  # says what is wrong with the file
-                raise AssertionError(f"{self.chunk_key(block)} changed while it was read")
+                out[run] = self.read_block(block)[within[run]]  # or says what is wrong with the file
         return out
 
     def example_ids(self) -> list[str]:

@@ -104,6 +104,20 @@ def rejected(catalog: Catalog, run_id: str) -> int:
     return int(found["n"][0])
 
 
+def reject_reasons(catalog: Catalog, run_id: str) -> dict[str, int]:
+    """Count the rejects of a run by reason, the most frequent first."""
+    found = catalog.read(
+        "SELECT reason, sum(rows)::BIGINT AS n FROM rejects_of(?) GROUP BY reason ORDER BY n DESC, reason", [run_id]
+    )
+    return dict(found.iter_rows())
+
+
+def first_reject(catalog: Catalog, run_id: str) -> str | None:
+    """Return the detail of the first reject of a run that has one."""
+    found = catalog.read("SELECT detail FROM rejects_of(?) WHERE detail IS NOT NULL ORDER BY file_id, row LIMIT 1", [run_id])
+    return None if found.is_empty() else str(found.item())
+
+
 def ended_early(catalog: Catalog, run_id: str, base: str | None) -> list[tuple[str, str]]:
     """List files of a run, new or changed since `base`, whose end is missing or was not read.
 

@@ -141,3 +141,21 @@ def recorded(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
     """
     found = catalog.read("SELECT * FROM refreshes WHERE run_id = ?", [run_id]).to_dicts()
     return found[0] if found else None
+
+
+def with_churn(catalog: Catalog, run_id: str) -> dict[str, Any] | None:
+    """Return what changed since the earlier run that a run was compared with.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run that may have been compared.
+
+    Returns
+    -------
+    dict or None
+        Its row of the views drift and churn; None where it was not compared with an earlier run.
+    """
+    query = "SELECT d.*, c.* EXCLUDE (run_id) FROM drift d LEFT JOIN churn c USING (run_id) WHERE run_id = ?"
+    found = catalog.read(query, [run_id]).to_dicts()
+    return found[0] if found else None

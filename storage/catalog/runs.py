@@ -157,6 +157,14 @@ def newest_clustered(catalog: Catalog) -> str | None:
     return str(found["run_id"][0]) if len(found) else None
 
 
+def run_row(catalog: Catalog, run_id: str) -> dict[str, Any]:
+    """Return a run's row of `runs`, complete or not. UserError where there is none."""
+    found = catalog.read("SELECT * FROM runs WHERE run_id = ?", [run_id]).to_dicts()
+    if not found:
+        raise UserError(f"there is no run {run_id} in {catalog.path}: `tagcos status` lists them")
+    return found[0]
+
+
 def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
     """Return a complete run's row of `runs`.
 
@@ -177,7 +185,7 @@ def complete_run(catalog: Catalog, name: str | None = None) -> dict[str, Any]:
     UserError
         There is none, or the run is unknown or not complete.
     """
-    run = run_status(catalog, find_run(catalog, name or LATEST)).run
+    run = run_row(catalog, find_run(catalog, name or LATEST))
     if run["status"] != "complete":
         raise UserError(f"run {run['run_id']} is {run['status']}, not complete: start the same command again to finish it")
     return run
@@ -273,6 +281,11 @@ def stage_detail(catalog: Catalog, run_id: str, stage: str) -> dict[str, Any] | 
     return None if found.is_empty() else dict(json.loads(found.item()))
 
 
+def stages(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return the stages that a run finished, in that order: the columns of `stages`, with detail as JSON text."""
+    return catalog.read("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", [run_id])
+
+
 def _close_attempts(
     connection: duckdb.DuckDBPyConnection, run_id: str, outcome: str, peak_bytes: int | None = None, now: datetime | None = None
 ) -> None:
@@ -339,16 +352,13 @@ def list_runs(catalog: Catalog) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run's row and how far each of its stages is, in counts."""
+    """A run's row, its finished stages, and counts of its pool and selection."""
 
     run: dict[str, Any]
     stages: pl.DataFrame
     examples: int
     heldout: int
     rejects: int
-    blocks_done: int
-    blocks: int
-    clusters_done: int
     selected: int
 
 
@@ -370,24 +380,11 @@ def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
                 f"there is no run {run_id or 'yet'} in {catalog.path}: `tagcos status` lists them, `tagcos run` makes one"
             )
         name = run["run_id"]
-        blocks = one(
-            """SELECT coalesce(sum(ceil(f.rows / f.block_rows)), 0)::BIGINT AS total,
-                (SELECT count(*) FROM blocks b WHERE b.space_id = ?) AS done
-            FROM feature_segments f WHERE f.space_id = ?""",
-            run["space_id"],
-            run["space_id"],
-        )
-        clusters = one(
-            "SELECT count(*) AS done, coalesce(sum(selected), 0)::BIGINT AS selected FROM run_groups WHERE run_id = ?", name
-        )
         return RunStatus(
             run=run,
             stages=connection.sql("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", params=[name]).pl(),
             examples=one("SELECT count(*) AS n FROM pool_of(?)", name)["n"],
             heldout=one("SELECT count(*) AS n FROM heldout_of(?)", name)["n"],
             rejects=one("SELECT coalesce(sum(rows), 0)::BIGINT AS n FROM rejects_of(?)", name)["n"],
-            blocks_done=blocks["done"],
-            blocks=blocks["total"],
-            clusters_done=clusters["done"],
-            selected=clusters["selected"],
+            selected=one("SELECT coalesce(sum(selected), 0)::BIGINT AS n FROM run_groups WHERE run_id = ?", name)["n"],
         )

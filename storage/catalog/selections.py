@@ -291,6 +291,38 @@ def selection(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("FROM selection_of(?) ORDER BY group_id, rank", [run_id])
 
 
+def shares(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return what a run has chosen, so far if it is not complete.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        segment, row and share: of the pool, for which the example stands. In no particular order.
+    """
+    return catalog.read("SELECT segment, row, share FROM selection_of(?)", [run_id])
+
+
+def by_dataset(catalog: Catalog, run_id: str) -> pl.DataFrame:
+    """Return how a run's pool and its selection are divided among datasets.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of the macro by_dataset, ordered by dataset.
+    """
+    return catalog.read("FROM by_dataset(?) ORDER BY dataset", [run_id])
+
+
 def first_occurrences(catalog: Catalog, run_id: str) -> pl.DataFrame:
     """Return where a run's selected examples occur first in its sources.
 

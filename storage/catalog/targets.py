@@ -131,7 +131,8 @@ def add(catalog: Catalog, run_id: str, target_id: str, name: str, weights: Mappi
     int
         Number of its examples.
     """
-    files = pl.DataFrame({"file_id": list(weights), "weight": [float(weight) for weight in weights.values()], "place": range(len(weights))})
+    given = [float(weight) for weight in weights.values()]
+    files = pl.DataFrame({"file_id": list(weights), "weight": given, "place": range(len(weights))})
     with catalog.transaction() as connection:
         insert_row(connection, "target_sets", replace=True, target_id=target_id, name=name, run_id=run_id, added_at=utc_now())
         connection.register("target_files", files.to_arrow())

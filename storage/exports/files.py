@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.files.base import sync_path
+from storage.files.base import read_error, sync_path
 from tagcos_stream.types import UserError
 
 MARK = "tagcos-export.json"
@@ -30,7 +30,7 @@ Write = Callable[[list[dict[str, Any]]], None]
 
 @contextmanager
 def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
-    """Yield a temporary path next to `path` that replaces it at the end; a folder only if an earlier export made it."""
+    """Yield a temporary path next to `path` that replaces it, durably, at the end; a folder only if an earlier export made it."""
     mine = f".{path.name}.{os.getpid()}-{_host()}"
     partial, old = path.with_name(f"{mine}.partial"), path.with_name(f"{mine}.old")
     try:
@@ -42,6 +42,8 @@ def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
             if folder:
                 partial.mkdir()
             yield partial
+            for written in (partial, *partial.rglob("*")) if folder else (partial,):
+                sync_path(written)
             if folder and path.exists():
                 path.rename(old)
             try:
@@ -55,7 +57,10 @@ def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
             for left in (partial, old):
                 _remove(left)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+        named = Path(str(error.filename or path))
+        if named in (path, old, *partial.parents) or partial in (named, *named.parents):
+            raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+        raise read_error(str(named), error) from error  # the body reads what is to be written
 
 
 def may_replace(path: Path) -> bool:
@@ -127,7 +132,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool, sparse: Collection[str] = ()) -> Iterator[Write]:
-    """Yield a function that takes rows; they are durable at the end. Parquet files lack what is `sparse` and in no row.
+    """Yield a function that takes rows. Parquet files lack what is `sparse` and in no row.
 
     In folders the data are Parquet: `datasets`, with which trainers read JSON lines, takes a column's type from a file's first
     megabytes and fails where a flag or a tool comes later.
@@ -135,29 +140,28 @@ def open_writer(path: Path, suffix: str, schema: pa.Schema, folder: bool, sparse
     if suffix == ".jsonl":
         with path.open("wb") as file:
             yield lambda rows: file.writelines(_line(row) for row in rows)
-            _flush(file)
         return
     data = path / DATA if folder else path
     used: set[str] = set()
-    with data.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with data.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
 
-            def write(rows: list[dict[str, Any]]) -> None:
-                table = pa.Table.from_pylist(rows, schema=schema)
-                used.update(_used(table))
-                writer.write_table(table, row_group_size=GROUP_ROWS)
+        def write(rows: list[dict[str, Any]]) -> None:
+            table = pa.Table.from_pylist(rows, schema=schema)
+            used.update(_used(table))
+            writer.write_table(table, row_group_size=GROUP_ROWS)
 
-            yield write
-        _flush(file)
+        yield write
     narrow = _without(schema, {name for name in sparse if name not in used})
     if narrow != schema:
         with data.open("rb") as wide:
             data.unlink()  # still read by its handle: a killed export leaves no second file
-            with pq.ParquetFile(wide) as earlier, data.open("wb") as file:
-                with pq.ParquetWriter(file, narrow, compression="zstd") as writer:
-                    for group in range(earlier.num_row_groups):
-                        writer.write_table(earlier.read_row_group(group).select(narrow.names).cast(narrow))
-                _flush(file)
+            with (
+                pq.ParquetFile(wide) as earlier,
+                data.open("wb") as file,
+                pq.ParquetWriter(file, narrow, compression="zstd") as writer,
+            ):
+                for group in range(earlier.num_row_groups):
+                    writer.write_table(earlier.read_row_group(group).select(narrow.names).cast(narrow))
 
 
 def _used(table: pa.Table) -> Iterator[str]:
@@ -211,27 +215,24 @@ def without_examples(path: Path, ids: Collection[str]) -> int:
                         removed += 1
                     else:
                         file.write(line)
-                _flush(file)
         else:
-            with pq.ParquetFile(path) as earlier, partial.open("wb") as file:
-                with pq.ParquetWriter(file, earlier.schema_arrow, compression="zstd") as writer:
-                    for group in range(earlier.num_row_groups):
-                        table = earlier.read_row_group(group)
-                        kept = table.filter(pc.invert(pc.is_in(table["example_id"], pa.array(list(ids), pa.string()))))
-                        removed += len(table) - len(kept)
-                        writer.write_table(kept)
-                _flush(file)
+            with (
+                pq.ParquetFile(path) as earlier,
+                partial.open("wb") as file,
+                pq.ParquetWriter(file, earlier.schema_arrow, compression="zstd") as writer,
+            ):
+                for group in range(earlier.num_row_groups):
+                    table = earlier.read_row_group(group)
+                    kept = table.filter(pc.invert(pc.is_in(table["example_id"], pa.array(list(ids), pa.string()))))
+                    removed += len(table) - len(kept)
+                    writer.write_table(kept)
     mark = path.with_name(MARK)
     if removed and mark.is_file():
         counts = json.loads(mark.read_text(encoding="utf-8"))
         counts |= {"rows": counts["rows"] - removed, "forgotten_rows": counts.get("forgotten_rows", 0) + removed}
-        mark.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        with replacing(mark) as partial:
+            partial.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     return removed
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """Files under a root, by key: one interface to a local folder or an object store.
 
 A write is atomic and durable when it returns: locally a temporary file, fsync, rename, fsync of the folder; in an object
-store one put. Keys use '/' whatever the platform.
+store one put. Keys use '/' whatever the platform. What a disk or store refuses is a UserError, and a TransientError where the
+store does not answer; only that a file is missing is a FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -111,6 +112,13 @@ def write_error(place: str, error: OSError) -> UserError:
     else:
         remedy = "start the same command again once this is mended"
     return UserError(f"cannot write {place}: {error.strerror or error}; {remedy}. Nothing committed is lost.")
+
+
+def read_error(place: str, error: OSError) -> UserError:
+    """Make a UserError with a remedy from a failed read."""
+    return UserError(
+        f"cannot read {place}: {error.strerror or error}; mend the permissions or the disk, then start the same command again"
+    )
 
 
 def check_key(url: str, key: str) -> None:

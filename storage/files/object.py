@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,6 @@ from tagcos_stream.credentials import redact
 from tagcos_stream.types import TransientError, UserError
 
 LINK_DAYS = 7  # the longest time for which S3 signs
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of a folder or object store that cannot be reached or refuses."""
-    try:
-        from obstore.exceptions import BaseError
-    except ImportError:
-        return (OSError,)
-    return (OSError, BaseError)
 
 
 class ObjectFiles:
@@ -61,16 +53,32 @@ class ObjectFiles:
         check_key(self.url, key)
         return key
 
+    @contextmanager
+    def _telling(self, what: str, key: str) -> Iterator[None]:
+        """Say in one line what the store refused; that an object is missing is for the caller to answer."""
+        try:
+            yield
+        except self._api.exceptions.BaseError as error:
+            raise self._refused(what, key, error) from error
+
+    def _refused(self, what: str, key: str, error: Exception) -> UserError:
+        """A TransientError for no answer, or an error of the server's own, after obstore's own retries."""
+        kind = TransientError if isinstance(error, self._api.exceptions.GenericError) else UserError
+        reason = redact(str(error).strip().splitlines()[0])
+        return kind(f"cannot {what} {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again")
+
     def size(self, key: str) -> int | None:
         """Return an object's size in bytes, or None."""
         try:
-            return int(self._api.head(self._store, self._checked(key))["size"])
+            with self._telling("read", key):
+                return int(self._api.head(self._store, self._checked(key))["size"])
         except FileNotFoundError:
             return None
 
     def read(self, key: str) -> bytes:
         """Return an object's content."""
-        return bytes(self._api.get(self._store, self._checked(key)).bytes())
+        with self._telling("read", key):
+            return bytes(self._api.get(self._store, self._checked(key)).bytes())
 
     def read_into(self, key: str, out: np.ndarray, offset: int = 0, seen: Seen | None = None) -> int:
         """Fill an array from an object by one range request; returns the bytes read."""
@@ -78,9 +86,7 @@ class ObjectFiles:
         try:
             found = self._api.get_range(self._store, self._checked(key), start=offset, length=out.size)
             got = np.frombuffer(memoryview(found), np.uint8)
-        except FileNotFoundError:
-            raise
-        except self._api.exceptions.BaseError:
+        except self._api.exceptions.BaseError:  # a range past the end, or an error that this meets, too
             whole = np.frombuffer(self.read(key), np.uint8)
             got = whole[offset : offset + out.size]
         out[: got.size] = got
@@ -123,22 +129,16 @@ class ObjectFiles:
         try:
             self._api.put(self._store, self._checked(key), body)
         except (FileNotFoundError, self._api.exceptions.BaseError) as error:  # a missing bucket is a FileNotFoundError
-            reason = redact(str(error).strip().splitlines()[0])
-            # no answer, or an error of the server's own, after obstore's own retries
-            passes = isinstance(error, self._api.exceptions.GenericError)
-            raise (TransientError if passes else UserError)(
-                f"cannot write {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again"
-            ) from error
+            raise self._refused("write", key, error) from error
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Yield (key, size in bytes) of the objects below a prefix."""
-        for page in self._api.list(self._store, self._checked(prefix) if prefix else None):
-            for entry in page:
-                yield entry["path"], int(entry["size"])
+        with self._telling("list", prefix):
+            for page in self._api.list(self._store, self._checked(prefix) if prefix else None):
+                for entry in page:
+                    yield entry["path"], int(entry["size"])
 
     def delete(self, key: str) -> None:
         """Delete an object if it exists."""
-        try:
+        with suppress(FileNotFoundError), self._telling("delete", key):
             self._api.delete(self._store, self._checked(key))
-        except FileNotFoundError:
-            return

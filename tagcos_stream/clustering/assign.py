@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.kernels import squares
 from tagcos_stream.clustering.nearest import NearestCentroid
 from tagcos_stream.clustering.stream import Stretch, batches, row_numbers, span, stream, stretches
 from tagcos_stream.clustering.sums import ClusterSums
+from tagcos_stream.clustering.threaded import squared_lengths
 from tagcos_stream.types import RowBlocks
 
 EPS = 2.0**-24  # of float32
@@ -35,7 +35,7 @@ class Assigner(NearestCentroid):
     """As `NearestCentroid`, for many rows: products in float32 on a torch device say which distances are worth computing."""
 
     def __init__(self, centroids: np.ndarray, device: str = "cpu") -> None:
-        super().__init__(centroids)
+        super().__init__(centroids, torch.get_num_threads())
         self.device = device
         self._device_centroids = torch.from_numpy(self._centroids).to(device)
         self._lengths = (self._device_centroids.double() ** 2).sum(1)
@@ -44,8 +44,7 @@ class Assigner(NearestCentroid):
 
     def _scores(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores = torch.addmm(self._squares, torch.from_numpy(batch).to(self.device), self._device_centroids.T, alpha=-2)
-        lengths = np.empty(len(batch))
-        squares(batch, lengths)
+        lengths = squared_lengths(batch, self.threads)
         # the error of |c|^2 - 2 <x, c> in float32, whatever the order of its D additions; twice, as two are compared
         dim = batch.shape[1]
         return scores.cpu().numpy(), 2 * EPS * (2 * (dim + 2) * np.sqrt(lengths * self._longest) + 3 * self._longest)
@@ -104,7 +103,7 @@ def assign_stretch(rows: RowBlocks, assigner: Assigner, stretch: Stretch, keys: 
         these = slice(done, done + len(batch))
         found, squared = assigner(batch, keys[these])
         labels[these], distances[these] = found, np.sqrt(squared)
-        totals.count(batch, found, assigner.device)
+        totals.count(batch, found, assigner.device, assigner.threads)
         done += len(batch)
     return Assigned(labels, distances, totals)
 
@@ -195,5 +194,5 @@ def count(rows: RowBlocks, labels: np.ndarray, n_clusters: int) -> ClusterSums:
     """
     totals = ClusterSums.empty(n_clusters, rows.dim)
     for numbers, batch in visit(rows, np.ones(rows.n_rows, bool)):
-        totals.count(batch, labels[numbers].astype(np.int64))
+        totals.count(batch, labels[numbers].astype(np.int64), threads=torch.get_num_threads())
     return totals

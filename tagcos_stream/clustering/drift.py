@@ -46,7 +46,7 @@ class Drift:
     distance_error: float | None
     unseen: float | None  # share of the pool that the warm-up could not draw from
     loss_shift: float | None  # of these rows, in standard deviations
-    reasons_to_recluster: list[str] = field(default_factory=list)  # reasons
+    reasons_to_recluster: list[str] = field(default_factory=list)
     reasons_to_warm_up: list[str] = field(default_factory=list)
 
     @property

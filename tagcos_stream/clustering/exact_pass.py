@@ -49,7 +49,7 @@ def pass_sums(rows: RowBlocks, nearest: Nearest, stretch: Stretch) -> StretchSum
     found, inertia = Sums.empty(*nearest.shape), 0.0
     for _, batch in stream(rows, stretch):
         labels, squared = nearest(batch)
-        found.count(batch, labels, nearest.device)
+        found.count(batch, labels, nearest.device, nearest.threads)
         inertia += float(squared.sum())
     return StretchSums(found.sums, found.sizes, (inertia,))
 

@@ -178,5 +178,5 @@ def _lloyd(points: np.ndarray, centroids: np.ndarray, device: str) -> tuple[np.n
 def _means(points: np.ndarray, labels: np.ndarray, otherwise: np.ndarray, device: str) -> np.ndarray:
     """(K, D) float32 means by label; `otherwise` where a label has no row."""
     found = Sums.empty(*otherwise.shape)
-    found.count(points, labels, device)
+    found.count(points, labels, device, torch.get_num_threads())
     return np.where(found.sizes[:, None] > 0, found.means(), otherwise).astype(np.float32)

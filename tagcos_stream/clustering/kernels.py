@@ -1,4 +1,7 @@
-"""Loops of the clustering, compiled by Numba.  N examples, D feature dimension, K clusters, r rows of a batch."""
+"""Loops of the clustering, compiled by Numba.  N examples, D feature dimension, K clusters, r rows of a batch.
+
+No kernel is `parallel`: `threaded` cuts a batch into parts, which changes no bit, whatever their number.
+"""
 
 from __future__ import annotations
 

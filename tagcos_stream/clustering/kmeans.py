@@ -236,9 +236,10 @@ def minibatch_step(state: KMeansState, batch: np.ndarray, seed: int, device: str
     KMeansState
         After the batch.
     """
-    labels, squared = Nearest(state.centroids, device)(batch)
+    nearest = Nearest(state.centroids, device)
+    labels, squared = nearest(batch)
     found = Sums.empty(*state.centroids.shape)
-    found.count(batch, labels, device)
+    found.count(batch, labels, device, nearest.threads)
     moved = np.flatnonzero(found.sizes)
     counts = state.counts + found.sizes
     centroids = state.centroids.copy()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from tagcos_stream.clustering.kernels import decide
+from tagcos_stream.clustering.threaded import decide
 
 
 class NearestCentroid:
     """Nearest of (K, D) centroids, the lowest of equals; equal centroids share their rows evenly, by key."""
 
-    def __init__(self, centroids: np.ndarray) -> None:
+    def __init__(self, centroids: np.ndarray, threads: int = 1) -> None:
         self.shape = centroids.shape
+        self.threads = threads
         groups: dict[bytes, list[int]] = {}
         for k, centroid in enumerate(centroids):
             groups.setdefault(centroid.tobytes(), []).append(k)
@@ -24,9 +25,7 @@ class NearestCentroid:
 
     def __call__(self, batch: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return labels (r,) int64 and squared distances (r,) float64 of rows (r, D) float32 with keys (r,) uint64."""
-        scores, slack = self._scores(batch)
-        near, squared = np.empty(len(batch), np.int64), np.empty(len(batch))
-        decide(batch, self._centroids, scores, slack, near, squared)
+        near, squared = decide(batch, self._centroids, *self._scores(batch), self.threads)
         copy = (keys % self._copies[near].astype(np.uint64)).astype(np.int64)
         return self._members[self._begin[near] + copy], squared
 

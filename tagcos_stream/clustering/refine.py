@@ -113,7 +113,7 @@ class _Draft:
             found, squared = assigner(batch, self.keys[numbers])
             found = to[found]
             self.labels[numbers], self.distances[numbers] = found, np.sqrt(squared)
-            self.totals.count(batch, found, self.device)
+            self.totals.count(batch, found, self.device, assigner.threads)
 
     def _forget(self, clusters: np.ndarray) -> None:
         self.totals.sums[clusters], self.totals.squares[clusters], self.totals.sizes[clusters] = 0.0, 0, 0

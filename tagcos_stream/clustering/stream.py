@@ -1,4 +1,4 @@
-"""Feature rows by the batch, and the two things that are done with a batch: nearest centroids, and sums by label.
+"""Feature rows by the batch, and the nearest centroids of a batch.
 
 N examples, D feature dimension, K clusters, r rows of a batch.
 """
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from tagcos_stream.clustering.kernels import squares
+from tagcos_stream.clustering.threaded import squared_lengths
 from tagcos_stream.types import RowBlocks
 
 BATCH_BYTES = 64 << 20  # of float32 rows
@@ -162,6 +162,7 @@ class Nearest:
     def __init__(self, centroids: np.ndarray, device: str) -> None:
         self.device = device
         self.shape = centroids.shape
+        self.threads = torch.get_num_threads()
         self._centroids = torch.tensor(centroids, dtype=torch.float32, device=device)
         self._squares = (self._centroids.double() ** 2).sum(1).float()
 
@@ -170,6 +171,4 @@ class Nearest:
         x = torch.from_numpy(batch).to(self.device)
         scores = torch.addmm(self._squares, x, self._centroids.T, alpha=-2)
         value, label = scores.min(dim=1)
-        norms = np.empty(len(batch))
-        squares(batch, norms)
-        return label.cpu().numpy(), np.maximum(norms + value.cpu().numpy(), 0.0)
+        return label.cpu().numpy(), np.maximum(squared_lengths(batch, self.threads) + value.cpu().numpy(), 0.0)

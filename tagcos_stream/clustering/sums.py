@@ -9,14 +9,12 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from operator import add, sub
 from typing import Any, Self
 
 import numpy as np
 
-from tagcos_stream.machine import available_cpus
 from tagcos_stream.types import RowBlocks
 
 UNIT = 2.0**-32  # of the squared lengths, which are summed as whole numbers: N |x|**2 must stay below 2**31
@@ -46,7 +44,7 @@ class Sums:
         return Sums(np.zeros((n_labels, dim)), np.zeros(n_labels, np.int64))
 
     @staticmethod
-    def of(rows: RowBlocks, labels: np.ndarray, n_labels: int) -> Sums:
+    def of(rows: RowBlocks, labels: np.ndarray, n_labels: int, threads: int | None = None) -> Sums:
         """Sum all rows in one pass.
 
         Parameters
@@ -57,6 +55,8 @@ class Sums:
             (N,) int in [0, K).
         n_labels
             K.
+        threads
+            Default all cores.
 
         Returns
         -------
@@ -68,11 +68,11 @@ class Sums:
         for block in range(len(rows.starts) - 1):
             mine = labels[rows.starts[block] : rows.starts[block + 1]]
             batch = rows.read(block)
-            found.count(batch.astype(np.result_type(batch, np.float32)), mine)  # Numba has no float16
+            found.count(batch.astype(np.result_type(batch, np.float32)), mine, threads=threads)  # Numba has no float16
         return found
 
-    def count(self, batch: np.ndarray, labels: np.ndarray, device: str = "cpu") -> None:
-        """Add rows.
+    def count(self, batch: np.ndarray, labels: np.ndarray, device: str = "cpu", threads: int | None = None) -> None:
+        """Add rows. The number of threads changes no bit.
 
         Parameters
         ----------
@@ -82,6 +82,8 @@ class Sums:
             (r,) int64 in [0, K).
         device
             Torch device that adds them.
+        threads
+            On the CPU; default all cores.
         """
         self.sizes += np.bincount(labels, minlength=len(self.sizes))
         if device != "cpu":
@@ -91,12 +93,9 @@ class Sums:
             self.sums += (one_hot.T @ torch.from_numpy(batch).to(device, torch.float64)).cpu().numpy()
             return
         # Numba takes seconds to import, and a run that finds nothing new counts nothing
-        from tagcos_stream.clustering.kernels import add_rows
+        from tagcos_stream.clustering.threaded import add_rows
 
-        threads = available_cpus()
-        edges = np.linspace(0, batch.shape[1], threads + 1).astype(int)
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda i: add_rows(batch, labels, (int(edges[i]), int(edges[i + 1])), self.sums), range(threads)))
+        add_rows(batch, labels, self.sums, threads)
 
     def take(self, labels: np.ndarray) -> Self:
         """Return the entries of some labels.
@@ -151,14 +150,12 @@ class ClusterSums(Sums):
         """As `Sums.empty`."""
         return ClusterSums(np.zeros((n_labels, dim)), np.zeros(n_labels, np.int64), np.zeros(n_labels, np.int64))
 
-    def count(self, batch: np.ndarray, labels: np.ndarray, device: str = "cpu") -> None:
+    def count(self, batch: np.ndarray, labels: np.ndarray, device: str = "cpu", threads: int | None = None) -> None:
         """As `Sums.count`."""
-        from tagcos_stream.clustering.kernels import squares
+        from tagcos_stream.clustering.threaded import squared_lengths
 
-        super().count(batch, labels, device)
-        lengths = np.empty(len(batch))
-        squares(batch, lengths)
-        np.add.at(self.squares, labels, np.rint(lengths / UNIT).astype(np.int64))
+        super().count(batch, labels, device, threads)
+        np.add.at(self.squares, labels, np.rint(squared_lengths(batch, threads) / UNIT).astype(np.int64))
 
     def centroids(self) -> np.ndarray:
         """Return the means as they are stored.

@@ -12,6 +12,7 @@ from typing import Any
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import ROW_FIELDS
 from tagcos_stream.data.turns import CALL_WORDS
+from tagcos_stream.paths import expanded
 from tagcos_stream.types import ROLES, SIGNALS, UserError
 
 
@@ -134,6 +135,6 @@ def relative_to_list(path: Path, name: str) -> str:
     """A path in a list is relative to the list's folder; a URL or an absolute path is kept."""
     if "://" in name:
         return name
-    below = Path(name).expanduser()
+    below = expanded(name)
     is_pattern = glob.has_magic(name) and not (path.parent / below).exists()
     return str(Path(glob.escape(f"{path.parent}") if is_pattern else path.parent) / below)

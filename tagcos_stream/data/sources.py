@@ -21,6 +21,7 @@ from tagcos_stream.data.shapes import SHAPE_NAMES
 from tagcos_stream.data.source_lists import is_list, read_list
 from tagcos_stream.data.source_spec import SourceSpec
 from tagcos_stream.identity import source_version
+from tagcos_stream.paths import expanded
 from tagcos_stream.types import UserError
 
 ENDINGS = {ending: name for name, (endings, _) in CONTAINERS.items() for ending in endings}
@@ -109,7 +110,7 @@ def _specs(given: str | SourceSpec, *, within: Path | None = None) -> list[Sourc
     path, _, names = source.path.partition("#")
     if "://" in path or not is_list(Path(path)) or Path(source.path).is_dir():
         return [source]
-    place = Path(path).expanduser()
+    place = expanded(path)
     if within is not None and place.suffix == ".toml":
         raise UserError(f"{within}: source {path}: a list cannot name another .toml list; name both")
     found = read_list(place, names, source.options)
@@ -166,7 +167,7 @@ def set_name(names: Sequence[str]) -> str | None:
     str or None
         The one name, if it is not a path; None for files.
     """
-    return names[0] if len(names) == 1 and not Path(names[0]).expanduser().exists() else None
+    return names[0] if len(names) == 1 and not expanded(names[0]).exists() else None
 
 
 def stem(url: str) -> str:
@@ -186,7 +187,7 @@ def container_of(url: str) -> str | None:
 
 
 def _local(spec: SourceSpec) -> list[SourceFile]:
-    path = Path(spec.path).expanduser()
+    path = expanded(spec.path)
     alone = path.is_file()
     if alone:
         paths = [path]

@@ -256,8 +256,7 @@ def _check_order(messages: Sequence[Message]) -> None:
     """Check the order of roles.
 
     A system turn at most first; then user and assistant in turn. A tool's turn follows an assistant's or another tool's, and
-    takes
-    the place of a user's.
+    takes the place of a user's.
     """
     before = "start"
     for i, m in enumerate(messages):

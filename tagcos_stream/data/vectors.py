@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tagcos_stream.paths import expanded
 from tagcos_stream.types import UserError
 
 PARQUET = (".parquet", ".pq")
@@ -57,7 +58,7 @@ def find_vector_files(names: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if "://" in name:
             raise UserError(f"vectors {name}: only local files are read; copy it to this machine")
         if not path.exists() and glob.has_magic(name):

@@ -52,7 +52,6 @@ class BlockFeatures:
     halvings: int
     model_seconds: float  # time within forward and backward passes, hooks included
     tokens: int  # of all examples, without padding, times checkpoints
-    padded_tokens: int
 
 
 class GradientExtractor:
@@ -176,8 +175,7 @@ class GradientExtractor:
         """Run forward and backward of the sum over examples of their mean losses.
 
         Returns the losses (B,) and, where they are asked for, pooled states (B, H). Sum, not mean: a mean would make a gradient
-        depend
-        on the size of its batch.
+        depend on the size of its batch.
         """
         ids, rows, positions, labels, weights = (part.to(self.device) for part in collate(batch))
         weights = weights.to(self.dtype)
@@ -199,8 +197,7 @@ class GradientExtractor:
         """Return (last hidden states (B, T, H) or None, logits (B, T, V) or None).
 
         Where the head can be applied to target positions only, the states alone; otherwise the logits, with the states where a
-        variant
-        reads them.
+        variant reads them.
         """
         if self._decoder is not None:
             return self._decoder[0](input_ids=ids, use_cache=False).last_hidden_state, None
@@ -301,8 +298,7 @@ def _block_once(
     features = {variant: rows.astype(np.float16) for variant, rows in sums.items()}
     for stored in features.values():
         stored[~finite] = np.nan
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    tokens = int(lengths.sum()) * len(checkpoints)
     return BlockFeatures(
-        features, loss.astype(np.float32), norm.astype(np.float32), finite, token_budget, halvings, seconds,
-        int(lengths.sum()) * len(checkpoints), padded * len(checkpoints),
-    )  # fmt: skip
+        features, loss.astype(np.float32), norm.astype(np.float32), finite, token_budget, halvings, seconds, tokens
+    )

@@ -40,7 +40,7 @@ def import_checkpoint(folder: str | Path, model: Any, *, moments: bool = True) -
     Raises
     ------
     UserError
-        A file is missing or in shards, the optimizer is not Adam, or names or shapes differ, with both sides listed.
+        A file is missing, damaged or in shards, the optimizer is not Adam, or names or shapes differ, with both sides listed.
     """
     folder = Path(folder)
     parameters = adapter_parameters(model)
@@ -159,6 +159,11 @@ def _progress(folder: Path, adam_steps: int) -> tuple[tuple[int, int], float]:
     path = folder / "trainer_state.json"
     if not path.is_file():
         return (adam_steps, adam_steps), 1.0
-    state = json.loads(path.read_text())
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}): copy the checkpoint again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: must hold a JSON object, as Trainer writes it: copy the checkpoint again")
     rates = [entry["learning_rate"] for entry in state.get("log_history", []) if "learning_rate" in entry]
     return (int(state.get("global_step", adam_steps)), adam_steps), float(sum(rates) / len(rates)) if rates else 1.0

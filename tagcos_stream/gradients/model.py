@@ -18,6 +18,7 @@ import torch
 
 from tagcos_stream.credentials import redact
 from tagcos_stream.gradients.gguf_loading import gguf_loading
+from tagcos_stream.paths import expanded, is_hub_id
 from tagcos_stream.types import UserError
 
 
@@ -197,6 +198,8 @@ def _positions(config: Any) -> int:
 def _not_loaded(ref: str, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):
         return UserError(f"model {ref!r} comes with Python code: read it, and add --trust-remote-code if it may run")
+    if "backend tokenizer" in str(error) and (expanded(ref) / "config.json").is_file():
+        return UserError(f"model {ref!r} has no tokenizer that can be read: save it to the same folder (tokenizer.json)")
     reason = redact(str(error).strip().splitlines()[0]) if str(error).strip() else type(error).__name__
     return UserError(
         f"model {ref!r} could not be loaded: {reason} (give a hub id, a folder with config.json, or a .gguf file; "
@@ -205,14 +208,14 @@ def _not_loaded(ref: str, error: Exception) -> UserError:
 
 
 def _source(ref: str) -> tuple[str, dict[str, Any]]:
-    path = Path(ref).expanduser()
+    path = expanded(ref)
     if ref.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"model {ref!r}: no such file")
         return str(path.parent), {"gguf_file": path.name}
     if ref.strip() and path.is_dir():
         return str(path), {}
-    if ref.startswith((".", "/", "~")) or ref.count("/") > 1 or not ref.strip():
+    if not is_hub_id(ref):
         raise UserError(f"model {ref!r}: no such folder (a hub id has the form owner/name)")
     return ref, {}
 

@@ -28,7 +28,6 @@ class Warmup:
 
     checkpoints: list[Checkpoint]
     losses: list[float]  # one per optimizer step
-    learning_rates: list[float]  # after each step, as the schedule reports it
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
@@ -123,7 +122,7 @@ def run_warmup(
         raise UserError(f"the warm-up's loss became {losses[-1]} at learning_rate {learning_rate:g}: lower the learning rate")
     weights = checkpoint_weights([checkpoint.learning_rate for checkpoint in recorder.checkpoints]).tolist()
     weighted = [replace(checkpoint, weight=weight) for checkpoint, weight in zip(recorder.checkpoints, weights, strict=True)]
-    return Warmup(weighted, losses, recorder.rates)
+    return Warmup(weighted, losses)
 
 
 def _check_plan(examples: int, steps: int, batch_size: int, checkpoints: Sequence[int], schedule_steps: int | None) -> None:

@@ -1,6 +1,6 @@
-"""Inner products and sums of feature rows, compiled by Numba; rows.py cuts them up and runs the pieces on threads.
+"""Inner products and sums of feature rows, compiled by Numba; held.py cuts them up and runs the pieces on threads.
 
-n rows of a cluster, D feature dimension. No kernel is `parallel`, for the reason that kernels.py gives.
+n rows of a cluster, D feature dimension. No kernel is `parallel`, for the reason that selection/pursuit/kernels.py gives.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ import numpy as np
 
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
-from tagcos_stream.selection.gram_columns import holds
+from tagcos_stream.selection.gram_columns import TIE, holds
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks
 
-TIE = 1e-6  # two rows that are similar to nothing else but each other add the same; float32 products do not tell
 BATCH = 256  # rows that are compared with all others in one pass
 SIMILARITIES = 2 << 30  # bytes of similarities that are kept, so that what is chosen does not depend on the memory there is
 
@@ -81,7 +80,7 @@ def _choose(rows: Rows, budget: int, begin: Sequence[int], progress: Callable[[i
             continue
         while True:
             top = bound.max()
-            tied = np.flatnonzero(bound >= top - TIE * (1 + top))
+            tied = np.flatnonzero(bound >= top - TIE * (1 + top))  # as of two rows that are similar to each other alone
             stale = tied[evaluated_at[tied] < t]
             if not len(stale):
                 break

@@ -11,6 +11,7 @@ import numpy as np
 from tagcos_stream.rows.held import CHUNK, Rows
 
 COLUMNS = 256  # fixed, so that the machine's memory does not touch what is chosen
+TIE = 1e-6  # in units of the largest value: what float32 products do not tell apart, so that the lowest row is chosen
 HELD_BYTES = 1 << 30  # rows that take less in float32 are held, others are read again for every pass
 
 

@@ -17,11 +17,9 @@ import numpy as np
 
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
-from tagcos_stream.selection.gram_columns import GramColumns, holds, peak_bytes
+from tagcos_stream.selection.gram_columns import TIE, GramColumns, holds, peak_bytes
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks
-
-TIE = 1e-6  # of the largest squared length: what float32 products do not tell apart
 
 
 def herding(
@@ -31,6 +29,7 @@ def herding(
     *,
     begin: Sequence[int] = (),
     memory_limit: int | None = None,
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
     """Choose rows greedily so that their plain mean follows a target; of equal rows the lowest wins.
@@ -49,6 +48,8 @@ def herding(
         Rows to choose first, whatever their score; they have none.
     memory_limit
         Bytes; None for no limit.
+    threads
+        Default all cores.
     progress
         Called with rows chosen and the budget.
 
@@ -68,7 +69,7 @@ def herding(
     needed = peak_bytes(dim, n, block_rows)
     what = f"herding among {n} rows of {dim} dimensions"
     require_memory(what, needed, memory_limit, "raise memory_limit, or choose herding-clusters")
-    with open_rows(features, hold=holds(n, dim)) as rows:
+    with open_rows(features, hold=holds(n, dim), threads=threads) as rows:
         return _herd(rows, np.asarray(target, np.float64), budget, begin, progress)
 
 
@@ -109,7 +110,15 @@ def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limit
         As `herding` returns it.
     """
     begin = () if group.pinned is None else group.pinned.tolist()
-    return herding(group.rows, group.target, budget, begin=begin, memory_limit=limits.memory, progress=limits.progress)
+    return herding(
+        group.rows,
+        group.target,
+        budget,
+        begin=begin,
+        memory_limit=limits.memory,
+        threads=limits.threads,
+        progress=limits.progress,
+    )
 
 
 WORDS = Words("herding score {:.4g}")

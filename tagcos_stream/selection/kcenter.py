@@ -14,13 +14,12 @@ what was left: N k D multiplications, more than an hour for a million rows, 50,0
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from tagcos_stream.memory import require_memory
-from tagcos_stream.rows.held import CHUNK, Rows, shape
+from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks
 
@@ -40,12 +39,13 @@ def kcenter(
     *,
     begin: Sequence[int],
     memory_limit: int | None = None,
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
     """Choose `budget` rows, beginning with rows `begin`, each further one furthest (Euclidean) from those before it.
 
     Scores are the distance to the nearest chosen one at the moment of choice (NaN for the first ones), margins the same of every
-    row in the end (0 for those chosen).
+    row in the end (0 for those chosen). `threads`: default all cores; their number changes no bit.
 
     Raises
     ------
@@ -62,8 +62,8 @@ def kcenter(
         memory_limit,
         "raise memory_limit, select fewer, or choose another method",
     )
-    with ThreadPoolExecutor(1) as pool:  # nothing here is cut up for threads but BLAS's products, which have their own
-        return _kcenter(Rows(features, pool, hold=False, threads=1), budget, begin, progress)
+    with open_rows(features, hold=False, threads=threads) as rows:
+        return _kcenter(rows, budget, begin, progress)
 
 
 def _kcenter(rows: Rows, budget: int, begin: Sequence[int], progress: Callable[[int, int], None] | None) -> Choice:
@@ -108,7 +108,7 @@ class _Search:
         squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
         for start in range(int(self.known[numbers].min(initial=self.chosen)), self.chosen, TILE):
             here = slice(start, min(start + TILE, self.chosen))
-            products = (vectors @ self.centres[here].T.astype(vectors.dtype)).astype(np.float64, copy=False)
+            products = self.rows.product(vectors, self.centres[here].astype(vectors.dtype)).astype(np.float64, copy=False)
             nearest = (self.squares[here] - 2 * products).min(axis=1) + squares
             self.bound[numbers] = np.minimum(self.bound[numbers], np.maximum(nearest, 0.0))
             self.measured += products.size
@@ -135,7 +135,7 @@ class _Search:
             if bound[at] < max(rest, 0.0):
                 break
             self.choose(int(candidates[at]), float(np.sqrt(bound[at])), vectors[at])
-            nearest = self.squares[self.chosen - 1] - 2 * (vectors @ vectors[at]) + squares
+            nearest = self.squares[self.chosen - 1] - 2 * self.rows.product(vectors, vectors[at : at + 1])[:, 0] + squares
             bound = np.minimum(bound, np.maximum(nearest, 0.0))
             bound[at] = -1.0
             self.measured += held
@@ -147,7 +147,7 @@ class _Search:
 def choose(group: Group, budget: int, settings: Mapping[str, Any], limits: Limits) -> Choice:
     """Begin with the pinned rows, or with the row of the largest draw."""
     begin = [int(np.argmax(group.columns["draw"]))] if group.pinned is None else group.pinned.tolist()
-    return kcenter(group.rows, budget, begin=begin, memory_limit=limits.memory, progress=limits.progress)
+    return kcenter(group.rows, budget, begin=begin, memory_limit=limits.memory, threads=limits.threads, progress=limits.progress)
 
 
 KCENTER = Method(

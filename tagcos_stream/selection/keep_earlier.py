@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tagcos_stream.rows.held import gram, take
 from tagcos_stream.selection.methods import Choice
@@ -15,6 +16,7 @@ from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.types import ArrayRows, RowBlocks
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # the last bits of a weight would depend on the number of threads
 def keep_earlier(
     choice: Choice, features: np.ndarray | RowBlocks, target: np.ndarray, earlier: np.ndarray, *, margin: float, ridge: float
 ) -> Choice:

@@ -20,13 +20,12 @@ import numpy as np
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, Rows, open_rows, shape
 from tagcos_stream.selection import gram_columns
-from tagcos_stream.selection.gram_columns import GramColumns, holds
+from tagcos_stream.selection.gram_columns import TIE, GramColumns, holds
 from tagcos_stream.selection.methods import Choice, Choose, Group, Limits, Method, Words
 from tagcos_stream.types import RowBlocks
 
 DIAGONAL = 1.0  # added to the cosine of a row with itself
 PENALTY = 0.1  # of SPICE, its authors' default
-TIE = 1e-6  # what float32 products do not tell apart: the lowest row is chosen
 
 
 def peak_bytes(dim: int, n: int, budget: int, block_rows: int = CHUNK) -> int:

@@ -43,6 +43,7 @@ class Group:
     costs: np.ndarray | None = None  # (n,) int64, tokens of each row, where the budget is in tokens
     first_rows: int | None = None  # rows to ask for at first where the budget is in tokens
     pinned: np.ndarray | None = None  # (p,) int64: rows that must be chosen; only for methods that account for them
+    threads: int | None = None  # for the mean of the features; None: all cores
 
     @property
     def rows(self) -> np.ndarray | RowBlocks:
@@ -64,7 +65,7 @@ class Group:
         from tagcos_stream.types import ArrayRows
 
         rows = ArrayRows(self.rows) if isinstance(self.rows, np.ndarray) else self.rows
-        return Sums.of(rows, np.zeros(rows.n_rows, np.int64), 1).means()[0]
+        return Sums.of(rows, np.zeros(rows.n_rows, np.int64), 1, threads=self.threads).means()[0]
 
 
 @dataclass(frozen=True)

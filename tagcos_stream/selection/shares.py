@@ -47,7 +47,7 @@ class Bounds:
     high: int
 
 
-def parse_amount(text: str) -> Amount:
+def _parse_amount(text: str) -> Amount:
     """Read an amount: a share if it has a decimal point or %, else a number of units.
 
     Raises
@@ -86,7 +86,7 @@ def parse_share(text: str) -> tuple[str, Share]:
         factor = math.nan
     if factor is not None and not 0 < factor < math.inf:
         raise ValueError(f"weight {weight!r} of dataset {dataset} must be a number above 0")
-    return dataset, Share(parse_amount(low) if low else None, parse_amount(high) if high else None, factor)
+    return dataset, Share(_parse_amount(low) if low else None, _parse_amount(high) if high else None, factor)
 
 
 def parse_shares(texts: Iterable[str]) -> dict[str, Share]:
@@ -134,6 +134,29 @@ def share_text(dataset: str, values: Mapping[str, object]) -> str:
     return f"{dataset}=" + ":".join(str(values.get(name, "")) for name in ("minimum", "maximum", "weight"))
 
 
+def require_datasets(shares: Iterable[str], there: Iterable[str]) -> None:
+    """Refuse shares of datasets that a pool does not have.
+
+    Parameters
+    ----------
+    shares
+        Datasets with a share.
+    there
+        Datasets of the pool.
+
+    Raises
+    ------
+    UserError
+        One is not there; the message names those that are.
+    """
+    names = sorted(there)
+    if unknown := sorted(set(shares).difference(names)):
+        raise UserError(
+            f"share of dataset {', '.join(unknown)}: the pool has no such dataset of which rows may be chosen, but "
+            f"{', '.join(names[:20])}"
+        )
+
+
 def bounds_of(shares: Mapping[str, Share], total: int, there: Mapping[str, int], unit: str = "examples") -> dict[str, Bounds]:
     """Turn shares into bounds of every dataset.
 
@@ -161,11 +184,7 @@ def bounds_of(shares: Mapping[str, Share], total: int, there: Mapping[str, int],
     UserError
         A dataset has no row in the pool that may be chosen, or the bounds cannot all be met; the message has the numbers.
     """
-    if unknown := sorted(set(shares) - set(there)):
-        names = ", ".join(sorted(there)[:20])
-        raise UserError(
-            f"share of dataset {', '.join(unknown)}: the pool has no such dataset of which rows may be chosen, but {names}"
-        )
+    require_datasets(shares, there)
     found = {}
     for dataset, has in there.items():
         share = shares.get(dataset, Share())

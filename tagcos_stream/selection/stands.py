@@ -21,7 +21,7 @@ from tagcos_stream.types import RowBlocks
 
 TILE = 1024  # chosen rows that a matrix product compares at once
 TIE = 1e-12  # cosines this close are tied
-MOST = 1e13  # multiplications that are worth the answer: minutes on a few cores
+MAX_MULTIPLICATIONS = 1e13  # multiplications that are worth the answer: minutes on a few cores
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stands:
 
 def affordable(n: int, k: int, dim: int) -> bool:
     """Whether `stands_for` takes at most some minutes for n rows of D dimensions and k chosen."""
-    return float(n) * k * dim <= MOST
+    return float(n) * k * dim <= MAX_MULTIPLICATIONS
 
 
 def peak_bytes(dim: int, n: int, held: int, block_rows: int = CHUNK) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tagcos_stream.rows.blocks import Scaled
 from tagcos_stream.rows.held import gram, take
@@ -63,6 +64,7 @@ def _pursue(group: Group, budget: int, settings: Mapping[str, Any], limits: Limi
     return _choice(pursue(group.rows, budget))
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # the last bits of a weight would depend on the number of threads
 def _pursue_beyond(
     group: Group, pinned: np.ndarray, budget: int, settings: Mapping[str, Any], limits: Limits, remedy: str
 ) -> Choice:

@@ -24,9 +24,9 @@ import torch
 from tagcos_stream.gradients.batching import plan_batches
 from tagcos_stream.gradients.chat import Encoded
 from tagcos_stream.gradients.extract import GradientExtractor
-from tagcos_stream.gradients.projection.quality import projection_quality
 from tests.benchmarks import gradient_memory, gradient_plans, gradient_setting, gradient_training
 from tests.benchmarks.gradient_setting import DIM, alternate, extractor, plain_pass, row, setting, timed, total
+from tests.benchmarks.projection_quality import projection_quality
 from tests.models import random_checkpoint
 from tests.naive import padding_share
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,13 @@ def test_share__infeasible_is_refused_before_anything_is_chosen(root: Root) -> N
     with pytest.raises(UserError, match="no such dataset of which rows may be chosen, but cities, colours, sums"):
         reselect(root, count=12, share=("code=0.5",))
     assert root.catalog.read("SELECT count(DISTINCT run_id) AS n FROM run_groups").item() == 1
+
+
+def test_share__of_a_dataset_that_is_not_there_is_refused_before_gradients(small_settings: Callable[..., dict[str, Any]]) -> None:
+    settings = load_settings(small_settings(share=("code=0.5",)))
+    with pytest.raises(UserError, match="share of dataset code: the pool has no such dataset"):
+        pipeline.run(settings, SilentReporter())
+    assert open_root(settings.root).catalog.read("FROM feature_spaces").is_empty()
 
 
 def test_share__weights_part_the_budget_by_weight_times_rows(root: Root) -> None:

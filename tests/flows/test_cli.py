@@ -38,7 +38,7 @@ def test_run_status_sql_export(tagcos: Call, small_settings: Maker, tmp_path: Pa
     out = tmp_path / "selected.jsonl"
     code, printed, _ = tagcos("run", *flags(values), "--out", out)
     assert code == 0
-    assert "12 of 120 selected; first run of these sources (10.0%)" in printed
+    assert "12 of 120 selected (10.0%); first run of these sources\n" in printed
     assert len(out.read_text(encoding="utf-8").splitlines()) == 12
 
     code, printed, _ = tagcos("status", "--root", values["root"], "--json")
@@ -52,10 +52,12 @@ def test_run_status_sql_export(tagcos: Call, small_settings: Maker, tmp_path: Pa
 
     code, printed, _ = tagcos("sql", "SELECT count(*) AS n FROM latest_selection", "--root", values["root"], "--json")
     assert (code, json.loads(printed)) == (0, [{"n": 12}])
+    assert tagcos("sql", "FROM selection_of('nobody')", "--root", values["root"])[2] == "no rows\n"
     code, _, err = tagcos("sql", "DELETE FROM runs", "--root", values["root"])
     assert code == 2
     assert "read-only" in err
-    assert tagcos("export", "latest", "--root", values["root"], "--out", tmp_path / "x.parquet")[0] == 0
+    code, printed, _ = tagcos("export", "latest", "--root", values["root"], "--out", tmp_path / "x.parquet")
+    assert (code, printed) == (0, f"12 of 12 examples of {listed['run_id']} written to {tmp_path / 'x.parquet'}\n")
     code, _, err = tagcos("export", "latest", "--root", values["root"], "--out", tmp_path / "x.csv")
     assert (code, err.count("\n")) == (2, 1)
     assert ".jsonl or .parquet" in err
@@ -99,6 +101,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
         "wrong types": ({"sources": (str(folder / "wrong.jsonl"),)}, "no usable example in .*wrong.jsonl"),
         "missing column": ({"sources": (str(folder / "columns.jsonl"),)}, "columns.jsonl"),
         "unknown model": ({"model": str(folder / "no-model")}, "no-model.*no such folder"),
+        "model of no user": ({"model": "~nouser/model"}, "~nouser/model: no home folder is known for ~nouser"),
         "unknown hub model": ({"model": "nobody/nothing-at-all"}, "nobody/nothing-at-all"),
         "model before sources": ({"model": "./none", "sources": (str(folder / "absent.jsonl"),)}, "model ./none: no such folder"),
         "no such device": ({"device": "cuda:99"}, "device cuda:99: torch .* CUDA device.*--device cpu"),
@@ -239,6 +242,7 @@ def test_run__refuses_a_count_above_the_pool_and_says_how_sigterm_ended_it(
     message = "count 500 is more than the 120 examples of the pool: lower it, or give more sources"
     assert (code, err.splitlines()[-1]) == (2, f"tagcos: {message}")
     assert "gradients" not in err.splitlines()[-1]
+    assert f" UTC\n  {message}\n\nstages of" in tagcos("status", "--root", values["root"])[1]  # in one block with its stage
 
     def end(*given: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

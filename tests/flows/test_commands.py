@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from flows import pipeline
-from flows.cli import main, output
+from flows.cli import main, output, summary
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 from storage.root import Root
@@ -122,18 +122,62 @@ def test_print_summary__names_the_groups_and_needs_no_error(selected_root: Root,
         ({"balance": "equal"}, "group  size"),
         ({"balance": "natural", "method": "stratified"}, "stratum  size"),
         ({"method": "random"}, "pool  size"),
+        ({"name": "first-of-its-name"}, "\n\nclusters kept\ndrift: "),
     )
     for changes, header in cases:
         run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), **changes).run_id
-        rows = output.summary(selected_root.catalog, run_id)["by_cluster"]
+        rows = summary.summary(selected_root.catalog, run_id)["by_cluster"]
         assert all(row["group_id"] == row["cluster"] for row in rows)
         capsys.readouterr()
-        output.print_summary(selected_root.catalog, run_id)
-        assert header in capsys.readouterr().out
+        summary.print_summary(selected_root.catalog, run_id)
+        printed = capsys.readouterr().out
+        assert header in printed
+        assert ("fitted weights" in printed) == ("method" not in changes)
+        assert "since None" not in printed
     with selected_root.catalog.transaction() as connection:
         connection.execute("UPDATE diagnostics SET error_plain = NULL, error_weighted = NULL")
-    output.print_summary(selected_root.catalog, run_id)
+    summary.print_summary(selected_root.catalog, run_id)
     assert "error of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--gradient", "foo"], "Invalid value for '--gradient': 'foo' is not one of 'adam'"),
+        (["select", "--fraction", "many"], "Invalid value for '--fraction': Input should be a valid number"),
+        (
+            ["select", "--dim", "256"],
+            "--dim is an option of `tagcos run` and `tagcos estimate`, not of this command; see `tagcos s",
+        ),
+        (["run", "--frction", "1"], "No such option: --frction (Possible options: --fraction, "),
+        (["export"], "Missing option '--out'; see `tagcos export --help`"),
+        (["chose"], "No such command 'chose'"),
+        (["--seed"], "--seed is an option of `tagcos run`"),
+    ],
+)
+def test_usage__a_mistake_is_one_line_and_exit_code_2(tagcos: Call, arguments: list[str], said: str) -> None:
+    code, _, err = tagcos(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"tagcos: {said}")
+    assert "Value error" not in err
+
+
+def test_help__without_a_command(tagcos: Call) -> None:
+    code, out, err = tagcos()
+    assert "diagnose" in out
+    assert (code, err) == (2, "")
+    assert tagcos("--version")[0] == tagcos("sql", "-h")[0] == 0
+
+
+@pytest.mark.parametrize(("option", "shown"), [("--json", '[{"t": "\\u65e5 \\u00e9"}]'), ("--csv", "t\n\\u65e5 \\xe9")])
+def test_output__what_an_encoding_lacks_is_escaped(selected_root: Root, option: str, shown: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli.main", "sql", "--root", selected_root.url, option, "SELECT '日 é' AS t"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, shown), done.stderr
 
 
 ASK = "import polars; from flows.cli.output import ask; print(ask('sure?'))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -102,6 +103,25 @@ def test_doctor__a_root_that_is_there(tmp_path: Path) -> None:
     root.catalog_path.write_text("no catalog")
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "root")})))["catalog"] == "problem"
     assert states(doctor.examine(load_settings({"root": str(tmp_path / "file" / "root")})))["root"] == "problem"
+
+
+def test_doctor__a_model_folder_is_looked_into(tmp_path: Path, model_folder: Path, contacted: list[Any]) -> None:
+    def finding(model: str) -> doctor.Finding:
+        found = doctor.examine(load_settings({"root": str(tmp_path / "root"), "model": model}))
+        (model_finding,) = (one for one in found if one.what in ("model", "hub"))
+        return model_finding
+
+    assert finding(str(model_folder)).state == "ok"
+    (tmp_path / "empty").mkdir()
+    assert finding(str(tmp_path / "empty")).found.endswith(
+        "empty has no config.json and no weights (*.safetensors or *.bin) and no tokenizer"
+    )
+    bare = shutil.copytree(model_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    lacking = finding(str(bare))
+    assert (lacking.state, lacking.found) == ("problem", f"{bare} has no tokenizer")
+    assert finding("./nowhere").found == "./nowhere: no such file or folder"  # not the id of a hub model
+    assert finding("~nouser/model").state == "problem"
+    assert contacted == []
 
 
 def test_doctor__asks_only_what_is_configured(

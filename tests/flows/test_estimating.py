@@ -58,7 +58,7 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
 def test_estimate__a_count_is_of_the_whole_pool(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which the time sufficed to read ten rows of each of the three files."""
     monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=10))
-    monkeypatch.setattr(survey, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(survey, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(estimate, "sample_sources", partial(survey.sample_sources, seconds=0.0, count_seconds=60.0))
     found = estimate.estimate(load_settings(small_settings(fraction=None, count=80)), seconds=0)
     assert (found.rows, found.rows_read, found.selected) == (120, 30, 80)
@@ -89,7 +89,7 @@ def test_look__rows_are_counted_and_what_was_not_read_is_like_what_was(tmp_path:
     assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
     assert len(whole.sample) <= survey.SAMPLE
     monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=2_000))
-    monkeypatch.setattr(survey, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(survey, "MIN_SECONDS", 0.0)
     part = survey.sample_sources(files, seconds=0)  # the first blocks of each file
     assert part.rows_read < 40_000
     assert (part.rows, part.rows_counted) == (40_000, True)

@@ -365,6 +365,35 @@ def test_evaluate__settings_are_varied_for_the_methods_that_read_them(root: Root
             assert set(selections.selection(root.catalog, row["selection_run"])["dataset"]) <= {"colours", "cities"}
 
 
+def test_evaluate__differences_are_from_random_by_the_runs_own_settings(root: Root) -> None:
+    vary = ("own", "where=dataset <> 'sums'")
+    name = evaluate.evaluate(
+        asked(root, method=("random", "longest", "full"), vary=vary, regime="steps", learning_rate=2e-3), SilentReporter()
+    )
+    measured = scores(root, name).filter(pl.col("part").is_null(), measure="loss")
+    by_unit = {(r["method"], r["setting"], r["seed"]): r["value"] for r in measured.iter_rows(named=True)}
+    results = evaluations.results(root.catalog, name).filter(pl.col("part").is_null(), measure="loss")
+    found = {(r["method"], r["setting"]): (r["pairs"], r["vs_random"]) for r in results.iter_rows(named=True)}
+    assert found.pop(("random", "")) == (0, None)
+    assert found.pop(("base", ""))[0] == 2
+    assert set(found) == {("random", vary[1]), ("longest", ""), ("longest", vary[1]), ("full", "")}
+    for (method, setting), (pairs, difference) in found.items():
+        assert pairs == 2
+        apart = [by_unit[method, setting, seed] - by_unit["random", "", seed] for seed in (0, 1)]
+        assert difference == pytest.approx(np.mean(apart)), (method, setting)
+    assert {(r["method"], r["setting"]) for r in report(root.catalog, name, "random")["comparisons"]} == set(found)
+
+
+def test_evaluate__a_loss_that_is_not_a_number_is_said_and_not_recorded(root: Root) -> None:
+    """The loss of the only step is measured before it, so that the training itself saw nothing."""
+    one = asked(root, method="random", seeds=1, regime="steps", steps=1, learning_rate=1e30)
+    message = r"random 0\.1 seed 0 steps: the loss of a held-out example is not a number: lower --learning-rate, it is 1e\+30"
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(one, SilentReporter())
+    newest = root.catalog.read("SELECT evaluation_id FROM evaluations ORDER BY started_at DESC LIMIT 1").item()
+    assert {key.method for key in evaluations.units(root.catalog, newest)} == {"base"}
+
+
 def test_settings__varied_settings_may_be_joined_and_reach_the_methods_that_read_them() -> None:
     vary = Evaluation(vary=("own", "target=clean;where=loss<4 AND dataset <> 'a=b'", "target=none ; clusters=02")).vary
     assert vary == ("own", "target=clean; where=loss<4 AND dataset <> 'a=b'", "target=none; clusters=2")
@@ -564,6 +593,14 @@ def test_command__prints_a_table_and_json(
             assert "same number of steps for all (1 of 8 examples)" in out
             assert "same number of passes for all (1 over" in out
             assert re.search(r"longest +2 +10 +1 +\d\.\d{4} ± 0\.\d{4} +[+-]\d\.\d{4} ± 0\.\d{4}", out)
+            assert "loss minus that of random: 95% intervals" in out
+            assert "no trial of" not in out
+    monkeypatch.setattr("sys.argv", [*command, "--against", "balanced"])
+    with pytest.raises(SystemExit):
+        main.main()
+    out = capsys.readouterr().out
+    assert "no trial of balanced is in this evaluation. Add --method balanced, or name another method" in out
+    assert "95% intervals" not in out
     monkeypatch.setattr("sys.argv", ["tagcos", "status", "--root", root.url])
     with pytest.raises(SystemExit):
         main.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from storage.catalog import runs, spaces
 from storage.catalog.selections import selection
 from storage.exports import shapes
 from storage.exports import write as exports
-from storage.exports.files import MARK, _host, may_replace, replacing
+from storage.exports.files import DATA, MARK, _host, may_replace, replacing, without_examples
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.data.read import read_file, resolve_sources
@@ -564,6 +565,35 @@ def test_export__a_place_that_cannot_be_written(exported: tuple[Root, str], tmp_
         with pytest.raises(UserError, match=r"cannot write .*choose another --out"):
             exports.export(*exported, tmp_path / "file" / name, format=format)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_replacing__says_which_file_cannot_be_read(tmp_path: Path) -> None:
+    source, out = tmp_path / "source.jsonl", tmp_path / "out"
+    with pytest.raises(UserError, match=rf"cannot read {source}: No such file"), replacing(out):
+        source.read_bytes()
+    with pytest.raises(UserError, match=rf"cannot write {out}: .*choose another --out"), replacing(out, folder=True) as partial:
+        (partial / "no" / "README.md").write_text("")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "format"), [("out.jsonl", "messages"), ("out.parquet", "messages"), ("out", "datasets")])
+def test_export__every_file_is_durable(
+    exported: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, format: str
+) -> None:
+    synced, fsync = set(), os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    exports.export(*exported, tmp_path / name, format=format)
+    assert {path.stat().st_ino for path in tmp_path.rglob("*")} <= synced
+    if format == "datasets":
+        rows = pl.read_parquet(tmp_path / name / DATA)
+        assert without_examples(tmp_path / name / DATA, rows["example_id"].head(1).to_list()) == 1
+        assert json.loads((tmp_path / name / MARK).read_text())["rows"] == len(rows) - 1
+        assert {path.stat().st_ino for path in tmp_path.rglob("*")} <= synced
 
 
 def test_export__removes_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ def slots():
     # taken slots of an object-store root's limit while a run that would not wait has its turn, and afterwards
     def taken():
         with get_client(sync_client=True) as client:
-            return client.read_global_concurrency_limit_by_name("tagcos-root-s3-bucket-pool").active_slots
+            name = prefect_flow._limit_name("s3://bucket/pool")
+            return client.read_global_concurrency_limit_by_name(name).active_slots
 
     with prefect_flow._turn("s3://bucket/pool", 0):
         during = taken()
+        prefect_flow.ANSWER_SECONDS = 1.0
         try:
             with prefect_flow._turn("s3://bucket/pool/", 1):
                 refused = "not refused"
@@ -131,7 +133,7 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     assert "Traceback" not in done.stderr
     assert result["tries"] == {"ingest": 1, "warm-up": 1, "gradients": 1, "cluster": 2, "select": 1}
     assert result["slots"][:2] == [1, 0]
-    assert result["slots"][2] == "another flow run has held s3://bucket/pool/ for 10 s: try again later, or give a longer wait"
+    assert result["slots"][2] == "another flow run has held s3://bucket/pool/ for 1 s: try again later, or give a longer wait"
 
     plain = small_settings(root=str(tmp_path / "plain"), **own)
     outcome = pipeline.run(load_settings(plain), SilentReporter())
@@ -148,6 +150,14 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
         selections.selection(c, run).drop("run_id") for c, run in zip(catalogs, (result["run_id"], outcome.run_id), strict=True)
     ]
     assert chosen[0].equals(chosen[1])
+
+
+def test_limit__each_root_has_its_own() -> None:
+    from flows.prefect_flow import _limit_name
+
+    names = [_limit_name(root) for root in ("s3://team/a-b", "s3://team-a/b", "s3://team/a-b/")]
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("tagcos-root-s3-team-a-b-") for name in names)
 
 
 @pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow:FutureWarning")

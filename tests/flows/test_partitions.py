@@ -26,7 +26,7 @@ from flows.stages.gradients import features_of
 from flows.workers import executor
 from flows.workers import kmeans as passing
 from flows.workers.executor import partitioned, sharing
-from flows.workers.kmeans import spread
+from flows.workers.kmeans import worker_passes
 from flows.workers.work import WorkerResources
 from storage.arrays.segments import open_features
 from storage.catalog import clusterings, runs, selections
@@ -230,7 +230,7 @@ def test_run__processes_select_the_same_as_threads(
     def leaves_to_workers(**changes: Any) -> bool:
         run = RunContext(settings=load_settings(settings | changes), run_id=run_id, root=root, reporter=SilentReporter())
         features = features_of(run, space_id, {})
-        return spread(run, features, open_features(root.files, space_id, features.pool), 4) != (None, None)
+        return worker_passes(run, features, open_features(root.files, space_id, features.pool), 4) != (None, None)
 
     assert not leaves_to_workers(run_on="processes", workers=1)
     assert not leaves_to_workers(run_on="ray", workers=3)  # four stretches: too few for each

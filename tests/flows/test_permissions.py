@@ -22,12 +22,12 @@ from tagcos_stream.types import UserError
 from tests.flows.conftest import Call, First
 
 MESSAGE = r"^cannot write \S+/denied\S*: .*not writable: choose another --root or mend the permissions\. "
-DAC_OVERRIDE = 1 << 1  # bit of the capability by which root writes where permissions deny it
+PASSING = 1 << 1 | 1 << 2  # bits of the capabilities by which root writes and reads where permissions deny it
 
 
 @contextmanager
 def bound_by_permissions() -> Iterator[None]:
-    """As any account, also where tests run as root: this thread, and those it starts, give up that capability for the body."""
+    """As any account, also where tests run as root: this thread, and those it starts, give up these capabilities for the body."""
     if os.geteuid():
         yield
         return
@@ -35,7 +35,7 @@ def bound_by_permissions() -> Iterator[None]:
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # version 3, this thread; see capset(2)
     assert libc.capget(header, sets) == 0
     before = sets[0]
-    sets[0] = before & ~DAC_OVERRIDE
+    sets[0] = before & ~PASSING
     assert libc.capset(header, sets) == 0
     try:
         yield

@@ -277,6 +277,17 @@ def test_run__that_is_resumed_leaves_out_the_same_near_duplicates(
     assert not any("choices are made again" in said for said in reporter.said)
 
 
+def test_run__near_duplicates_that_do_not_fit_in_memory_are_refused(small_settings: Maker) -> None:
+    refused = r"near-duplicates among 120 examples needs 0\.3 GiB, limit 0\.1 GiB: raise memory_limit, or leave near_dup"
+    with pytest.raises(UserError, match=refused) as error:
+        run(values := small_settings(method="random", near_duplicates=0.8, memory_limit=0.1))
+    (row,) = runs.list_runs(open_root(values["root"], create=False).catalog).to_dicts()
+    assert pipeline.failed_run(error.value) == row["run_id"]
+    with pytest.raises(UserError, match="unknown kind of store 'ftp'") as error:
+        run(values | {"root": "ftp://host/root"})
+    assert pipeline.failed_run(error.value) is None
+
+
 def test_run__refused_for_its_sources_keeps_its_choices(small_settings: Maker, pool_folder: Path, tmp_path: Path) -> None:
     checks = tmp_path / "checks"
     checks.mkdir()

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from flows import pipeline
-from flows.cli.output import summary
+from flows.cli.summary import summary
 from flows.compare import diagnose
 from flows.progress import SilentReporter
 from flows.report.build import make_report

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings
@@ -161,6 +163,41 @@ def test_methods__choose_what_their_definitions_choose(name: str) -> None:
         assert choice.indices.tolist() == ref, f"seed {seed}"
         assert len(choice.margins) == n
         assert (choice.weights is not None) == method.weights
+
+
+class Watched(ArrayRows):
+    """Rows that notice, whenever they are read, how many threads there are and how many BLAS may use."""
+
+    def __init__(self, rows: np.ndarray, block_rows: int) -> None:
+        super().__init__(rows, block_rows)
+        self.seen: set[tuple[int, int]] = set()
+
+    def read(self, block: int) -> np.ndarray:
+        blas = max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        self.seen.add((threading.active_count(), blas))
+        return super().read(block)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.features])
+def test_methods__keep_to_their_threads_which_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_columns, "HELD_BYTES", 1)  # read again for every pass
+    r = np.random.default_rng(5)
+    n = 1500
+    rows = r.standard_normal((n, 128)).astype(np.float32)
+    method, settings = METHODS[name], Settings()
+    read = {setting: getattr(settings, setting) for setting in method.settings}
+    wanted = TargetRows(r.standard_normal((7, 128)).astype(np.float32), np.zeros(7, np.int64), np.ones(1))
+    choices = []
+    for threads in (1, 2):
+        watched = Watched(rows, 250)
+        group = Group({"draw": draws(ids(n), 0)}, watched, rows.mean(axis=0), wanted if method.needs_target else None)
+        before = threading.active_count()
+        choices.append(method.choose(group, 200, read, Limits(threads=threads)))
+        assert max(now for now, _ in watched.seen) <= before + (threads if threads > 1 else 0)
+        assert {blas for _, blas in watched.seen} == {1}, "products on threads of ours and of BLAS"
+    for part in ("indices", "scores", "margins", "weights"):
+        one, two = (getattr(choice, part) for choice in choices)
+        assert (one is None and two is None) or one.tobytes() == two.tobytes(), part
 
 
 def test_strata__part_sources_and_lengths_and_none_is_empty() -> None:

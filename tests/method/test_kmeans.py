@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+import torch
 
-from tagcos_stream.clustering import kmeans
+from tagcos_stream.clustering import kmeans, threaded
 from tagcos_stream.clustering import stream as kmeans_batches
 from tagcos_stream.clustering.assign import Assigned, Assigner, assign_stretch
 from tagcos_stream.clustering.exact_pass import StretchSums, pass_sums
@@ -168,6 +169,37 @@ def test_kmeans__stretches_computed_in_any_order_and_grouping_give_the_same_bits
     comp = kmeans.finalise(rows, state, min_cluster_rows=smallest, max_cluster_rows=largest, assigning=assigning)
     for name in ("centroids", "labels", "distances", "means", "sizes", "inertia"):
         np.testing.assert_array_equal(getattr(comp, name), getattr(ref, name), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_threaded__any_number_of_threads_gives_the_same_bits(kind: type) -> None:
+    r = np.random.default_rng(0)
+    X: np.ndarray = r.standard_normal((1001, 3 * threaded.PART // 1001)).astype(kind)
+    C, labels = X[:9].astype(np.float32), r.integers(-1, 9, len(X))
+    found = []
+    for threads in (1, 2, 3, 50, None):
+        sums = np.zeros((9, X.shape[1]))
+        threaded.add_rows(X, labels, sums, threads)
+        near = threaded.decide(X.astype(np.float32), C, np.zeros((len(X), 9), np.float32), np.ones(len(X)), threads)
+        found.append((threaded.squared_lengths(X, threads), sums, *near))
+    for part, ref in enumerate(found[0]):
+        assert {ref.tobytes()} == {each[part].tobytes() for each in found}
+    np.testing.assert_allclose(found[0][0], np.square(X, dtype=np.float64).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found[0][1], [X[labels == k].sum(axis=0, dtype=np.float64) for k in range(9)], atol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kmeans__keeps_to_the_threads_of_torch(threads: int) -> None:
+    X = Shape(64, 8, 7).array(8192, np.float16)
+    before = torch.get_num_threads()
+    threaded._executor.cache_clear()
+    try:
+        torch.set_num_threads(threads)
+        state = finished(ArrayRows(X), 4)
+        kmeans.finalise(ArrayRows(X), state)
+    finally:
+        torch.set_num_threads(before)
+    assert threaded._executor.cache_info().currsize == threads - 1  # one of two threads, none for one
 
 
 @pytest.mark.usefixtures("small_batches")

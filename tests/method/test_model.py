@@ -60,6 +60,8 @@ def test_load_model__fingerprint_follows_content_not_place(saved: Path, tmp_path
         ("/no/such/model.gguf", "no such file"),
         ("no-such-owner/no-such-model", "could not be loaded"),
         ("", "no such folder"),
+        ("~nouser/model", "no home folder is known for ~nouser"),
+        ("two words/model", "no such folder"),
     ],
 )
 def test_load_model__unknown_model_is_the_users_mistake(ref: str, message: str) -> None:
@@ -67,9 +69,14 @@ def test_load_model__unknown_model_is_the_users_mistake(ref: str, message: str) 
         load_model(ref)
 
 
-def test_load_model__folder_without_a_model(tmp_path: Path) -> None:
+def test_load_model__folder_without_a_model_or_a_tokenizer(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for path in saved.glob("*token*"):
+        path.unlink()
     with pytest.raises(UserError, match="could not be loaded"):
-        load_model(str(tmp_path))
+        load_model(str(tmp_path / "other"))
+    with pytest.raises(UserError, match="has no tokenizer that can be read"):
+        load_model(str(saved))
 
 
 class Planted:

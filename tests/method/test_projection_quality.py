@@ -7,7 +7,7 @@ import pytest
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.extract import GradientExtractor
 from tagcos_stream.gradients.projection.projections import make_projection
-from tagcos_stream.gradients.projection.quality import projection_quality
+from tests.benchmarks.projection_quality import projection_quality
 from tests.models import random_checkpoint, random_encoded, tiny_model
 
 

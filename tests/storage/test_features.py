@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -209,6 +211,32 @@ def _write_for_ever(url: str, blocks: list[int]) -> None:
 
 
 @pytest.mark.process
+def test_gather__reads_the_block_where_the_store_refuses_its_pieces(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+
+    x = filled(open_files(bucket))
+    reader = open_segment(open_files(bucket), "space", "seg-00001")
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise obstore.exceptions.GenericError("503 Slow Down")
+
+    monkeypatch.setattr(obstore, "get_ranges", refuse)
+    rows = np.array([20, 1, 18])
+    np.testing.assert_array_equal(reader.gather(rows, verify=False), x[rows])
+
+
+def test_read__threads_end_with_the_pass(local: Files) -> None:
+    x = filled(local)
+    rows = pl.DataFrame({"segment": "seg-00001", "row": np.flatnonzero(~np.isnan(x[:, 0]))})
+    before = set(threading.enumerate())  # with those of readers that other tests left in the middle
+    readers = [open_features(local, "space", rows) for _ in range(8)]
+    for _ in range(2):  # and a second pass reads ahead again
+        for reader in readers:
+            for block in range(len(reader.starts) - 1):
+                reader.read(block)
+        assert set(threading.enumerate()) <= before
+
+
 def test_write_block__killed_writers_leave_blocks_absent_or_whole(tmp_path: Path) -> None:
     """Two processes write different blocks over and over and are killed, 12 times, at random moments."""
     files = open_files(str(tmp_path / "files"))

@@ -5,10 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,8 +22,9 @@ import pytest
 from storage.files.base import TEMPORARY, Files
 from storage.files.local import LocalFiles
 from storage.files.object import ObjectFiles
-from storage.files.open import open_files
-from tagcos_stream.types import UserError
+from storage.files.open import local_folder, open_files
+from tagcos_stream.types import TransientError, UserError
+from tests.flows.test_permissions import bound_by_permissions
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.process)])
@@ -146,6 +152,20 @@ def test_files__travel_to_workers(files: Files) -> None:
     assert pickle.loads(pickle.dumps(files)).read("k") == b"v"
 
 
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("file:///data/my%20pool", "/data/my pool"),
+        ("/data/my%20pool", "/data/my%20pool"),
+        ("~/pool", str(Path("~/pool").expanduser())),
+        ("s3://bucket/pool", None),
+    ],
+)
+def test_local_folder__is_the_one_that_is_opened(url: str, folder: str | None) -> None:
+    assert local_folder(url) == (None if folder is None else Path(folder))
+    assert folder is None or open_files(url).url == folder
+
+
 def test_open_files__unknown_scheme() -> None:
     with pytest.raises(UserError, match=r"'ftp'.*s3://"):
         open_files("ftp://host/root")
@@ -154,6 +174,90 @@ def test_open_files__unknown_scheme() -> None:
 def test_object_files__write_to_a_missing_bucket_names_it(s3_server: str) -> None:
     with pytest.raises(UserError, match=r"cannot write s3://no-such-bucket/root/k.*bucket"):
         open_files("s3://no-such-bucket/root").write("k", b"v")
+
+
+USES: dict[str, Callable[[Files], Any]] = {
+    "size": lambda files: files.size("a/k"),
+    "read": lambda files: files.read("a/k"),
+    "read_into": lambda files: files.read_into("a/k", np.empty(1, np.uint8)),
+    "list": lambda files: list(files.list("a")),
+    "write": lambda files: files.write("a/k", b"v"),
+    "delete": lambda files: files.delete("a/k"),
+}
+
+
+def _message(use: str, files: Files) -> tuple[type[BaseException], str]:
+    with pytest.raises(UserError) as refused:
+        USES[use](files)
+    return refused.type, str(refused.value)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ObjectFiles]:
+    """A root in an object store at an address of this machine."""
+
+    def connect(url: str) -> ObjectFiles:
+        known = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "REGION": "us-east-1"}
+        for name, value in {**known, "ALLOW_HTTP": "true"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        return ObjectFiles("s3://bucket/root")
+
+    return connect
+
+
+@pytest.mark.process
+def test_object_files__a_store_that_does_not_answer_may_answer_later(endpoint: Callable[[str], ObjectFiles]) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, but not listening
+        files = endpoint(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with ThreadPoolExecutor(len(USES)) as threads:  # each is tried for seconds
+            found = list(threads.map(_message, USES, [files] * len(USES)))
+    for kind, message in found:
+        assert kind is TransientError
+        assert re.fullmatch(
+            r"cannot (read|list|write|delete) s3://bucket/root/a(/k)?: .*error sending request; "
+            "check bucket, credentials and endpoint, then run again",
+            message,
+        )
+
+
+def test_object_files__a_store_that_refuses_says_so_in_one_line(endpoint: Callable[[str], ObjectFiles]) -> None:
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_PUT = do_POST = do_GET
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            files = endpoint(f"http://127.0.0.1:{server.server_port}")
+            for use in USES:
+                kind, message = _message(use, files)
+                assert kind is UserError or use == "list", message  # obstore tells a list's refusals from no answer by text only
+                assert re.match(r"cannot (read|list|write|delete) s3://bucket/root/a(/k)?: .*403", message), message
+        finally:
+            server.shutdown()
+
+
+def test_local_files__what_may_not_be_read_is_a_mistake_with_a_remedy(tmp_path: Path) -> None:
+    files = open_files(str(tmp_path))
+    files.write("a/k", b"v")
+    for path, modes in (((tmp_path / "a" / "k"), ("read", "read_into")), ((tmp_path / "a"), ("size", "list", "delete"))):
+        kept = path.stat().st_mode
+        path.chmod(0)
+        try:
+            with bound_by_permissions():
+                for use in modes:
+                    assert re.match(rf"cannot (read|write) {tmp_path}/a(/k)?: Permission denied; .*mend", _message(use, files)[1])
+        finally:
+            path.chmod(kept)
+    assert files.read("a/k") == b"v"
 
 
 def test_object_files__link_is_signed_and_readable_without_credentials(bucket: str) -> None:

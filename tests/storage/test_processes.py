@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pytest
 from storage.catalog import runs, selections
 from storage.check import check
 from storage.gc import orphans, sweep
-from storage.root import Root, open_root
+from storage.root import LOCK, Root, open_root
 from tagcos_stream.types import UserError
 from tests.storage import tiny
 
@@ -182,6 +185,16 @@ def test_root__begun_by_two_at_once_is_one(tmp_path: Path) -> None:
                 process.stdin.flush()
             identities = [process.stdout.readline() for process in both if process.stdout is not None]
             assert identities[0] == identities[1] != "", number
+
+
+def test_writers__a_look_at_the_lock_refuses_nobody(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    with root.writer():
+        pass
+    looks = os.open(root.catalog_path.with_name(LOCK), os.O_RDONLY)
+    fcntl.flock(looks, fcntl.LOCK_SH)  # as `written_by` does for a moment
+    monkeypatch.setattr(time, "sleep", lambda seconds: os.close(looks))
+    with replace(root, wait_seconds=0.0).writer():
+        assert root.written_by() == (platform.node(), os.getpid())
 
 
 @pytest.mark.process

@@ -4,11 +4,10 @@ Both kinds are functions of (seed, parameter name, coordinate) alone, by a count
 every device and worker, for every batch size and order of modules.
 
 - `sparse`, the default: linear in P. Every coordinate goes to `entries` features with random signs (a sparse
-Johnson-Lindenstrauss
-  transform, Kane and Nelson, arXiv 1012.1577; with one entry, the count sketch). 64 neighbouring coordinates share one random
-  offset and keep 64 independent signs: two of them never meet, and two coordinates of different blocks meet with probability 1/D
-  as if each had been hashed alone, so that the variance of an inner product is at most the count sketch's. That sharing makes it
-  as fast as reading the gradient.
+  Johnson-Lindenstrauss transform, Kane and Nelson, arXiv 1012.1577; with one entry, the count sketch). 64 neighbouring
+  coordinates share one random offset and keep 64 independent signs: two of them never meet, and two coordinates of different
+  blocks meet with probability 1/D as if each had been hashed alone, so that the variance of an inner product is at most the
+  count sketch's. That sharing makes it as fast as reading the gradient.
 - `rademacher`: dense signs over sqrt(D), made block by block: the reference, P x D work an example.
 
 Dimension letters: B rows of a batch, P coordinates of one parameter, D features.

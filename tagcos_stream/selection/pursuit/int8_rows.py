@@ -1,7 +1,7 @@
 """The rows of a cluster rounded to bytes, which tell the rows whose inner product with a residual may be large.
 
 A product of bytes reads a quarter of the memory of a float32 one and is half the work, and what rounding may have changed is
-bounded (`rounding_kernels.encode`): so it rules out all but a few rows, which are compared exactly.
+bounded (`int_kernels.encode`): so it rules out all but a few rows, which are compared exactly.
 
 n rows of a cluster, D feature dimension, W: D rounded up to whole vectors, T probes (residuals).
 """
@@ -26,7 +26,7 @@ def width(dim: int) -> int:
 
 
 def multiply(rows: Rows, codes: np.ndarray, probes: np.ndarray, out: np.ndarray) -> None:
-    """`rounding_kernels.multiply`, on all threads."""
+    """`int_kernels.multiply`, on all threads."""
     share = rows.share(len(codes))
 
     def piece(at: int) -> None:

@@ -1,4 +1,4 @@
-"""Loops over rows rounded to whole numbers, compiled by Numba; rounded.py cuts them up and runs the pieces on threads.
+"""Loops over rows rounded to whole numbers, compiled by Numba; int8_rows.py cuts them up and runs the pieces on threads.
 
 n rows of a cluster, D feature dimension, W: D rounded up to a multiple of LANES, T probes.
 """
