@@ -297,12 +297,13 @@ def test_measurements__of_trained_settings_each_pool_counts_once() -> None:
         assert told[f"{name}, over pools".strip("`")] == ["", *cells, f"{p:.4f}"]
 
 
-def test_measurements__of_ranks_are_those_of_the_trials() -> None:
+def test_measurements__of_other_features_are_those_of_the_trials() -> None:
     rows = [row for row in rows_of("settings-trials.csv") if row["pool"] == "1"]
-    for cells, setting in zip(table("settings-trained.md", "rank"), ("", "rank 128"), strict=True):
+    others = ("rank 128", "3 checkpoints")
+    for cells, setting in zip(table("settings-trained.md", "features"), ("", *others), strict=True):
         assert cells[1:] == summary([row for row in rows if row["setting"] == setting])
-    (cells,) = table("settings-trained.md", "difference")
-    assert cells[1:] == differences(*pairs_of(rows, ("tagcos", "rank 128"), ("tagcos", "")))
+    for cells, setting in zip(table("settings-trained.md", "difference"), others, strict=True):
+        assert cells[1:] == differences(*pairs_of(rows, ("tagcos", setting), ("tagcos", "")))
 
 
 def test_measurements__scores_of_tasks_are_those_of_the_questions() -> None:
