@@ -1,8 +1,8 @@
 """Clustering and selection beside their floors and their peers.   python -m tests.benchmarks.bench_clustering [--quick]
 
 Every ratio is against something run in this process, alternately with ours; medians. Sections: omp (the matrix product that
-must be done; the definition as released implementations run it; scikit-learn), kmeans (scikit-learn, faiss if installed), large
-(50,000 rows in a fresh process, with its peak memory).
+must be done; the definition as released implementations run it; scikit-learn), lanes (several clusters one after the other, and
+side by side), kmeans (scikit-learn, faiss if installed), large (50,000 rows in a fresh process, with its peak memory).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from flows.workers.executor import partitioned
+from flows.workers.work import Progress, WorkerResources
 from tagcos_stream.clustering import kmeans
+from tagcos_stream.config import Settings
+from tagcos_stream.machine import available_cpus
 from tagcos_stream.selection.pursuit.omp import omp_select, peak_bytes
 from tagcos_stream.types import ArrayRows, RowBlocks
 from tests.benchmarks.features import Shape
@@ -104,6 +108,39 @@ def bench_omp(n: int, dim: int, budget: int, repeats: int, *, peers: bool) -> No
             seconds(lambda: orthogonal_mp(features.T, target.astype(np.float32), n_nonzero_coefs=budget, precompute=False)),
             base,
         )
+
+
+def pursuits(
+    clusters: list[np.ndarray], resources: WorkerResources, tasks: Iterator[int], progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """5% of each cluster, as a `Work` of an executor: task n is the n-th of the clusters (n, D)."""
+    for task in tasks:
+        features = clusters[task]
+        target = features.mean(axis=0, dtype=np.float64)
+        yield omp_select(features, target, len(features) // 20, threads=resources.threads).indices
+
+
+def bench_lanes(n: int, dim: int, repeats: int) -> None:
+    cores = available_cpus()
+    clusters = [Shape(dim, 1, seed).array(n) for seed in range(2 * cores)]
+    print(f"\nPursuits of {len(clusters)} clusters of n={n:,} D={dim:,}, 5% of each, {cores} threads")
+    batch = torch.from_numpy(clusters[0][: n // 20].copy())
+    tensors = [torch.from_numpy(features) for features in clusters]
+    omp_select(clusters[0][:300], clusters[0][0].astype(np.float64), 10)
+
+    def chosen(lanes: int) -> None:
+        found = partitioned(pursuits, clusters, range(len(clusters)), Settings(threads=cores), lanes=lanes, needs_model=False)
+        assert len(list(found)) == len(clusters)
+
+    spent: dict[int, list[float]] = {0: [], 1: [], cores: []}
+    for _ in range(repeats):
+        spent[0].append(seconds(lambda: [x @ batch.T for x in tensors]))
+        for lanes in (1, cores):
+            spent[lanes].append(seconds(lambda lanes=lanes: chosen(lanes)))  # type: ignore[misc]
+    floor = float(np.median(spent[0]))
+    line("matrix products of the budgets' rows with all", floor, floor)
+    line("one after the other, on all threads", float(np.median(spent[1])), floor)
+    line(f"{cores} at the same time, on one thread each", float(np.median(spent[cores])), floor)
 
 
 def line(name: str, taken: float, base: float) -> None:
@@ -193,7 +230,7 @@ def packages() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the sizes")
-    parser.add_argument("--only", choices=["omp", "kmeans", "large"], help="one section")
+    parser.add_argument("--only", choices=["omp", "lanes", "kmeans", "large"], help="one section")
     parser.add_argument("--device", default="cpu", help="of our k-means: cpu or cuda")
     parser.add_argument("--repeats", type=int, default=5)
     choice = parser.parse_args()
@@ -202,6 +239,8 @@ def main() -> None:
     if choice.only in (None, "omp"):
         bench_omp(10_000 // part, 8192, 500 // part, choice.repeats, peers=True)
         bench_omp(20_000 // part, 8192, 1000 // part, max(1, choice.repeats // 2), peers=True)
+    if choice.only in (None, "lanes"):
+        bench_lanes(10_000 // part, 8192, choice.repeats)
     if choice.only in (None, "kmeans"):
         bench_kmeans(100_000 // part, 2048, 100, choice.device)
     if choice.only in (None, "large"):

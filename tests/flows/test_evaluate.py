@@ -583,7 +583,7 @@ def test_command__prints_a_table_and_json(
         monkeypatch.setattr("sys.argv", command + extra)
         with pytest.raises(SystemExit) as stop:
             main.main()
-        assert stop.value.code == 0
+        assert not stop.value.code
         out = capsys.readouterr().out
         if extra:
             told = json.loads(out)

@@ -82,7 +82,7 @@ def test_stands__are_left_out_where_they_would_take_too_long(
     from flows.progress import LineReporter
     from tagcos_stream.selection import stands
 
-    monkeypatch.setattr(stands, "MOST", 1e3)
+    monkeypatch.setattr(stands, "MAX_MULTIPLICATIONS", 1e3)
     settings = load_settings(small_settings(method="random"))
     run_id = pipeline.run(settings, LineReporter()).run_id
     said = capsys.readouterr()
