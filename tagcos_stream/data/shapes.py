@@ -144,7 +144,7 @@ ROW_FIELDS = (
 EMPTY_CELLS, LIST_FIELDS = {"[]", "{}", "null"}, {"history", *ABOUT_FIELDS, *OTHER_TOOL_FIELDS, *MEDIA_FIELDS}
 FLAGS = {"on", "off", "true", "false", "yes", "no", "none", "minimal", "low", "medium", "high"}
 TOOL_FIELDS = {"tools", "functions", "chat_template_kwargs"}  # read beside any shape
-HEAD = 10_000  # characters of a text that are searched for the marks of a transcript
+HEAD, SHORTEST = 10_000, 16  # characters of a text that are searched for the marks of a transcript, at most and at least
 ID_FIELDS = ("source_id", "id", "uid", "uuid", "conversation_id", "prompt_id")
 
 
@@ -252,7 +252,8 @@ def _way_to_read(row: Record, options: RowOptions) -> str:
     for name, value in row.items():
         if isinstance(value, dict) and (shape := recognise(value)):
             return f"{name} holds those of shape {shape}: write them as the row's own"
-        if isinstance(value, str) and (begins_as_transcript(head := value[:HEAD]) or has_plain_marks(head)):
+        long = isinstance(value, str) and len(value) >= SHORTEST  # half a million short rows are not searched
+        if long and (begins_as_transcript(head := value[:HEAD]) or has_plain_marks(head)):
             return f'{name} has the marks of a transcript: `columns = {{text = "{name}"}}` and `shape = "transcript"` read it'
         if isinstance(value, list) and turns_in(value, name, options) is not None and not is_question(value):
             return f'{name} holds turns: `columns = {{messages = "{name}"}}` reads them and nothing else'
