@@ -263,7 +263,7 @@ def _lanes(run: RunContext, division: Division) -> int:
     some = np.flatnonzero(division.groups.sizes)
     if place_of(settings) != "threads" or method.peak_bytes is None or len(some) < 2:
         return 1
-    most = division.budgets if division.first_rows is None else division.first_rows
+    most = division.budgets if division.first_rows is None else 2 * division.first_rows  # a budget in tokens may need more
     needed = max(method.peak_bytes(int(division.groups.sizes[g]), int(most[g]), settings.dim) for g in some)
     return max(1, min(threads_of(settings), len(some), run.memory_limit // needed))
 
