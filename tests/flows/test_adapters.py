@@ -93,7 +93,7 @@ def test_run__an_adapter_of_another_model_is_refused_with_both_listed(
 def test_run__an_adapter_without_moments_serves_the_variants_that_read_none(small_settings: Maker, tmp_path: Path) -> None:
     folder = trained(tmp_path / "trainer")
     whole = small_settings(adapter=str(folder), root=str(tmp_path / "whole"))
-    chosen = "SELECT example_id, rank, weight FROM selections ORDER BY rank"
+    chosen = "SELECT example_id, rank, weight FROM selections ORDER BY example_id"
     assert run(whole).stages["warm-up"]["moments"] is True
     (folder / "optimizer.pt").unlink()
     values = small_settings(adapter=str(folder))
