@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from flows.models import AdaptedModel
 from flows.progress import Reporter
-from storage.catalog import runs
+from storage.catalog import runs, stages
 from storage.catalog.methods import record_methods
 from storage.database import Catalog
 from storage.root import Root, open_root
@@ -118,10 +118,10 @@ def run_stage(name: str, work: Callable[..., Result], run: RunContext, /, *given
     work
         The stage: called with the run and `given`, the results of the stages before that it builds on.
     """
-    runs.stage_begun(run.catalog, run.run_id, name)
+    stages.begun(run.catalog, run.run_id, name)
     start = time.perf_counter()
     result = work(run, *given)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux; of the process so far
-    runs.stage_done(run.catalog, run.run_id, name, seconds=seconds, peak_bytes=peak, detail=result.detail)
+    stages.done(run.catalog, run.run_id, name, seconds=seconds, peak_bytes=peak, detail=result.detail)
     return result

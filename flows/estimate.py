@@ -18,11 +18,12 @@ import numpy as np
 import polars as pl
 
 from flows.models import AdaptedModel, encode_row, max_length, none_encoded
-from flows.plan import Step, make_plan
+from flows.plan import Plan, Step, make_plan
 from flows.probe import Probe
 from flows.progress import Reporter, SilentReporter
+from flows.source_sample import SourceSample, sample_sources, survey_of_sample
 from flows.stages.eligible import reads_ifd
-from flows.survey import sample_sources, survey_of
+from flows.survey import Survey
 from flows.workers.work import set_threads
 from storage.arrays.segments import ids_spec
 from storage.database import Catalog
@@ -109,58 +110,107 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
     if not len(pool.sample):
         raise UserError(f"no usable example in {', '.join(settings.sources)}: `tagcos run` says why of each row")
     catalog = _catalog(settings)
-    found = survey_of(pool, settings, catalog)
-    # a count is of the whole pool, and there may be more in it than was read
-    partly = settings.count is not None and pool.rows_read < pool.rows
-    plan = make_plan(settings.model_copy(update={"count": 1}) if partly else settings, catalog, found)
-    scale = pool.examples / len(pool.keys)  # of what was not read
+    found = survey_of_sample(pool, settings, catalog)
+    plan = _plan(settings, catalog, pool, found)
+    passes = _measure_passes(settings, pool.sample, seconds, reporter)
+    work = _work(settings, pool, found, plan, passes)
+    return _estimate(settings, pool, plan, passes, work)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """A model's passes over the sample, as measured."""
+
+    device: str
+    loading: float  # seconds
+    encoded: list[Encoded]
+    share: float  # of the sample, examples that can be computed
+    tokens: float  # of an example, on average
+    tokens_error: float
+    target_tokens: float
+    adapter: int  # parameters
+    token_budget: int
+    warm_up: float  # seconds a token
+    tokens_a_second: float
+    probe_seconds: float
+    answers_a_second: float | None  # tokens of answers without prompts; None where no signal asks for them
+
+
+def _measure_passes(settings: Settings, sample: pl.DataFrame, seconds: float, reporter: Reporter) -> _Passes:
     reporter.say(f"loading model {settings.model}")
     with AdaptedModel() as model:
         started = time.perf_counter()
         loaded = model.load(settings, settings.device)
         loading = time.perf_counter() - started
-        encoded, rejected, lengths = _encode(settings, loaded, pool.sample)
+        encoded, rejected, lengths = _encode(settings, loaded, sample)
         with reporter.stage("probe", "tokens") as progress:
             probe = Probe(settings, loaded, encoded)
             warm_up = probe.warm_up()
             rate, spent = probe.gradients(seconds, progress)
             alone = probe.answers(seconds / 10) if reads_ifd(settings) else None
         adapter = sum(p.numel() for name, p in loaded.model.named_parameters() if ".lora_" in name)
-    share = 1 - rejected / len(pool.sample)
-    aside = round(found.heldout * scale)
-    kept = pool.examples - aside
-    usable = round(kept * share)
-    missing = min(round(plan.step("gradients").compute * scale), kept + len(found.target.new))
-    warms_up, fresh = plan.step("warm-up").compute > 0, missing * share
-    mean, error = float(lengths.mean()), float(lengths.std() / math.sqrt(len(lengths)))
-    answer = sum(e.n_target for e in encoded) / len(encoded)
-    chosen, kinds = settings.budget(max(usable, 1), mean if settings.tokens_all else answer), len(settings.variants)
+    return _Passes(
+        device=loaded.device,
+        loading=loading,
+        encoded=encoded,
+        share=1 - rejected / len(sample),
+        tokens=float(lengths.mean()),
+        tokens_error=float(lengths.std() / math.sqrt(len(lengths))),
+        target_tokens=sum(e.n_target for e in encoded) / len(encoded),
+        adapter=adapter,
+        token_budget=probe.token_budget,
+        warm_up=warm_up,
+        tokens_a_second=rate,
+        probe_seconds=spent,
+        answers_a_second=alone,
+    )
+
+
+def _plan(settings: Settings, catalog: Catalog | None, pool: SourceSample, found: Survey) -> Plan:
+    # a count is of the whole pool, and there may be more in it than was read
+    partly = settings.count is not None and pool.rows_read < pool.rows
+    return make_plan(settings.model_copy(update={"count": 1}) if partly else settings, catalog, found)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run has to do, in examples."""
+
+    stored: float  # that the root lacks
+    kept: int  # in the pool
+    usable: int  # of them, those that can be computed
+    missing: int  # to be encoded
+    fresh: float  # of them, those that can be computed
+    chosen: int
+    clusters: int
+    checkpoints: int
+    warms_up: bool
+
+
+def _work(settings: Settings, pool: SourceSample, found: Survey, plan: Plan, passes: _Passes) -> _Work:
     from tagcos_stream.clustering.kmeans import default_clusters
 
-    clusters = min(settings.clusters or default_clusters(usable), usable)
-    checkpoints = 1 if settings.adapter else settings.checkpoints
-    rate_of_products = matrix_rate()
-    choices = chosen * _share(plan.step("select"))
-    stages = {
-        "ingest": pool.read_seconds * pool.rows / max(pool.rows_read, 1),
-        "load model": loading * (2 if warms_up and settings.workers > 1 else 1) if warms_up or missing else 0.0,
-        "warm-up": 0.0 if not warms_up or settings.adapter else warm_up * settings.warmup_size(kept) * mean,
-        "gradients": fresh * mean * checkpoints / rate / _devices(settings, loaded.device),
-        "answers without prompts": 0.0
-        if alone is None
-        else fresh * answer * checkpoints / alone / _devices(settings, loaded.device),
-        "cluster": 2 * usable * clusters * settings.dim * _passes(plan.step("cluster")) / rate_of_products,
-        "select": 2 * usable * settings.dim * (choices / clusters) * PRODUCTS_A_CHOICE / rate_of_products,
-    }
-    ids = ids_spec(round(fresh))
-    features = round(fresh) * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes
-    disk = {
-        "examples": round((pool.examples - found.met * scale) * _stored_bytes(pool.sample)),
-        "features": features * kinds,
-        "features by cluster": round(usable * settings.dim * 2 * REGROUPED * _share(plan.step("cluster"))),
-        "checkpoints": 0 if not warms_up else 12 * adapter * checkpoints * kinds,
-        "catalog": CATALOG_EMPTY + CATALOG_BYTES * pool.examples,
-    }
+    scale = pool.examples / len(pool.keys)  # of what was not read
+    kept = pool.examples - round(found.heldout * scale)
+    usable = round(kept * passes.share)
+    missing = min(round(plan.step("gradients").compute * scale), kept + len(found.target.new))
+    return _Work(
+        stored=pool.examples - found.met * scale,
+        kept=kept,
+        usable=usable,
+        missing=missing,
+        fresh=missing * passes.share,
+        chosen=settings.budget(max(usable, 1), passes.tokens if settings.tokens_all else passes.target_tokens),
+        clusters=min(settings.clusters or default_clusters(usable), usable),
+        checkpoints=1 if settings.adapter else settings.checkpoints,
+        warms_up=plan.step("warm-up").compute > 0,
+    )
+
+
+def _estimate(settings: Settings, pool: SourceSample, plan: Plan, passes: _Passes, work: _Work) -> Estimate:
+    products = matrix_rate()
+    stages = _seconds(settings, pool, plan, passes, work, products)
+    disk = _disk(settings, pool, plan, passes, work)
     return Estimate(
         files=pool.files,
         source_bytes=pool.bytes,
@@ -168,28 +218,62 @@ def estimate(settings: Settings, seconds: float = 30.0, reporter: Reporter | Non
         rows_counted=pool.rows_counted,
         rows_read=pool.rows_read,
         examples=pool.examples,
-        heldout=aside,
-        known_examples=kept - missing,
+        heldout=pool.examples - work.kept,
+        known_examples=work.kept - work.missing,
         rejected_rows=pool.rejected,
-        without_gradient=kept - usable,
-        truncated=round(kept * sum(e.truncated for e in encoded) / len(pool.sample)),
-        selected=chosen,
-        clusters=clusters,
-        tokens_an_example=mean,
-        tokens=round(fresh * mean),
-        tokens_error=round(fresh * error),
-        device=loaded.device,
+        without_gradient=work.kept - work.usable,
+        truncated=round(work.kept * sum(e.truncated for e in passes.encoded) / len(pool.sample)),
+        selected=work.chosen,
+        clusters=work.clusters,
+        tokens_an_example=passes.tokens,
+        tokens=round(work.fresh * passes.tokens),
+        tokens_error=round(work.fresh * passes.tokens_error),
+        device=passes.device,
         cpus=available_cpus(),
-        matrix_rate=rate_of_products,
-        token_budget=probe.token_budget,
-        tokens_a_second=rate,
-        probe_seconds=spent,
+        matrix_rate=products,
+        token_budget=passes.token_budget,
+        tokens_a_second=passes.tokens_a_second,
+        probe_seconds=passes.probe_seconds,
         disk_bytes=sum(disk.values()),
         free_bytes=free_disk(settings.root),
         disk=disk,
         seconds=sum(stages.values()),
         stages=stages,
     )
+
+
+def _seconds(
+    settings: Settings, pool: SourceSample, plan: Plan, passes: _Passes, work: _Work, products: float
+) -> dict[str, float]:
+    """By stage; products: operations per second of matrix products."""
+    devices = _devices(settings, passes.device)
+    loads = 0 if not work.warms_up and not work.missing else 2 if work.warms_up and settings.workers > 1 else 1
+    warm_up = passes.warm_up * settings.warmup_size(work.kept) * passes.tokens
+    alone, answers = passes.answers_a_second, work.fresh * passes.target_tokens * work.checkpoints
+    choices = work.chosen * _share(plan.step("select"))
+    return {
+        "ingest": pool.read_seconds * pool.rows / max(pool.rows_read, 1),
+        "load model": passes.loading * loads,
+        "warm-up": warm_up if work.warms_up and not settings.adapter else 0.0,
+        "gradients": work.fresh * passes.tokens * work.checkpoints / passes.tokens_a_second / devices,
+        "answers without prompts": 0.0 if alone is None else answers / alone / devices,
+        "cluster": 2 * work.usable * work.clusters * settings.dim * _kmeans_passes(plan.step("cluster")) / products,
+        "select": 2 * work.usable * settings.dim * (choices / work.clusters) * PRODUCTS_A_CHOICE / products,
+    }
+
+
+def _disk(settings: Settings, pool: SourceSample, plan: Plan, passes: _Passes, work: _Work) -> dict[str, int]:
+    """Bytes that the run adds, by what they hold."""
+    rows, kinds = round(work.fresh), len(settings.variants)
+    ids = ids_spec(rows)
+    regrouped = work.usable * settings.dim * 2 * REGROUPED * _share(plan.step("cluster"))
+    return {
+        "examples": round(work.stored * _stored_bytes(pool.sample)),
+        "features": (rows * settings.dim * 2 + ids.n_chunks * ids.chunk_bytes) * kinds,
+        "features by cluster": round(regrouped),
+        "checkpoints": 12 * passes.adapter * work.checkpoints * kinds if work.warms_up else 0,
+        "catalog": CATALOG_EMPTY + CATALOG_BYTES * pool.examples,
+    }
 
 
 def _encode(settings: Settings, loaded: Any, sample: pl.DataFrame) -> tuple[list[Encoded], int, np.ndarray]:
@@ -217,7 +301,7 @@ def _share(step: Step) -> float:
     return step.compute / max(step.total, 1)
 
 
-def _passes(step: Step) -> float:
+def _kmeans_passes(step: Step) -> float:
     """Passes over all rows that the clustering takes: rows that join known clusters are read once."""
     return _share(step) * (KMEANS_PASSES if step.reuse is None else 1)
 

@@ -135,12 +135,17 @@ def load_adapted(settings: Settings, device: str) -> LoadedModel:
 def load_of_space(model: AdaptedModel, settings: Settings, device: str, space: Space) -> LoadedModel:
     """Load the model of these settings, and refuse one whose content is not that of a feature space's model.
 
+    Where the settings leave the dtype to the device, it is that of the space, which another device may have begun.
+
     Raises
     ------
     UserError
         As for `load_adapted`, or the content is another.
     """
     loaded = model.load(settings, device)
+    begun = space.fingerprint.get("dtype", loaded.dtype)
+    if settings.dtype == "auto" and loaded.dtype != begun:
+        loaded = model.load(settings.model_copy(update={"dtype": begun}), device)
     if space.fingerprint["model"] != loaded.fingerprint:
         raise UserError(
             f"model {settings.model} has content {loaded.fingerprint}, but feature space {space.space_id} was made with "
@@ -237,14 +242,43 @@ def token_budget(settings: Settings, loaded: LoadedModel, stage: str, need: Call
     return budget
 
 
+def workers_on_gpu(settings: Settings, processes: int, gpus: int) -> int:
+    """Return how many workers share a GPU.
+
+    Parameters
+    ----------
+    settings
+        With run_on, device and gpus_per_worker.
+    processes
+        Workers on this machine.
+    gpus
+        GPUs that this process sees. Ray shows each worker its own only.
+
+    Returns
+    -------
+    int
+        1 or more.
+    """
+    if settings.gpus_per_worker:
+        return max(1, int(1 / settings.gpus_per_worker))
+    spread = settings.device in ("auto", "cuda") and settings.run_on != "ray"  # as in devices_of
+    return -(-processes // max(1, gpus)) if spread else processes
+
+
 def _room(settings: Settings, loaded: LoadedModel, processes: int) -> tuple[int, str]:
     """(bytes that a process may use in addition to its model, where they come from)."""
     if loaded.device.startswith("cuda"):
         import torch
 
-        free = torch.cuda.mem_get_info(loaded.device)[0]
-        free += torch.cuda.memory_reserved(loaded.device) - torch.cuda.memory_allocated(loaded.device)
-        return free, f"{loaded.device} has {free / GIB:.1f} GiB free"
+        free, total = torch.cuda.mem_get_info(loaded.device)
+        used = torch.cuda.memory_allocated(loaded.device)
+        free += torch.cuda.memory_reserved(loaded.device) - used
+        sharers = workers_on_gpu(settings, processes, torch.cuda.device_count())
+        if sharers == 1:
+            return free, f"{loaded.device} has {free / GIB:.1f} GiB free"
+        # others may have yet to load their model, or have taken memory already: a share of the whole, not of what is free now
+        room = min(free, total // sharers - used)
+        return room, f"{loaded.device} has {max(0, room) / GIB:.1f} GiB for each of {sharers} processes, in addition to the model"
     if settings.memory_limit is not None:
         weights = sum(t.numel() * t.element_size() for t in (*loaded.model.parameters(), *loaded.model.buffers()))
         room = int(settings.memory_limit * GIB / processes) - weights

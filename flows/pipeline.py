@@ -12,10 +12,11 @@ from flows.changes import sentence
 from flows.checks import load_checks, run_checks
 from flows.context import DoStage, Result, RunContext, open_settings_root, run_stage, start_or_resume
 from flows.models import check_device, check_model
-from flows.plan import Plan, find_spaces, make_plan, plan_from_pool, plan_reselect
+from flows.plan import Plan, make_plan, plan_from_pool, plan_reselect
 from flows.progress import Reporter, default_reporter
 from flows.recompute import Confirm, recomputed
 from flows.reference import need_reference
+from flows.reuse import find_spaces
 from flows.stages.adopt import adopt, space_of_variant
 from flows.stages.cluster import cluster
 from flows.stages.eligible import check_predicates
@@ -35,9 +36,6 @@ from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.data.sources import score_names
 from tagcos_stream.types import TERMINATED, TransientError, UserError
 
-STAGES = ("ingest", "warm-up", "gradients", "cluster", "select", "publish")
-# selecting again from stored features: the pool and features of an earlier run, and everything after the gradients
-RESELECT_STAGES = ("pool", "cluster", "select", "publish")
 FAILED_RUN = "failed_run"  # attribute of an error that ended a run
 
 
@@ -303,7 +301,8 @@ def _writing(
     with root.writer():
         run = start_or_resume(settings, root, reporter, reselects)
         try:
-            yield run, _Stages(do_stage)
+            with run.catalog.lingering():
+                yield run, _Stages(do_stage)
         except Exception as error:  # whatever a stage raises is recorded, then raised again
             vars(error)[FAILED_RUN] = run.run_id
             runs.stop_run(root.catalog, run.run_id, "failed", str(error))

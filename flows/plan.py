@@ -1,28 +1,28 @@
 """A plan: what a run takes from its root, and what it computes, stage by stage, with the reason. Made by reading only.
 
-The same decisions that stages take are taken here: which space, which clustering, which run goes on. `tagcos run` prints the plan
-once the pool is known, `tagcos run --dry-run` prints it without a run, `tagcos estimate` prices it, and the Prefect summary
-shows it. A run that was interrupted is planned again like any other.
+The same decisions that stages take are taken here: which space and clustering (flows/reuse.py), which run goes on. `tagcos run`
+prints the plan once the pool is known, `tagcos run --dry-run` prints it without a run, `tagcos estimate` prices it, and the
+Prefect summary shows it. A run that was interrupted is planned again like any other.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from flows.reference import reference_rows
+from flows.reuse import find_clustering, find_spaces
 from flows.survey import Survey
 from flows.survey_target import TargetSurvey
-from flows.vectors import find_vector_space
-from storage.catalog import clusterings, planning, pool, refreshes, runs, spaces
+from storage.catalog import planning, pool, refreshes, runs, spaces
 from storage.database import Catalog
-from tagcos_stream.config import VECTORS, Settings, Variant
+from tagcos_stream.config import VECTORS, Settings
 from tagcos_stream.declare import decided_by
-from tagcos_stream.identity import choice_id, clustering_id, clustering_recipe, config_hash, space_recipe
+from tagcos_stream.identity import choice_id, config_hash
 from tagcos_stream.selection.groups import divide, share_budget
 from tagcos_stream.selection.methods import METHODS
 
@@ -84,70 +84,6 @@ class Plan:
             One row for each step.
         """
         return [asdict(step) for step in self.steps]
-
-
-def find_model_spaces(catalog: Catalog, settings: Settings) -> dict[str, spaces.Space]:
-    """Find the root's feature spaces for these settings, of those that a model computes.
-
-    Parameters
-    ----------
-    catalog
-        Of the root.
-    settings
-        Those that identify a space are compared.
-
-    Returns
-    -------
-    dict
-        Space by variant: the wanted ones, and others that share their adapter; none for settings that need no model.
-    """
-    recipes = {name: space_recipe(settings, name) for name in get_args(Variant) if settings.model_variants and name != VECTORS}
-    found = spaces.find_spaces(catalog, list(recipes.values()))
-    return {name: found[recipe] for name, recipe in recipes.items() if recipe in found}
-
-
-def find_spaces(catalog: Catalog, settings: Settings, run_id: str | None = None) -> dict[str, spaces.Space]:
-    """Find the root's feature spaces for these settings.
-
-    Parameters
-    ----------
-    catalog, settings
-        As for `find_model_spaces`.
-    run_id
-        The run whose source files vectors of the user's own may name, where they are read.
-
-    Returns
-    -------
-    dict
-        Those of `find_model_spaces`, and the one of the user's vectors if these are wanted.
-    """
-    found = find_model_spaces(catalog, settings)
-    of_vectors = find_vector_space(catalog, settings, run_id) if VECTORS in settings.variants else None
-    return found if of_vectors is None else found | {VECTORS: of_vectors}
-
-
-def find_clustering(catalog: Catalog, settings: Settings, space_id: str, pool: pl.DataFrame) -> tuple[str, str | None]:
-    """Find the clustering that a run on this pool would use.
-
-    Parameters
-    ----------
-    catalog, settings
-        Of the root, and of the run.
-    space_id
-        Feature space of the pool.
-    pool
-        Columns segment and row.
-
-    Returns
-    -------
-    tuple of (str, str or None)
-        Id of a clustering fitted to exactly this pool, and the id of the one to use: that one if it exists, otherwise, among
-        clusterings made with these settings, the one that has most of the pool.
-    """
-    exact = clustering_id(settings, space_id, pool["example_id"].to_list())
-    if clusterings.exists(catalog, exact):
-        return exact, exact
-    return exact, clusterings.find_clustering(catalog, clustering_recipe(settings, space_id), pool)
 
 
 def make_plan(settings: Settings, catalog: Catalog | None, found: Survey, own: str | None = None) -> Plan:

@@ -29,7 +29,7 @@ from flows.progress import LineReporter, Stage
 from flows.report.build import report_key
 from flows.report.picture import datasets_png
 from storage.catalog import changes as catalog_changes
-from storage.catalog import check_results, evaluations, refreshes, runs, selections
+from storage.catalog import check_results, evaluations, refreshes, runs, selections, stages
 from storage.files.object import ObjectFiles
 from storage.root import Root
 from tagcos_stream.config import Settings
@@ -151,11 +151,12 @@ def _of_regime(regime: Any, results: pl.DataFrame) -> list[dict[str, Any]]:
 def summary(root: Root, outcome: Outcome, found: Changes, by_dataset: Sequence[Mapping[str, Any]]) -> str:
     """Describe a run in Markdown: what it selected, what changed by source, drift, checks, and the cost of each stage."""
     counts = [(words, outcome.stages.get(stage, {}).get(key)) for words, stage, key in COUNTS]
-    stages = runs.stages(root.catalog, outcome.run_id)
+    finished = stages.finished(root.catalog, outcome.run_id)
     rows: list[tuple[Any, ...]] = [
-        (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}") for row in stages.iter_rows(named=True)
+        (row["stage"], f"{row['seconds']:.1f}", f"{(row['peak_bytes'] or 0) / 2**30:.2f}")
+        for row in finished.iter_rows(named=True)
     ]
-    rows.append(("**all**", f"{stages['seconds'].sum():.1f}", ""))
+    rows.append(("**all**", f"{finished['seconds'].sum():.1f}", ""))
     picture = base64.b64encode(datasets_png(by_dataset)).decode()
     columns = ("dataset", "pool", "selected", "share_of_pool", "share_of_selection")
     datasets = [tuple(_shown(row[name], share=name.startswith("share")) for name in columns) for row in by_dataset[:MAX_ROWS]]

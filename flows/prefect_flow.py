@@ -58,9 +58,7 @@ LEASE_SECONDS = 60.0  # how long a root stays taken by a machine that died; Pref
 
 def can_pass(error: BaseException) -> bool:
     """A busy catalog, an object store or a network that does not answer. All else would fail the same way again."""
-    lost = (TransientError, ConnectionError, TimeoutError)
-    # a root's files raise TransientError; a source's file in an object store raises what obstore, which may be absent, does
-    return isinstance(error, lost) or f"{type(error).__module__}.{type(error).__name__}" == "obstore.exceptions.GenericError"
+    return isinstance(error, (TransientError, ConnectionError, TimeoutError))
 
 
 def _retries(task: Any, task_run: Any, state: Any) -> bool:

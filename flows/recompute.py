@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flows.plan import Plan, find_model_spaces
+from flows.plan import Plan
+from flows.reuse import find_model_spaces
 from storage.catalog import planning
 from storage.database import Catalog
 from tagcos_stream.config import Settings

@@ -12,7 +12,7 @@ import polars as pl
 from storage.arrays.checkpoints import load_space
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped import clustering_group
-from storage.arrays.grouped_reader import open_clustering, regroup_again
+from storage.arrays.grouped_reader import ClusteringReader, regroup_again
 from storage.arrays.segments import SegmentReader, features_spec, open_segment, rewrite_metadata
 from storage.catalog.clusterings import forget_files, parts, replace_part
 from storage.catalog.spaces import forget_block, segment_ids
@@ -224,7 +224,7 @@ def _clusterings(root: Root, deep: bool, progress: Progress) -> Iterator[Finding
         progress("clusterings", number, len(known))
         mine = regrouped.filter(pl.col("clustering_id") == clustering)
         try:
-            reader = open_clustering(root.files, clustering, mine["part"].to_list())
+            reader = ClusteringReader(root.files, clustering, mine["part"].to_list())
             reader.verify_tables()
         except DamagedStore as error:
             remedy = "restore the file from a copy, or `tagcos check --repair` drops the clustering; the next run clusters again"
@@ -266,7 +266,7 @@ def _regroup(part: dict[str, Any]) -> Callable[[Root], None]:
         if part["part"] not in mine:
             return  # dropped for another of its parts
         try:
-            reader = open_clustering(root.files, clustering, mine)
+            reader = ClusteringReader(root.files, clustering, mine)
             info = regroup_again(root.files, reader, mine.index(part["part"]), part["part"], part["space_id"], part["chunk_rows"])
         except DamagedStore:  # of the segments
             return _drop(clustering)(root)

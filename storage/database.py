@@ -6,29 +6,23 @@ The functions that read and write its tables are in storage/catalog; each is one
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from storage.connections import CONFIG, close_off, copy_to, naming_refused_writes, refused_write
-from storage.files.base import sync_path, write_error
-from storage.interrupts import interruptible
-from storage.lock import Waiting
+from storage.connections import close_off, copy_to, naming_refused_writes
+from storage.database_file import DatabaseFile
+from storage.files.base import sync_path
 from storage.schema import SQL, check_store, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted
 from tagcos_stream.types import UserError
 
 SAFE_STATEMENTS = ("SELECT", "EXPLAIN")
-
-# DuckDB refuses one process two connections of different kinds to a file, so threads take turns.
-_turns: dict[Path, threading.Lock] = {}
 
 
 class Catalog:
@@ -58,13 +52,10 @@ class Catalog:
         sql_folder: Path = SQL,
     ) -> None:
         self.path = path.absolute()
-        self._wait_seconds = wait_seconds
-        self._on_wait = on_wait
+        self._file = DatabaseFile(self.path, wait_seconds, on_wait)
         self._store_id = store_id
         self._sql_folder = sql_folder
         self._prepared = False
-        self._engine: duckdb.DuckDBPyConnection | None = None  # in memory; the file is attached to it for a transaction
-        self._turn = _turns.setdefault(self.path, threading.Lock())
 
     def read(self, query: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pl.DataFrame:
         """Run one query on a read-only connection that cannot open other files.
@@ -145,6 +136,16 @@ class Catalog:
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
+    def lingering(self) -> AbstractContextManager[None]:
+        """For a series of reads and transactions that follow each other closely.
+
+        Returns
+        -------
+        context manager
+            Leaves the file open for a moment after each of them (`DatabaseFile.lingering`), for which others wait.
+        """
+        return self._file.lingering()
+
     def upgrade(self) -> None:
         """Migrate an older catalog before a command that reads first and writes later. Does not create a missing one."""
         if self.path.exists():
@@ -181,7 +182,7 @@ class Catalog:
         if not self.path.exists():
             raise UserError(f"there is no catalog at {self.path}: name the right --root, or fill one with `tagcos run`")
         alone = external_access or bool(allowed) or locked
-        with self._turn, interruptible(), self._open(read_only=True, alone=alone) as connection:
+        with self._file.opened(read_only=True, alone=alone) as connection:
             if not external_access:
                 close_off(connection, allowed)
             if locked:
@@ -211,10 +212,10 @@ class Catalog:
             Another process has it open for too long.
         """
         alone = bool(allowed) or not self._prepared
-        with self._turn, interruptible(), naming_refused_writes(self.path):
+        with naming_refused_writes(self.path):
             if not self.path.exists():
-                self._create()
-            with self._open(read_only=False, alone=alone) as connection:
+                self._file.create()
+            with self._file.opened(read_only=False, alone=alone) as connection:
                 close_off(connection, allowed)
                 if not self._prepared:
                     migrate(connection, self._store_id, self.path, self._sql_folder)
@@ -222,93 +223,6 @@ class Catalog:
                 connection.execute("BEGIN")
                 yield connection
                 connection.execute("COMMIT")
-
-    @contextmanager
-    def _open(self, *, read_only: bool, alone: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Have the file open for the body; an open transaction is then rolled back.
-
-        alone: in a DuckDB instance of its own, since what one instance is allowed cannot be taken back. Otherwise in the one that
-        this object keeps: starting one takes 20 ms, several times as long as most transactions.
-        """
-        if alone:
-            connection = self._when_free(lambda: duckdb.connect(str(self.path), read_only=read_only, config=CONFIG))
-            try:
-                yield connection
-            finally:
-                connection.close()
-            return
-        engine = self._engine or duckdb.connect(config={**CONFIG, "temp_directory": f"{self.path}.tmp"})
-        self._engine = None  # until the body has ended without an error
-        connection = engine.cursor()
-        try:
-            attach = f"ATTACH {quoted(str(self.path))} AS catalog{' (READ_ONLY)' * read_only}"
-            self._when_free(lambda: connection.execute(attach))
-            connection.execute("USE catalog")
-            yield connection
-        except BaseException:
-            connection.close()
-            engine.close()
-            raise
-        try:
-            connection.execute("USE memory")
-            connection.execute("DETACH catalog")
-        except duckdb.Error:  # of the checkpoint: what was committed is in the write-ahead log
-            engine.close()
-        else:
-            self._engine = engine
-        finally:
-            connection.close()
-
-    def _when_free(self, connect: Callable[[], duckdb.DuckDBPyConnection]) -> duckdb.DuckDBPyConnection:
-        waiting = Waiting(self._wait_seconds, self._on_wait)
-        while True:
-            try:
-                return connect()
-            except duckdb.IOException as error:
-                text = str(error)
-                if "lock" not in text.lower():
-                    raise self._unusable(text) from error
-                held = re.search(r"held in (.+?) \(PID (\d+)\)", text)
-                who = f"process {held[2]} ({held[1]})" if held else "another process"
-                waiting.wait(
-                    f"{self.path} is held by {who}", "Close that DuckDB shell or query, or read the published snapshot instead."
-                )
-            except duckdb.Error as error:
-                raise self._unusable(str(error)) from error
-
-    def _create(self) -> None:
-        """Make an empty catalog whole: DuckDB leaves a file that it cannot open again where the disk is full."""
-        made = self.path.with_name(".tmp-catalog") / str(os.getpid())
-        try:
-            made.parent.mkdir(exist_ok=True)
-            made.unlink(missing_ok=True)
-            duckdb.connect(str(made), config=CONFIG).close()
-            sync_path(made)
-            try:
-                os.link(made, self.path)
-            except FileExistsError:  # another process was first
-                pass
-            except OSError:  # a file system without hard links
-                if not self.path.exists():
-                    os.rename(made, self.path)
-            sync_path(self.path.parent)
-        except duckdb.Error as error:
-            raise self._unusable(str(error)) from error
-        except OSError as error:
-            raise write_error(str(self.path), error) from error
-        finally:
-            made.unlink(missing_ok=True)
-            with suppress(OSError):  # another process uses it
-                made.parent.rmdir()
-
-    def _unusable(self, text: str) -> UserError:
-        if refused := refused_write(self.path, text):
-            return refused
-        first_line = text.strip().splitlines()[0]
-        return UserError(
-            f"{self.path} cannot be opened as a catalog: {first_line}; "
-            "restore it from catalog-snapshot.duckdb in the same folder or from a backup, or choose another --root"
-        )
 
     def _check_version(self, connection: duckdb.DuckDBPyConnection) -> None:
         found, expected = schema_version(connection), len(migrations(self._sql_folder))

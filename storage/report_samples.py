@@ -81,7 +81,8 @@ def collect(root: Root, run_id: str, *, clustering_id: str | None, base: str | N
 class MapSample:
     """Examples for the map, drawn by their ids: the chosen and the others each at random, n rows of D dimensions.
 
-    rows: example_id, dataset, cluster (may be null), chosen, tokens, loss, weight (how many of its kind it was drawn for).
+    rows: example_id, dataset, cluster and group_id (may be null), chosen, tokens, loss, weight (how many of its kind it was drawn
+    for).
     """
 
     rows: pl.DataFrame
@@ -161,9 +162,11 @@ NEAREST_TO_CENTROID = """
     WHERE place <= $each AND cluster IN (FROM largest) ORDER BY cluster, place"""
 MAP_SAMPLE = """
     WITH known AS (
-            SELECT p.example_id, p.segment, p.row, p.dataset, a.cluster, s.example_id IS NOT NULL AS chosen, r.tokens, r.loss
+            SELECT p.example_id, p.segment, p.row, p.dataset, a.cluster, c.group_id, s.example_id IS NOT NULL AS chosen,
+                r.tokens, r.loss
             FROM pool_of($run) p JOIN feature_rows r ON r.space_id = $space AND r.segment = p.segment AND r.row = p.row
             LEFT JOIN (SELECT * FROM assignments WHERE clustering_id = $clustering) a ON a.segment = p.segment AND a.row = p.row
+            LEFT JOIN candidate_rows_of($run) c ON c.segment = p.segment AND c.row = p.row
             LEFT JOIN (SELECT example_id FROM selections WHERE run_id = $run) s ON s.example_id = p.example_id
             WHERE r.status = 'ok'
         ),

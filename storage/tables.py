@@ -80,6 +80,8 @@ def fetch(
     pl.DataFrame
         Rows of the last statement; intervals and unions, which Polars has not, as text.
     """
+    if limit is not None or finite:  # of a query that a user wrote
+        query = _without_end(query)
     result = connection.sql(query, params=parameters) if parameters is not None else connection.sql(query)
     if result is None:
         return pl.DataFrame()
@@ -89,6 +91,17 @@ def fetch(
     if columns != [quoted_name(name) for name in result.columns]:
         result = result.project(", ".join(columns))
     return result.pl()
+
+
+def _without_end(query: str) -> str:
+    """A query without semicolons and comments at its end, which DuckDB cannot parse where it limits the rows."""
+    text = query.encode()
+    end = len(text)
+    for start, kind in reversed(duckdb.tokenize(query)):  # starts count bytes
+        if kind != duckdb.token_type.comment and text[start : start + 1] != b";":
+            break
+        end = start
+    return text[:end].decode()
 
 
 def _readable(name: str, kind: str, finite: bool) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
-from tagcos_stream.paths import expanded
+from tagcos_stream.paths import expanded, is_id_list
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.shares import parse_shares, parse_tokens, share_text
 from tagcos_stream.types import UserError
@@ -447,6 +447,13 @@ class Settings(BaseModel):
     @classmethod
     def _in_home(cls, value: str | None) -> str | None:
         return str(expanded(value)) if value is not None and value.startswith("~/") else value
+
+    @field_validator("exclude", "include")
+    @classmethod
+    def _the_same_list_from_any_folder(cls, value: str | None) -> str | None:
+        """A run records its settings, and is selected from again by commands that are called elsewhere."""
+        local = value is not None and is_id_list(value) and "://" not in value
+        return str(Path(value).absolute()) if value is not None and local else value
 
     @field_validator("name")
     @classmethod

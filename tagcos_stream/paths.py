@@ -1,4 +1,4 @@
-"""Paths as users give them: `~` expanded, and told from ids of the model hub.  No torch in here."""
+"""Paths as users give them: `~` expanded, and told from ids of the model hub and from conditions.  No torch in here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tagcos_stream.types import UserError
 
+ID_LISTS = (".txt", ".ids", ".csv", ".jsonl", ".parquet")  # endings of files that list examples
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -50,3 +51,19 @@ def is_hub_id(ref: str) -> bool:
         Whether it has the form owner/name or name, and does not look like a path or a GGUF file.
     """
     return _HUB_ID.fullmatch(ref) is not None and not ref.endswith(".gguf")
+
+
+def is_id_list(text: str) -> bool:
+    """Whether a setting names a file that lists examples, and is not a condition.
+
+    Parameters
+    ----------
+    text
+        `exclude` or `include` as the user gave it.
+
+    Returns
+    -------
+    bool
+        Whether it ends like a file of ID_LISTS.
+    """
+    return Path(text).suffix in ID_LISTS

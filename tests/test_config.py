@@ -58,6 +58,25 @@ def test_load_settings__files_of_one_name_may_lie_in_the_home_folder(monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("bad.txt", "/work/bad.txt"),
+        ("../lists/bad.parquet", "/work/../lists/bad.parquet"),
+        ("/lists/bad.csv", "/lists/bad.csv"),
+        ("s3://bucket/bad.parquet", "s3://bucket/bad.parquet"),
+        ("dataset = 'bad.txt'", "dataset = 'bad.txt'"),
+        (None, None),
+    ],
+)
+def test_load_settings__lists_of_examples_are_found_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr("os.getcwd", lambda: "/work")
+    settings = load_settings({"exclude": given, "include": given})
+    assert (settings.exclude, settings.include) == (expected, expected)
+
+
+@pytest.mark.parametrize(
     ("values", "says"),
     [
         ({"dim": 2}, "dim: .*greater than or equal to 8.*2"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.pipeline import STAGES
+from tests.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -18,6 +18,7 @@ METHOD_TYPES = {
     "tagcos_stream.identity",
     "tagcos_stream.memory",
     "tagcos_stream.paths",
+    "tagcos_stream.store_errors",
     "tagcos_stream.data.canonical",  # the form that examples are stored in
 }  # all that storage may know of the method
 
@@ -28,11 +29,12 @@ FLOWS = (
     ("flows.prefect_flow", "flows.demo"),
     ("flows.prefect_artifacts", "flows.prefect_parameters"),
     ("flows.report",),
-    ("flows.compare", "flows.estimate", "flows.probe", "flows.doctor", "flows.export", "flows.texts"),
+    ("flows.compare", "flows.estimate", "flows.source_sample", "flows.probe", "flows.doctor", "flows.export", "flows.texts"),
     ("flows.pipeline",),
     ("flows.stages",),
     ("flows.workers",),
     ("flows.plan", "flows.recompute", "flows.survey", "flows.survey_target", "flows.guards"),
+    ("flows.reuse",),
     ("flows.changes", "flows.reference", "flows.vectors"),
     ("flows.results", "flows.checks"),
     ("flows.context",),

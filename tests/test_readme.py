@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flows.cli.main import app
 from flows.cli.options import settings_table
-from flows.pipeline import STAGES
 from tagcos_stream.selection.methods import METHODS
+from tests.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -170,6 +170,8 @@ def main() -> None:
     set_environment_defaults()
     signal.signal(signal.SIGTERM, _terminated)
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours tell enough
+    if os.environ.get("COLUMNS", "").strip("0 ") == "":
+        os.environ.pop("COLUMNS", None)  # terminals of CI say 0 where they do not know: rich would print nothing
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # texts and paths that its encoding lacks, as standard error does
     try:

@@ -89,22 +89,16 @@ def takes_settings(
 
 
 def run_ids(context: typer.Context, incomplete: str) -> list[str]:
-    """Complete runs and names of the root that the line names, for the shell: from the published copy, so that nobody waits."""
-    import duckdb
-
+    """Complete runs and names of the root that the line names, for the shell."""
+    from storage.catalog import runs
     from storage.root import open_root
     from storage.snapshot import snapshot_path
 
     try:
         copy = snapshot_path(open_root(context.params.get("root") or DEFAULT_ROOT, create=False))
-        with duckdb.connect(str(copy), read_only=True) as connection:
-            found = connection.execute(
-                "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [incomplete]
-            ).fetchall()
-            names = connection.execute("SELECT name FROM names WHERE starts_with(name, ?) ORDER BY name", [incomplete]).fetchall()
-    except (UserError, duckdb.Error, OSError):  # a message would disturb the line typed
+    except (UserError, OSError):  # a message would disturb the line typed
         return []
-    return [row[0] for row in found + names] + [name for name in ("latest",) if name.startswith(incomplete)]
+    return runs.completions(copy, incomplete)
 
 
 RootOption = Annotated[

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-MOST_ROWS = 1000  # in a terminal
+MAX_ROWS = 1000  # in a terminal
 NARROWEST = 12  # characters that a column of text may be folded to
 LONGEST_WORD = 40  # characters of a word that is never folded: an id has 32
-MOST_PADDING = 200  # characters that a column is padded to where output is not a terminal
+MAX_PADDING = 200  # characters that a column is padded to where output is not a terminal
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -63,7 +63,7 @@ def print_frame(frame: pl.DataFrame, *, exact: bool = False) -> None:
     """
     import polars as pl
 
-    shown = frame.head(MOST_ROWS if in_terminal() else len(frame))
+    shown = frame.head(MAX_ROWS if in_terminal() else len(frame))
     if exact:  # the shortest text that is the same number again
         single = [name for name, kind in shown.schema.items() if kind == pl.Float32]
         shown = shown.with_columns(
@@ -84,7 +84,7 @@ def print_frame(frame: pl.DataFrame, *, exact: bool = False) -> None:
 def _line(cells: list[str], widest: list[int], numeric: list[bool]) -> str:
     padded = []
     for cell, width, number in zip(cells, widest, numeric, strict=True):
-        room = " " * (min(width, MOST_PADDING) - cell_len(cell))
+        room = " " * (min(width, MAX_PADDING) - cell_len(cell))
         padded.append(room + cell if number else cell + room)
     return "  ".join(padded).rstrip()
 

@@ -22,7 +22,7 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     import polars as pl
 
     from flows.cli.store import open_reader
-    from storage.catalog import progress, runs
+    from storage.catalog import progress, runs, stages
 
     opened = open_reader(root)
     catalog = opened.catalog
@@ -30,7 +30,7 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
     for row in listed:
         row["progress"] = progress.under_way(catalog, row["run_id"]) if row["status"] != "complete" else None
     if as_json:
-        print_json([{**row, "stages": runs.stages(catalog, row["run_id"]).to_dicts()} for row in listed])
+        print_json([{**row, "stages": stages.finished(catalog, row["run_id"]).to_dicts()} for row in listed])
         return
     if not listed:
         print(f"no run in {opened.url} yet: `tagcos run` makes one")
@@ -46,10 +46,10 @@ def status(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None
         if told := [text for text in (row["progress"] and _in_words(row["progress"]), row["error"]) if text]:
             print(f"\n{row['run_id']}: " + "\n  ".join(told))
     newest = listed[0]["run_id"]
-    stages = runs.stages(catalog, newest)
-    if len(stages):
+    finished = stages.finished(catalog, newest)
+    if len(finished):
         print(f"\nstages of {newest}:")
-        print_frame(stages.select("stage", "seconds", (pl.col("peak_bytes") / 2**30).alias("peak GiB")))
+        print_frame(finished.select("stage", "seconds", (pl.col("peak_bytes") / 2**30).alias("peak GiB")))
 
 
 def _with_state(root: Root, row: dict[str, Any]) -> dict[str, Any]:

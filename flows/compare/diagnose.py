@@ -120,22 +120,22 @@ def diagnose(
     changes = {} if memory_limit is None else {"memory_limit": memory_limit}
     settings = load_settings(changed_settings(base, root, changes))
     with opened.writer():
-        bench = _Bench(opened, base, settings, reporter)
-        units = plan(methods or bench.methods(), fractions, seeds)
+        comparison = _Comparison(opened, base, settings, reporter)
+        units = plan(methods or comparison.methods(), fractions, seeds)
         done = diagnostics.units_done(opened.catalog, base["run_id"])
         left = [unit for unit in units if (unit.method, unit.fraction, unit.seed) not in done]
         with reporter.stage("diagnose", "selections") as progress:
             for n, unit in enumerate(left):
                 progress(len(units) - len(left) + n, len(units))
                 try:
-                    bench.measure(unit)
+                    comparison.measure(unit)
                 except UserError as error:
                     reporter.say(f"{unit.method} at {unit.fraction:.1%} is left out: {error}")
             progress(len(units), len(units))
     return str(base["run_id"])
 
 
-class _Bench:
+class _Comparison:
     """What all units share: the pool, its features, the reserved dimensions and the means measured against."""
 
     def __init__(self, root: Root, base: dict[str, object], settings: Settings, reporter: Reporter) -> None:

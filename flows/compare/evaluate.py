@@ -58,9 +58,9 @@ def evaluate(asked: Evaluation, reporter: Reporter | None = None) -> str:
     set_threads(asked.threads)
     reporter.say(f"loading model {settings.model}")
     with AdaptedModel() as model, root.writer():  # for as long as it takes: an hour's training is not to be lost
-        bench = _Bench(root, base, asked, settings, model, tasks, reporter)
-        bench.run(units)
-    return bench.evaluation_id
+        driver = _Driver(root, base, asked, settings, model, tasks, reporter)
+        driver.run(units)
+    return driver.evaluation_id
 
 
 def model_settings(settings: Settings, asked: Evaluation) -> Settings:
@@ -92,8 +92,11 @@ def model_settings(settings: Settings, asked: Evaluation) -> Settings:
     )
 
 
-class _Bench:
-    """What all units share: the rows measured on, the plan of training; and the trials that are left."""
+class _Driver:
+    """Makes trials of the units that are left, hands them to workers, and records what these find.
+
+    It holds what all units share: the rows measured on and the plan of training.
+    """
 
     def __init__(
         self,

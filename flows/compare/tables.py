@@ -19,12 +19,9 @@ TITLES = {
 
 def report(catalog: Catalog, evaluation_id: str, against: str) -> dict[str, Any]:
     """The evaluation with its units, the rows of evaluation_of (those of single datasets included), and the tests."""
-    units = catalog.read(
-        "SELECT * EXCLUDE (evaluation_id) FROM evaluation_units WHERE evaluation_id = ? ORDER BY finished_at", [evaluation_id]
-    )
     return {
         **evaluations.described(catalog, evaluation_id),
-        "units": units.to_dicts(),
+        "units": evaluations.finished_units(catalog, evaluation_id).to_dicts(),
         "results": evaluations.results(catalog, evaluation_id).to_dicts(),
         "comparisons": tested(catalog, evaluation_id, against).to_dicts(),
     }

@@ -113,14 +113,14 @@ def train_trials(
                 f"model {spec.settings.model} has content {loaded.fingerprint} where this worker runs, and {spec.fingerprint} "
                 "where the evaluation was started: give all machines the same"
             )
-        bench, before = _Bench(spec, loaded), 0.0
+        trainer, before = _Trainer(spec, loaded), 0.0
         for trial in tasks:
-            yield bench.run(trial, partial(_advance, progress, before, trial.cost))
+            yield trainer.run(trial, partial(_advance, progress, before, trial.cost))
             before += trial.cost
 
 
-class _Bench:
-    """A model, and what it is trained and measured on."""
+class _Trainer:
+    """Trains and measures one trial after the other, in one loaded model."""
 
     def __init__(self, spec: TrialSpec, loaded: LoadedModel) -> None:
         self.spec, self.model = spec, loaded.model

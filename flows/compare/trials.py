@@ -5,6 +5,7 @@ Selections are runs like all others: found in the catalog, made where they are n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -24,12 +25,6 @@ from tagcos_stream.evaluation.config import BASE, FULL, OWN, Evaluation, changed
 from tagcos_stream.identity import config_hash, run_identity
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
-
-# the examples that a run recorded as excluded for a reason, and those that it pinned
-RECORDED = {
-    "exclude": "SELECT example_id FROM exclusions JOIN examples USING (segment, row) WHERE run_id = $run AND reason = $reason",
-    "include": "SELECT example_id FROM pins JOIN examples USING (segment, row) WHERE run_id = $run AND $reason IS NOT NULL",
-}
 
 
 @dataclass(frozen=True)
@@ -92,16 +87,19 @@ def require_same_lists(root: Root, base: dict[str, Any], settings: Settings) -> 
         A file names other examples of the pool now: selections made before and after that choose from other rows.
     """
     conditions = check_predicates(settings, signals.score_names(root.catalog, base["run_id"]))
-    pool = set(spaces.features_pool(root.catalog, base["run_id"], base["space_id"])["example_id"])
-    for name, query in RECORDED.items():
+    catalog, run_id = root.catalog, str(base["run_id"])
+    pool = set(spaces.features_pool(catalog, run_id, base["space_id"])["example_id"])
+    excluded = f"exclude {json.loads(base['config']).get('exclude')}"  # as that run wrote the path
+    for name, recorded in (
+        ("exclude", signals.excluded_ids(catalog, run_id, excluded)),
+        ("include", signals.pinned_ids(catalog, run_id)),
+    ):
         path = getattr(settings, name)
         if path is None or name in conditions:
             continue
-        recorded = root.catalog.read(query, {"run": base["run_id"], "reason": f"{name} {path}"})
-        if pool & set(listed_ids(path, name)) != pool & set(recorded["example_id"]):  # some may have been forgotten
+        if pool & set(listed_ids(path, name)) != pool & recorded:  # some may have been forgotten
             raise UserError(
-                f"{name} {path}: it names other examples than when {base['run_id']} was made; restore it, or evaluate a run made "
-                "with it"
+                f"{name} {path}: it names other examples than when {run_id} was made; restore it, or evaluate a run made with it"
             )
 
 

@@ -48,7 +48,10 @@ def by_dataset(rows: Rows) -> Plot:
 
 
 def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word: str) -> Plot:
-    """rows: kind "example" (x, y, s, c, dataset, main, chosen, example, tokens, loss) or "outline" (x, y, c, order)."""
+    """rows: kind "example" (x, y, s, c, dataset, main, chosen, example, tokens, loss) or "outline" (x, y, cluster, order).
+
+    c is what the filter filters by, and may be missing: such rows are always shown.
+    """
     domain = [*names[: len(DATASETS)], *(["other datasets"] if len(names) > len(DATASETS) else [])]
     colours = [*DATASETS[: len(domain)], *([OTHER] if len(names) > len(DATASETS) else [])]
     place = {
@@ -84,7 +87,7 @@ def example_map(rows: Rows, names: Sequence[str], shares: Sequence[float], word:
             {
                 "transform": [{"filter": "datum.kind === 'outline'"}],
                 "mark": {"type": "line", "color": POOL, "strokeWidth": 1, "opacity": 0.7},
-                "encoding": {"detail": {"field": "c"}, "order": {"field": "order"}},
+                "encoding": {"detail": {"field": "cluster"}, "order": {"field": "order"}},
             },
             {
                 "transform": [{"filter": "datum.kind === 'example' && datum.chosen === 'no'"}],

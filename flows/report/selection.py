@@ -60,6 +60,8 @@ def example_map(facts: Facts, samples: Samples, known: Datasets, shown: MapSampl
     """The pool in a plane: a sample of its examples, by dataset, the chosen marked, clusters as outlines; and the clusters."""
     own = word == "cluster"  # what shared the budget
     at = plane.place(shown.features)
+    # what the filter of groups goes by; datasets have a filter of their own, and a single pool needs none
+    group = {"cluster": "cluster", "group": "group_id", "stratum": "group_id"}.get(word)
     drawn: list[dict[str, Any]] = []
     for row, (x, y) in zip(shown.rows.iter_rows(named=True), at.tolist(), strict=True):
         s = known.place(row["dataset"])
@@ -76,7 +78,7 @@ def example_map(facts: Facts, samples: Samples, known: Datasets, shown: MapSampl
                 "tokens": row["tokens"],
                 "loss": row["loss"],
             }
-            | ({"c": row["cluster"]} if own and row["cluster"] is not None else {})
+            | ({"c": row[group]} if group is not None and row[group] is not None else {})
         )
     drawn += _outlines(shown, at, own=own)
     counts = shown.rows["chosen"].sum()
@@ -111,7 +113,7 @@ def _outlines(shown: MapSample, at: np.ndarray, *, own: bool) -> list[dict[str, 
             np.sqrt(np.maximum(values, 0))[:, None] * ring
         )
         rows += [
-            {"kind": "outline", "x": float(x), "y": float(y), "order": n, "c" if own else "cluster": cluster}
+            {"kind": "outline", "x": float(x), "y": float(y), "order": n, "cluster": cluster} | ({"c": cluster} if own else {})
             for n, (x, y) in enumerate(outline.T)
         ]
     return rows

@@ -10,7 +10,7 @@ from flows.results import Features
 from flows.stages.gradients import features_of
 from flows.stages.target import adopt_target
 from storage import gc
-from storage.catalog import pool, runs, spaces
+from storage.catalog import pool, runs, spaces, stages
 from storage.database import Catalog
 from tagcos_stream.config import VECTORS, Settings
 from tagcos_stream.identity import space_recipe
@@ -95,5 +95,5 @@ def space_of_variant(catalog: Catalog, settings: Settings, base: dict[str, Any],
 
 def _vector_space_of(catalog: Catalog, run_id: str) -> str | None:
     """The space of the user's own vectors in a run with its features; None where it has none, or an older version made it."""
-    stages = (runs.stage_detail(catalog, run_id, stage) or {} for stage in ("warm-up", "pool"))
-    return next((detail["vectors"].get("space_id") for detail in stages if "vectors" in detail), None)
+    details = (stages.detail_of(catalog, run_id, stage) or {} for stage in ("warm-up", "pool"))
+    return next((detail["vectors"].get("space_id") for detail in details if "vectors" in detail), None)

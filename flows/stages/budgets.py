@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
+from storage.catalog import choices, selections
 from storage.catalog import pool as catalog_pool
-from storage.catalog import selections
 from tagcos_stream.config import Settings
 from tagcos_stream.selection.division import Division, divide_budget, grants, weigh, weighted
 from tagcos_stream.selection.groups import Groups, require_column
@@ -125,7 +125,7 @@ def divided(run: RunContext, budget: Budget) -> Division:
     fixed = dict(budget.own)
     given: dict[int, int] = {}
     if budget.is_settled_in_rounds:
-        for row in selections.budget_steps(run.catalog, run.run_id).iter_rows(named=True):
+        for row in choices.budget_steps(run.catalog, run.run_id).iter_rows(named=True):
             if row["dataset"] is not None:
                 fixed[row["dataset"]], given = row["amount"], {}
             else:
@@ -140,7 +140,7 @@ def settle(run: RunContext, budget: Budget, division: Division, pool: pl.DataFra
     """After a round of choice, record what has to be divided otherwise; False if nothing has, and the selection is final."""
     if not budget.is_settled_in_rounds:
         return False
-    spent = selections.spent(run.catalog, run.run_id)
+    spent = choices.spent(run.catalog, run.run_id)
     chosen = pool["example_id"].is_in(list(selections.chosen_by(run.catalog, run.run_id))).to_numpy()
     amounts = np.ones(len(pool), np.int64) if budget.costs is None else budget.costs
     names, codes = np.unique(budget.datasets, return_inverse=True)
@@ -159,8 +159,8 @@ def settle(run: RunContext, budget: Budget, division: Division, pool: pl.DataFra
         )
     if steps.is_empty():
         return False
-    earlier = selections.budget_steps(run.catalog, run.run_id)["step"]
-    selections.add_budget_steps(run.catalog, run.run_id, int(earlier.max() or 0) + 1, steps)  # type: ignore[arg-type]
+    earlier = choices.budget_steps(run.catalog, run.run_id)["step"]
+    choices.add_budget_steps(run.catalog, run.run_id, int(earlier.max() or 0) + 1, steps)  # type: ignore[arg-type]
     return True
 
 

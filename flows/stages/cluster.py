@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from flows.context import RunContext
-from flows.plan import find_clustering
 from flows.results import Clustering, Features
+from flows.reuse import find_clustering
 from flows.stages.pool_view import PoolClustering, open_pool_clustering
 from storage import gc
 from storage.arrays import grouped, safetensors_io, segments

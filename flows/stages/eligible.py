@@ -18,11 +18,11 @@ from storage import predicate
 from storage.catalog import signals
 from tagcos_stream.config import Settings
 from tagcos_stream.data.sources import score_names
+from tagcos_stream.paths import is_id_list
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.types import UserError
 
 IS_ID = re.compile(r"[0-9a-f]{32}")
-LISTS = (".txt", ".ids", ".csv", ".jsonl", ".parquet")  # endings of files that list examples
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def check_predicates(settings: Settings, scores: Sequence[str]) -> dict[str, pre
     """
     given = {name: getattr(settings, name) for name in ("where", "target_where", "exclude", "include")}
     for name in ("exclude", "include"):
-        if given[name] is not None and Path(given[name]).suffix in LISTS:
+        if given[name] is not None and is_id_list(given[name]):
             listed_ids(given.pop(name), name)
     columns = signals.columns(scores)
     return {name: predicate.parse(text, columns, name) for name, text in given.items() if text is not None}

@@ -16,7 +16,7 @@ from flows.stages.target import leave_out_repeats, read_target
 from flows.survey import source_files
 from storage import gc
 from storage.catalog import changes as catalog_changes
-from storage.catalog import heldout, pool, runs, selections, signals, targets
+from storage.catalog import choices, heldout, pool, runs, signals, stages, targets
 from storage.examples import example_reader
 from tagcos_stream.data.read import read_file
 from tagcos_stream.data.rejects import check_rejects
@@ -71,6 +71,15 @@ def ingest(run: RunContext) -> Pool:
             progress(before, total)
     repeats = 0 if target is None else leave_out_repeats(run, target)
     near = _leave_out_near_duplicates(run, target)
+    detail = _conclude(run, rows, rejected)
+    named = {} if target is None else {"target": target.name, "target_repeats": repeats}
+    detail = {"files": len(files), "near_duplicates": near, **named, **detail}
+    return Pool(len(files), detail["examples"], detail)
+
+
+def _conclude(run: RunContext, rows: int, rejected: int) -> dict[str, Any]:
+    """Say what changed, refuse a pool that cannot be used, and return what the catalog records of it."""
+    settings = run.settings
     reads = reading(settings)
     since = catalog_changes.earlier_run(run.catalog, run.run_id, reads)
     changed = changes.gather(run.catalog, run.run_id, since, every_source=False)
@@ -92,12 +101,9 @@ def ingest(run: RunContext) -> Pool:
     digest = _drop_choices_of_another_pool(run)
     for name in signals.scores_without_value(run.catalog, run.run_id):
         run.reporter.say(f"no row has a value of {name}, which the sources name as a score")
-    detail = {
-        "files": len(files),
+    return {
         "examples": status.examples,
         "heldout": status.heldout,
-        "near_duplicates": near,
-        **({} if target is None else {"target": target.name, "target_repeats": repeats}),
         **pool.read_by(run.catalog, run.run_id),
         "returned": changed.returned,
         "retired": changed.retired,
@@ -106,7 +112,6 @@ def ingest(run: RunContext) -> Pool:
         "reads": reads,
         "pool_digest": digest,
     }
-    return Pool(len(files), status.examples, detail)
 
 
 def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None) -> int:
@@ -147,11 +152,11 @@ def _leave_out_near_duplicates(run: RunContext, target: targets.TargetSet | None
 def _drop_choices_of_another_pool(run: RunContext) -> str:
     """Where an earlier attempt chose from other sources, its choices go. Returns the digest of the pool as it is now."""
     digest = pool.pool_digest(run.catalog, run.run_id)
-    earlier = runs.stage_detail(run.catalog, run.run_id, "ingest")
+    earlier = stages.detail_of(run.catalog, run.run_id, "ingest")
     if earlier is not None and earlier.get("pool_digest") != digest:
         why = "the sources changed since this run began" if "pool_digest" in earlier else "an earlier version began this run"
         run.reporter.say(f"{why}: its choices are made again")
-        selections.drop_all(run.catalog, run.run_id)
+        choices.drop_all(run.catalog, run.run_id)
     return digest
 
 

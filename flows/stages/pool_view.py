@@ -51,7 +51,7 @@ def open_pool_clustering(run: RunContext, name: str, pool: pl.DataFrame) -> Pool
     """
     from tagcos_stream.clustering.sums import ClusterSums
 
-    reader = grouped_reader.open_clustering(run.root.files, name, clusterings.parts(run.catalog, name))
+    reader = grouped_reader.ClusteringReader(run.root.files, name, clusterings.parts(run.catalog, name))
     positions = reader.find(pool)
     here = np.sort(positions[positions >= 0])
     gone = np.setdiff1d(np.arange(reader.n_rows), here, assume_unique=True)

@@ -22,12 +22,13 @@ from flows.stages.target_match import measure_target
 from flows.stages.target_rows import GroupTargets, Target, open_target, target_of_groups
 from flows.workers.executor import partitioned, place_of, sharing, threads_of
 from flows.workers.select import GroupChoice, GroupTask, SelectSpec, choose_groups
-from storage.catalog import clusterings, refreshes, selections
+from storage.catalog import choices, clusterings, refreshes, selections
 from tagcos_stream.identity import choice_id
 from tagcos_stream.selection.division import Division
 from tagcos_stream.selection.groups import divide, example_columns
 from tagcos_stream.selection.methods import METHODS
 from tagcos_stream.selection.stands import affordable
+from tagcos_stream.selection.tokens import most_rows
 from tagcos_stream.types import UserError
 
 
@@ -144,7 +145,7 @@ def select(run: RunContext, features: Features, clusters: Clustering) -> Selecti
             copied |= _choose(run, inputs, division, progress)
             if not settle(run, budget, division, pool):
                 break
-    chosen = selections.spent(run.catalog, run.run_id)
+    chosen = choices.spent(run.catalog, run.run_id)
     if not chosen["selected"].sum():
         shortest = chosen.select(pl.col("next_tokens").min()).item()
         raise UserError(
@@ -195,9 +196,9 @@ def _choose(run: RunContext, given: SelectInputs, division: Division, progress: 
             first_rows=first,
             pinned=_ids(pool, members, given.pinned),
         )
-    selections.drop_changed(run.catalog, run.run_id, inputs)
-    copied = selections.copy_unchanged(run.catalog, run.run_id, inputs)
-    done = selections.groups_done(run.catalog, run.run_id)
+    choices.drop_changed(run.catalog, run.run_id, inputs)
+    copied = choices.copy_unchanged(run.catalog, run.run_id, inputs)
+    done = choices.groups_done(run.catalog, run.run_id)
     inertia = None if view is None else view.totals.inertia()
     ready = resumed = int(budgets[sorted(done)].sum()) if done else 0
     progress(ready, int(budgets.sum()))
@@ -263,9 +264,16 @@ def _lanes(run: RunContext, division: Division) -> int:
     some = np.flatnonzero(division.groups.sizes)
     if place_of(settings) != "threads" or method.peak_bytes is None or len(some) < 2:
         return 1
-    most = division.budgets if division.first_rows is None else 2 * division.first_rows  # a budget in tokens may need more
-    needed = max(method.peak_bytes(int(division.groups.sizes[g]), int(most[g]), settings.dim) for g in some)
+    needed = max(method.peak_bytes(int(division.groups.sizes[g]), _most_rows(division, int(g)), settings.dim) for g in some)
     return max(1, min(threads_of(settings), len(some), run.memory_limit // needed))
+
+
+def _most_rows(division: Division, group: int) -> int:
+    """How many rows a method is asked for at the most: a budget in tokens may pay for more than it is asked for at first."""
+    budget = int(division.budgets[group])
+    if division.costs is None or division.first_rows is None:
+        return budget
+    return most_rows(division.costs[division.groups.members(group)], budget, int(division.first_rows[group]))
 
 
 def _spec(run: RunContext, space_id: str, view: PoolClustering | None, sharers: int, target: Target | None) -> SelectSpec:
@@ -330,7 +338,7 @@ def _commit(
             return pl.Series([None] * len(choice.indices), dtype=kind)
         return pl.Series(values, dtype=kind, nan_to_null=True).extend_constant(None, len(choice.indices) - len(values))
 
-    selections.commit_group(
+    choices.commit_group(
         run.catalog,
         run.run_id,
         found.group,

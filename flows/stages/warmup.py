@@ -9,8 +9,8 @@ from typing import Any
 
 from flows.context import RunContext
 from flows.models import Rejected, encode_row, max_length, none_encoded, token_budget
-from flows.plan import find_model_spaces
 from flows.results import FeatureSpaces, Pool
+from flows.reuse import find_model_spaces
 from flows.stages.vectors import vector_space
 from storage.arrays import checkpoints
 from storage.catalog import runs, spaces

@@ -72,7 +72,7 @@ def choose_groups(
     method = METHODS[spec.method]
     clustered = None
     if spec.clustering_id is not None:
-        clustered = grouped_reader.open_clustering(spec.files, spec.clustering_id, spec.parts)
+        clustered = grouped_reader.ClusteringReader(spec.files, spec.clustering_id, spec.parts)
     before = 0
     for task in tasks:
         start = time.perf_counter()

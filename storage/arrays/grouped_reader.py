@@ -105,7 +105,22 @@ class PositionRows:
 
 
 class ClusteringReader:
-    """A clustering with its committed parts, none where it was only begun. Positions run over the parts in order."""
+    """A clustering with its committed parts, none where it was only begun. Positions run over the parts in order.
+
+    Parameters
+    ----------
+    files
+        Of the root.
+    clustering_id
+        The clustering.
+    parts
+        Those the catalog names (`clusterings.parts`): one that is not committed is never read.
+
+    Raises
+    ------
+    DamagedStore
+        An array is missing, or not what was written.
+    """
 
     def __init__(self, files: Files, clustering_id: str, parts: Sequence[int]) -> None:
         self._files = files
@@ -214,11 +229,6 @@ class ClusteringReader:
         spec = opened.specs["features"]
         sums = [read_chunk(self._files, opened.group, spec, chunk, remedy=self._remedy)[1] for chunk in range(spec.n_chunks)]
         return parts_digest(np.array(sums, np.uint32))
-
-
-def open_clustering(files: Files, clustering_id: str, parts: Sequence[int] = (0,)) -> ClusteringReader:
-    """`parts` are those the catalog names (clusterings.parts): an uncommitted one is never read."""
-    return ClusteringReader(files, clustering_id, parts)
 
 
 def regroup_again(files: Files, reader: ClusteringReader, position: int, part: int, space_id: str, chunk_rows: int) -> PartInfo:

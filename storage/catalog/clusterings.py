@@ -103,7 +103,7 @@ def forget_files(catalog: Catalog, clustering_id: str) -> None:
 
 
 def parts(catalog: Catalog, clustering_id: str) -> list[int]:
-    """The committed parts, for open_clustering."""
+    """The committed parts, for ClusteringReader."""
     return catalog.read("SELECT part FROM cluster_parts WHERE clustering_id = ? ORDER BY part", [clustering_id])["part"].to_list()
 
 

@@ -71,6 +71,23 @@ def units(catalog: Catalog, evaluation_id: str) -> dict[UnitKey, dict[str, Any]]
     return {UnitKey(**{name: row[name] for name in UnitKey.__dataclass_fields__}): row for row in rows}
 
 
+def finished_units(catalog: Catalog, evaluation_id: str) -> pl.DataFrame:
+    """Return the complete units of an evaluation, in the order in which they were finished.
+
+    Parameters
+    ----------
+    catalog, evaluation_id
+        The evaluation.
+
+    Returns
+    -------
+    pl.DataFrame
+        The columns of evaluation_units, without the evaluation's id.
+    """
+    query = "SELECT * EXCLUDE (evaluation_id) FROM evaluation_units WHERE evaluation_id = ? ORDER BY finished_at"
+    return catalog.read(query, [evaluation_id])
+
+
 def commit(catalog: Catalog, evaluation_id: str, key: UnitKey, training: Training, scores: pl.DataFrame) -> None:
     """Record a unit and its scores in one transaction; replaces an earlier record of the unit.
 

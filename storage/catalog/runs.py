@@ -1,4 +1,4 @@
-"""Runs and their stages in the catalog: start or resume, report, finish."""
+"""Runs in the catalog: start or resume, find, report, finish."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
+from storage.catalog.stages import close_attempts
 from storage.database import Catalog
 from storage.tables import fetch, insert_row, utc_now
 from tagcos_stream.types import UserError
 
 LATEST = "latest"  # the run that MAIN refers to
 MAIN = "main"  # name of runs that read sources, unless another is given
-COUNTS = ("truncated", "halvings")  # in a stage's detail: what only the attempt itself knows
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_run(
         ).fetchall()
         if found:
             run_id = found[0][0]
-            _close_attempts(connection, run_id, "killed")
+            close_attempts(connection, run_id, "killed")
             connection.execute(
                 "UPDATE runs SET status = 'running', attempts = attempts + 1, host = ?, pid = ?, updated_at = ? WHERE run_id = ?",
                 [*here, run_id],
@@ -146,6 +147,32 @@ def find_run(catalog: Catalog, name: str = LATEST) -> str:
         raise UserError(f"there is no run {name} in {catalog.path}: `tagcos status` lists them{known}")
     shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
     raise UserError(f"{name} may be any of {shown}: give more of the id")
+
+
+def completions(copy: Path, beginning: str) -> list[str]:
+    """Return the words that may stand for a complete run, for a shell that completes what was typed.
+
+    Parameters
+    ----------
+    copy
+        A published copy of the catalog: nobody writes to it, so that nobody waits.
+    beginning
+        What was typed.
+
+    Returns
+    -------
+    list of str
+        Those that begin so: ids, the newest first; names; `latest`. None of them where the copy is missing or cannot be read.
+    """
+    try:
+        with duckdb.connect(str(copy), read_only=True) as connection:
+            found = connection.execute(
+                "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [beginning]
+            ).fetchall()
+            found += connection.execute("SELECT name FROM names WHERE starts_with(name, ?) ORDER BY name", [beginning]).fetchall()
+    except duckdb.Error:  # a message would disturb the line typed
+        return []
+    return [row[0] for row in found] + [LATEST] * LATEST.startswith(beginning)
 
 
 def newest_clustered(catalog: Catalog) -> str | None:
@@ -226,78 +253,6 @@ def set_run(catalog: Catalog, run_id: str, *, space_id: str | None = None, clust
         )
 
 
-def stage_begun(catalog: Catalog, run_id: str, stage: str) -> None:
-    """Record that an attempt at a stage starts. One that was never closed counts as killed."""
-    now = utc_now()
-    with catalog.transaction() as connection:
-        _close_attempts(connection, run_id, "killed")
-        connection.execute(
-            """INSERT INTO stage_attempts (run_id, stage, attempt, started_at)
-            SELECT $run, $stage, 1 + count(*), $now::TIMESTAMP FROM stage_attempts WHERE run_id = $run AND stage = $stage""",
-            {"run": run_id, "stage": stage, "now": now},
-        )
-        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [now, run_id])
-
-
-def stage_done(
-    catalog: Catalog, run_id: str, stage: str, *, seconds: float, peak_bytes: int | None, detail: Mapping[str, Any]
-) -> None:
-    """Close the attempt at a stage, or record one that was not announced, and sum up all attempts at it.
-
-    What an earlier attempt says is kept where this one says nothing, and where this one found everything made (`reused`); the
-    counts of COUNTS are of one attempt each and add up.
-    """
-    ended = {"run": run_id, "stage": stage, "seconds": seconds, "peak": peak_bytes, "now": utc_now()}
-    with catalog.transaction() as connection:
-        known = connection.execute("SELECT detail FROM stages WHERE run_id = ? AND stage = ?", [run_id, stage]).fetchall()
-        earlier = json.loads(known[0][0]) if known else {}
-        made_earlier = earlier.get("reused") is False and detail.get("reused") is True
-        merged = {**detail, **earlier} if made_earlier else {**earlier, **detail}
-        merged |= {name: earlier[name] + detail[name] for name in COUNTS if name in earlier and name in detail}
-        connection.execute(
-            """INSERT OR REPLACE INTO stage_attempts
-            SELECT $run, $stage, coalesce(max(attempt) FILTER (WHERE outcome IS NULL), 1 + count(*)),
-                coalesce(max(started_at) FILTER (WHERE outcome IS NULL), $now::TIMESTAMP), $seconds, $peak, 'complete'
-            FROM stage_attempts WHERE run_id = $run AND stage = $stage""",
-            ended,
-        )
-        connection.execute(
-            """INSERT OR REPLACE INTO stages (run_id, stage, seconds, peak_bytes, detail, finished_at)
-            SELECT $run, $stage, sum(seconds), max(peak_bytes), $detail, $now::TIMESTAMP FROM stage_attempts
-            WHERE run_id = $run AND stage = $stage""",
-            {
-                "run": run_id,
-                "stage": stage,
-                "detail": json.dumps(merged),
-                "now": ended["now"],
-            },
-        )
-        connection.execute("UPDATE runs SET updated_at = ? WHERE run_id = ?", [utc_now(), run_id])
-
-
-def stage_detail(catalog: Catalog, run_id: str, stage: str) -> dict[str, Any] | None:
-    """Return what a run's stage reported when it was last done; None where it was not."""
-    found = catalog.read("SELECT detail FROM stages WHERE run_id = ? AND stage = ?", [run_id, stage])
-    return None if found.is_empty() else dict(json.loads(found.item()))
-
-
-def stages(catalog: Catalog, run_id: str) -> pl.DataFrame:
-    """Return the stages that a run finished, in that order: the columns of `stages`, with detail as JSON text."""
-    return catalog.read("SELECT * FROM stages WHERE run_id = ? ORDER BY finished_at", [run_id])
-
-
-def _close_attempts(
-    connection: duckdb.DuckDBPyConnection, run_id: str, outcome: str, peak_bytes: int | None = None, now: datetime | None = None
-) -> None:
-    """End what is under way, now or at the run's last sign of life."""
-    connection.execute(
-        """UPDATE stage_attempts SET outcome = $outcome, peak_bytes = $peak, seconds = greatest(
-            0, epoch(coalesce($now::TIMESTAMP, (SELECT updated_at FROM runs WHERE run_id = $run)) - started_at))
-        WHERE run_id = $run AND outcome IS NULL""",
-        {"run": run_id, "outcome": outcome, "peak": peak_bytes, "now": now},
-    )
-
-
 def stop_run(catalog: Catalog, run_id: str, status: str, error: str) -> None:
     """'failed' or 'interrupted': it can be resumed by the same command."""
     if status not in ("failed", "interrupted"):
@@ -305,7 +260,7 @@ def stop_run(catalog: Catalog, run_id: str, status: str, error: str) -> None:
     now = utc_now()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
     with catalog.transaction() as connection:
-        _close_attempts(connection, run_id, status, peak, now)
+        close_attempts(connection, run_id, status, peak, now)
         connection.execute("UPDATE runs SET status = ?, error = ?, updated_at = ? WHERE run_id = ?", [status, error, now, run_id])
 
 

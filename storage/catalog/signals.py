@@ -146,6 +146,25 @@ def exclusions(catalog: Catalog, run_id: str) -> pl.DataFrame:
     return catalog.read("SELECT segment, row FROM exclusions WHERE run_id = ?", [run_id])
 
 
+def excluded_ids(catalog: Catalog, run_id: str, reason: str) -> set[str]:
+    """Return the examples that a run might not choose from for one reason.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run.
+    reason
+        As it was recorded.
+
+    Returns
+    -------
+    set of str
+        Their ids.
+    """
+    query = "SELECT example_id FROM exclusions JOIN examples USING (segment, row) WHERE run_id = ? AND reason = ?"
+    return set(catalog.read(query, [run_id, reason])["example_id"])
+
+
 def record_pins(catalog: Catalog, run_id: str, pinned: pl.DataFrame) -> None:
     """Record the rows that a run has to choose (segment, row), in place of an earlier list."""
     _replace(catalog, run_id, "pins", require(pinned, ["segment", "row"]))
@@ -160,6 +179,23 @@ def _replace(catalog: Catalog, run_id: str, table: str, rows: pl.DataFrame) -> N
 def pins(catalog: Catalog, run_id: str) -> pl.DataFrame:
     """Return segment and row of the rows that a run had to choose."""
     return catalog.read("SELECT segment, row FROM pins WHERE run_id = ?", [run_id])
+
+
+def pinned_ids(catalog: Catalog, run_id: str) -> set[str]:
+    """Return the examples that a run had to choose.
+
+    Parameters
+    ----------
+    catalog, run_id
+        The run.
+
+    Returns
+    -------
+    set of str
+        Their ids.
+    """
+    query = "SELECT example_id FROM pins JOIN examples USING (segment, row) WHERE run_id = ?"
+    return set(catalog.read(query, [run_id])["example_id"])
 
 
 def without_answer_key(catalog: Catalog, run_id: str) -> pl.DataFrame:

@@ -75,13 +75,13 @@ def messages(example: Example, notes: Counter[str]) -> list[Row]:
     Every key of a turn, trained character ranges included, tools and arguments of the template.
     """
     turns = [{"role": m["role"], "content": m["content"], **_structure(m), "train": m["train"]} for m in example["messages"]]
-    return [{"messages": turns, "tools": example["tools"], **_arguments(example), **_extra(example)}]
+    return [{"messages": turns, "tools": example["tools"], **_arguments(example, notes), **_extra(example)}]
 
 
 def sharegpt(example: Example, notes: Counter[str]) -> list[Row]:
     """Return conversations of from and value; a turn's train flag is `train`, its character ranges axolotl's `train_detail`."""
     turns = [{"from": FROM[m["role"]], "value": m["content"], **_structure(m), **_axolotl_flags(m)} for m in example["messages"]]
-    return [{"conversations": turns, "tools": example["tools"] or "", **_arguments(example), **_extra(example)}]
+    return [{"conversations": turns, "tools": example["tools"] or "", **_arguments(example, notes), **_extra(example)}]
 
 
 def alpaca(example: Example, notes: Counter[str]) -> list[Row]:
@@ -189,7 +189,9 @@ def _extra(example: Example) -> Row:
     return {name: example[name] for name in COMMON}
 
 
-def _arguments(example: Example) -> Row:
+def _arguments(example: Example, notes: Counter[str]) -> Row:
+    if example["template_kwargs"]:
+        notes["arguments for the chat template are JSON text, at which TRL's SFTTrainer stops: use --format trl"] += 1
     return {"chat_template_kwargs": example["template_kwargs"]}
 
 

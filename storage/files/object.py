@@ -12,7 +12,8 @@ import numpy as np
 
 from storage.files.base import Seen, as_bytes, check_key
 from tagcos_stream.credentials import redact
-from tagcos_stream.types import TransientError, UserError
+from tagcos_stream.store_errors import store_error
+from tagcos_stream.types import UserError
 
 LINK_DAYS = 7  # the longest time for which S3 signs
 
@@ -62,10 +63,8 @@ class ObjectFiles:
             raise self._refused(what, key, error) from error
 
     def _refused(self, what: str, key: str, error: Exception) -> UserError:
-        """A TransientError for no answer, or an error of the server's own, after obstore's own retries."""
-        kind = TransientError if isinstance(error, self._api.exceptions.GenericError) else UserError
-        reason = redact(str(error).strip().splitlines()[0])
-        return kind(f"cannot {what} {self.place(key)}: {reason}; check bucket, credentials and endpoint, then run again")
+        remedy = "check bucket, credentials and endpoint, then run again"
+        return store_error(f"cannot {what} {self.place(key)}", error, remedy, self._api.exceptions.GenericError)
 
     def size(self, key: str) -> int | None:
         """Return an object's size in bytes, or None."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
+import os
 import re
-from collections.abc import Sequence
-from typing import IO, Any, NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
 
-from tagcos_stream.credentials import redact, refuse_credentials
+from tagcos_stream.credentials import refuse_credentials
+from tagcos_stream.store_errors import store_error
 from tagcos_stream.types import UserError
 
 SCHEMES = ("s3", "gs", "az", "hf")
+FETCHED = 4 << 20  # bytes that a request asks for at least
+Fetch = Callable[[int, int], Any]  # (first byte, bytes to give) -> bytes or another buffer
 
 
 class Remote(NamedTuple):
@@ -38,16 +44,12 @@ def is_remote(path: str) -> bool:
 def list_files(url: str) -> list[Remote]:
     """Return the files at a URL by name: the file itself, all below it, or those that a glob matches, as locally.
 
-    Below a folder, names that begin with a dot or an underscore are left out. UserError where the store refuses.
+    Below a folder, names that begin with a dot or an underscore are left out. UserError where the store refuses, TransientError
+    where it does not answer.
     """
     scheme, _, base = base_of(url).partition("://")
-    try:
+    with _telling(url):
         found = _hub(base) if scheme == "hf" else _store_files(scheme, base)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as e:  # every store has its own kinds of errors; all of them mean that the source cannot be read
-        reason = redact(str(e).splitlines()[0]) if str(e) else ""
-        raise UserError(f"source {url}: {type(e).__name__}: {reason}; check the address and credentials") from None
     if glob.has_magic(url):
         return sorted(f for f in found if _matches(f.url.split("/"), url.split("/")))
     below = url.rstrip("/") + "/"
@@ -76,25 +78,57 @@ def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def open_remote(url: str) -> IO[bytes]:
-    """A file of an object store or of the hub, with read, seek and tell; bytes are fetched as they are read."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "hf":
-        return cast("IO[bytes]", _hub_files().open(rest, "rb", block_size=8 << 20))
-    import obstore
+    """A file of an object store or of the hub, with read, seek and tell; bytes are fetched as they are read.
 
-    store, path = _store(scheme, rest)
-    return cast("IO[bytes]", _Closing(obstore.open_reader(store, path, buffer_size=4 << 20)))
+    UserError where the store refuses, TransientError where it does not answer, from this and from every read.
+    """
+    with _telling(url):
+        size, fetch = _hub_file(url) if url.startswith("hf://") else _object(url)
+    return io.BufferedReader(_Fetched(url, size, fetch), FETCHED)
 
 
-class _Closing:
-    """An obstore reader as Python's readers know them: bytes, and usable in `with`."""
+@contextmanager
+def _telling(url: str) -> Iterator[None]:
+    """Say in one line what a store or the hub refused; every one has its own kinds of errors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        failed, remedy = f"source {url}: {type(error).__name__}", "check the address and credentials, then run again"
+        raise store_error(failed, error, remedy, _unanswered(url)) from None
 
-    def __init__(self, reader: Any) -> None:
-        self._reader, self.closed = reader, False
-        self.seek, self.tell = reader.seek, reader.tell
 
-    def read(self, size: int = -1) -> bytes:
-        return bytes(self._reader.read(None if size < 0 else size))
+def _unanswered(url: str) -> type[Exception]:
+    """The error of a store's library for a lost connection."""
+    if url.startswith("hf://"):
+        from huggingface_hub.errors import HTTPError  # its HTTP client's, which changed
+
+        return HTTPError
+    from obstore.exceptions import GenericError
+
+    return GenericError
+
+
+class _Fetched(io.RawIOBase):
+    """A file that lies elsewhere, by requests for ranges of it."""
+
+    def __init__(self, url: str, size: int, fetch: Fetch) -> None:
+        self._url, self._size, self._fetch, self._at = url, size, fetch, 0
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = min(len(buffer), self._size - self._at)
+        if size <= 0:
+            return 0
+        with _telling(self._url):
+            found = memoryview(self._fetch(self._at, size))
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
 
     def readable(self) -> bool:
         return True
@@ -102,14 +136,25 @@ class _Closing:
     def seekable(self) -> bool:
         return True
 
-    def close(self) -> None:
-        self.closed = True
 
-    def __enter__(self) -> _Closing:
-        return self
+def _object(url: str) -> tuple[int, Fetch]:
+    """(size of an object, how ranges of it are asked for)."""
+    import obstore
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    scheme, _, rest = url.partition("://")
+    store, path = _store(scheme, rest)
+    return obstore.head(store, path)["size"], lambda at, size: obstore.get_range(store, path, start=at, length=size)
+
+
+def _hub_file(url: str) -> tuple[int, Fetch]:
+    """(size of a file on the hub, how ranges of it are asked for)."""
+    file = _hub_files().open(url.removeprefix("hf://"), "rb", block_size=8 << 20)
+
+    def fetch(at: int, size: int) -> bytes:
+        file.seek(at)
+        return bytes(file.read(size))
+
+    return file.size, fetch
 
 
 def _store(scheme: str, rest: str) -> tuple[Any, str]:

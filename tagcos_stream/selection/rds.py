@@ -15,7 +15,7 @@ import numpy as np
 from tagcos_stream.memory import require_memory
 from tagcos_stream.rows.held import CHUNK, open_rows, shape
 from tagcos_stream.selection.methods import Choice, Group, Limits, Method, Words
-from tagcos_stream.selection.nearest import cosine_blocks, unit_rows
+from tagcos_stream.selection.nearest import COPIES_BYTES, Copies, cosine_blocks, unit_rows
 from tagcos_stream.types import RowBlocks
 
 FIRST = 64  # rows that are sorted for a target example before its first turn
@@ -45,7 +45,7 @@ def turns(parts: np.ndarray, budget: int) -> np.ndarray:
 def peak_bytes(dim: int, n: int, m: int, budget: int, block_rows: int = CHUNK) -> int:
     """Most memory that `round_robin` takes beyond its features, bytes."""
     queues = 8 * m * min(n, max(FIRST, 4 * budget))
-    return 4 * m * n + 16 * n + 8 * m * dim + queues + 3 * 4 * block_rows * (dim + m) + 24 * budget + (16 << 20)
+    return 4 * m * n + (16 + COPIES_BYTES) * n + 8 * m * dim + queues + 3 * 4 * block_rows * (dim + m) + 24 * budget + (16 << 20)
 
 
 def round_robin(
@@ -90,10 +90,14 @@ def round_robin(
     needed = peak_bytes(dim, n, len(wanted), budget, block_rows)
     require_memory(what, needed, memory_limit, "raise memory_limit, give fewer target examples, or use --method less")
     cosines = np.empty((len(wanted), n), np.float32)
-    unit = unit_rows(wanted)
+    unit, copies = unit_rows(wanted), Copies(n, dim)
     with open_rows(features, hold=False, threads=threads) as rows:
-        for here, found in cosine_blocks(rows, unit):
+        for here, found in cosine_blocks(rows, unit, copies):
             cosines[:, here] = found.T
+    lowest = copies.lowest()
+    later = np.flatnonzero(lowest != np.arange(n))
+    for row in cosines:  # one after the other: a gather of all would take as much memory again
+        row[later] = row[lowest[later]]
     order = turns(parts, budget + 1)
     queues = [_Queue(row) for row in cosines]
     taken = np.zeros(n, bool)

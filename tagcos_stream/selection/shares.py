@@ -160,8 +160,8 @@ def require_datasets(shares: Iterable[str], there: Iterable[str]) -> None:
 def bounds_of(shares: Mapping[str, Share], total: int, there: Mapping[str, int], unit: str = "examples") -> dict[str, Bounds]:
     """Turn shares into bounds of every dataset.
 
-    Minima are rounded up and maxima down, so that the selection has at least and at most what was stated; where no whole number
-    lies between the two, the nearest ones on both sides are the bounds.
+    Minima are rounded up and maxima down, so that a selection of so many examples has at least and at most what was stated;
+    where no whole number lies between the two, the nearest ones on both sides are the bounds.
 
     Parameters
     ----------

@@ -50,6 +50,26 @@ def prefix(costs: np.ndarray, budget: int, first: int, order: Callable[[int], tu
         asked = min(2 * asked, len(costs))
 
 
+def most_rows(costs: np.ndarray, budget: int, first: int) -> int:
+    """Return how many rows `prefix` asks for at the most, whatever the order: enough that even the cheapest exceed the budget.
+
+    Parameters
+    ----------
+    costs, budget, first
+        As for `prefix`.
+
+    Returns
+    -------
+    int
+        At most n.
+    """
+    payable = int(np.searchsorted(np.cumsum(np.sort(costs)), budget, side="right"))
+    asked = first
+    while asked <= payable and asked < len(costs):
+        asked *= 2
+    return min(asked, len(costs))
+
+
 def spending(costs: np.ndarray, indices: np.ndarray, fits: int) -> dict[str, int | None]:
     """What a prefix costs, and what one more row would: recorded with the choice."""
     following = int(costs[indices[fits]]) if fits < len(indices) else None

@@ -27,9 +27,9 @@ import polars as pl
 import zarr
 
 from storage.arrays.grouped import clustering_group, regroup, write_centroids
-from storage.arrays.grouped_reader import ClusteringReader, open_clustering
+from storage.arrays.grouped_reader import ClusteringReader
 from storage.arrays.segments import BLOCK_ROWS, FeatureRows, SegmentWriter, create_segment, open_segment, segment_group
-from storage.catalog import pool, runs, selections
+from storage.catalog import choices, pool, runs
 from storage.database import Catalog
 from storage.files.local import LocalFiles
 from storage.files.open import open_files
@@ -180,7 +180,7 @@ def bench_features(folder: Path, n: int, dim: int, rounds: int) -> None:
         for times, body in copies[:: -1 if turn % 2 else 1]:
             times.append(timed(body))
     report("regroup into 100 clusters, verified; plain: copy the bytes, fsync", "0.5", ours, theirs)
-    reader = open_clustering(files, "c0")
+    reader = ClusteringReader(files, "c0", [0])
     ours = [timed(partial(read_clusters, reader)) for _ in range(rounds)]
     report("read all clusters, verified, warm", "-", ours, warm_plain[:rounds])
     used = sum(path.stat().st_size for path in (folder / clustering_group("c0")).rglob("c.*"))
@@ -314,17 +314,13 @@ def bench_catalog(folder: Path, known: int, incoming: int) -> None:
         margin=pl.int_range(len(ids)) / 5.0,
     )
     arguments: dict[str, Any] = {"budget": len(ids), "residual": 0.5, "seconds": 0.0, "stats": {}}
-    seconds = timed(
-        lambda: selections.commit_group(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments)
-    )
+    seconds = timed(lambda: choices.commit_group(catalog, opened.run_id, 0, selection=rows, candidates=rows.head(1), **arguments))
     print(f"insert {incoming:,} selection rows, one transaction, opened to closed: {seconds:.2f} s  bar 5 s")
-    seconds = timed(
-        lambda: selections.commit_group(catalog, opened.run_id, 1, selection=rows.head(1), candidates=rows, **arguments)
-    )
+    seconds = timed(lambda: choices.commit_group(catalog, opened.run_id, 1, selection=rows.head(1), candidates=rows, **arguments))
     print(f"insert {incoming:,} candidate rows: {seconds:.2f} s")
     one = rows.head(1)
     each = [
-        timed(partial(selections.commit_group, catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
+        timed(partial(choices.commit_group, catalog, opened.run_id, k, selection=one, candidates=one, **arguments))
         for k in range(2, 22)
     ]
     print(f"one small transaction on this catalog ({path.stat().st_size / 1e6:.0f} MB): median {np.median(each) * 1e3:.1f} ms")

@@ -20,8 +20,8 @@ import zstandard
 from tagcos_stream.data.containers.arrow_sizes import BatchSizes
 from tagcos_stream.data.containers.parquet import rows_at_once
 from tagcos_stream.data.containers.parquet_pages import TooManyValues, held_at_once
-from tagcos_stream.data.read import Limits
-from tagcos_stream.types import UserError
+from tagcos_stream.data.read import Limits, SourceFile, SourceSpec, read_file
+from tagcos_stream.types import TransientError, UserError
 from tests.data.tools import FILE_KINDS, GOOD, chat, make_file, read, write, write_bytes
 
 BAD: Any = {"messages": [{"role": "user", "content": "no answer"}]}
@@ -766,3 +766,12 @@ def test_tables__names_that_cannot_be_used(tmp_path: Path) -> None:
             read(tmp_path / name)
     (tmp_path / "c.csv").write_bytes(b"prompt,completion,\xff\na,b,c\n")
     assert read(tmp_path / "c.csv").texts == [[("user", "a"), ("assistant", "b")]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux has a file that can be opened and not be read")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv"])
+def test_read_file__a_failing_disk_is_not_damaged_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    file = SourceFile("a", str(tmp_path / name), 100, "digest", name.split(".")[1], SourceSpec("a"))
+    with pytest.raises(TransientError, match=f"{name}: cannot be read on: Input/output error; mend the disk"):
+        list(read_file(file))

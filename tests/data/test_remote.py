@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import polars as pl
 import pytest
 
-from tagcos_stream.data.read import SourceSpec, read_file, resolve_sources
-from tagcos_stream.types import UserError
+from tagcos_stream.data import remote
+from tagcos_stream.data.read import SourceFile, SourceSpec, read_file, resolve_sources
+from tagcos_stream.store_errors import store_error
+from tagcos_stream.types import IngestBlock, TransientError, UserError
 from tests.data.tools import chat, read, write
 
 server = pytest.importorskip("moto.server")
@@ -35,6 +45,74 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/pool", method="PUT")).close()
     yield "s3://pool"
     running.stop()
+
+
+FAULTS = {"busy": 503, "fault": 500, "often": 429, "denied": 403, "elsewhere": 301, "cut": None}  # by folder; None: broken off
+MAY_PASS = ("busy", "fault", "often", "cut")
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """The S3 server, with faults in folders of their names once `spared` requests of a path were answered."""
+
+    daemon_threads = True
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(("127.0.0.1", 0), Forward)
+        self.behind, self.answered = behind, Counter[str]()
+        self.spared = 1 << 30
+
+
+class Forward(BaseHTTPRequestHandler):
+    server: FaultyServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        fault = next((name for name in FAULTS if f"{name}/" in self.path or f"{name}%2F" in self.path), None)
+        self.server.answered[self.path] += self.command == "GET"
+        if fault is None or self.command == "HEAD" or self.server.answered[self.path] <= self.server.spared:
+            return self._forward(cut=False)
+        status = FAULTS[fault]
+        if status is None:
+            return self._forward(cut=True)
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+    do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        self._forward(cut=False)
+
+    def _forward(self, cut: bool) -> None:
+        connection = http.client.HTTPConnection(self.server.behind)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection.request(self.command, self.path, sent, {name: self.headers[name] for name in self.headers})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("server", "date", "connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", answer.headers["Content-Length"] if self.command == "HEAD" else str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = cut
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def faulty(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    with FaultyServer(urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc) as running:
+        thread = Thread(target=running.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{running.server_port}")
+        yield running
+        running.shutdown()
+        thread.join()
 
 
 def _put(url: str, data: bytes) -> None:
@@ -126,3 +204,87 @@ def test_s3__mistakes_are_named(bucket: str) -> None:
         resolve_sources([f"{bucket}/nothing"])
     with pytest.raises(UserError, match="check the address and credentials"):
         resolve_sources(["s3://no-such-bucket/x"])
+
+
+def test_s3__what_may_pass_is_told_from_what_will_not(bucket: str, faulty: FaultyServer) -> None:
+    """Of a listing, too, whose refusals the library does not tell from a lost connection; in one line, with the address."""
+    for name in FAULTS:
+        _put(f"{bucket}/{name}/a.jsonl", json.dumps(chat(0)).encode())
+    files = {name: resolve_sources([f"{bucket}/{name}/a.jsonl"])[0] for name in FAULTS}
+    faulty.spared = 0
+
+    def refused(name: str, use: str) -> UserError:
+        with pytest.raises(
+            UserError, match=rf"^source {bucket}/{name}/\S*: .*; check the address and credentials, then run"
+        ) as error:
+            list(read_file(files[name])) if use == "read" else resolve_sources([f"{bucket}/{name}/"])
+        return error.value
+
+    asked = [(name, use) for name in FAULTS for use in ("list", "read")]
+    with ThreadPoolExecutor(len(asked)) as threads:  # each is tried for seconds
+        found = dict(zip(asked, threads.map(refused, *zip(*asked, strict=True)), strict=True))
+    assert {case: type(error) is TransientError for case, error in found.items()} == {case: case[0] in MAY_PASS for case in asked}
+    assert "\n" not in "".join(map(str, found.values()))
+
+
+@pytest.mark.parametrize(
+    ("ending", "spared"), [("jsonl", 1), ("jsonl.gz", 1), ("json", 1), ("csv", 1), ("parquet", 8), ("arrow", 20)]
+)
+def test_s3__a_read_that_breaks_off_is_no_damage_of_the_file(
+    bucket: str, faulty: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, spared: int
+) -> None:
+    """No row is rejected, and reading goes on where it stopped once the store answers."""
+    monkeypatch.setattr(remote, "FETCHED", 1 << 12)
+    rows = [{"prompt": f"Why {i}? {os.urandom(1000).hex()}", "response": f"Because {i}."} for i in range(2_000)]
+    path = tmp_path / f"a.{ending}"
+    match ending:
+        case "parquet":
+            pl.DataFrame(rows).write_parquet(path, row_group_size=100)
+        case "arrow":
+            pl.DataFrame(rows).write_ipc(path, record_batch_size=100)
+        case "csv":
+            pl.DataFrame(rows).write_csv(path)
+        case "json":
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        case _:
+            write(path, rows)
+    whole = pl.concat([block.occurrences for block in read_file(resolve_sources([str(path)])[0])])
+    for name in ("busy", "cut"):
+        _put(f"{bucket}/{name}/a.{ending}", path.read_bytes())
+    files = [resolve_sources([f"{bucket}/{name}/a.{ending}"])[0] for name in ("busy", "cut")]
+    faulty.answered.clear()
+    faulty.spared = spared
+
+    def read_on(file: SourceFile, found: list[IngestBlock]) -> None:
+        for block in read_file(file, start_row=found[-1].next_row if found else 0, block_rows=100):
+            found.append(block)
+
+    def broken_off(file: SourceFile) -> list[IngestBlock]:
+        found: list[IngestBlock] = []
+        with pytest.raises(TransientError, match=f"^source {file.url}: "):
+            read_on(file, found)
+        return found
+
+    with ThreadPoolExecutor(len(files)) as threads:
+        before = list(threads.map(broken_off, files))
+    faulty.spared = 1 << 30
+    for file, blocks in zip(files, before, strict=True):
+        read_on(file, blocks)
+        assert sum(len(block.rejects) for block in blocks) == 0
+        assert pl.concat([block.occurrences for block in blocks]).equals(whole)
+
+
+def test_store_error__of_the_hub() -> None:
+    """Its errors have the answer; those without one are of the connection."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    def said(error: Exception) -> UserError:
+        return store_error("source hf://datasets/a/b", error, "check the address", HTTPError)
+
+    for status, may_pass in ((503, True), (429, True), (403, False), (404, False)):
+        answer = SimpleNamespace(status_code=status, headers={}, request=None)
+        error = HfHubHTTPError(f"{status} of the server", response=answer)  # type: ignore[arg-type]
+        assert type(said(error)) is (TransientError if may_pass else UserError)
+    assert type(said(HTTPError("Connection reset by peer"))) is TransientError
+    assert type(said(OfflineModeIsEnabled("Cannot reach the hub: offline mode is enabled."))) is UserError
+    assert str(said(KeyError())) == "source hf://datasets/a/b: KeyError; check the address"

@@ -16,8 +16,8 @@ from flows import pipeline
 from flows.compare.trials import plan_units
 from flows.progress import SilentReporter
 from storage import check
+from storage.catalog import choices, runs, selections, spaces
 from storage.catalog import pool as catalog_pool
-from storage.catalog import runs, selections, spaces
 from storage.root import Root, open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.evaluation.config import load_evaluation
@@ -162,7 +162,7 @@ def test_tokens__are_met_to_within_an_example_and_never_exceeded(root: Root, met
         spent = int(chosen["target_tokens"].sum())
         assert spent == outcome.stages["select"]["tokens"]
         assert budget - longest < spent <= budget
-        left = selections.spent(root.catalog, outcome.run_id)["next_tokens"].drop_nulls()
+        left = choices.spent(root.catalog, outcome.run_id)["next_tokens"].drop_nulls()
         assert (left > budget - spent).all()  # no group can pay for its next row
     assert check.check(root) == []
 
@@ -213,7 +213,7 @@ def test_budget__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_pa
     shutil.copytree(tmp_path / "root", tmp_path / "other")
     other = open_root(str(tmp_path / "other"), create=False)
     whole = pipeline.reselect(other.url, base, SilentReporter(), **changes)
-    steps = selections.budget_steps(other.catalog, whole.run_id)
+    steps = choices.budget_steps(other.catalog, whole.run_id)
     assert len(steps) > 0  # it was divided again
     for after in (2, 4):
         with pytest.raises(KeyboardInterrupt):
@@ -223,7 +223,7 @@ def test_budget__interrupted_and_resumed_equals_uninterrupted(root: Root, tmp_pa
         selections.selection(at.catalog, run).drop("run_id") for at, run in ((root, resumed.run_id), (other, whole.run_id))
     )
     assert one.equals(two)
-    assert selections.budget_steps(root.catalog, resumed.run_id).equals(steps)
+    assert choices.budget_steps(root.catalog, resumed.run_id).equals(steps)
 
 
 def test_evaluate__at_equal_tokens_gives_every_method_as_many_tokens(root: Root) -> None:

@@ -132,6 +132,18 @@ def test_readers__need_a_root_that_is_there(tagcos: Call, tmp_path: Path) -> Non
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_help__is_printed_where_the_environment_does_not_know_the_width(
+    tagcos: Call, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Terminals of CI say COLUMNS=0: a width of 0 would print nothing."""
+    monkeypatch.setenv("COLUMNS", columns)
+    code, printed, _ = tagcos("--help")
+    assert code == 0
+    assert "Usage: " in printed
+    assert "--version" in printed
+
+
 def test_help__lists_every_setting(tagcos: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     _, printed, _ = tagcos("run", "--help")

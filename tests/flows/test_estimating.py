@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows import estimate, pipeline, progress, survey
+from flows import estimate, pipeline, progress, source_sample
 from flows.pipeline import load_settings
 from flows.progress import SilentReporter
 from storage.root import open_root
@@ -57,9 +57,9 @@ def test_estimate__says_what_the_run_takes(small_settings: Maker, pool_folder: P
 
 def test_estimate__a_count_is_of_the_whole_pool(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which the time sufficed to read ten rows of each of the three files."""
-    monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=10))
-    monkeypatch.setattr(survey, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr(estimate, "sample_sources", partial(survey.sample_sources, seconds=0.0, count_seconds=60.0))
+    monkeypatch.setattr(source_sample, "read_file", lambda file: read_file(file, block_rows=10))
+    monkeypatch.setattr(source_sample, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "sample_sources", partial(source_sample.sample_sources, seconds=0.0, count_seconds=60.0))
     found = estimate.estimate(load_settings(small_settings(fraction=None, count=80)), seconds=0)
     assert (found.rows, found.rows_read, found.selected) == (120, 30, 80)
 
@@ -85,19 +85,19 @@ def test_look__rows_are_counted_and_what_was_not_read_is_like_what_was(tmp_path:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(lines[:10_000]))
     files = resolve_sources([str(tmp_path)])
-    whole = survey.sample_sources(files)
+    whole = source_sample.sample_sources(files)
     assert (whole.rows, whole.rows_read, whole.examples) == (40_000, 40_000, 30_000)
-    assert len(whole.sample) <= survey.SAMPLE
-    monkeypatch.setattr(survey, "read_file", lambda file: read_file(file, block_rows=2_000))
-    monkeypatch.setattr(survey, "MIN_SECONDS", 0.0)
-    part = survey.sample_sources(files, seconds=0)  # the first blocks of each file
+    assert len(whole.sample) <= source_sample.SAMPLE
+    monkeypatch.setattr(source_sample, "read_file", lambda file: read_file(file, block_rows=2_000))
+    monkeypatch.setattr(source_sample, "MIN_SECONDS", 0.0)
+    part = source_sample.sample_sources(files, seconds=0)  # the first blocks of each file
     assert part.rows_read < 40_000
     assert (part.rows, part.rows_counted) == (40_000, True)
-    monkeypatch.setattr(survey, "BLOCK_ROWS", 500)
-    likely, counted = survey.count_rows(files[0], 0.0)
+    monkeypatch.setattr(source_sample, "BLOCK_ROWS", 500)
+    likely, counted = source_sample.count_rows(files[0], 0.0)
     assert (likely, counted) == (pytest.approx(30_000, rel=0.1), False)
     (some,) = resolve_sources([SourceSpec(str(tmp_path / "a.jsonl"), limit=20_000)])
-    assert survey.count_rows(some, 60.0) == (20_000, True)
+    assert source_sample.count_rows(some, 60.0) == (20_000, True)
 
 
 def test_estimate__mistakes(small_settings: Maker, tmp_path: Path) -> None:

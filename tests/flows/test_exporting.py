@@ -277,9 +277,9 @@ def test_export__trl_takes_conversations(
 def test_export__datasets_opens_it(exported: tuple[Root, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     root, run_id = exported
-    opened = {}
+    opened, notes = {}, {}
     for format in ("datasets", "llama-factory", "axolotl"):
-        exports.export(root, run_id, tmp_path / format, format=format, leave_out=True)
+        notes[format] = exports.export(root, run_id, tmp_path / format, format=format, leave_out=True).notes
         options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
         if format == "datasets":
             opened[format] = datasets.load_dataset(str(tmp_path / format), **options)
@@ -289,6 +289,7 @@ def test_export__datasets_opens_it(exported: tuple[Root, str], tmp_path: Path, m
     kind = kinds_of(root)
     first = {kind[row["example_id"]]: row for row in opened["datasets"]}
     assert first["first answer untrained"]["messages"][1]["train"] == []
+    assert len([note for note in notes["datasets"] if "arguments for the chat template" in note]) == 1
     (call,) = first["a call"]["messages"][1]["tool_calls"]
     assert (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"])) == (
         "c1",

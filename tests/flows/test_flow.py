@@ -19,6 +19,7 @@ from storage.catalog import evaluations, runs, selections
 from storage.root import open_root
 from tagcos_stream.types import UserError
 from tests.flows.server import free_port
+from tests.stages import RESELECT_STAGES, STAGES
 
 CODE = """
 import asyncio, json, sys
@@ -123,7 +124,7 @@ def test_flow__same_selection_as_the_plain_run(small_settings: Callable[..., dic
     results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(results) == 1, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(results[0])
-    begun = (*pipeline.STAGES, *pipeline.RESELECT_STAGES, "evaluate", "report", "report")
+    begun = (*STAGES, *RESELECT_STAGES, "evaluate", "report", "report")
     assert result["tasks"] == sorted([name, "Completed"] for name in begun)
     shown = ["evaluate", "evaluation", "gradients", "report", "selection-by-dataset", "selection-by-source", "summary"]
     assert sorted(set(result["artifacts"])) == [f"tagcos-{name}" for name in shown]

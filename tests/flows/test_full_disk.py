@@ -18,6 +18,7 @@ from storage.root import open_root
 from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import Call, First
+from tests.stages import STAGES
 
 MESSAGE = r"cannot write .*(disk or quota is full)"
 
@@ -43,7 +44,7 @@ def test_full_disk__in_every_stage_and_command(
             pipeline.run(settings, silent)
         (disk / "ballast").unlink()
 
-    for full in pipeline.STAGES:
+    for full in STAGES:
 
         def do_stage(name: str, work: Any, run: RunContext, /, *given: Any, full: str = full) -> Any:
             if name == full:

@@ -178,7 +178,7 @@ def test_checks__warn_stop_and_are_recorded(first: tuple[Path, dict[str, Any], s
         "-- Sources.\n-- severity: warn\n-- after: select\nSELECT source, pool FROM source_changes($since, $run) ORDER BY source"
     )
     (tmp_path / "few.sql").write_text(warn)
-    (tmp_path / "none.sql").write_text("SELECT * FROM selection_of($run) WHERE rank < 0")
+    (tmp_path / "none.sql").write_text("SELECT * FROM selection_of($run) WHERE rank < 0; -- ranks count from 0")
     said = checked(first, tmp_path, "select")
     assert said == ["check few (warn) after select: 2 rows, the first: source chat, pool 40", "checks after select: 2 run"]
     assert checked(first, tmp_path, "ingest") == ["checks after ingest: 1 run"]

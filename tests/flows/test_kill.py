@@ -23,7 +23,6 @@ import polars as pl
 import pytest
 
 from flows import pipeline
-from flows.pipeline import STAGES
 from flows.progress import SilentReporter
 from storage import check, gc
 from storage.catalog import selections
@@ -33,6 +32,7 @@ from tagcos_stream.config import load_settings
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, conversation
 from tests.flows.processes import ended, start
+from tests.stages import STAGES
 
 NEWEST = "SELECT run_id FROM runs ORDER BY started_at DESC, run_id DESC LIMIT 1"
 CHECKOUT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 
 from flows import pipeline
 from flows.progress import SilentReporter
-from storage.catalog import runs, selections
+from storage.catalog import runs, selections, stages
 from storage.database import Catalog
 from storage.root import Root, open_root
 from storage.snapshot import snapshot_path
@@ -123,7 +123,7 @@ def test_status__shows_the_stage_of_a_run_under_way_and_of_one_that_was_killed(t
     with subprocess.Popen([sys.executable, "-c", script, root.url], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "block\n"
-        runs.stage_begun(root.catalog, run_id := runs.list_runs(root.catalog)["run_id"][0], "gradients")
+        stages.begun(root.catalog, run_id := runs.list_runs(root.catalog)["run_id"][0], "gradients")
         _, running, _ = tagcos("status", "--root", root.url)
         process.kill()
     _, killed, _ = tagcos("status", "--root", root.url)

@@ -75,7 +75,8 @@ def test_clock__set_back__the_last_to_complete_is_still_the_latest(
     settings = small_settings()
     first = first_run(settings)
     catalog = open_root(settings["root"], create=False).catalog
-    monkeypatch.setattr("storage.catalog.runs.utc_now", lambda: utc_now() - timedelta(days=2))
+    for module in ("runs", "stages"):
+        monkeypatch.setattr(f"storage.catalog.{module}.utc_now", lambda: utc_now() - timedelta(days=2))
     second = run(settings | {"fraction": 0.2})
     assert second.run_id < first.run_id  # ids have the date of the clock
     assert runs.find_run(catalog) == second.run_id

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import polars as pl
 import psutil
 import pytest
 
-from flows import pipeline
+from flows import models, pipeline
 from flows.context import RunContext, versions
 from flows.progress import SilentReporter
 from flows.stages import answers
@@ -33,6 +34,7 @@ from storage.catalog import clusterings, runs, selections
 from storage.root import open_root
 from tagcos_stream.clustering import assign, exact_pass, kmeans, stream
 from tagcos_stream.config import Settings, load_settings
+from tagcos_stream.memory import GIB
 from tagcos_stream.types import UserError
 from tests.flows.partition_work import Unreadable, deadly, echo, folders, outlived, quits, slow, squares
 from tests.flows.server import CHECKOUT, free_port
@@ -452,3 +454,42 @@ def test_ray__a_request_that_no_node_meets_is_refused(cluster: None) -> None:
         list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=4)))
     with pytest.raises(UserError, match=r"gpus_per_worker 1.5: Ray shares one GPU"):
         list(partitioned(squares, 3, [1], Settings(run_on="ray", gpus_per_worker=1.5)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "gpus", "sharers"),
+    [
+        ({}, 1, 1, 1),
+        ({"workers": 4}, 4, 1, 4),
+        ({"workers": 4}, 4, 4, 1),
+        ({"workers": 5, "device": "cuda"}, 5, 2, 3),
+        ({"workers": 3, "device": "cuda:1"}, 3, 2, 3),  # all on the one that is named
+        ({"run_on": "ray", "workers": 4, "gpus_per_worker": 0.25}, 1, 1, 4),  # a cluster: its workers are not counted
+        ({"run_on": "ray", "workers": 2, "gpus_per_worker": 1}, 2, 1, 1),  # Ray shows each its own
+        ({"run_on": "ray", "workers": 2, "gpus_per_worker": 2}, 2, 2, 1),
+    ],
+)
+def test_workers_on_gpu__by_placement(changes: dict[str, Any], processes: int, gpus: int, sharers: int) -> None:
+    assert models.workers_on_gpu(Settings(**changes), processes, gpus) == sharers
+
+
+def test_token_budget__is_for_a_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 GiB for four, 20 GiB less the 4 GiB of the model, although 70 GiB are free as long as the others load."""
+    for name, value in {
+        "mem_get_info": (70 * GIB, 80 * GIB),
+        "memory_reserved": 6 * GIB,
+        "memory_allocated": 4 * GIB,
+        "device_count": 1,
+    }.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *given, value=value: value)
+    loaded: Any = SimpleNamespace(device="cuda:0")
+    needs: list[int] = []
+
+    def need(tokens: int) -> int:
+        needs.append(tokens)
+        return tokens * GIB // 256
+
+    assert models.token_budget(Settings(max_length=512), loaded, "a stage", need) == 8192
+    assert models.token_budget(Settings(max_length=512, workers=4), loaded, "a stage", need, 4) == 4096
+    with pytest.raises(UserError, match=r"cuda:0 has 16\.0 GiB for each of 4 processes"):
+        models.token_budget(Settings(max_length=512, batch_tokens=8192, workers=4), loaded, "a stage", need, 4)

@@ -54,7 +54,7 @@ def begin_clustering(root: Root, values: dict[str, Any], centroids_of: str) -> s
     """A clustering with another's centroids and no rows, which a run with these settings finds: a run from scratch."""
     catalog = root.catalog
     space, first = catalog.read("SELECT space_id, run_id FROM clusterings WHERE clustering_id = ?", [centroids_of]).row(0)
-    reader = grouped_reader.open_clustering(root.files, centroids_of)
+    reader = grouped_reader.ClusteringReader(root.files, centroids_of, [0])
     name = f"scratch-{values.get('seed', 0)}"
     grouped.write_centroids(root.files, name, reader.centroids)
     noted = runs.run_status(catalog, first).run["clustering_id"]
@@ -133,7 +133,7 @@ def test_refresh__equals_a_fresh_root_with_the_same_adapter_and_centroids(
     space = first.stages["warm-up"]["space_id"]
     shutil.copytree(tmp_path / "root" / "spaces", tmp_path / "fresh" / "spaces", ignore=shutil.ignore_patterns("segments"))
     name = first.stages["cluster"]["clustering_id"]
-    centroids = grouped_reader.open_clustering(root.files, name).centroids
+    centroids = grouped_reader.ClusteringReader(root.files, name, [0]).centroids
     grouped.write_centroids(other.files, name, centroids)
     nothing = pl.DataFrame(schema={"cluster": pl.Int32, "size": pl.Int64, "inertia": pl.Float64})
     clusterings.add_clustering(

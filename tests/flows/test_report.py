@@ -388,8 +388,8 @@ def test_report__says_what_is_missing(filled: Root) -> None:
     assert missing == ["budget", "residuals", "rejects", "exclusions", "changes", "controls"]
 
 
-def test_report__of_groups_that_are_no_clusters(selected_root: Root, chromium: Browser, tmp_path: Path) -> None:
-    """Datasets chosen from separately have groups with numbers of their own; strata have no residual, and bars all the same."""
+def test_report__of_groups_that_are_parts_of_clusters(selected_root: Root) -> None:
+    """Datasets chosen from separately have groups with numbers of their own."""
     run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), balance="equal").run_id
     groups = selected_root.catalog.read("FROM run_groups WHERE run_id = ? ORDER BY size DESC, group_id", [run_id])
     clusters = selected_root.catalog.read("SELECT DISTINCT cluster FROM assignments")["cluster"].to_list()
@@ -401,7 +401,28 @@ def test_report__of_groups_that_are_no_clusters(selected_root: Root, chromium: B
     assert [row["c"] for row in found.plots["budget"]["rows"]] == groups["group_id"].to_list()
     assert {int(row[0]) for row in found.rows("clusters")} == {*clusters}
     assert "residual" not in page[page.index('id="table-clusters"') :].split("</thead>")[0]
-    assert not any("c" in row for row in found.plots["map"]["rows"])
+    rows = found.plots["map"]["rows"]
+    members = "SELECT e.example_id, c.group_id FROM candidate_rows_of(?) c JOIN examples e USING (segment, row)"
+    expected = {example_id[:12]: group for example_id, group in selected_root.catalog.read(members, [run_id]).iter_rows()}
+    assert {row["example"]: row["c"] for row in rows if row["kind"] == "example"} == expected
+    outlines = [row for row in rows if row["kind"] == "outline"]
+    assert {row["cluster"] for row in outlines} <= {*clusters}
+    assert not any("c" in row for row in outlines)  # whatever group is shown
+
+
+def test_browser__of_groups_that_are_no_clusters(selected_root: Root, chromium: Browser, tmp_path: Path) -> None:
+    """The map is filtered by parts of clusters; strata have no residual, and bars all the same."""
+    run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), balance="equal").run_id
+    page = make_report(selected_root, run_id)
+    (tmp_path / "groups.html").write_text(page, encoding="utf-8")
+    rows = Content(page).plots["map"]["rows"]
+    outlines = {row["cluster"] for row in rows if row["kind"] == "outline"}
+    groups = [row["c"] for row in rows if row["kind"] == "example"]
+    chromium.open(tmp_path / "groups.html")
+    assert chromium.log() == []
+    assert chromium.count(f"#plot-map {MARK}") == len(groups) + len(outlines)
+    chromium.fill("filter-cluster", str(groups[0]))
+    assert chromium.count(f"#plot-map {MARK}") == groups.count(groups[0]) + len(outlines)
 
     run_id = pipeline.reselect(selected_root.url, None, SilentReporter(), balance="natural", method="stratified").run_id
     (tmp_path / "strata.html").write_text(make_report(selected_root, run_id), encoding="utf-8")

@@ -23,6 +23,7 @@ from flows.models import load_adapted
 from flows.progress import SilentReporter
 from storage import check
 from storage.catalog import runs, selections
+from storage.catalog.spaces import Space
 from storage.exports import write as exports
 from storage.root import open_root
 from tagcos_stream.config import Settings, load_settings
@@ -33,6 +34,7 @@ from tagcos_stream.gradients.model import LoadedModel, load_model
 from tagcos_stream.types import UserError
 from tests.flows.conftest import TOPICS, First, conversation, features_of
 from tests.models import CHATML, tiny_tokenizer
+from tests.stages import STAGES
 
 Maker = Callable[..., dict[str, Any]]
 CHANGES = ("add", "drop", "rename", "shuffle", "replace", "repeat", "spoil", "move")  # of the files of a pool
@@ -182,7 +184,7 @@ def test_run__whatever_became_of_a_pool_it_is_that_of_a_fresh_root(
         name = generator.choice(sorted(settings))
         values |= {name: generator.choice(settings[name]), "sources": (str(folder),)}
         if step % 2:
-            stage = generator.choice(pipeline.STAGES)
+            stage = generator.choice(STAGES)
             with pytest.raises(KeyboardInterrupt):
                 pipeline.run(load_settings(values), SilentReporter(), interrupted)
             folder = change(folder)
@@ -528,6 +530,17 @@ def test_run__with_its_root_in_an_object_store_selects_the_same(
     assert selected(str(tmp_path / "root"), local.run_id).equals(selected(bucket, remote.run_id))
     assert run(small_settings(root=bucket)).stages["gradients"]["computed"] == 0
     assert exports.export(open_root(bucket, create=False), remote.run_id, tmp_path / "out.jsonl").rows == 12
+
+
+def test_load_of_space__in_the_dtype_that_the_space_was_begun_in(small_settings: Maker) -> None:
+    """A device without one in its settings would load another: a driver without a GPU, or the same root on two machines."""
+    asked = load_settings(small_settings())
+    made = load_adapted(asked.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    space = Space("space", "recipe", "sgd", 8, {"model": made.fingerprint, "dtype": "bfloat16"}, pl.DataFrame())
+    with models.AdaptedModel() as held:
+        assert models.load_of_space(held, asked, "cpu", space).dtype == "bfloat16"
+        with pytest.raises(UserError, match="features of two models never mix"):
+            models.load_of_space(held, asked.model_copy(update={"dtype": "float32"}), "cpu", space)
 
 
 def test_run__loads_the_model_once_and_releases_it(small_settings: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

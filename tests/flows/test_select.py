@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ import pytest
 from flows import pipeline
 from flows.cli.summary import summary
 from flows.compare import diagnose
+from flows.compare.trials import require_same_lists
 from flows.progress import SilentReporter
 from flows.report.build import make_report
 from storage import check
-from storage.catalog import diagnostics, runs, selections
+from storage.catalog import diagnostics, runs, selections, signals
 from storage.examples import example_reader
 from storage.exports import write as exports
 from storage.root import Root, open_root
@@ -470,6 +472,40 @@ def test_exclude__by_a_list_or_a_condition(root: Root, tmp_path: Path) -> None:
     assert others == [pool["example_id"][int(kept[row])] for row, *_ in ref]
     third = reselect(root, base, method="random", fraction=0.1, exclude="dataset = 'sums' OR turns > 2", where="loss > 0")
     assert third.stages["select"]["excluded"] == {"exclude dataset = 'sums' OR turns > 2": 80}
-    for exclude, message in (("none.txt", "exclude none.txt: "), ("nothing = 3", "there is no column nothing")):
+    missing = rf"exclude {re.escape(str(Path.cwd()))}/none\.txt: "
+    for exclude, message in (("none.txt", missing), ("nothing = 3", "there is no column nothing")):
         with pytest.raises(UserError, match=message):
             reselect(root, base, exclude=exclude)
+
+
+def test_exclude_and_include__a_file_is_the_same_from_any_folder(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = runs.complete_run(root.catalog)["run_id"]
+    ids = root.catalog.read("SELECT example_id FROM pool_of(?) ORDER BY 1 LIMIT 6", [base])["example_id"].to_list()
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder, banned in ((here, ids[:3]), (elsewhere, ids[3:])):
+        folder.mkdir()
+        (folder / "banned.txt").write_text("\n".join(banned))
+    pl.DataFrame({"example_id": ids[4:]}).write_csv(here / "gold.csv")
+    monkeypatch.chdir(here)
+    first = reselect(root, base, method="random", count=12, exclude="banned.txt", include="gold.csv").run_id
+    monkeypatch.chdir(elsewhere)  # which has another file of this name, and none of the other
+    again = reselect(root, first, count=13).run_id
+    for run_id in (first, again):
+        assert signals.excluded_ids(root.catalog, run_id, f"exclude {here / 'banned.txt'}") == set(ids[:3])
+        assert signals.pinned_ids(root.catalog, run_id) == set(ids[4:])
+    row = runs.complete_run(root.catalog, first)
+    require_same_lists(root, row, load_settings(pipeline.changed_settings(row, root.url, {})))
+    # a run of an earlier version recorded what its user wrote
+    with root.catalog.transaction() as connection:
+        connection.execute("UPDATE exclusions SET reason = 'exclude banned.txt' WHERE run_id = ?", [first])
+        connection.execute(
+            'UPDATE runs SET config = json_merge_patch(config, \'{"exclude": "banned.txt"}\') WHERE run_id = ?', [first]
+        )
+    row = runs.complete_run(root.catalog, first)
+    monkeypatch.chdir(here)
+    require_same_lists(root, row, load_settings(pipeline.changed_settings(row, root.url, {})))
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(UserError, match=f"exclude {elsewhere}/banned.txt: it names other examples than when {first} was made"):
+        require_same_lists(root, row, load_settings(pipeline.changed_settings(row, root.url, {})))

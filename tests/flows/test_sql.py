@@ -57,6 +57,12 @@ def test_sql__what_python_cannot_hold_is_text_or_null(ask: Call) -> None:
     assert row["now"].startswith("2026-01-01")
 
 
+def test_sql__a_comment_may_follow_the_query(ask: Call) -> None:
+    for query in ("SELECT INTERVAL 1 DAY AS waits; -- done", "SELECT 'ä;' AS waits /* ; */ ;; -- done\n;"):
+        for arguments in ([], ["--limit", "1"]):
+            assert ask(query, *arguments, "--csv")[1].startswith("waits\n")
+
+
 def test_sql__csv(ask: Call) -> None:
     told = ask(NUMBERS + ", 'a,\"b\"' AS text", "--csv")[1]
     assert told == 'total,price,lost,few,exact,text\n7,1.5,,"[1, 2]",0.30000000000000004,"a,""b"""\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from tagcos_stream.gradients.adapter import attach_adapter
 from tagcos_stream.gradients.chat import Encoded
-from tagcos_stream.gradients.extract import BlockFeatures, GradientExtractor, block_features
+from tagcos_stream.gradients.extract import BlockFeatures, GradientBatch, GradientExtractor, block_features
 from tagcos_stream.gradients.hidden import pooled, without_adapter
 from tagcos_stream.gradients.projection.projections import make_projection
 from tagcos_stream.gradients.variants import VARIANTS
@@ -350,3 +351,52 @@ def test_extractor__refuses_what_does_not_fit() -> None:
         ex.features([Encoded(np.array([5, 6], np.int32), np.array([True, True]), False)])
     with pytest.raises(UserError, match="DoRA"):
         attach_adapter(tiny_model(), rank=2, alpha=2, seed=0, dora=True)
+
+
+def certain(factor: float, seed: int) -> tuple[GradientExtractor, Any, list[Encoded]]:
+    """A bfloat16 model with large logits, and two examples of its own most likely answers."""
+    base = tiny_model("llama")
+    with torch.no_grad():
+        base.get_output_embeddings().weight.mul_(factor)
+    model = attach_adapter(base, rank=4, alpha=8, seed=1).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            parameter.data = parameter.data.float()
+    ex = GradientExtractor(model, variants=VARIANTS, projection=make_projection(dim=256, seed=0))
+    checkpoint = random_checkpoint(model)
+    ex.use(checkpoint)
+    examples = []
+    for length in (12, 30):
+        ids = torch.randint(5, 90, (1, 6), generator=torch.Generator().manual_seed(length + seed))
+        with torch.no_grad():
+            while ids.shape[1] < length:
+                ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+        examples.append(Encoded(ids[0].numpy().astype(np.int32), np.arange(length) >= 6, False))
+    return ex, checkpoint, examples
+
+
+def test_self_check__passes_on_answers_that_the_model_is_certain_of() -> None:
+    """Of a probability that float32 cannot tell from 1 the loss is 0 or 2e-8, and the gradient rounding."""
+    ex, checkpoint, examples = certain(300, 1)
+    assert ex.features(examples).loss[0] < 1e-6
+    self_check(ex, checkpoint, examples)
+
+
+def test_self_check__loss_and_gradient_of_a_nearly_certain_answer_may_move_together() -> None:
+    ex, checkpoint, examples = certain(200, 2)
+    assert 5e-5 < ex.features(examples[1:]).loss[0] < 2e-4
+
+    def moved(loss: float, gradient: float) -> None:
+        def features(batch: list[Encoded]) -> GradientBatch:
+            found = GradientExtractor.features(ex, batch)
+            return replace(found, loss=found.loss * loss, grad_norm=found.grad_norm * gradient)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ex, "features", features)
+            self_check(ex, checkpoint, [examples[1], examples[1]])
+
+    moved(1.4, 1.4)
+    with pytest.raises(SelfCheckFailed, match="gradient length"):
+        moved(1.0, 0.5)
+    with pytest.raises(SelfCheckFailed, match="loss"):
+        moved(1000.0, 1.0)

@@ -17,7 +17,7 @@ from tagcos_stream.selection.methods import METHODS, Choice, Group, Limits
 from tagcos_stream.selection.pursuit.omp import omp_select
 from tagcos_stream.selection.ridge import nonnegative_ridge
 from tagcos_stream.selection.shares import Amount, Bounds, Share, bounds_of, fix, parse_share, parse_shares, parse_tokens
-from tagcos_stream.selection.tokens import choose_within, first_rows
+from tagcos_stream.selection.tokens import choose_within, first_rows, most_rows, prefix
 from tagcos_stream.types import ArrayRows, UserError
 from tests import naive
 
@@ -257,3 +257,31 @@ def test_grants__go_to_those_who_left_most_and_keep_to_the_budget() -> None:
 def test_settings__of_a_budget_in_tokens_estimate_examples() -> None:
     assert Settings(tokens="10k").budget(1000, 50.0) == 200
     assert Settings(tokens="10k").budget(100, 50.0) == 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_most_rows__no_order_asks_for_more(seed: int) -> None:
+    """The cheapest rows first ask for the most, here for more than twice what was asked at first."""
+    rng = np.random.default_rng(seed)
+    costs = np.where(rng.random(400) < 0.5, rng.integers(0, 4, 400), rng.integers(50, 200, 400))
+    budget = int(rng.integers(1, costs.sum()))
+    first = first_rows(costs, budget)
+    bound = most_rows(costs, budget, first)
+    asked = []
+    for order in (np.argsort(costs, kind="stable"), np.argsort(-costs), rng.permutation(400)):
+        found: list[int] = []
+
+        def rows(count: int, order: np.ndarray = order, found: list[int] = found) -> tuple[np.ndarray, None]:
+            found.append(count)
+            return order[:count], None
+
+        prefix(costs, budget, first, rows)
+        asked.append(max(found))
+    assert asked[0] == bound
+    assert max(asked) <= bound
+
+
+def test_most_rows__may_double_more_than_once() -> None:
+    costs = np.repeat([1, 1000], 500)
+    first = first_rows(costs, 20_000)
+    assert most_rows(costs, 20_000, first) > 4 * first

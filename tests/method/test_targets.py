@@ -121,3 +121,22 @@ def test_rds__parts_take_turns_and_memory_is_checked_first() -> None:
     with pytest.raises(UserError, match="round robin of 3 target examples over 200 rows"):
         rds.round_robin(rows, wanted, np.array([0, 0, 1]), 5, memory_limit=1000)
     assert nearest_module.peak_bytes(8, 200, 3) > 0
+
+
+@pytest.mark.parametrize("m", [1, 3, 7])
+def test_nearest_and_rds__equal_rows_are_equal_wherever_they_lie(m: int) -> None:
+    """The lowest wins, although products in blocks give equal rows other last bits; 33 dimensions, a short last block."""
+    for n in (50, 300, 1037, 4100):
+        rng = np.random.default_rng(n + m)
+        rows = rng.standard_normal((n, 33)).astype(np.float32)
+        queries = rng.standard_normal((m, 33))
+        same = np.sort(rng.choice(n, n // 3, replace=False))
+        rows[same] = rows[same[0]] = queries[0]
+        for features in (rows, ArrayRows(rows, 64)):
+            found = nearest(features, queries, threads=1)
+            assert found.rows[0] == same[0]
+            assert len(np.unique(found.row_cosines[same])) == 1
+            assert (found.queries[same] == 0).all()
+            choice = rds.round_robin(features, queries[:1], np.zeros(1, np.int64), len(same), threads=1)
+            np.testing.assert_array_equal(choice.indices, same)
+            assert len(np.unique(choice.margins[same])) == 1

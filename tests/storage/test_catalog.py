@@ -18,7 +18,8 @@ import duckdb
 import polars as pl
 import pytest
 
-from storage.catalog import evaluations, pool, runs
+from storage import database_file
+from storage.catalog import evaluations, pool, runs, stages
 from storage.check import check
 from storage.database import Catalog
 from storage.gc import orphans
@@ -229,7 +230,7 @@ def test_transaction__waits_for_a_shell_with_a_message_and_goes_on(root: Root, k
         said.clear()
         with hold(root.catalog_path, kind, 1.0) as pid:  # which can open the file: the catalog has closed it
             started = time.monotonic()
-            runs.stage_done(catalog, opened.run_id, stage, seconds=1.0, peak_bytes=None, detail={})
+            stages.done(catalog, opened.run_id, stage, seconds=1.0, peak_bytes=None, detail={})
             assert time.monotonic() - started > 0.6
         assert len(said) == 1
         assert f"is held by process {pid}" in said[0]
@@ -270,7 +271,7 @@ def test_catalog__threads_take_turns(root: Root) -> None:
         try:
             for turn in range(5):
                 if number % 2:
-                    runs.stage_done(root.catalog, "x", f"{number}-{turn}", seconds=0.0, peak_bytes=None, detail={})
+                    stages.done(root.catalog, "x", f"{number}-{turn}", seconds=0.0, peak_bytes=None, detail={})
                 else:
                     root.catalog.read("SELECT count(*) FROM stages")
         except Exception as error:
@@ -390,3 +391,55 @@ def test_open_root__says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad" / "catalog.duckdb").write_bytes(b"not a database" * 1000)
     with pytest.raises(UserError, match=r"cannot be opened as a catalog.*snapshot"):
         runs.list_runs(open_root(str(tmp_path / "bad")).catalog)
+
+
+@pytest.mark.process
+def test_lingering__is_open_for_a_moment_after_each_use_and_closed_at_the_end(
+    filled: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, catalog = filled.catalog_path, filled.catalog
+    count = "SELECT count(*) FROM examples"
+    expected = catalog.read(count).item()
+
+    def opens() -> bool:
+        found = subprocess.run([sys.executable, "-c", HOLD, str(path), "read", "0"], capture_output=True, text=True)
+        assert found.stdout == "open\n" or "lock" in found.stderr
+        return found.returncode == 0
+
+    def until_open() -> None:
+        deadline = time.monotonic() + 60
+        while not opens():
+            assert time.monotonic() < deadline
+
+    monkeypatch.setattr(database_file, "LINGER", 60.0)
+    monkeypatch.setattr(database_file, "LINGERING", 60.0)
+    with catalog.lingering():
+        assert opens(), "nothing was read yet"
+        assert catalog.read(count).item() == expected
+        assert not opens()
+        with pytest.raises(duckdb.Error, match="read-only"), catalog.reading() as connection:
+            connection.execute("DELETE FROM stages")
+        assert opens(), "an error closes it"
+        with catalog.transaction() as connection:
+            connection.execute("CREATE TABLE noted AS SELECT 1 AS one")
+        assert catalog.read("FROM noted").item() == 1
+        assert not opens()
+        # another object for the same file, and a query that is allowed less, get it at once
+        assert Catalog(path).read("FROM noted").item() == 1
+        assert catalog.read("FROM noted").item() == 1
+        assert catalog.ask("FROM noted", safe=True).item() == 1
+        with catalog.transaction() as connection:
+            connection.execute("DROP TABLE noted")
+        assert not opens()
+    assert opens()
+    monkeypatch.setattr(database_file, "LINGER", 0.05)
+    with catalog.lingering():
+        catalog.read(count)
+        until_open()
+    # uses without a pause leave it closed in between for a part of the time
+    monkeypatch.setattr(database_file, "LINGER", 60.0)
+    monkeypatch.setattr(database_file, "PERIOD", 0.3)
+    monkeypatch.setattr(database_file, "LINGERING", 0.0)
+    with catalog.lingering():
+        catalog.read(count)
+        until_open()

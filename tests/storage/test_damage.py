@@ -14,7 +14,7 @@ import pytest
 
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped import regroup, write_centroids
-from storage.arrays.grouped_reader import open_clustering
+from storage.arrays.grouped_reader import ClusteringReader
 from storage.arrays.segments import open_features
 from storage.catalog import clusterings, runs, selections, spaces
 from storage.check import check, repair
@@ -135,7 +135,7 @@ def test_check__drops_a_clustering_whose_tables_are_damaged(filled: Root, part: 
     with catalog.transaction() as connection:
         connection.execute("UPDATE clusterings SET recipe = 'made'")
     name = catalog.read("SELECT clustering_id FROM runs").item()
-    reader = open_clustering(filled.files, name)
+    reader = ClusteringReader(filled.files, name, [0])
     pool = spaces.features_pool(catalog, run_id, catalog.read("SELECT space_id FROM runs").item())
     assert (clusterings.exists(catalog, name), clusterings.find_clustering(catalog, "made", pool)) == (True, name)
     assigned, labels, distances, totals = clusterings.assignments(catalog, name), reader.labels, reader.distances, reader.totals()

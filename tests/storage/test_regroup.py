@@ -11,7 +11,7 @@ import pytest
 
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.grouped import choose_chunk_rows, part_group, regroup, regroup_bytes, write_centroids
-from storage.arrays.grouped_reader import open_clustering
+from storage.arrays.grouped_reader import ClusteringReader
 from storage.arrays.segments import FeatureRows, create_segment, open_features, open_segment
 from storage.files.base import Files
 from storage.files.open import open_files
@@ -71,7 +71,7 @@ def test_regroup__each_cluster_holds_its_rows_in_order(files: Files, n: int, n_c
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen[-1] == (rows.n_rows, rows.n_rows)
-    reader = open_clustering(files, "c")
+    reader = ClusteringReader(files, "c", [0])
     assert (reader.n_clusters, reader.dim, reader.n_rows) == (n_clusters, DIM, rows.n_rows)
     np.testing.assert_array_equal(reader.labels, labels)
     np.testing.assert_array_equal(reader.centroids, centroids)
@@ -118,7 +118,7 @@ def test_regroup__a_new_part_leaves_the_old_files_alone(files: Files, tmp_path: 
     regroup(files, "c", rows2, labels2, **beside(labels2, 4), part=1)
 
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
-    old, new = open_clustering(files, "c", [0]), open_clustering(files, "c", [0, 1])
+    old, new = ClusteringReader(files, "c", [0]), ClusteringReader(files, "c", [0, 1])
     assert old.n_rows == rows1.n_rows  # a part that the catalog does not name is not read
     sizes = np.bincount(labels1, minlength=4) + np.bincount(labels2, minlength=4)
     np.testing.assert_array_equal(new.totals()[1], sizes)
@@ -164,7 +164,7 @@ def test_cluster__damage_is_found_and_named(files: Files) -> None:
     body = bytearray(files.read(key))
     body[10] ^= 1
     files.write(key, bytes(body))
-    reader = open_clustering(files, "c")
+    reader = ClusteringReader(files, "c", [0])
     with pytest.raises(DamagedStore, match=r"part-00000/features/c\.0\.0 \(block 0 of features\) has checksum.*regrouped"):
         whole(reader.cluster(0))
     whole(reader.cluster(2))

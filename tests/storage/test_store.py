@@ -21,7 +21,7 @@ from storage.arrays.checkpoints import (
 from storage.arrays.chunked import DamagedStore
 from storage.arrays.safetensors_io import load_arrays, save_arrays
 from storage.arrays.segments import open_features, open_segment
-from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces
+from storage.catalog import clusterings, diagnostics, pool, runs, selections, spaces, stages
 from storage.examples import example_reader
 from storage.files.object import ObjectFiles
 from storage.gc import FOLDERS, orphans, sweep, work_key
@@ -122,7 +122,7 @@ def test_run__resumes_by_config_and_names_are_unique(root: Root) -> None:
     first = opened("a")
     other = opened("b")
     assert first.run_id != other.run_id
-    runs.stage_done(root.catalog, first.run_id, "ingest", seconds=1.0, peak_bytes=5, detail={"rows": 3})
+    stages.done(root.catalog, first.run_id, "ingest", seconds=1.0, peak_bytes=5, detail={"rows": 3})
     runs.stop_run(root.catalog, first.run_id, "failed", "no disk")
     again = opened("a")
     assert (again.run_id, again.resumed, again.stages) == (first.run_id, True, {"ingest": {"rows": 3}})
@@ -455,26 +455,26 @@ def test_stages__attempts_add_up(root: Root) -> None:
     """A stage that failed, was killed, and then came to its end: seconds add up, the peak is the largest."""
     catalog = root.catalog
     run_id = runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).run_id
-    runs.stage_begun(catalog, run_id, "gradients")
+    stages.begun(catalog, run_id, "gradients")
     runs.stop_run(catalog, run_id, "failed", "no space")
     runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={})
-    runs.stage_begun(catalog, run_id, "gradients")
+    stages.begun(catalog, run_id, "gradients")
     with catalog.transaction() as connection:  # as a killed process leaves it: its last commit was five seconds after the start
         connection.execute("UPDATE stage_attempts SET started_at = started_at - INTERVAL 60 SECOND WHERE attempt = 2")
         connection.execute(
             "UPDATE runs SET updated_at = (SELECT started_at + INTERVAL 5 SECOND FROM stage_attempts WHERE attempt = 2)"
         )
     assert runs.open_run(catalog, config={}, config_hash="h", versions={}, seeds={}).run_id == run_id
-    runs.stage_begun(catalog, run_id, "gradients")
-    runs.stage_done(catalog, run_id, "gradients", seconds=2.0, peak_bytes=7, detail={"rows": 3, "halvings": 1})
+    stages.begun(catalog, run_id, "gradients")
+    stages.done(catalog, run_id, "gradients", seconds=2.0, peak_bytes=7, detail={"rows": 3, "halvings": 1})
     attempts = catalog.read("SELECT attempt, outcome, seconds FROM stage_attempts ORDER BY attempt")
     assert attempts["outcome"].to_list() == ["failed", "killed", "complete"]
     assert attempts["seconds"][1:].to_list() == [5.0, 2.0]
     stage = catalog.read("FROM stages").row(0, named=True)
     assert stage["seconds"] == pytest.approx(attempts["seconds"].sum())
     assert stage["peak_bytes"] > 2**20  # of the attempt that failed, in this process
-    runs.stage_begun(catalog, run_id, "gradients")
-    runs.stage_done(catalog, run_id, "gradients", seconds=1.0, peak_bytes=9, detail={"rows": 3, "halvings": 2})
+    stages.begun(catalog, run_id, "gradients")
+    stages.done(catalog, run_id, "gradients", seconds=1.0, peak_bytes=9, detail={"rows": 3, "halvings": 2})
     stage = catalog.read("FROM stages").row(0, named=True)
     assert (json.loads(stage["detail"]), stage["seconds"]) == ({"rows": 3, "halvings": 3}, attempts["seconds"].sum() + 1)
 
@@ -482,5 +482,5 @@ def test_stages__attempts_add_up(root: Root) -> None:
 def test_stages__what_an_earlier_attempt_made_is_not_lost(root: Root) -> None:
     catalog = root.catalog
     for detail in ({"reused": False, "tokens": 77}, {"reused": True}):
-        runs.stage_done(catalog, "x", "warm-up", seconds=1.0, peak_bytes=1, detail=detail)
+        stages.done(catalog, "x", "warm-up", seconds=1.0, peak_bytes=1, detail=detail)
     assert json.loads(catalog.read("FROM stages")["detail"][0]) == {"reused": False, "tokens": 77}

@@ -16,9 +16,9 @@ import polars as pl
 
 from storage.arrays.checkpoints import save_checkpoint, save_space
 from storage.arrays.grouped import regroup, write_centroids
-from storage.arrays.grouped_reader import open_clustering
+from storage.arrays.grouped_reader import ClusteringReader
 from storage.arrays.segments import create_segment, open_features
-from storage.catalog import clusterings, diagnostics, methods, pool, runs, selections, spaces
+from storage.catalog import choices, clusterings, diagnostics, methods, pool, runs, selections, spaces, stages
 from storage.examples import example_reader
 from storage.root import Root, open_root
 from tagcos_stream import identity
@@ -194,9 +194,9 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
         )
         step("clustering")
 
-    clustering = open_clustering(files, clustering_id, clusterings.parts(catalog, clustering_id))
+    clustering = ClusteringReader(files, clustering_id, clusterings.parts(catalog, clustering_id))
     sums, sizes, _ = clustering.totals()
-    for cluster in sorted(set(range(CLUSTERS)) - selections.groups_done(catalog, run_id)):
+    for cluster in sorted(set(range(CLUSTERS)) - choices.groups_done(catalog, run_id)):
         where = clustering.cluster_rows(cluster)
         rows_of = clustering.cluster(cluster)
         x = np.concatenate([rows_of.read(b) for b in range(len(rows_of.starts) - 1)]).astype(np.float64)
@@ -215,7 +215,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
                 weight=np.full(budget, 1.0),
             )
         )
-        selections.commit_group(
+        choices.commit_group(
             catalog,
             run_id,
             cluster,
@@ -245,7 +245,7 @@ def _run(root: Root, examples: int, step: Callable[[str], None], file_rows: int,
             rows=measured(seed),
             seconds=0.0,
         )
-    runs.stage_done(catalog, run_id, "selection", seconds=0.1, peak_bytes=1, detail={"clusters": CLUSTERS})
+    stages.done(catalog, run_id, "selection", seconds=0.1, peak_bytes=1, detail={"clusters": CLUSTERS})
     runs.finish_run(catalog, run_id)
     step("finished")
     return Outcome(run_id, opened.resumed, computed, selections.selection(catalog, run_id).drop("run_id"))

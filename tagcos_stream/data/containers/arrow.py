@@ -49,6 +49,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
             whole.validate(full=True)
         except StopIteration:
             break
+        except UserError:  # of the store, which says nothing of the data
+            raise
         except (pa.ArrowException, OSError, ValueError, LimitReached) as e:
             if row >= start_row:
                 reason, detail = e.args if isinstance(e, LimitReached) else ("corrupt_file", f"arrow: {short(e)}; {REST}")

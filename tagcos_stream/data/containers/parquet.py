@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
 
 BATCH_ROWS = 256  # that are decoded at once where the longest text is not known
-MOST_DECODED = 64 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
+MAX_DECODED = 64 << 20  # bytes of a batch, had each of its texts the length of the longest in its dictionary
 HEADER_VALUES = 100_000  # of page headers that are looked at, beside one for every 8 bytes of the file
 MAX_LOST = 1_000_000  # rows of a damaged row group that are rejected one by one; a damaged file may claim any number
 
@@ -143,7 +143,7 @@ def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: lis
     meta = table.metadata.row_group(group)
     coded = [chunk for chunk in _chunks(meta, columns) if chunk.has_dictionary_page]
     part = min(most / max(1, meta.num_rows), 1.0)
-    if sum(part * c.num_values * c.total_uncompressed_size for c in coded) <= MOST_DECODED:
+    if sum(part * c.num_values * c.total_uncompressed_size for c in coded) <= MAX_DECODED:
         return most
     try:
         paths = [c.path_in_schema for c in coded]
@@ -152,4 +152,4 @@ def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: lis
     except (pa.ArrowException, OSError, StopIteration):
         return BATCH_ROWS  # met again, and then reported, where the rows are read
     values = max(c.num_values for c in coded) // max(1, meta.num_rows) + 1
-    return max(1, min(most, MOST_DECODED // max(1, values * longest(first))))
+    return max(1, min(most, MAX_DECODED // max(1, values * longest(first))))

@@ -13,8 +13,8 @@ from typing import IO
 import pyarrow.parquet as pq
 
 WINDOW = 1 << 12  # bytes of a file that are read at first for a header
-MOST_HEADER = 16 << 20  # bytes, the most that Arrow reads; a header may quote the smallest and the largest text of its page
-MOST_DEPTH = 64  # structures within each other, as in Thrift
+MAX_HEADER = 16 << 20  # bytes, the most that Arrow reads; a header may quote the smallest and the largest text of its page
+MAX_DEPTH = 64  # structures within each other, as in Thrift
 _UNPACKED, _PACKED = 2, 3  # fields of PageHeader
 _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13
 
@@ -69,7 +69,7 @@ class _Compact:
     def pass_over(self, kind: int, depth: int = 0, *, in_list: bool = False) -> None:
         """Leave out a value of a type."""
         self._allowance.use()
-        if depth > MOST_DEPTH:
+        if depth > MAX_DEPTH:
             raise ValueError("a header nests too deep")
         if kind in (_TRUE, _FALSE):
             self._pass(int(in_list))  # in a structure the type is the value
@@ -140,7 +140,7 @@ def _pages(raw: IO[bytes], start: int, end: int, allowance: _Allowance) -> Itera
         try:
             head, unpacked, packed = _header(data, allowance)
         except EOFError:
-            if len(data) < window or window >= MOST_HEADER:
+            if len(data) < window or window >= MAX_HEADER:
                 return
             window *= 16
             continue

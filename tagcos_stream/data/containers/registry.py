@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from tagcos_stream.data.containers import arrow, csv, json_list, jsonl, parquet
 from tagcos_stream.data.containers.base import Limits, Raw
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote, open_remote
-from tagcos_stream.types import UserError
+from tagcos_stream.types import TransientError, UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
@@ -47,6 +49,31 @@ def open_bytes(url: str) -> IO[bytes]:
     if is_remote(url):
         return open_remote(url)
     try:
-        return open(url, "rb", buffering=0)
+        return cast("IO[bytes]", _LocalFile(url, "rb"))
     except OSError as e:
         raise UserError(f"{url}: cannot be read: {e.strerror}") from None
+
+
+class _LocalFile(io.FileIO):
+    """A file whose failing disk or connection is not taken for damaged data, which the readers of containers reject."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with self._telling():
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        with self._telling():
+            return super().readall()
+
+    def readinto(self, buffer: Any, /) -> int:
+        with self._telling():
+            return super().readinto(buffer)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise TransientError(
+                f"{self.name}: cannot be read on: {e.strerror}; mend the disk or its connection, then run again"
+            ) from None
