@@ -62,6 +62,34 @@ def naming_refused_writes(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming_planted_sql(path: Path) -> Iterator[None]:
+    """Replace DuckDB's error of a file that may not be opened: our own statements open none, so a stored view or macro did.
+
+    Parameters
+    ----------
+    path
+        The catalog, for the message.
+
+    Yields
+    ------
+    None
+        For the body.
+
+    Raises
+    ------
+    UserError
+        A statement would have opened another file.
+    """
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise UserError(
+            f"{path} has SQL that opens other files ({' '.join(str(error).split())}): it was changed by hand or made to mislead; "
+            "restore catalog-snapshot.duckdb, or use a root that you trust"
+        ) from error
+
+
 def refused_write(path: Path, error: str) -> UserError | None:
     """Make the error of a write that the file system refuses, as other files of the root have it.
 

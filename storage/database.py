@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from storage.connections import close_off, copy_to, naming_refused_writes
+from storage.connections import close_off, copy_to, naming_planted_sql, naming_refused_writes
 from storage.database_file import DatabaseFile
 from storage.files.base import sync_path
 from storage.schema import SQL, check_store, migrate, migrations, newer, schema_version
@@ -175,14 +175,17 @@ class Catalog:
         Raises
         ------
         UserError
-            There is no catalog, it is of another root, or its schema is older or newer than this version's.
+            There is no catalog, it is of another root, its schema is older or newer than this version's, or its SQL opens other
+            files.
         TransientError
             Another process has it open for too long.
         """
         if not self.path.exists():
             raise UserError(f"there is no catalog at {self.path}: name the right --root, or fill one with `tagcos run`")
         alone = external_access or bool(allowed) or locked
-        with self._file.opened(read_only=True, alone=alone) as connection:
+        of_users = external_access or locked  # whose own statement may be at fault
+        naming = nullcontext() if of_users else naming_planted_sql(self.path)
+        with naming, self._file.opened(read_only=True, alone=alone) as connection:
             if not external_access:
                 close_off(connection, allowed)
             if locked:
@@ -207,12 +210,12 @@ class Catalog:
         Raises
         ------
         UserError
-            The disk is full, or the catalog cannot be opened or was written by a newer version.
+            The disk is full, or the catalog cannot be opened, was written by a newer version or has SQL that opens other files.
         TransientError
             Another process has it open for too long.
         """
         alone = bool(allowed) or not self._prepared
-        with naming_refused_writes(self.path):
+        with naming_planted_sql(self.path), naming_refused_writes(self.path):
             if not self.path.exists():
                 self._file.create()
             with self._file.opened(read_only=False, alone=alone) as connection:

@@ -20,10 +20,13 @@ from storage.files.base import sync_path
 from storage.interrupts import interruptible
 from storage.root import Root
 from storage.schema import SCHEMA_VERSION, views_text
-from storage.tables import quoted, utc_now
+from storage.tables import quoted, quoted_name, utc_now
 
 FORMAT = 1
 LATEST = "snapshots/latest.json"
+# names become files and a script that others run: one that no migration would give, somebody else gave
+OWN_TABLES = r"""SELECT table_name FROM duckdb_tables()
+    WHERE schema_name = 'main' AND regexp_full_match(table_name, '\w+') ORDER BY table_name"""
 
 
 def snapshot_path(root: Root) -> Path:
@@ -71,19 +74,19 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     """From the copy, so that the catalog is free meanwhile. Returns the rows of each table."""
     folder = root.files.place(f"snapshots/{run_id}")
     script = [
-        f"-- Snapshot of run {run_id}: .read this in a DuckDB shell. If it was moved, change the folder.",
+        f"-- Snapshot of run {' '.join(run_id.split())}: .read this in a DuckDB shell. If it was moved, change the folder.",
         f"SET VARIABLE folder = {quoted(folder)};",
     ]
     rows: dict[str, int] = {}
     connection = duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS)
     close_off(connection, [str(work)])
     with closing(connection), interruptible(), naming_refused_writes(work):
-        for (table,) in connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall():
-            file = work / f"{table}.parquet"
-            connection.execute(f"COPY {table} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
-            rows[table] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+        for (table,) in connection.execute(OWN_TABLES).fetchall():
+            file, name = work / f"{table}.parquet", quoted_name(table)
+            connection.execute(f"COPY {name} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
+            rows[table] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0]
             root.files.adopt(f"snapshots/{run_id}/{table}.parquet", file)
-            script.append(f"CREATE OR REPLACE VIEW {table} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
+            script.append(f"CREATE OR REPLACE VIEW {name} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
     root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text(tables="VIEW")).encode())
     return rows
 

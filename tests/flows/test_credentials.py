@@ -80,3 +80,32 @@ def test_run__with_planted_keys_leaves_no_trace_of_them(
     printed = capfd.readouterr()
     written += [path.read_bytes() for path in files] + [text.encode() for text in (*printed, str(raised.value))]
     assert not any(SECRET.encode() in content for content in written)
+
+
+def test_run__an_error_of_the_store_that_repeats_a_key(
+    small_settings: Maker, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of the gradients: it is shown, recorded in the catalog and shown by `status`, each time without the key."""
+    import obstore
+
+    monkeypatch.setenv("MY_STORE_TOKEN", SECRET)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    put = obstore.put
+
+    def refuses(store: Any, path: str, *given: Any, **more: Any) -> Any:
+        if "features" in path:
+            raise obstore.exceptions.PermissionDeniedError(f"denied: Authorization: Bearer {SECRET}\n{SECRET}")
+        return put(store, path, *given, **more)
+
+    monkeypatch.setattr(obstore, "put", refuses)
+    with pytest.raises(UserError, match=r"denied: Authorization: Bearer \*\*\*; check bucket") as raised:
+        run(load_settings(small_settings(root=bucket, threads=1)), LineReporter())
+    catalog = open_root(bucket, create=False).catalog
+    (recorded,) = catalog.read("SELECT error FROM runs").rows()
+    assert "Bearer ***" in recorded[0]
+    printed = capfd.readouterr()
+    shown = [str(raised.value), *printed, *map(str, catalog.read("FROM runs").rows())]
+    assert not any(SECRET in text for text in shown)
+    files = [path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert files
+    assert not any(SECRET.encode() in content for content in files)

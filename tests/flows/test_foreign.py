@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
+import yaml
 
 from flows.compare.evaluate import model_settings
-from storage.root import Root
+from storage.root import Root, open_root
+from storage.snapshot import publish
+from storage.tables import quoted, quoted_name
 from tagcos_stream.config import Settings
 from tagcos_stream.evaluation.config import Evaluation
 from tests.flows.conftest import Call
@@ -80,6 +85,117 @@ def test_commands__touch_nothing_outside_of_a_planted_root(
         assert "Traceback" not in err
         assert contents(away) == before, command
     assert {path.name for path in tmp_path.iterdir()} <= {"root", "away", "out"}
+
+
+def stored(root: Root) -> dict[str, str]:
+    """Every view and macro of the catalog, and SQL that puts one in its place that reads the file `secret` beside the root."""
+    assert root.path is not None
+    reads = f"read_text({quoted(str(root.path.parent / 'secret'))})"
+    with root.catalog.reading() as connection:
+        views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        macros = connection.execute(
+            "SELECT function_name, function_type, list_distinct(parameters) FROM duckdb_functions() WHERE NOT internal"
+        ).fetchall()
+    made = {
+        name: f"CREATE OR REPLACE VIEW {name} AS SELECT *, content AS run_id, content AS name FROM {reads}" for (name,) in views
+    }
+    for name, kind, parameters in macros:
+        table = kind == "table_macro"
+        body = f"TABLE SELECT *, content AS run_id FROM {reads}" if table else f"(SELECT content FROM {reads})"
+        made[name] = f"CREATE OR REPLACE MACRO {name}({', '.join(map(quoted_name, parameters))}) AS {body}"
+    return made
+
+
+def test_commands__read_no_file_for_planted_views_and_macros(selected_root: Root, tmp_path: Path, tagcos: Call) -> None:
+    secret = b"the words of a file outside"
+    (tmp_path / "secret").write_bytes(secret)
+    planted = stored(selected_root)
+    assert {"latest_run", "latest_selection", "names", "selection_of", "pool_of"} <= set(planted)
+    with duckdb.connect(str(selected_root.catalog_path)) as shell:  # the digest of the package's views stays
+        for query in planted.values():
+            shell.execute(query)
+        assert shell.execute("SELECT run_id FROM latest_run").fetchall() == [(secret.decode(),)], "nothing was planted"
+    met = set()
+    for command in [*COMMANDS, ["status"], ["why", "0"], ["sql", "--safe", "FROM latest_run"], ["forget", "--yes", "0" * 32]]:
+        arguments = [part.replace("OUT", str(tmp_path / "out")) for part in command]
+        code, out, err = tagcos(arguments[0], "--root", selected_root.url, *arguments[1:])
+        assert code in (0, 1, 2), command
+        assert secret.decode() not in out + err, command
+        assert "Traceback" not in err
+        if "file system operations are disabled" in err:
+            assert code == 2
+            assert err.count("\n") == 1 or command[0] == "sql", err  # where the query's place is shown
+            met.add(command[0])
+    assert {"report", "export", "sql"} <= met
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    assert kept == [tmp_path / "secret"]
+
+
+NAMES = (
+    """../../away/a"b'c`d; DROP TABLE runs; -- !!python/object/apply:os.system ['touch away'] {{ 7 * 7 }} # <%= 7 %>""",
+    """=HYPERLINK("http://away", A1)\nsecond: [1]\r\n- third\n---\n</script><script>window.hacked = 1</script>""",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands__take_names_for_text(selected_root: Root, tmp_path: Path, tagcos: Call, name: str) -> None:
+    """Of data sets, files, runs, methods and models."""
+    out, (run_id,) = tmp_path / "out", selected_root.catalog.read("SELECT run_id FROM runs")["run_id"]
+    for column in ("dataset", "source_id", "url", "name"):
+        renamed(column, name)(selected_root)
+    config = json.loads(selected_root.catalog.read("SELECT config FROM runs").item()) | {"model": name, "name": name}
+    with selected_root.catalog.transaction() as connection:
+        connection.execute("UPDATE runs SET config = ?", [json.dumps(config)])
+    at = ("--root", selected_root.url)
+    code, _, err = tagcos("report", run_id, *at, "--out", out / "page.html")
+    assert code == 0, err
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert len(re.findall("<script", page)) == 3
+    assert "window.hacked = 1</script>" not in page
+    for format, file in (("messages", "rows.jsonl"), ("axolotl", "ax"), ("llama-factory", "lf"), ("datasets", "ds")):
+        place = out / (file if file.endswith("jsonl") else f"{file} {name.replace('/', '')}")
+        code, _, err = tagcos("export", run_id, *at, "--format", format, "--leave-out", "--out", place)
+        assert code == 0, err
+        if format == "messages":
+            rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+            assert {(row["dataset"], row["source_file"], row["model"]) for row in rows} == {(name, name, name)}
+        elif format == "axolotl":
+            (stanza,) = yaml.safe_load((place / "axolotl.yaml").read_text(encoding="utf-8"))["datasets"]
+            assert stanza["path"] == str(place / "tagcos.parquet")
+            assert set(stanza) >= {"ds_type", "type"}
+        elif format == "llama-factory":
+            assert list(json.loads((place / "dataset_info.json").read_text(encoding="utf-8"))) == ["tagcos"]
+        else:
+            _, head, card = (place / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+            assert list(yaml.safe_load(head)) == ["configs"]
+            assert f"load_dataset({str(place)!r}" in card
+    code, shown, _ = tagcos("sql", "--safe", "SELECT DISTINCT dataset FROM examples", *at, "--json")
+    assert (code, json.loads(shown)) == (0, [{"dataset": name}])
+    for command in (["check"], ["status"], ["select", "--method", "random", "--count", "5"]):
+        code, _, err = tagcos(command[0], *at, *command[1:])
+        assert code in (0, 1, 2), command
+        assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"root", "out"}
+
+
+def test_snapshot__of_a_planted_catalog_is_no_script_of_others(
+    selected_root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of tables and runs stand in snapshot.sql, which readers run in a shell that may write files."""
+    monkeypatch.chdir(tmp_path)
+    run_id = "run-1\nCOPY (SELECT 1) TO 'away';--"
+    with selected_root.catalog.transaction() as connection:
+        for table in ("odd name", "../../../away", "select", "x; COPY (SELECT 1) TO 'away'; CREATE VIEW y"):
+            connection.execute(f"CREATE TABLE {quoted_name(table)} AS SELECT 1 AS a")
+    publish(selected_root, run_id)
+    assert selected_root.path is not None
+    folder = selected_root.path / "snapshots" / run_id
+    with duckdb.connect() as shell:
+        shell.execute((folder / "snapshot.sql").read_text(encoding="utf-8"))
+        assert shell.execute('SELECT a FROM "select"').fetchall() == [(1,)]
+        assert len(shell.execute("FROM runs").fetchall()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+    assert open_root(selected_root.url, create=False).catalog.read('FROM "odd name"').item() == 1  # it stays where it was
 
 
 def test_commands__run_no_code_that_only_the_root_trusts(

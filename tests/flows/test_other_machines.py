@@ -19,7 +19,7 @@ from storage.catalog import runs, selections
 from storage.root import open_root
 from storage.tables import utc_now
 from tagcos_stream.config import load_settings
-from tagcos_stream.types import TransientError
+from tagcos_stream.types import TransientError, UserError
 from tests.flows.conftest import First
 
 Maker = Callable[..., dict[str, Any]]
@@ -67,6 +67,35 @@ def test_root__copied_while_a_run_writes_it_goes_on_from_the_copy(small_settings
     assert resumed.run_id == whole.run_id
     assert chosen(str(copy), resumed.run_id) == chosen(settings["root"], whole.run_id)
     assert check.check(open_root(str(copy), create=False)) == []
+
+
+class CopyingTorn(Copying):
+    """A copy whose catalog is later than its files: of the end of the gradients, when half of them had been copied."""
+
+    @contextmanager
+    def stage(self, title: str, unit: str) -> Iterator[Stage]:
+        with super().stage(title, unit) as progress:
+            yield progress
+        if title == "gradients":
+            for file in self.copy.glob("catalog.duckdb*"):
+                file.unlink()
+            for file in Path(self.root).glob("catalog.duckdb*"):
+                shutil.copy(file, self.copy)
+
+
+def test_root__copied_with_a_newer_catalog_says_what_is_missing(small_settings: Maker, tmp_path: Path) -> None:
+    settings, copy = small_settings(block_rows=8), tmp_path / "copy"
+    whole = run(settings, CopyingTorn(settings["root"], copy))
+    root = open_root(str(copy), create=False)
+    missing = [finding for finding in check.check(root) if finding.damage]
+    assert missing
+    assert all("missing" in finding.problem and "segment" in finding.place for finding in missing)
+    with pytest.raises(UserError, match=r"missing.*tagcos check --repair"):
+        run(settings | {"root": str(copy)})
+    with root.writer():
+        check.repair(root, missing)
+    resumed = run(settings | {"root": str(copy)})
+    assert chosen(str(copy), resumed.run_id) == chosen(settings["root"], whole.run_id)
 
 
 def test_clock__set_back__the_last_to_complete_is_still_the_latest(

@@ -22,10 +22,9 @@ from storage.root import open_root
 from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.declare import panel_of
 from tagcos_stream.types import UserError
-from tests.flows.audited import CHANGES
 from tests.flows.conftest import SMALL, TOPICS, conversation
 from tests.flows.server import CHECKOUT, Prefect, Refused, documented
-from tests.flows.test_audit import allowed
+from tests.flows.test_audit import allowed, touched, within
 
 SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, *_ = documented()
 PROMOTE, PUBLISH, ACCEPT, COMPUTE_AGAIN = documented()[-4:]
@@ -301,10 +300,9 @@ def test_flow__writes_and_calls_nothing_but_its_root_home_and_server(prefect: Pr
     assert done.returncode == 0, done.stderr[-3000:]
     assert "audited" in [tag.partition(":")[2] for tag in prefect.runs()[-1]["tags"]], "it was no flow of this server"
     events = [json.loads(line) for line in Path(f"{file}.report").read_text(encoding="utf-8").splitlines()]
-    changes = {event[1] for event in events if event[0] in CHANGES or event[0] == "open"}
-    own = tuple(str(prefect.folder / name) for name in ("audited/", "audited", "home", "tmp"))
-    relative = {path for path in changes if not path.startswith(own) and not path.startswith(("audited/", "home/"))}
-    assert sorted(path for path in relative if not allowed(path)) == []
+    own = [str(prefect.folder / name) for name in ("audited", "home", "tmp")]
+    others = {path for path in touched(events) if not within(path, *own, "audited", "home")}
+    assert sorted(path for path in others if not allowed(path)) == []
     called = {event[2] for event in events if event[0] == "socket.connect"}
     assert [address for address in called if "127.0.0.1" not in address and "::1" not in address] == []
 

@@ -245,9 +245,9 @@ def test_transaction__an_error_rolls_back_and_closes_the_file(root: Root) -> Non
     with hold(root.catalog_path, "write", 0):
         pass
     assert runs.run_status(root.catalog, opened.run_id).run["status"] == "running"
-    with pytest.raises(duckdb.PermissionException):
+    with pytest.raises(UserError, match="has SQL that opens other files"):
         root.catalog.read("SELECT * FROM read_text('/etc/hostname')")
-    with pytest.raises(duckdb.PermissionException):
+    with pytest.raises(UserError, match="has SQL that opens other files"):
         root.catalog.read("ATTACH '/tmp/other.duckdb' AS other")
 
 
