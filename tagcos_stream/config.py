@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from tagcos_stream.credentials import refuse_credentials
 from tagcos_stream.declare import check_declared, decided_by, panel_of, setting
 from tagcos_stream.paths import expanded, is_id_list
 from tagcos_stream.selection.methods import METHODS
@@ -441,6 +442,14 @@ class Settings(BaseModel):
     def _no_empty_path(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
         if any(not path.strip() for path in ([value] if isinstance(value, str) else value or ())):
             raise ValueError("an empty text is no path, and would mean the folder that you are in: is a shell variable not set?")
+        return value
+
+    @field_validator("sources", "root", "model", "target", "vectors", "decontaminate", "adapter", "checks", "exclude", "include")
+    @classmethod
+    def _no_key_in_an_address(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        """Before a run records them."""
+        for address in [value] if isinstance(value, str) else value or ():
+            refuse_credentials(address)
         return value
 
     @field_validator("adapter", "exclude", "include")

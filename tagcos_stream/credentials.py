@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from tagcos_stream.types import UserError
 
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCOUNT_KEY|ACCESS_KEY|SAS_KEY|API_KEY", re.IGNORECASE)
+USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s]*@")  # of an address, with a password
 MIN_LENGTH = 8  # characters: shorter values of variables are too common to blank in a text
 USER_IS_A_PLACE = ("abfs", "abfss", "hf")  # schemes in which the part before an @ names a container or repository
 
@@ -41,7 +42,7 @@ def refuse_credentials(url: str) -> None:
 
 
 def redact(text: str) -> str:
-    """Blank the values of environment variables that hold secrets.
+    """Blank the values of environment variables that hold secrets, and users with passwords in addresses.
 
     Parameters
     ----------
@@ -52,9 +53,9 @@ def redact(text: str) -> str:
     -------
     str
         The message with ``***`` for every value of at least eight characters of a variable whose name says that it is secret (a
-        key, token or password).
+        key, token or password), and for ``user:password`` before the host of an address.
     """
     values = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= MIN_LENGTH}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
-    return text
+    return USER.sub("***@", text)

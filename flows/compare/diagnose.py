@@ -23,6 +23,7 @@ from flows.stages.cluster import keys
 from flows.stages.match import coverage, measured_rows
 from storage.arrays import segments
 from storage.catalog import clusterings, diagnostics, runs, signals, spaces
+from storage.files.base import CannotWrite
 from storage.root import Root, open_root
 from tagcos_stream.clustering.sums import Sums
 from tagcos_stream.config import Settings, load_settings
@@ -39,7 +40,7 @@ from tagcos_stream.selection.match import (
 )
 from tagcos_stream.selection.methods import METHODS, Group, Limits
 from tagcos_stream.selection.tokens import choose_within
-from tagcos_stream.types import RowBlocks, UserError
+from tagcos_stream.types import RowBlocks, TransientError, UserError
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
@@ -129,6 +130,8 @@ def diagnose(
                 progress(len(units) - len(left) + n, len(units))
                 try:
                     comparison.measure(unit)
+                except (CannotWrite, TransientError):
+                    raise
                 except UserError as error:
                     reporter.say(f"{unit.method} at {unit.fraction:.1%} is left out: {error}")
             progress(len(units), len(units))

@@ -16,6 +16,7 @@ import duckdb
 import polars as pl
 
 from storage.catalog.stages import close_attempts
+from storage.connections import NO_EXTENSIONS, close_off
 from storage.database import Catalog
 from storage.tables import fetch, insert_row, utc_now
 from tagcos_stream.types import UserError
@@ -165,7 +166,8 @@ def completions(copy: Path, beginning: str) -> list[str]:
         Those that begin so: ids, the newest first; names; `latest`. None of them where the copy is missing or cannot be read.
     """
     try:
-        with duckdb.connect(str(copy), read_only=True) as connection:
+        with duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS) as connection:
+            close_off(connection)  # a view that somebody planted may read any file
             found = connection.execute(
                 "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [beginning]
             ).fetchall()

@@ -103,15 +103,19 @@ class Files(Protocol):
         ...
 
 
-def write_error(place: str, error: OSError) -> UserError:
-    """Make a UserError with a remedy from a failed write."""
+class CannotWrite(UserError):
+    """A write that the file system refuses: the rest of a command would fail likewise."""
+
+
+def write_error(place: str, error: OSError) -> CannotWrite:
+    """Make an error with a remedy from a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "the disk or quota is full: free space (tagcos gc --yes removes orphans) and start the same command again"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "it is not writable: choose another --root or mend the permissions"
     else:
         remedy = "start the same command again once this is mended"
-    return UserError(f"cannot write {place}: {error.strerror or error}; {remedy}. Nothing committed is lost.")
+    return CannotWrite(f"cannot write {place}: {error.strerror or error}; {remedy}. Nothing committed is lost.")
 
 
 def read_error(place: str, error: OSError) -> UserError:

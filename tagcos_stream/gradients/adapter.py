@@ -199,15 +199,29 @@ def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     UserError
-        The folder has no adapter_model.safetensors.
+        The folder has no adapter_model.safetensors, or one that cannot be read as plain tensors.
     """
-    if (path := Path(folder, "adapter_model.safetensors")).is_file():
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if (path := Path(folder, "adapter_model.bin")).is_file():
-        return torch.load(path, map_location="cpu", weights_only=True)
+    for name, load in (("adapter_model.safetensors", _safetensors), ("adapter_model.bin", _plain_tensors)):
+        if (path := Path(folder, name)).is_file():
+            try:
+                return load(path)
+            except Exception as error:  # the libraries raise errors of their own, of pickle and of zip alike
+                kind = type(error).__name__
+                raise UserError(
+                    f"{path}: cannot be read as plain tensors ({kind}): save the adapter again, as safetensors"
+                ) from error
     raise UserError(f"{folder}: no adapter_model.safetensors: give a Trainer checkpoint-N folder of a PEFT training")
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _plain_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Without running what a pickle may hold."""
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def require_fit(tensors: Mapping[str, torch.Tensor | np.ndarray], parameters: Mapping[str, nn.Parameter], what: str) -> None:

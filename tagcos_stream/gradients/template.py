@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 
-from tagcos_stream.gradients.template_tracker import CHARACTERS, TRACKER, BoundExceeded, Marks, Tracker, bounded, instrument
+from tagcos_stream.gradients.template_bounds import CHARACTERS, BoundExceeded
+from tagcos_stream.gradients.template_tracker import TRACKER, Marks, Tracker, instrument, watched
 from tagcos_stream.types import UserError
 
 ENDLESS = 3  # renderings beyond the bounds before any has succeeded: the template is at fault, not the row
@@ -47,7 +48,8 @@ class ChatTemplate:
         self.label = f"chat template of {name} ({hashlib.blake2b(source.encode(), digest_size=4).hexdigest()})"
         self._rendered = self._exceeded = 0
         try:
-            environment = bounded(_compile_jinja_template(source).environment)
+            # that of an empty template: compiling one computes its constant expressions, here without bounds
+            environment = watched(_compile_jinja_template("").environment)
             tree = environment.parse(source)
             self.looked_for = _looked_for(tree)
             instrument(tree)

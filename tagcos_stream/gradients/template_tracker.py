@@ -18,16 +18,13 @@ from typing import Any
 
 from jinja2 import Environment, nodes
 
+from tagcos_stream.gradients.template_bounds import BoundExceeded, bounded
+
 SECONDS = 5.0  # of this thread on a processor, for one rendering; usual ones take less than a millisecond
 CLOCK, TODAY = "strftime_now", date(2024, 7, 26)  # what a template may print: a live date would change the tokens every day
-CHARACTERS = 4_000_000  # of a rendered text, beyond ten times the length of what is rendered
 TRACKER, _AT, _ASSIGNED, _DONE, _JOIN, _PLUS = (
     f"tagcos_{name}" for name in ("tracker", "at", "assigned", "done", "join", "plus")
 )
-
-
-class BoundExceeded(RuntimeError):
-    """A rendering takes too long, or prints or builds too much."""
 
 
 @dataclass(frozen=True)
@@ -115,32 +112,17 @@ class Tracker:
             raise BoundExceeded(f"more than {self.limit:,} characters")
 
 
-def bounded(environment: Any) -> Environment:
-    """The sandbox with operators that build long values watched and a clock that stands, in an environment of its own."""
-    watched = environment.overlay()
-    watched.intercepted_binops = frozenset({"*", "**"})
-    watched.binop_table = {**environment.binop_table, "*": _times, "**": _power}
-    watched.globals = {**environment.globals, CLOCK: TODAY.strftime}
+def watched(environment: Any) -> Environment:
+    """The bounded sandbox with the tracker's calls and a clock that stands, in an environment of its own."""
+    own: Any = bounded(environment)
+    own.globals = {**own.globals, CLOCK: TODAY.strftime}
     calls = {_AT: "at", _ASSIGNED: "assigned", _DONE: "done", _JOIN: "join", _PLUS: "plus"}
-    watched.filters = environment.filters | {name: _filter(getattr(Tracker, method)) for name, method in calls.items()}
-    return watched
+    own.filters = own.filters | {name: _filter(getattr(Tracker, method)) for name, method in calls.items()}
+    return own
 
 
 def _filter(method: Any) -> Any:
     return lambda value, tracker, *argument: method(tracker, value, *argument)
-
-
-def _times(left: Any, right: Any) -> Any:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > CHARACTERS:
-            raise BoundExceeded(f"more than {CHARACTERS:,} characters")
-    return left * right
-
-
-def _power(left: Any, right: Any) -> Any:
-    if isinstance(right, int) and abs(right) > 1000:
-        raise BoundExceeded(f"a power of {right}")
-    return left**right
 
 
 def instrument(tree: nodes.Template) -> None:

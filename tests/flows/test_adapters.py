@@ -145,3 +145,16 @@ def test_free_memory__is_what_the_machine_has_at_most() -> None:
     import psutil
 
     assert 0 < free_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_run__an_adapter_that_is_no_plain_tensors_is_refused_in_one_line(
+    small_settings: Maker, tmp_path: Path, name: str
+) -> None:
+    """A pickle may hold code, which is not run."""
+    folder, ran = trained(tmp_path / "trainer"), tmp_path / "ran"
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / name).write_bytes(b"cposix\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR.")
+    with pytest.raises(UserError, match=f"{name}: cannot be read as plain tensors .*save the adapter again, as safetensors"):
+        run(small_settings(adapter=str(folder)))
+    assert not ran.exists()

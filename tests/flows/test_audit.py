@@ -84,11 +84,8 @@ def allowed(path: str) -> bool:
     """The root, the output, temporary files, and caches of compiled code."""
     if path == "/dev/null" or path.isdigit():  # a descriptor, where a folder is removed
         return True
-    code = (str(CHECKOUT), sys.prefix, sys.base_prefix)
-    if Path(path).parent.name == "__pycache__" or Path(path).name == "__pycache__":
-        return within(path, *code)
-    if "__pycache__" in Path(path).parts:  # Numba's, a folder for each module
-        return (within(path, *code) and Path(path).suffix in ("", ".nbi", ".nbc")) or ".tmp" in path
+    if "__pycache__" in Path(path).parts:  # Python's and Numba's, beside the code, to which a checkout may be linked
+        return Path(path).is_absolute() and within(os.path.realpath(path), str(CHECKOUT), sys.prefix, sys.base_prefix)
     inductor = str(Path(tempfile.gettempdir(), "torchinductor_"))  # torch's, made when it is imported
     return within(path, "FOLDER/root", "FOLDER/out", "FOLDER/tmp") or path.startswith(inductor)
 
@@ -110,7 +107,17 @@ def test_commands__leave_nothing_outside_the_root_and_the_output(audited: tuple[
 
 
 @pytest.mark.parametrize(
-    "path", ["FOLDER/rootless", "FOLDER/root/../x", "FOLDER/home/x", "/tmp/x/__pycache__/y.pyc", "/etc/passwd", "x", "~/.cache"]
+    "path",
+    [
+        "FOLDER/rootless",
+        "FOLDER/root/../x",
+        "FOLDER/home/x",
+        "/tmp/x/__pycache__/y.pyc",
+        "FOLDER/x/__pycache__/y.pyc",
+        "/etc/passwd",
+        "x",
+        "~/.cache",
+    ],
 )
 def test_allowed__is_no_more_than_it_says(path: str) -> None:
     assert not allowed(path)

@@ -39,6 +39,16 @@ def test_addresses__that_hold_a_key_are_refused_without_repeating_it(small_setti
         assert SECRET not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["model", "adapter", "checks", "target", "vectors", "decontaminate", "exclude", "include"])
+def test_settings__with_an_address_that_holds_a_key_are_refused_before_they_are_recorded(
+    small_settings: Maker, name: str
+) -> None:
+    for url in (f"https://user:{SECRET}@host/x.jsonl", f"s3://bucket/x.jsonl?sig={SECRET}"):
+        with pytest.raises(UserError, match=f"{name}: .*the address holds credentials") as raised:
+            load_settings(small_settings(**{name: url}))
+        assert SECRET not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "url",
     ["s3://bucket/a?b*.jsonl", "hf://datasets/owner/name@main/x.jsonl", "abfss://c@account.dfs.core.windows.net/x", "a@b?c=d"],
@@ -54,6 +64,7 @@ def test_redact__values_of_secret_variables(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("EDITOR", "an-editor-of-some-length")
     text = f"denied: {SECRET}, hf_{SECRET}, short, an-editor-of-some-length"
     assert redact(text) == "denied: ***, ***, short, an-editor-of-some-length"
+    assert redact("no answer from http://user:p@ss@host:9/x?y=a@b") == "no answer from http://***@host:9/x?y=a@b"
 
 
 def test_run__with_planted_keys_leaves_no_trace_of_them(

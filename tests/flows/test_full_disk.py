@@ -77,6 +77,7 @@ def test_full_disk__in_every_stage_and_command(
         ("report", *at),
         ("export", *at, "--out", disk / "chosen.jsonl"),
         ("evaluate", *at, "--method", "random", "--seeds", "1", "--steps", "2", "--fraction", "0.1", "--regime", "steps"),
+        ("diagnose", *at, "--method", "random", "--seeds", "1"),
         ("gc", *at, "--unnamed", "--yes"),
         ("forget", *at, "--yes", example),
     ):

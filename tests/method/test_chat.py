@@ -239,11 +239,49 @@ def test_encode__template_that_takes_parts_only() -> None:
         ("{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more than .* char"),
         ("{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}", "more than .* char"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}", "more than"),
+        # one expression that would take hours or gigabytes
+        *(
+            ("{% set x = " + expression + " %}{{ x }}", "line 2: .*" + says)
+            for expression, says in (
+                ("((9**999)**999)**999", "a number of more than 100,000 bits"),
+                ("'x'|center(3000000000)", "more than 4,000,000 characters"),
+                ("'x'|center(width=3000000000)", "more than 4,000,000 characters"),
+                ("'x'.ljust(3000000000)", "more than 4,000,000 characters"),
+                ("'x'.zfill(3000000000)", "more than 4,000,000 characters"),
+                ("('\\t' * 9999).expandtabs(999999)", "more than 4,000,000 characters"),
+                ("('x' * 9999).replace('x', 'y' * 9999)", "more than 4,000,000 characters"),
+                ("('x' * 9999)|replace('x', 'y' * 9999)", "more than 4,000,000 characters"),
+                ("('x' * 9999).join(['y'] * 9999)", "more than 4,000,000 characters"),
+                ("range(9999)|map('string')|join('x' * 9999)", "more than 4,000,000 characters"),
+                ("('a\\n' * 9999)|indent(999999)", "more than 4,000,000 characters"),
+                ("'%3000000000d' % 1", "a field as wide as"),
+                ("'%*d'|format(3000000000, 1)", "a field as wide as"),
+                ("'{:3000000000}'.format(1)", "a field as wide as"),
+                ("'{:{}}'.format(1, 3000000000)", "a field as wide as"),
+                ("messages|tojson(indent=1000000000)", "JSON indented by more than 1,000"),
+                ("messages|batch(3000000000, 'x')|list", "more than 4,000,000"),
+                ("messages|slice(3000000000)|list", "more than 4,000,000"),
+                ("lipsum(n=100000)", "'lipsum' is undefined"),
+            )
+        ),
     ],
 )
 def test_encode__fault_of_a_template_names_its_line(fault: str, says: str) -> None:
     with pytest.raises(TemplateBreaks, match=r"chat template of this tokenizer \([0-9a-f]{8}\).*" + says):
         encode(tiny_tokenizer("{# one #}\n" + fault + CHATML), CONVERSATION, max_length=99)
+
+
+def test_encode__expressions_that_build_little_give_what_they_give() -> None:
+    for expression, text in (
+        ("2 ** 10", "1024"), ("3 * 4", "12"), ("'ab' * 2", "abab"), ("7 % 4", "3"), ("'%05.2f %s%%' % (1, 'x')", "01.00 x%"),
+        ("'x'|center(3)", " x "), ("'x'.ljust(3) ~ '|'", "x  |"), ("'a\tb'.expandtabs(2)", "a b"),
+        ("'aa'.replace('a', 'b')", "bb"),
+        ("'aa'|replace('a', 'b', 1)", "ba"), ("'-'.join(['a', 'b'])", "a-b"), ("'ab'|map('upper')|join('-')", "A-B"),
+        ("'{} {:>3}'.format(1, 2)", "1   2"), ("{'a': [1]}|tojson(indent=1)", '{\n "a": [\n  1\n ]\n}'),
+        ("[1, 2, 3]|batch(2)|list", "[[1, 2], [3]]"), ("'a\nb'|indent(2)", "a\n  b"), ("'a b'|wordwrap(1)", "a\nb"),
+    ):  # fmt: skip
+        printed = render(tiny_tokenizer("{{ " + expression + " }}" + CHATML), [CONVERSATION[0]])[0].text
+        assert printed.startswith(text + "<|im_start|>"), expression
 
 
 def test_encode__no_template_at_all_is_a_mistake_of_the_user() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -31,6 +32,12 @@ def test_completions__are_complete_runs_names_and_latest(filled: Root, tmp_path:
     assert runs.completions(copy, "' OR 1 = 1 --") == []
     (tmp_path / "other").write_text("no catalog")
     assert runs.completions(tmp_path / "other", "") == []
+    secret = tmp_path / "secret"
+    secret.write_text("words of a file outside")
+    with duckdb.connect(str(tmp_path / "planted.duckdb")) as connection:
+        connection.execute(f"CREATE VIEW runs AS SELECT content AS run_id, 'complete' AS status FROM read_text('{secret}')")
+        connection.execute("CREATE TABLE names (name VARCHAR)")
+    assert runs.completions(tmp_path / "planted.duckdb", "") == []
 
 
 def test_excluded_and_pinned__by_run_and_reason(filled: Root) -> None:
