@@ -13,7 +13,6 @@ from tests.test_layers import imports
 # files whose every test starts a process or a server, or takes many seconds
 OTHERS = {
     "data/test_memory.py",
-    "data/test_remote.py",
     "method/test_controls_memory.py",
     "method/test_omp_memory.py",
 }
