@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-CHARACTERS = 4_000_000  # of a text that a template builds at once
+CHARACTERS = 4_000_000  # that one expression may add to the texts it is given, which are as long as a row is
 BITS = 100_000  # of a whole number
 INDENT = 1_000  # of JSON, in characters
 # a field of a format that is very wide, or as wide as a value says: of % and of str.format
@@ -55,7 +55,7 @@ def bounded(environment: Any) -> Environment:
 
 
 def check(length: int) -> None:
-    """Raise BoundExceeded for a text that would be longer than CHARACTERS."""
+    """Raise BoundExceeded where an expression would make more than CHARACTERS."""
     if length > CHARACTERS:
         raise BoundExceeded(f"more than {CHARACTERS:,} characters")
 
@@ -106,11 +106,13 @@ def _check_method(name: str, text: str, *args: Any, **kwargs: Any) -> None:
 
 
 def _check_replace(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> None:
-    check(len(str(text)) + str(text).count(str(old)) * len(str(new)))
+    check(str(text).count(str(old)) * (len(str(new)) - len(str(old))))
 
 
 def _check_join(values: Any, d: Any = "", *_: Any, **__: Any) -> None:
-    check(len(values) * len(str(d)) + sum(len(value) for value in values if isinstance(value, str)))
+    texts = [value for value in values if isinstance(value, str)]
+    repeated = sum(map(len, texts)) - sum({id(text): len(text) for text in texts}.values())
+    check(len(values) * len(str(d)) + repeated)
 
 
 def _check_indent(text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
@@ -132,7 +134,7 @@ FILTERS: dict[str, Callable[..., None]] = {
     "replace": _check_replace,
     "slice": lambda value, count, *_, **__: check(count),
     "tojson": _check_json,
-    "wordwrap": lambda text, width=79, long=True, wrap=None, *_: check(len(str(text)) * len(wrap or " ")),
+    "wordwrap": lambda text, width=79, long=True, wrap=None, *_: check(len(str(text)) * (len(wrap or " ") - 1)),
 }
 
 

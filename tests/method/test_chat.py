@@ -252,6 +252,7 @@ def test_encode__template_that_takes_parts_only() -> None:
                 ("('x' * 9999).replace('x', 'y' * 9999)", "more than 4,000,000 characters"),
                 ("('x' * 9999)|replace('x', 'y' * 9999)", "more than 4,000,000 characters"),
                 ("('x' * 9999).join(['y'] * 9999)", "more than 4,000,000 characters"),
+                ("(['x' * 9999] * 9999)|join", "more than 4,000,000 characters"),
                 ("range(9999)|map('string')|join('x' * 9999)", "more than 4,000,000 characters"),
                 ("('a\\n' * 9999)|indent(999999)", "more than 4,000,000 characters"),
                 ("'%3000000000d' % 1", "a field as wide as"),
@@ -282,6 +283,13 @@ def test_encode__expressions_that_build_little_give_what_they_give() -> None:
     ):  # fmt: skip
         printed = render(tiny_tokenizer("{{ " + expression + " }}" + CHATML), [CONVERSATION[0]])[0].text
         assert printed.startswith(text + "<|im_start|>"), expression
+
+
+def test_render__expressions_take_a_row_as_long_as_it_is() -> None:
+    content = "a b\n" * 1_500_000
+    parts = "[m.content|replace('a', 'A'), m.content.replace(' ', '')]"
+    template = "{% for m in messages %}{{ " + parts + "|join('-')|length }}{% endfor %}"
+    assert int(render(tiny_tokenizer(template), [{"role": "user", "content": content}])[0].text) > len(content)
 
 
 def test_encode__no_template_at_all_is_a_mistake_of_the_user() -> None:
