@@ -19,7 +19,7 @@ from storage.catalog.spaces import forget_block, segment_ids
 from storage.examples import ExampleReader
 from storage.gc import orphans
 from storage.root import Root
-from storage.schema import SQL
+from storage.views import SQL
 from tagcos_stream.identity import content_digest
 from tagcos_stream.types import TransientError, UserError
 

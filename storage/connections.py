@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.files.base import write_error
+from storage.files.base import FULL, size_text, write_error
 from storage.tables import quoted, quoted_name
 from tagcos_stream.types import UserError
 
@@ -29,6 +29,7 @@ CONFIG = {**NO_EXTENSIONS, "storage_compatibility_version": STORAGE_VERSION, "me
 # what DuckDB's messages have of the file system's own errors
 REFUSALS = {
     "No space left": errno.ENOSPC,
+    "max_temp_directory_size": errno.ENOSPC,  # by default what was free on the disk when the file was opened
     "Disk quota": errno.EDQUOT,
     "Read-only file system": errno.EROFS,
     "Permission denied": errno.EACCES,
@@ -36,13 +37,15 @@ REFUSALS = {
 
 
 @contextmanager
-def naming_refused_writes(path: Path) -> Iterator[None]:
+def naming_refused_writes(path: Path, source: Path | None = None) -> Iterator[None]:
     """Replace DuckDB's error of a full disk, or of a file that may not be written, by one that says what to do.
 
     Parameters
     ----------
     path
-        What the body writes, for the message.
+        What the body writes: a catalog, or a new file that the caller removes after an error.
+    source
+        For a new file, the catalog that it is written from.
 
     Yields
     ------
@@ -57,7 +60,7 @@ def naming_refused_writes(path: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        if refused := refused_write(path, str(error)):
+        if refused := refused_write(path, str(error), source):
             raise refused from error
         raise
 
@@ -90,7 +93,7 @@ def naming_planted_sql(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refused_write(path: Path, error: str) -> UserError | None:
+def refused_write(path: Path, error: str, source: Path | None = None) -> UserError | None:
     """Make the error of a write that the file system refuses, as other files of the root have it.
 
     Parameters
@@ -98,17 +101,29 @@ def refused_write(path: Path, error: str) -> UserError | None:
     path
         What could not be written.
     error
-        DuckDB's message.
+        DuckDB's message. It does not tell what a transaction or copy needs: of a full disk the error has the catalog's size.
+    source
+        As `naming_refused_writes` has it.
 
     Returns
     -------
     UserError or None
         None if the message is about something else.
     """
-    for words, number in REFUSALS.items():
-        if words in error:
-            return write_error(str(path), OSError(number, os.strerror(number)))
-    return None
+    number = next((number for words, number in REFUSALS.items() if words in error), None)
+    if number is None:
+        return None
+    place, refused = str(path), OSError(number, os.strerror(number))
+    if number not in FULL:
+        return write_error(place, refused)
+    if source is not None:
+        return write_error(f"{place} (from a catalog of {size_text(_size(source))})", refused, unfinished=_size(path))
+    return write_error(f"{place} ({size_text(_size(path))} with its log)", refused)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a database file and its write-ahead log; 0 without them."""
+    return sum(file.stat().st_size for file in (path, Path(f"{path}.wal")) if file.is_file())
 
 
 def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -119,12 +134,19 @@ def copy_to(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     connection
         Outside of a transaction, and allowed to open the file.
     path
-        The file.
+        The file; after an error the caller removes what there is of it.
+
+    Raises
+    ------
+    UserError
+        The disk or quota is full, or a permission is missing.
     """
-    connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
-    own = connection.execute("SELECT current_database()").fetchall()[0][0]
-    connection.execute(f"COPY FROM DATABASE {quoted_name(own)} TO copied")
-    connection.execute("DETACH copied")
+    databases = "SELECT database_name, path FROM duckdb_databases() WHERE database_name = current_database()"
+    own, source = connection.execute(databases).fetchall()[0]
+    with naming_refused_writes(path, Path(source)):
+        connection.execute(f"ATTACH {quoted(str(path))} AS copied (STORAGE_VERSION '{STORAGE_VERSION}')")
+        connection.execute(f"COPY FROM DATABASE {quoted_name(own)} TO copied")
+        connection.execute("DETACH copied")
 
 
 def close_off(connection: duckdb.DuckDBPyConnection, allowed: Sequence[str] = ()) -> None:

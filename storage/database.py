@@ -18,8 +18,9 @@ import polars as pl
 from storage.connections import close_off, copy_to, naming_planted_sql, naming_refused_writes
 from storage.database_file import DatabaseFile
 from storage.files.base import sync_path
-from storage.schema import SQL, check_store, migrate, migrations, newer, schema_version
+from storage.schema import check_store, check_tables, is_current, migrate, migrations, newer, schema_version
 from storage.tables import fetch, quoted
+from storage.views import SQL, named_in
 from tagcos_stream.types import UserError
 
 SAFE_STATEMENTS = ("SELECT", "EXPLAIN")
@@ -72,7 +73,7 @@ class Catalog:
         pl.DataFrame
             Rows of the last statement.
         """
-        with self.reading() as connection:
+        with self.reading(query) as connection:
             return fetch(connection, query, parameters)
 
     def ask(self, query: str, *, safe: bool = False, limit: int | None = None, examples: str | None = None) -> pl.DataFrame:
@@ -99,14 +100,14 @@ class Catalog:
         UserError
             `safe` does not allow a statement.
         """
+        texts = (
+            "" if examples is None else f"MACRO texts(run, examples := {quoted(examples)}) AS TABLE FROM texts_in(run, examples)"
+        )
         with self.reading(
-            external_access=not safe, allowed=[examples.partition("*")[0]] if safe and examples else (), locked=safe
+            query, texts, external_access=not safe, allowed=[examples.partition("*")[0]] if safe and examples else (), locked=safe
         ) as connection:
-            if examples is not None:
-                connection.execute(
-                    f"""CREATE TEMP MACRO texts(run, examples := {quoted(examples)}) AS TABLE
-                    FROM texts_in(run, examples)"""
-                )
+            if texts:
+                connection.execute(f"CREATE OR REPLACE TEMP {texts}")
             if safe:
                 for statement in connection.extract_statements(query):
                     if statement.type.name not in SAFE_STATEMENTS:
@@ -154,12 +155,14 @@ class Catalog:
 
     @contextmanager
     def reading(
-        self, *, external_access: bool = False, allowed: Sequence[str] = (), locked: bool = False
+        self, *queries: str, external_access: bool = False, allowed: Sequence[str] = (), locked: bool = False
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a read-only connection.
 
         Parameters
         ----------
+        queries
+            What the body will ask, as far as it names views and macros: they are this package's, whatever the file has.
         external_access
             Let it open any file.
         allowed
@@ -185,12 +188,16 @@ class Catalog:
         alone = external_access or bool(allowed) or locked
         of_users = external_access or locked  # whose own statement may be at fault
         naming = nullcontext() if of_users else naming_planted_sql(self.path)
-        with naming, self._file.opened(read_only=True, alone=alone) as connection:
+        spilling = nullcontext() if of_users else naming_refused_writes(self.path)
+        with naming, spilling, self._file.opened(read_only=True, alone=alone) as connection:
             if not external_access:
                 close_off(connection, allowed)
             if locked:
                 connection.execute("SET lock_configuration = true")
-            self._check_version(connection)
+            self._check(connection)
+            self._file.define(connection, named_in("\n".join(queries)), alone=alone)
+            if not alone:
+                connection.execute("BEGIN TRANSACTION READ ONLY")
             yield connection
 
     @contextmanager
@@ -214,20 +221,32 @@ class Catalog:
         TransientError
             Another process has it open for too long.
         """
-        alone = bool(allowed) or not self._prepared
         with naming_planted_sql(self.path), naming_refused_writes(self.path):
             if not self.path.exists():
                 self._file.create()
-            with self._file.opened(read_only=False, alone=alone) as connection:
+            if not self._prepared:
+                self._prepare()
+            with self._file.opened(read_only=False, alone=bool(allowed)) as connection:
                 close_off(connection, allowed)
-                if not self._prepared:
-                    migrate(connection, self._store_id, self.path, self._sql_folder)
-                    self._prepared = True
                 connection.execute("BEGIN")
                 yield connection
                 connection.execute("COMMIT")
 
-    def _check_version(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def _prepare(self) -> None:
+        """Migrate the catalog if it is an older one or empty."""
+        with self._file.opened(read_only=False, alone=False) as connection:
+            close_off(connection)
+            current = is_current(connection, self._store_id, self.path, self._sql_folder)
+        if not current:
+            with self._file.opened(read_only=False, alone=True) as connection:
+                close_off(connection)
+                migrate(connection, self._store_id, self.path, self._sql_folder)
+        self._prepared = True
+
+    def _check(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Refuse a catalog that this version cannot read, once for each time that the file is opened."""
+        if self._file.checked:
+            return
         found, expected = schema_version(connection), len(migrations(self._sql_folder))
         if found > expected:
             raise newer(self.path, found, expected)
@@ -237,3 +256,5 @@ class Catalog:
                 "for example `tagcos run`"
             )
         check_store(connection, self._store_id, self.path)
+        check_tables(connection, self.path)
+        self._file.checked = True

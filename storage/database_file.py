@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,11 +17,14 @@ from storage.files.base import sync_path, write_error
 from storage.interrupts import interruptible
 from storage.lock import Waiting
 from storage.tables import quoted
+from storage.views import create
 from tagcos_stream.types import UserError
 
-LINGER = 0.05  # seconds for which an idle file stays open
+LINGER = 0.1  # seconds for which an idle file stays open
 # Readers elsewhere try once a second: in every period of so many seconds a file may linger for the first of them only.
 PERIOD, LINGERING = 3.0, 2.0
+# where a query looks for a name: what `define` made comes before what the file has under that name
+IN_MEMORY_FIRST = "SET search_path = 'memory.main,catalog.main'"
 
 
 class _Turn:
@@ -55,6 +58,8 @@ class DatabaseFile:
         self._on_wait = on_wait
         self._turn = _turns.setdefault(path, _Turn())
         self._engine: duckdb.DuckDBPyConnection | None = None  # in memory; the file is attached to it
+        self._defined: set[str] = set()  # views and macros in its memory
+        self.checked = False  # the file, since it was opened: for those who use it
         self._lingers = False
         self._period = 0.0  # when it began
         self._used = threading.Event()  # since the thread that closes an idle file looked
@@ -94,6 +99,24 @@ class DatabaseFile:
                     yield connection
             finally:
                 turn.in_use = False
+
+    def define(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str], *, alone: bool) -> None:
+        """Make views and macros of the package for a connection, whatever the file has under their names.
+
+        Parameters
+        ----------
+        connection
+            As `opened` gave it, before its transaction.
+        names
+            In an order in which they can be created.
+        alone
+            As the connection was opened. They end with it; otherwise they are kept with the instance, outside the file.
+        """
+        known = set() if alone else self._defined
+        for name in names:
+            if name not in known:
+                connection.execute(create(name, temporary=alone))
+                known.add(name)
 
     @contextmanager
     def lingering(self) -> Iterator[None]:
@@ -154,6 +177,7 @@ class DatabaseFile:
     @contextmanager
     def _in_own_instance(self, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         connection = self._when_free(lambda: duckdb.connect(str(self.path), read_only=read_only, config=CONFIG))
+        self.checked = False
         try:
             yield connection
         finally:
@@ -161,6 +185,8 @@ class DatabaseFile:
 
     @contextmanager
     def _in_kept_instance(self, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        if self._engine is None:
+            self._defined.clear()
         engine = self._engine or duckdb.connect(config={**CONFIG, "temp_directory": f"{self.path}.tmp"})
         attached = self._turn.holder is self
         self._engine = self._turn.holder = None  # until the body has ended without an error
@@ -169,9 +195,8 @@ class DatabaseFile:
             if not attached:
                 attach = f"ATTACH {quoted(str(self.path))} AS catalog{' (READ_ONLY)' * (read_only and not self._lingers)}"
                 self._when_free(lambda: connection.execute(attach))
-            connection.execute("USE catalog")
-            if read_only and self._lingers:
-                connection.execute("BEGIN TRANSACTION READ ONLY")
+                self.checked = False
+            connection.execute(IN_MEMORY_FIRST if read_only else "USE catalog")
             yield connection
         except BaseException:
             connection.close()

@@ -80,7 +80,7 @@ def to_drop(root: Root, *, days: float | None = None, names: Sequence[str] = (),
         Without runs that another name refers to, that were evaluated, and the first one, which decided what is held out.
     """
     before = None if days is None else utc_now() - timedelta(days=min(days, LONGEST_DAYS))
-    with root.catalog.reading() as connection:
+    with root.catalog.reading(DROPPED) as connection:
 
         def found(query: str, **values: object) -> list[str]:
             return [str(row[0]) for row in connection.execute(query, values).fetchall()]

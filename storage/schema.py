@@ -1,24 +1,17 @@
 """The schema of the catalog: numbered migrations, and the views and macros, which are replaced whenever their SQL changes.
 
-The SQL is in storage/sql, and what every table and column holds in storage/sql/comments.toml.
+The migrations are in storage/sql; views and macros are those of storage/views.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
-from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import duckdb
 
-from storage.tables import quoted, utc_now
+from storage.tables import utc_now
+from storage.views import SQL, table_names, views_digest, views_text
 from tagcos_stream.types import UserError
-
-SQL = Path(__file__).parent / "sql"
-VIEWS = [SQL / name for name in ("views.sql", "views_signals.sql", "views_stands.sql", "views_pool.sql", "views_changes.sql")]
-COMMENTS = SQL / "comments.toml"
 
 
 def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
@@ -40,31 +33,6 @@ def migrations(folder: Path = SQL) -> list[tuple[int, Path]]:
 
 
 SCHEMA_VERSION = len(migrations())
-
-
-@cache  # reading the comments takes 30 ms, several times in a run
-def views_text(tables: Literal["TABLE", "VIEW"] = "TABLE") -> str:
-    """Return the SQL that creates all views and macros and comments on all tables and columns.
-
-    Parameters
-    ----------
-    tables
-        What the tables are where the statements will run: views in a published snapshot.
-
-    Returns
-    -------
-    str
-        Several statements.
-    """
-    comments = tomllib.loads(COMMENTS.read_text(encoding="utf-8"))
-    lines = [path.read_text() for path in VIEWS]
-    lines += [f"COMMENT ON {tables} {name} IS {quoted(text)};" for name, text in comments["tables"].items()]
-    lines += [
-        f"COMMENT ON COLUMN {table}.{column} IS {quoted(text)};"
-        for table, columns in comments["columns"].items()
-        for column, text in columns.items()
-    ]
-    return "\n".join(lines)
 
 
 def newer(path: Path, found: int, expected: int) -> UserError:
@@ -131,6 +99,57 @@ def check_store(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path
         )
 
 
+def check_tables(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Refuse a catalog that has a view where every catalog has a table.
+
+    Parameters
+    ----------
+    connection
+        An open connection to a catalog with a schema.
+    path
+        The catalog, for the message.
+
+    Raises
+    ------
+    UserError
+        There is such a view.
+    """
+    found = {str(row[0]) for row in connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
+    if planted := sorted(found & table_names()):
+        raise UserError(
+            f"{path} has a view {planted[0]} in place of the table: it was changed by hand or made to mislead; "
+            "restore catalog-snapshot.duckdb, or use a root that you trust"
+        )
+
+
+def is_current(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> bool:
+    """Tell whether `migrate` would change nothing.
+
+    Parameters
+    ----------
+    connection, store_id, path, folder
+        As for `migrate`; the connection may be read-only.
+
+    Returns
+    -------
+    bool
+        False for an older or empty catalog, and for one with the views of another version.
+
+    Raises
+    ------
+    UserError
+        The catalog was written by a newer version, belongs to another root, or has a view in place of a table.
+    """
+    found, expected = schema_version(connection), len(migrations(folder))
+    if found > expected:
+        raise newer(path, found, expected)
+    if found < expected:
+        return False
+    check_store(connection, store_id, path)
+    check_tables(connection, path)
+    return connection.execute("SELECT views_digest FROM store").fetchall() == [(views_digest(),)]
+
+
 def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, folder: Path = SQL) -> None:
     """Apply the missing migrations, one transaction each, and update the views and macros if their SQL has changed.
 
@@ -160,12 +179,11 @@ def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, fo
         connection.execute("INSERT INTO migrations VALUES (?, ?, ?)", [version, step.name, utc_now()])
         connection.execute("COMMIT")
     check_store(connection, store_id, path)
+    check_tables(connection, path)
     known = connection.execute("SELECT store_id, views_digest FROM store").fetchall()
-    text = views_text()
-    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    if not known or known[0][1] != digest:
+    if not known or known[0][1] != views_digest():
         connection.execute("BEGIN")
-        connection.execute(text)
+        connection.execute(views_text())
         connection.execute("DELETE FROM store")
-        connection.execute("INSERT INTO store VALUES (?, ?)", [known[0][0] if known else store_id, digest])
+        connection.execute("INSERT INTO store VALUES (?, ?)", [known[0][0] if known else store_id, views_digest()])
         connection.execute("COMMIT")

@@ -19,8 +19,9 @@ from storage.connections import NO_EXTENSIONS, close_off, copy_to, naming_refuse
 from storage.files.base import sync_path
 from storage.interrupts import interruptible
 from storage.root import Root
-from storage.schema import SCHEMA_VERSION, views_text
+from storage.schema import SCHEMA_VERSION
 from storage.tables import quoted, quoted_name, utc_now
+from storage.views import views_text
 
 FORMAT = 1
 LATEST = "snapshots/latest.json"
@@ -80,11 +81,12 @@ def _write_tables(root: Root, run_id: str, copy: Path, work: Path) -> dict[str, 
     rows: dict[str, int] = {}
     connection = duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS)
     close_off(connection, [str(work)])
-    with closing(connection), interruptible(), naming_refused_writes(work):
+    with closing(connection), interruptible():
         for (table,) in connection.execute(OWN_TABLES).fetchall():
             file, name = work / f"{table}.parquet", quoted_name(table)
-            connection.execute(f"COPY {name} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
-            rows[table] = connection.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0]
+            with naming_refused_writes(file, copy):
+                copied = connection.execute(f"COPY {name} TO {quoted(str(file))} (FORMAT parquet, COMPRESSION zstd)")
+            rows[table] = copied.fetchall()[0][0]
             root.files.adopt(f"snapshots/{run_id}/{table}.parquet", file)
             script.append(f"CREATE OR REPLACE VIEW {name} AS FROM read_parquet(getvariable('folder') || '/{table}.parquet');")
     root.files.write(f"snapshots/{run_id}/snapshot.sql", ("\n".join(script) + "\n\n" + views_text(tables="VIEW")).encode())

@@ -38,7 +38,7 @@ def failing_rows(catalog: Catalog, query: str, values: Mapping[str, Any]) -> pl.
     UserError
         It is not one query, has another parameter, or fails; without the name of its file.
     """
-    with catalog.reading(locked=True) as connection:
+    with catalog.reading(query, locked=True) as connection:
         try:
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type.name not in SAFE_STATEMENTS:

@@ -92,7 +92,7 @@ def gather(catalog: Catalog, run_id: str) -> Facts:
     clustering = run["clustering_id"] or clusterings.find_covering(catalog, run_id, run["space_id"])
     since = changes.compared_with(catalog, run_id)
     named = {"run": run_id, "space": run["space_id"]}
-    with catalog.reading() as connection:
+    with catalog.reading(VIEWS) as connection:
 
         def ask(query: str, **values: Any) -> pl.DataFrame:
             known = {**named, "since": since, **values}
@@ -237,6 +237,10 @@ def _evaluations(connection: duckdb.DuckDBPyConnection, asked: Sequence[str]) ->
     return pl.concat(found) if found else pl.DataFrame()
 
 
+# of the catalog, that the queries here use
+VIEWS = """by_dataset, candidate_rows_of, churn, comparison_of, coverage_of, evaluation_of, example_changes,
+    exclusions_by_reason_of, file_changes, match_of, pool_of, rejects_by_reason_of, selection_diff, source_changes,
+    target_coverage_of"""
 FILES = """SELECT r.source, f.url, f.format, f.size, f.rows_done AS rows, f.digest FROM run_files r JOIN files f USING (file_id)
     WHERE r.run_id = $run ORDER BY r.source, f.url"""
 GROUPS = """SELECT c.*, k.seconds, k.kept, k.copied_from FROM coverage_of($run) c

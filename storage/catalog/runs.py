@@ -19,6 +19,7 @@ from storage.catalog.stages import close_attempts
 from storage.connections import NO_EXTENSIONS, close_off
 from storage.database import Catalog
 from storage.tables import fetch, insert_row, utc_now
+from storage.views import create, named_in
 from tagcos_stream.types import UserError
 
 LATEST = "latest"  # the run that MAIN refers to
@@ -167,7 +168,9 @@ def completions(copy: Path, beginning: str) -> list[str]:
     """
     try:
         with duckdb.connect(str(copy), read_only=True, config=NO_EXTENSIONS) as connection:
-            close_off(connection)  # a view that somebody planted may read any file
+            close_off(connection)
+            for view in named_in("names"):  # this package's, whatever the copy has
+                connection.execute(create(view, temporary=True))
             found = connection.execute(
                 "SELECT run_id FROM runs WHERE status = 'complete' AND starts_with(run_id, ?) ORDER BY run_id DESC", [beginning]
             ).fetchall()
@@ -321,7 +324,7 @@ class RunStatus:
 
 def run_status(catalog: Catalog, run_id: str | None = None) -> RunStatus:
     """Of one run, or of the newest. UserError where there is none."""
-    with catalog.reading() as connection:
+    with catalog.reading("pool_of, heldout_of, rejects_of") as connection:
 
         def one(query: str, *parameters: Any) -> dict[str, Any]:
             rows = connection.sql(query, params=list(parameters)).pl().to_dicts()

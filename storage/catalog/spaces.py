@@ -111,8 +111,9 @@ def plan_segments(catalog: Catalog, run_id: str, space_id: str, *, dim: int, blo
 
     They take no more examples from here on. A segment keeps the block_rows it was begun with.
     """
+    wanted = catalog.read("SELECT DISTINCT segment FROM wanted_of(?) ORDER BY segment", [run_id])
     with catalog.transaction() as connection:
-        connection.execute("CREATE TEMP TABLE wanted AS SELECT DISTINCT segment FROM wanted_of(?)", [run_id])
+        connection.register("wanted", wanted.to_arrow())
         connection.execute("UPDATE segments SET closed = true WHERE NOT closed AND segment IN (SELECT segment FROM wanted)")
         connection.execute(
             """INSERT OR IGNORE INTO feature_segments
@@ -122,7 +123,7 @@ def plan_segments(catalog: Catalog, run_id: str, space_id: str, *, dim: int, blo
         query = """SELECT segment, rows, block_rows, sealed FROM feature_segments SEMI JOIN wanted USING (segment)
             WHERE space_id = ? ORDER BY segment"""
         planned = connection.sql(query, params=[space_id]).pl()
-        connection.execute("DROP TABLE wanted")
+        connection.unregister("wanted")
     return planned
 
 

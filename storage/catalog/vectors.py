@@ -134,7 +134,7 @@ def late(catalog: Catalog, run_id: str, space_id: str, given: pl.DataFrame) -> d
     dict
         Blocks by segment.
     """
-    with catalog.reading() as connection:
+    with catalog.reading("wanted_of") as connection:
         connection.register("given", given.filter(pl.col("digest") != 0).select("example_id").to_arrow())
         found = connection.sql(
             """SELECT DISTINCT w.segment, b.block FROM wanted_of($run) w SEMI JOIN given g USING (example_id)

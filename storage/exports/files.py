@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.files.base import read_error, sync_path
+from storage.files.base import FULL, read_error, reason, sync_path
 from tagcos_stream.types import UserError
 
 MARK = "tagcos-export.json"
@@ -59,7 +59,8 @@ def replacing(path: Path, folder: bool = False) -> Iterator[Path]:
     except OSError as error:
         named = Path(str(error.filename or path))
         if named in (path, old, *partial.parents) or partial in (named, *named.parents):
-            raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
+            remedy = "free some or choose another --out" if error.errno in FULL else "choose another --out"
+            raise UserError(f"cannot write {path}: {reason(str(path.absolute()), error)}; {remedy}") from error
         raise read_error(str(named), error) from error  # the body reads what is to be written
 
 

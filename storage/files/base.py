@@ -18,6 +18,7 @@ import numpy as np
 from tagcos_stream.types import UserError
 
 TEMPORARY = ".tmp-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Seen = Callable[[np.ndarray], None]
 
@@ -107,15 +108,78 @@ class CannotWrite(UserError):
     """A write that the file system refuses: the rest of a command would fail likewise."""
 
 
-def write_error(place: str, error: OSError) -> CannotWrite:
-    """Make an error with a remedy from a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def write_error(place: str, error: OSError, need: int | None = None, *, unfinished: int = 0) -> CannotWrite:
+    """Make an error with a remedy from a failed write.
+
+    Parameters
+    ----------
+    place
+        Path of the file or folder, or words for one without a path: what is free is then unknown.
+    error
+        What the file system answered.
+    need
+        Size of the whole file in bytes, where it is known.
+    unfinished
+        Bytes of what there is of it, which the caller will remove: they count as free.
+
+    Returns
+    -------
+    CannotWrite
+        To be raised from `error`.
+    """
+    if error.errno in FULL:
         remedy = "the disk or quota is full: free space (tagcos gc --yes removes orphans) and start the same command again"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         remedy = "it is not writable: choose another --root or mend the permissions"
     else:
         remedy = "start the same command again once this is mended"
-    return CannotWrite(f"cannot write {place}: {error.strerror or error}; {remedy}. Nothing committed is lost.")
+    return CannotWrite(f"cannot write {place}: {reason(place, error, need, unfinished)}; {remedy}. Nothing committed is lost.")
+
+
+def reason(place: str, error: OSError, need: int | None = None, unfinished: int = 0) -> str:
+    """Say why a write was refused; of a full disk also how much the file needs and how much is free.
+
+    Parameters
+    ----------
+    place, error, need, unfinished
+        As `write_error` has them.
+
+    Returns
+    -------
+    str
+        Without the place and a remedy.
+    """
+    said = error.strerror or str(error)
+    if error.errno not in FULL:
+        return said
+    if error.errno == errno.EDQUOT:  # how much a quota leaves is told by no call that all systems have
+        return f"{said}: this file needs {'' if need is None else f'{size_text(need)}, '}more than the quota leaves"
+    found = _disk(place)
+    if found is not None and found.f_files and not found.f_favail:
+        return f"{said}: this file needs an inode, none is free"
+    free = None if found is None else size_text(found.f_bavail * found.f_frsize + unfinished)
+    if need is None:
+        return said if free is None else f"{said}: this file needs more than the {free} that are free"
+    return f"{said}: this file needs {size_text(need)}" + ("" if free is None else f", {free} are free")
+
+
+def _disk(place: str) -> os.statvfs_result | None:
+    """State of the file system that holds a path, or would."""
+    folder = place
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    try:
+        return os.statvfs(folder) if folder else None
+    except OSError:
+        return None
+
+
+def size_text(count: int) -> str:
+    """In the unit that suits: 512 bytes, 54.0 kB, 12.3 MB, 1.6 GB."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def read_error(place: str, error: OSError) -> UserError:

@@ -213,7 +213,7 @@ class LocalFiles:
             if durable:
                 sync_path(target.parent)
         except OSError as error:
-            raise write_error(str(target), error) from error
+            raise write_error(str(target), error, sum(as_bytes(piece).nbytes for piece in pieces)) from error
 
     def sync(self, prefix: str) -> None:
         """Flush all files and folders below a folder to disk."""
@@ -223,11 +223,12 @@ class LocalFiles:
             with ThreadPoolExecutor(4) as threads:  # an fsync waits: together they wait once
                 list(threads.map(sync_path, (path for path in (top, *top.rglob("*")))))
         except OSError as error:
-            raise write_error(str(self.folder), error) from error
+            raise write_error(str(top), error) from error
 
     def adopt(self, key: str, path: Path) -> None:
         """Move a finished file to this key: rename it, or copy it where a folder of the root is a mount of its own."""
         target = Path(self._path(key))
+        need: int | None = None
         try:
             self._make_folder(target.parent)
             with open(path, "rb") as file:
@@ -237,11 +238,12 @@ class LocalFiles:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
+                need = path.stat().st_size  # which a rename does not need
                 _copy(path, target)
                 path.unlink()
             sync_path(target.parent)
         except OSError as error:
-            raise write_error(str(target), error) from error
+            raise write_error(str(target), error, need) from error
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
@@ -255,11 +257,12 @@ class LocalFiles:
         if prefix:
             self._check_folder(prefix.removesuffix("/"))
         with self._reading(prefix):
+            top = os.path.join(self.folder, "")
             for folder, _, names in os.walk(self.folder / prefix, onerror=_unless_missing):  # follows no link to a folder
                 for name in names:
-                    path = Path(folder, name)
+                    path = os.path.join(folder, name)
                     try:
-                        yield path.relative_to(self.folder).as_posix(), path.lstat().st_size
+                        yield path.removeprefix(top), os.lstat(path).st_size
                     except FileNotFoundError:  # a temporary file that was renamed meanwhile
                         continue
 

@@ -15,8 +15,11 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from tests.flows.test_credentials import SECRET
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "docs" / "nightly.md"
@@ -52,6 +55,33 @@ class Outside:
                 return
             with connection:
                 self.asked.append(connection.recv(200).decode(errors="replace").split("\r\n")[0])
+
+
+class Denying(BaseHTTPRequestHandler):
+    """An object store that lists one file, denies it, and repeats a key as it does."""
+
+    LISTED = (
+        "<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>pool/rows.jsonl</Key><ETag>a</ETag><Size>9</Size>"
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents></ListBucketResult>"
+    )
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "9")
+        self.send_header("ETag", "a")
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        listing = "list-type" in self.path
+        body = (self.LISTED if listing else f"denied: {SECRET}").encode()
+        self.send_response(200 if listing else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 class Refused(Exception):
@@ -94,6 +124,9 @@ class Prefect:
             "NO_PROXY": "127.0.0.1,localhost",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "HF_TOKEN": SECRET,
+            "AWS_ACCESS_KEY_ID": "name",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             # by default 10 s: the time from a request to its start or cancellation
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
@@ -123,11 +156,11 @@ class Prefect:
             os.killpg(group, sign)
         process.wait(60)
 
-    def run(self, command: str, *, fails: bool = False) -> str:
+    def run(self, command: str, *, fails: bool = False, **variables: str) -> str:
         done = subprocess.run(
             shlex.split(self.adapted(command)),
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | variables,
             capture_output=True,
             text=True,
             timeout=240,
@@ -180,6 +213,13 @@ class Prefect:
         found = self.ask("/flow_runs/filter", sort="EXPECTED_START_TIME_ASC", limit=200)
         assert isinstance(found, list)
         return [run for run in found if run["state_type"] != "SCHEDULED" or not run["auto_scheduled"]]
+
+    def kept(self, kind: str) -> list[dict[str, Any]]:
+        """All of a kind: artifacts, logs, flow_runs."""
+        found: list[dict[str, Any]] = []
+        while page := self.ask(f"/{kind}/filter", limit=200, offset=len(found)):
+            found += page
+        return found
 
     def await_run(self, flow_run_id: str, seconds: float = 400) -> dict[str, Any]:
         """Until it is in a final state."""

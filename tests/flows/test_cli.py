@@ -270,7 +270,16 @@ def test_run__refuses_a_count_above_the_pool_and_says_how_sigterm_ended_it(
 
     # continued, it waits longer than --wait for a notebook that holds the catalog, and loses nothing
     monkeypatch.undo()
-    hold = "import duckdb, sys, time; c = duckdb.connect(sys.argv[1], read_only=True); print('open', flush=True); time.sleep(4)"
+    hold = """if True:
+        import duckdb, sys, time
+        while True:
+            try:
+                c = duckdb.connect(sys.argv[1], read_only=True)
+                break
+            except duckdb.IOException:  # the run has it for a moment longer
+                time.sleep(0.05)
+        print("open", flush=True)
+        time.sleep(4)"""
     held: list[subprocess.Popen[str]] = []
 
     def while_held(name: str, work: Any, run: Any, *given: Any) -> Any:

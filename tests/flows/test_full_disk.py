@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import re
+import tarfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import polars as pl
 import pytest
 
 from flows import pipeline
 from flows.context import RunContext, run_stage
 from flows.progress import SilentReporter
 from storage import check
-from storage.catalog import selections
-from storage.root import open_root
-from tagcos_stream.config import load_settings
+from storage.catalog import runs, selections
+from storage.root import Root, open_root
+from tagcos_stream.config import Settings, load_settings
 from tagcos_stream.types import UserError
-from tests.flows.conftest import Call, First
+from tests.flows.conftest import Call, First, conversation
+from tests.flows.test_old_root import OLD
 from tests.stages import STAGES
 
-MESSAGE = r"cannot write .*(disk or quota is full)"
+SIZE = r"[\d.]+ (bytes|kB|MB)"
+BYTES = rf"cannot write .*: this file needs ({SIZE}, {SIZE} are free|more than the {SIZE} that are free); "
+MESSAGE = f"{BYTES}the disk or quota is full"
 
 
 def fill(disk: Path, left: int) -> None:
@@ -36,11 +44,46 @@ def _free(disk: Path) -> int:
     return free.f_bavail * free.f_frsize
 
 
+def stop_in_each(stages: Sequence[str], settings: Settings, disk: Path) -> None:
+    for full in stages:
+
+        def do_stage(name: str, work: Any, run: RunContext, /, *given: Any, full: str = full) -> Any:
+            if name == full:
+                fill(disk, 8192)
+            return run_stage(name, work, run, *given)
+
+        with pytest.raises(UserError, match=MESSAGE):
+            pipeline.run(settings, SilentReporter(), do_stage=do_stage)
+        (disk / "ballast").unlink()
+
+
+def stop(tagcos: Call, disk: Path, *command: object, left: int = 0) -> None:
+    """A command, by the full disk."""
+    fill(disk, left)
+    code, _, err = tagcos(*command)
+    assert (code, err.count(f"cannot write {disk}"), "Traceback" in err) == (2, 1, False), (command, err)
+    assert re.search(BYTES, err), (command, err)
+    (disk / "ballast").unlink()
+
+
+def damage(root: Root) -> dict[str, bytes]:
+    """Cut a segment's metadata and a file of regrouped features; what they were."""
+    keys = [key for key, _ in root.files.list("")]
+    cut = [
+        next(key for key in keys if re.search(part, key)) for part in (r"seg-\d+\.zarr/zarr\.json", r"part-00000/features/c\.")
+    ]
+    whole = {key: root.files.read(key) for key in cut}
+    for key, body in whole.items():
+        root.files.write(key, body[:-7])
+    return whole
+
+
 @pytest.mark.process
 def test_full_disk__in_every_stage_and_command(
     small_settings: Callable[..., dict[str, Any]],
     first_run: First,
     small_disk: Callable[[str], Path],
+    pool_folder: Path,
     tmp_path: Path,
     tagcos: Call,
 ) -> None:
@@ -51,28 +94,34 @@ def test_full_disk__in_every_stage_and_command(
         with pytest.raises(UserError, match=MESSAGE):
             pipeline.run(settings, silent)
         (disk / "ballast").unlink()
+    twin = small_settings(heldout=0.1)
+    first_run(twin)
+    roots = [open_root(url, create=False) for url in (settings.root, twin["root"])]
 
-    for full in STAGES:
+    def chosen() -> pl.DataFrame:
+        """By the last run, on both."""
+        found, expected = (
+            selections.selection(root.catalog, runs.list_runs(root.catalog)["run_id"][0]).drop("run_id") for root in roots
+        )
+        assert found.equals(expected)
+        return found
 
-        def do_stage(name: str, work: Any, run: RunContext, /, *given: Any, full: str = full) -> Any:
-            if name == full:
-                fill(disk, 8192)
-            return run_stage(name, work, run, *given)
-
-        with pytest.raises(UserError, match=MESSAGE):
-            pipeline.run(settings, silent, do_stage=do_stage)
-        (disk / "ballast").unlink()
-    run_id = pipeline.run(settings, silent).run_id
-    elsewhere = first_run(small_settings(heldout=0.1)).run_id
-    roots = open_root(str(disk / "root"), create=False), open_root(str(tmp_path / "root"), create=False)
-    found, expected = (
-        selections.selection(root.catalog, run).drop("run_id") for root, run in zip(roots, (run_id, elsewhere), strict=True)
-    )
-    assert found.equals(expected)
+    stop_in_each(STAGES, settings, disk)
+    pipeline.run(settings, silent)
+    chosen()
+    # a refresh: new rows, some gone
+    lines = [json.dumps({"messages": conversation("sums", n)}) for n in range(2, 60)]
+    (pool_folder / "sums.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    stop_in_each(("ingest", "gradients", "publish"), settings, disk)
+    for values in (settings, load_settings(twin)):
+        pipeline.run(values, silent)
+    found = chosen()
 
     at = ("--root", roots[0].url)
     example = found["example_id"][0]
+    whole = damage(roots[0])
     for command in (
+        ("check", *at, "--repair"),
         ("select", *at, "--method", "random"),
         ("report", *at),
         ("export", *at, "--out", disk / "chosen.jsonl"),
@@ -81,10 +130,39 @@ def test_full_disk__in_every_stage_and_command(
         ("gc", *at, "--unnamed", "--yes"),
         ("forget", *at, "--yes", example),
     ):
-        fill(disk, 0)
-        code, _, err = tagcos(*command)
-        assert (code, err.count(f"cannot write {disk}"), "Traceback" in err) == (2, 1, False), (command, err)
-        (disk / "ballast").unlink()
+        stop(tagcos, disk, *command)
         assert tagcos(*command)[0] == 0, command
+        if "--repair" in command:
+            assert {key: roots[0].files.read(key) for key in whole} == whole
     assert list(disk.rglob("*.tmp-*")) == []
     assert check.check(roots[0]) == []
+
+
+@pytest.mark.process
+def test_full_disk__in_a_migration(small_disk: Callable[[str], Path], tmp_path: Path, tagcos: Call) -> None:
+    """Of a root of an earlier version: before the first step, in the middle of them, and later."""
+    roots = []
+    for folder in (small_disk("size=64m"), tmp_path):
+        with tarfile.open(OLD) as archive:
+            archive.extractall(folder, filter="data")
+        roots.append(open_root(str(folder / "root"), create=False))
+    disk = tmp_path / "disk"
+    versions: list[int] = []
+    for left in (0, 4096, 65536):
+        stop(tagcos, disk, "select", "--root", roots[0].url, "--method", "random", left=left)
+        with duckdb.connect(str(roots[0].catalog_path), read_only=True) as connection:
+            versions += connection.execute("SELECT max(version) FROM migrations").fetchall()[0]
+    assert versions[0] == 8 < versions[1] <= versions[2]
+    states: list[dict[str, pl.DataFrame]] = []
+    for root in roots:
+        assert tagcos("select", "--root", root.url, "--method", "random")[0] == 0
+        assert check.check(root) == []
+        newest = runs.list_runs(root.catalog)["run_id"][0]
+        tables = root.catalog.read("SELECT table_name FROM duckdb_tables()")["table_name"].to_list()
+        frames = {name: root.catalog.read(f"FROM {name} ORDER BY ALL").drop("applied_at", strict=False) for name in tables}
+        mine = {name: frame for name, frame in frames.items() if "run_id" in frame.columns}
+        states.append(frames | {name: frame.filter(pl.col("run_id") != newest) for name, frame in mine.items()})
+        states[-1]["chosen"] = selections.selection(root.catalog, newest).drop("run_id")
+    assert states[0].keys() == states[1].keys()
+    for name, found in states[0].items():
+        assert found.equals(states[1][name]), name

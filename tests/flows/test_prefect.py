@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import HTTPServer
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from tagcos_stream.config import SELECT_FIELDS, Settings, load_settings
 from tagcos_stream.declare import panel_of
 from tagcos_stream.types import UserError
 from tests.flows.conftest import SMALL, TOPICS, conversation
-from tests.flows.server import CHECKOUT, Prefect, Refused, documented
+from tests.flows.server import CHECKOUT, Denying, Prefect, Refused, documented
 from tests.flows.test_audit import allowed, touched, within
+from tests.flows.test_credentials import SECRET
 
 SERVER, EXPORT, WORKER, DEPLOY, RUN, SELECT, RUNS, ARTIFACTS, STATUS, REPORT, LIST, PAUSE, RESUME, NIGHTLY, *_ = documented()
 PROMOTE, PUBLISH, ACCEPT, COMPUTE_AGAIN = documented()[-4:]
@@ -305,6 +308,44 @@ def test_flow__writes_and_calls_nothing_but_its_root_home_and_server(prefect: Pr
     assert sorted(path for path in others if not allowed(path)) == []
     called = {event[2] for event in events if event[0] == "socket.connect"}
     assert [address for address in called if "127.0.0.1" not in address and "::1" not in address] == []
+
+
+def test_secrets__are_in_nothing_that_server_root_and_exports_keep(prefect: Prefect) -> None:
+    """Of the environment of everything above, of a store that repeats one as it denies a source, and of addresses."""
+    with HTTPServer(("127.0.0.1", 0), Denying) as store:
+        Thread(target=store.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{store.server_port}"
+        at = {"AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
+        printed = prefect.run(f"tagcos run s3://bucket/pool/ --root denied --model {prefect.model}", fails=True, **at)
+        store.shutdown()
+    denied = prefect.runs()[-1]
+    (summary,) = [artifact for artifact in prefect.kept("artifacts") if artifact["flow_run_id"] == denied["id"]]
+    assert "Forbidden: denied: ***" in denied["state"]["message"]
+    assert "Forbidden: denied: " in summary["data"]
+    printed += prefect.run(f"tagcos run https://user:{SECRET}@host/rows.jsonl --root denied", fails=True)
+    assert "the address holds credentials" in printed
+    # asked of the server, that is of its page, too: refused before it stores them
+    before, key = len(prefect.kept("flow_runs")), f"s3://{SECRET}@bucket/pool"
+    for name, parameters in (
+        ("tagcos-refresh/on-demand", {"sources": ["pool", f"https://user:{SECRET}@host/rows.jsonl"]}),
+        ("tagcos-refresh/on-demand", {"sources": ["pool"], "model": f"https://host/model.gguf?sig={SECRET}"}),
+        ("tagcos-select/reselect", {"root": key}),
+        ("tagcos-evaluate/compare", {"root": key}),
+    ):
+        with pytest.raises(Refused, match="an address that holds a key") as refused:
+            begin(prefect, name, **parameters)
+        assert 400 <= refused.value.status < 500
+    assert len(prefect.kept("flow_runs")) == before
+    kinds = ("artifacts", "logs", "flow_runs", "task_runs", "deployments")
+    kept = {kind: json.dumps(prefect.kept(kind)).encode() for kind in kinds}
+    for path in prefect.folder.rglob("*"):
+        if path.is_file() and CHECKOUT not in path.resolve().parents:
+            kept[str(path)] = path.read_bytes()
+    names = {Path(place).name for place in kept}
+    assert {"prefect.db", "log", "catalog.duckdb", "catalog-snapshot.duckdb", "prod.jsonl"} <= names
+    assert b"tagcos-selection-by-dataset" in kept["artifacts"]
+    assert SECRET not in printed
+    assert [place for place, content in kept.items() if SECRET.encode() in content] == []
 
 
 def test_telemetry__nobody_else_was_asked(prefect: Prefect) -> None:

@@ -24,8 +24,9 @@ from storage.check import check
 from storage.database import Catalog
 from storage.gc import orphans
 from storage.root import Root, default_catalog, open_root
-from storage.schema import SCHEMA_VERSION, SQL, migrations
+from storage.schema import SCHEMA_VERSION, migrations
 from storage.tables import insert_row, utc_now
+from storage.views import SQL
 from tagcos_stream.types import UserError
 from tests.storage import tiny
 

@@ -9,7 +9,7 @@ import pytest
 
 from storage.catalog import runs
 from storage.root import Root
-from storage.schema import views_text
+from storage.views import views_text
 from tests.storage import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "store.md"

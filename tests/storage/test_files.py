@@ -16,10 +16,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 
-from storage.files.base import TEMPORARY, Files
+from storage.connections import copy_to, naming_refused_writes
+from storage.files.base import TEMPORARY, CannotWrite, Files, write_error
 from storage.files.local import LocalFiles
 from storage.files.object import ObjectFiles
 from storage.files.open import local_folder, open_files
@@ -101,7 +103,7 @@ def test_local_files__adopt_copies_to_another_disk(full: bool, tmp_path: Path, m
 
     monkeypatch.setattr(os, "replace", replace)
     if full:
-        with pytest.raises(UserError, match=r"cannot write .*side.*disk or quota is full"):
+        with pytest.raises(UserError, match=r"cannot write .*side: .*: this file needs 7\.0 MB, .* are free; "):
             files.adopt("in/side", source)
         assert (files.read("in/side"), source.exists()) == (b"earlier", True)
     else:
@@ -110,6 +112,65 @@ def test_local_files__adopt_copies_to_another_disk(full: bool, tmp_path: Path, m
         (temporary,) = renamed
         assert (temporary.parent, TEMPORARY in temporary.name) == (tmp_path / "files" / "in", True)
     assert [key for key, _ in files.list("")] == ["in/side"]
+
+
+@pytest.mark.process
+def test_local_files__on_a_full_disk_say_what_is_needed_and_free(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    disk, source = small_disk("size=1m,nr_inodes=12"), tmp_path / "source"
+    files = open_files(str(disk))
+    source.write_bytes(b"x" * 2_500_000)
+    message = rf"cannot write {disk}/{{}}: No space left on device: this file needs {{}}, 1\.0 MB are free; .*quota is full"
+    with pytest.raises(UserError, match=message.format("in/side", r"3\.2 MB")):
+        files.write("in/side", b"x" * 3_000_000, np.zeros(50_000, np.float32))
+    with pytest.raises(UserError, match=message.format("moved", r"2\.5 MB")):
+        files.adopt("moved", source)
+    while os.statvfs(disk).f_favail:
+        (disk / str(os.statvfs(disk).f_favail)).touch()
+    with pytest.raises(
+        UserError, match=rf"cannot write {disk}/k: No space left on device: this file needs an inode, none is free; "
+    ):
+        files.write("k", b"x")
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EDQUOT, "7 bytes, more than the quota leaves"), (errno.EIO, None)])
+def test_local_files__of_a_quota_say_what_is_needed(
+    number: int, words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    files = open_files(str(tmp_path))
+    monkeypatch.setattr(os, "fsync", refuses)
+    reason = os.strerror(number) + (f": this file needs {words}" if words else "")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/k: {reason}; "):
+        files.write("k", b"content")
+
+
+def test_write_error__of_something_without_a_path() -> None:
+    """Of the current folder's disk nothing is said."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(write_error("a temporary file", full)).startswith("cannot write a temporary file: No space left on device; ")
+    assert "No space left on device: this file needs 1.2 GB; " in str(write_error("standard output", full, 1_234_567_890))
+
+
+@pytest.mark.process
+def test_duckdb__of_a_full_disk_the_catalogs_size_and_what_is_free(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    """A copy, which does not fit, and a query that writes to its temporary folder."""
+    disk, source = small_disk("size=2m"), tmp_path / "source.duckdb"
+    rows = "SELECT md5(i::VARCHAR) AS text FROM range(200_000) r(i)"
+    message = r": No space left on device: this file needs more than the 2\.1 MB that are free; .*quota is full"
+    with duckdb.connect(str(source)) as connection:
+        connection.execute(f"CREATE TABLE texts AS {rows}")
+        size = sum(Path(f"{source}{suffix}").stat().st_size for suffix in ("", ".wal")) / 1e6
+        with pytest.raises(CannotWrite, match=rf"{disk}/copy \(from a catalog of {size:.1f} MB\){message}"):
+            copy_to(connection, disk / "copy")
+    (disk / "copy").unlink()
+    with (
+        duckdb.connect(str(disk / "catalog"), config={"memory_limit": "4MB"}) as connection,
+        pytest.raises(CannotWrite, match=rf"{disk}/catalog \(12\.3 kB with its log\){message}"),
+        naming_refused_writes(disk / "catalog"),
+    ):
+        connection.execute(f"CREATE TEMP TABLE texts AS {rows}")
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT])
