@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -26,13 +25,12 @@ from flows.compare.tables import compact
 from flows.pipeline import Outcome
 from flows.plan import Plan
 from flows.progress import LineReporter, Stage
-from flows.report.build import report_key
 from flows.report.picture import datasets_png
 from storage.catalog import changes as catalog_changes
 from storage.catalog import check_results, evaluations, refreshes, runs, selections, stages
-from storage.files.object import ObjectFiles
 from storage.root import Root
 from tagcos_stream.config import Settings
+from tagcos_stream.credentials import redact
 from tagcos_stream.identity import reading
 
 LONG = ("gradients", "evaluate")
@@ -94,7 +92,7 @@ def for_show(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a client of HTTP raises, or a fault of what is shown
-        say(f"the Prefect server took no artifact: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        say(f"the Prefect server took no artifact: {type(error).__name__}: {redact(str(error)).partition(chr(10))[0]}")
 
 
 def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Callable[[str], None]) -> None:
@@ -119,12 +117,7 @@ def publish_artifacts(root: Root, outcome: Outcome, report: str | None, say: Cal
         create_markdown_artifact(key="tagcos-summary", markdown=text, description=run_id)
         create_table_artifact(key="tagcos-selection-by-source", table=_rounded(found.sources), description=run_id)
         create_table_artifact(key="tagcos-selection-by-dataset", table=_rounded(by_dataset), description=run_id)
-        if report is None:
-            return
-        if isinstance(root.files, ObjectFiles):
-            link = root.files.link(report_key(run_id))
-            create_link_artifact(link, link_text=f"report of {run_id}", key="tagcos-report", description=run_id)
-        else:
+        if report is not None:
             create_markdown_artifact(key="tagcos-report", markdown=_where(root, run_id, report), description=run_id)
 
 
@@ -216,10 +209,13 @@ def _checks(root: Root, run_id: str) -> list[str]:
 
 
 def _where(root: Root, run_id: str, place: str) -> str:
-    return (
-        f"The report of {run_id} is the file\n\n    {place}\n\non the machine that ran it. To see it in a browser there:\n\n"
-        f"    tagcos report {run_id} --root {shlex.quote(str(root.path))} --serve"
-    )
+    """Name the report's place and how to see it. No signed address of an object: it would be a key for all who see the page."""
+    if root.path is None:
+        kind, there = "object", "which your own access to the store opens. To see it in a browser on the machine that ran it:"
+    else:
+        kind, there = "file", "on the machine that ran it. To see it in a browser there:"
+    command = f"tagcos report {run_id} --root {shlex.quote(root.url)} --serve"
+    return f"The report of {run_id} is the {kind}\n\n    {place}\n\n{there}\n\n    {command}"
 
 
 def _planned(plan: Plan) -> list[tuple[Any, ...]]:

@@ -13,11 +13,29 @@ from pydantic.fields import FieldInfo
 
 from storage.exports.write import FORMATS
 from tagcos_stream.config import SELECT_FIELDS, Settings
+from tagcos_stream.credentials import USER_IS_A_PLACE
 from tagcos_stream.declare import panel_of
 from tagcos_stream.evaluation.config import Evaluation
 
 ACRONYMS = {"Lora": "LoRA", "Rslora": "rsLoRA", "Gpus": "GPUs"}
 REQUIRED = ("sources",)  # of a refresh: nothing can be done without them
+# parameters that may be addresses
+ADDRESSES = {
+    "sources", "root", "model", "target", "vectors", "decontaminate", "adapter", "checks", "exclude", "include",
+    "heldout_files", "tasks",
+}  # fmt: skip
+_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
+_PLACES = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in scheme) for scheme in USER_IS_A_PLACE)
+# an address that `tagcos_stream.credentials.refuse_credentials` refuses
+WITH_KEY = rf"^[\x00-\x20]*(?:(?!(?:{_PLACES})://){_SCHEME}[^/?#]*@|{_SCHEME}(?:[^/?#]*:[^/?#]*@|[\s\S]*[?&][\w.-]+=))"
+_TEXT_WITH_KEY = {"type": "string", "pattern": WITH_KEY}
+# JSON schema: a server stores what it was asked for before a flow sees it, so the server has to refuse this
+NO_KEY = {
+    "not": {
+        "description": "an address that holds a key: give it without, and the key in the environment of the worker",
+        "anyOf": [_TEXT_WITH_KEY, {"type": "array", "contains": _TEXT_WITH_KEY}],
+    }
+}
 
 
 def title(name: str) -> str:
@@ -42,7 +60,7 @@ def _parameter(
 ) -> inspect.Parameter:
     """`default` Ellipsis: required. panel: group of the parameter, shown before its title.
 
-    Limits (ge, gt, le) stay with the type, so that the server refuses what breaks them.
+    Limits (ge, gt, le) stay with the type, so that the server refuses what breaks them, and an address that holds a key.
     """
     kind: Any = field.annotation
     limits = [*field.metadata, *([MinLen(1)] if default is ... else [])]
@@ -50,7 +68,8 @@ def _parameter(
         kind = kind | None
     annotation = Annotated[(kind, *limits)] if limits else kind
     shown_title = f"{panel}: {title(name)}" if panel else title(name)
-    shown = Field(default, description=description or field.description, json_schema_extra={"title": shown_title})
+    extra: dict[str, Any] = {"title": shown_title, **(NO_KEY if name in ADDRESSES else {})}
+    shown = Field(default, description=description or field.description, json_schema_extra=extra)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 
 

@@ -55,6 +55,7 @@ def _print_estimate(found: Estimate) -> None:
     import polars as pl
 
     from flows.recompute import duration
+    from storage.files.base import size_text
 
     counted = "counted" if found.rows_counted else "from file sizes and the rows counted in a minute"
     if found.rows_read < found.rows:
@@ -73,8 +74,10 @@ def _print_estimate(found: Estimate) -> None:
         rows.insert(2, ("held out", f"{found.heldout:,}", "kept out of the pool, no gradient"))
     if found.known_examples:
         rows.insert(2, ("known examples", f"{found.known_examples:,}", "whose features the root has: not computed again"))
-    rows.append(("disk", size(found.disk_bytes), "" if found.free_bytes is None else f"{size(found.free_bytes)} are free"))
-    rows += [(f"  {name}", size(n), "") for name, n in found.disk.items()]
+    rows.append(
+        ("disk", size_text(found.disk_bytes), "" if found.free_bytes is None else f"{size_text(found.free_bytes)} are free")
+    )
+    rows += [(f"  {name}", size_text(n), "") for name, n in found.disk.items()]
     rows.append(("time", duration(found.seconds), ""))
     arithmetic = {"cluster": "arithmetic: matrix products", "select": "arithmetic: matrix products"}
     rows += [(f"  {name}", duration(n), arithmetic.get(name, "")) for name, n in found.stages.items()]
@@ -98,11 +101,6 @@ def print_plan(plan: Plan, as_json: bool) -> None:
     print_frame(pl.DataFrame(shown, schema=["stage", "to compute", "reused", "why"], orient="row"))
     if not plan.exact:
         print("\ncounts are upper bounds: examples without a usable gradient or close to another are known only afterwards")
-
-
-def size(count: int) -> str:
-    """In the unit that suits: 54 MB, 1.6 GB."""
-    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
 
 
 def texts(

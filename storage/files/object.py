@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +12,6 @@ from storage.files.base import Seen, as_bytes, check_key
 from tagcos_stream.credentials import redact
 from tagcos_stream.store_errors import store_error
 from tagcos_stream.types import UserError
-
-LINK_DAYS = 7  # the longest time for which S3 signs
 
 
 class ObjectFiles:
@@ -40,14 +36,6 @@ class ObjectFiles:
     def place(self, key: str) -> str:
         """Return an object's URL, for messages."""
         return f"{self.url}/{key}"
-
-    def link(self, key: str) -> str:
-        """Return a URL by which anyone can read a file for LINK_DAYS days; where the store signs none, its plain address."""
-        signing: Any = self._store
-        try:
-            return str(self._api.sign(signing, "GET", key, timedelta(days=LINK_DAYS)))
-        except (TypeError, ValueError, self._api.exceptions.BaseError):
-            return self.place(key)
 
     def _checked(self, key: str) -> str:
         """The key; UserError for one that LocalFiles refuses, too."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import pytest
 
 from storage.catalog import evaluations, runs, selections
+from storage.files.object import ObjectFiles
 from storage.root import open_root
 from tagcos_stream.types import UserError
 from tests.flows.server import free_port
+from tests.flows.test_credentials import SECRET
 from tests.stages import RESELECT_STAGES, STAGES
 
 CODE = """
@@ -191,6 +194,111 @@ def test_artifacts__a_fault_of_theirs_fails_nothing(complete_root: Path, monkeyp
     prefect_artifacts.publish_artifacts(root, Outcome(run_id, {}, "12 of 120 selected"), None, said.append)
     prefect_artifacts.publish_evaluation(root, "none", said.append)
     assert said[0] == "the Prefect server took no artifact: RuntimeError: no font"
+
+
+def test_artifacts__neither_the_message_of_a_fault_nor_the_place_of_the_report_holds_a_key(
+    complete_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import prefect_artifacts
+    from flows.pipeline import Outcome
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    root, said = open_root(str(complete_root), create=False), list[str]()
+    run_id = runs.list_runs(root.catalog)["run_id"][0]
+    with prefect_artifacts.for_show(said.append):
+        raise RuntimeError(f"refused: Bearer {SECRET}\nX-Key: {SECRET}")
+    assert said == ["the Prefect server took no artifact: RuntimeError: refused: Bearer ***"]
+
+    made: list[dict[str, Any]] = []
+    for name in [name for name in vars(prefect_artifacts) if name.startswith("create_")]:
+        monkeypatch.setattr(prefect_artifacts, name, lambda *given, **named: made.append({"given": given} | named))
+    stored = replace(root, files=ObjectFiles("s3://bucket/pool"))
+    place = f"s3://bucket/pool/reports/{run_id}.html"
+    prefect_artifacts.publish_artifacts(stored, Outcome(run_id, {}, "12 of 120 selected"), place, said.append)
+    assert SECRET not in str(made)
+    (report,) = [artifact for artifact in made if artifact["key"] == "tagcos-report"]
+    assert f"    {place}\n" in report["markdown"]
+    assert f"    tagcos report {run_id} --root s3://bucket/pool --serve" in report["markdown"]
+    assert len(said) == 1, said
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Of the parameters of a flow: what a server checks them by."""
+    from flows import prefect_flow
+
+    found: dict[str, Any] = getattr(prefect_flow, name).parameters.model_dump()
+    return found
+
+
+def refused(schema: dict[str, Any], **parameters: Any) -> bool:
+    """Whether a server refuses parameters, checked as it does."""
+    from prefect.utilities.schema_tools.validation import validate
+
+    return bool(validate(parameters, schema, ignore_required=True))
+
+
+def test_parameters__those_that_settings_refuse_for_a_key_are_refused_by_the_server(
+    small_settings: Callable[..., dict[str, Any]],
+) -> None:
+    from tagcos_stream.config import Settings, load_settings
+
+    address = f"https://user:{SECRET}@host/x.jsonl"
+    keyed = set()
+    for name, field in Settings.model_fields.items():
+        try:
+            load_settings(small_settings(**{name: (address,) if "tuple" in str(field.annotation) else address}))
+        except UserError as error:
+            if "the address holds credentials" in str(error):
+                keyed.add(name)
+    asked = schema("tagcos_refresh")
+    assert keyed == {name for name, shown in asked["properties"].items() if "not" in shown}
+    assert {"sources", "root", "model"} < keyed
+    for name in keyed:
+        listed = asked["properties"][name].get("type") == "array"
+        assert refused(asked, **{name: ["pool", address] if listed else address}), name
+        assert not refused(asked, **{name: ["pool", "s3://bucket/x"] if listed else "s3://bucket/x"}), name
+    assert {name for name, shown in schema("tagcos_select")["properties"].items() if "not" in shown} == {
+        name for name in schema("tagcos_select")["properties"] if name in keyed
+    }
+    evaluation = schema("tagcos_evaluate")
+    for name, value in {"root": address, "model": address, "tasks": address, "heldout_files": [address]}.items():
+        assert refused(evaluation, **{name: value}), name
+    assert not refused(evaluation, root="s3://bucket/pool", tasks=None, heldout_files=["hf://datasets/owner/name@main/x.jsonl"])
+
+
+def test_parameters__no_address_without_a_key_is_refused() -> None:
+    """By the same rule as elsewhere, for whatever an address may be put together from."""
+    from tagcos_stream.credentials import refuse_credentials
+
+    schemes = ("s3", "HTTPS", "hf", "Hf", "abfs", "abfss", "abfssx", "git+ssh")
+    users = ("", "@", "user@", "user:@", "user:p@ss@", ":@", "a?b@", "a/b:c@")
+    rests = (
+        "host",
+        "host:80/a@b",
+        "host/a:b@c",
+        "host/x?y=z",
+        "host/a?b*.jsonl",
+        "host/a&b-c.d=",
+        "host/x#a?b=c",
+        "host/\n?a=b",
+        "",
+    )
+    texts = [
+        f"{before}{scheme}://{user}{rest}" for before in ("", " ", "x") for scheme in schemes for user in users for rest in rests
+    ]
+    texts += ["", "pool", "a@b?c=d", "u:p@host", r"C:\x?y=z", "shared/*.jsonl", "x?y=z://", "x = 's3://u:p@h'", "1s3://u:p@h"]
+    asked, kept = schema("tagcos_refresh"), 0
+    for text in texts:
+        try:
+            refuse_credentials(text)
+            kept += 1
+        except UserError:
+            assert refused(asked, root=text), text
+        else:
+            assert not refused(asked, root=text), text
+            assert not refused(asked, sources=["pool", text]), text
+    assert 0 < kept < len(texts)
 
 
 def test_run__says_in_one_line_that_the_server_is_away(small_settings: Callable[..., dict[str, Any]]) -> None:

@@ -479,12 +479,16 @@ def test_report__one_cluster_has_a_map_of_its_examples(filled: Root) -> None:
 EVALUATED = """
     INSERT INTO evaluations SELECT id, run, 'small', 'f', 9, 'd', '{}', '{}', now()::TIMESTAMP
         FROM (VALUES ('mine', $run), ('theirs', 'another')) e(id, run);
-    CREATE OR REPLACE MACRO evaluation_of(evaluation) AS TABLE
-        SELECT 'steps' AS regime, 0.1 AS fraction, m.method, 'adam' AS gradient, '' AS setting, false AS weighted,
-            'loss' AS measure, p.part, 3 AS seeds, m.value, 0.01 AS se, m.value - 2 AS vs_random,
-            0.02 AS vs_random_se, 0.03 AS median_vs_random, 1 AS datasets_ahead, 2 AS datasets
-        FROM (VALUES ('tagcos', 1.5), ('random', 2.0)) m(method, value), (VALUES (NULL), ('red')) p(part)
-        WHERE evaluation = 'mine'
+    CREATE TEMP TABLE trained AS
+        SELECT e.id AS evaluation_id, m.method, 'adam' AS gradient, '' AS setting, 0.1 AS fraction, seed, 'steps' AS regime,
+            false AS weighted, m.value + (seed - 1) * 0.01 * sqrt(3) AS value, p.part
+        FROM (VALUES ('mine'), ('theirs')) e(id), (VALUES ('tagcos', 1.5), ('random', 2.0)) m(method, value),
+            (VALUES (NULL), ('red'), ('blue')) p(part), range(3) s(seed);
+    INSERT INTO evaluation_units BY NAME SELECT * EXCLUDE (value, part), 12 AS examples, 2 AS steps, 1 AS passes, 99 AS tokens,
+        1 AS train_seconds, 1 AS measure_seconds, false AS copied, now()::TIMESTAMP AS finished_at
+        FROM trained WHERE part IS NULL;
+    INSERT INTO evaluation_scores BY NAME SELECT *, 'loss' AS measure, 9 AS items FROM trained;
+    DROP TABLE trained
 """
 
 
@@ -495,11 +499,11 @@ def test_report__shows_evaluations_where_there_are_any(filled: Root) -> None:
         for statement in EVALUATED.split(";\n"):
             connection.execute(statement, {"run": run_id} if "$run" in statement else None)
     found = Content(make_report(root, run_id))
-    assert [row[1:2] + row[5:8] for row in found.rows("evaluations")] == [
-        ["tagcos adam", "1.5", "0.01", "-0.5"],
-        ["random adam", "2.0", "0.01", "0.0"],
-    ]
-    assert [row["value"] for row in found.plots["evaluations"]["rows"]] == [-0.5, 0]
+    (ours, random) = (row[1:2] + row[5:8] for row in found.rows("evaluations"))
+    assert [ours[0], *map(float, ours[1:])] == ["tagcos adam", *map(pytest.approx, (1.5, 0.01, -0.5))]
+    assert [random[0], *map(float, random[1:3]), random[3]] == ["random adam", *map(pytest.approx, (2.0, 0.01)), ""]
+    (drawn,) = found.plots["evaluations"]["rows"]
+    assert drawn["value"] == pytest.approx(-0.5)
 
 
 def test_command__finds_the_run_and_names_the_file(grown: Root, tmp_path: Path, tagcos: Call) -> None:

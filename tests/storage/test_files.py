@@ -8,7 +8,6 @@ import pickle
 import re
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -319,12 +318,3 @@ def test_local_files__what_may_not_be_read_is_a_mistake_with_a_remedy(tmp_path: 
         finally:
             path.chmod(kept)
     assert files.read("a/k") == b"v"
-
-
-def test_object_files__link_is_signed_and_readable_without_credentials(bucket: str) -> None:
-    files = ObjectFiles(bucket)
-    files.write("reports/run.html", b"<p>report</p>")
-    link = files.link("reports/run.html")
-    assert "Signature=" in link
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(link, timeout=30) as answer:
-        assert answer.read() == b"<p>report</p>"
