@@ -47,6 +47,8 @@ def text_of(value: Any, what: str) -> str:
 
 def one_text(value: Any, what: str) -> str:
     """A string, or a list that holds one. RowError where there are several texts, of which only one can be meant."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
         if len(value) > 1:
             raise RowError("several_texts", f"{what} is a list of {len(value)} texts where one belongs; write a row for each")
@@ -62,7 +64,10 @@ def read_content(value: Any, what: str) -> Content:
         raise RowError("wrong_type", f"{what} must be text, got {'null' if value is None else type(value).__name__}")
     found, texts, reasoning = Content(), _Pieces(), _Pieces()
     for part in value:
-        _add(found, texts, reasoning, {"text": part} if isinstance(part, str) else part, what)
+        if isinstance(part, str):
+            _add_text(found, texts, part, None, what)
+        else:
+            _add(found, texts, reasoning, part, what)
     found.text, found.reasoning = "".join(texts.pieces), "".join(reasoning.pieces)
     return found
 
@@ -79,15 +84,19 @@ class _Pieces:
         self.length += len(text)
 
 
+def _add_text(found: Content, texts: _Pieces, text: str, flag: Any, what: str) -> None:
+    if found.calls and text:
+        raise RowError("unsupported_content", f"{what} has text behind a tool call, which no message can hold in that order")
+    begin = texts.length
+    texts.add(text)
+    found.spans.append((begin, texts.length, flag))
+
+
 def _add(found: Content, texts: _Pieces, reasoning: _Pieces, part: Any, what: str) -> None:
     kind = (part.get("type") or _untyped(part, what)) if isinstance(part, dict) else type(part).__name__
     text = _part_text(part, what) if isinstance(part, dict) else None
     if kind in TEXT_PARTS and text is not None:
-        if found.calls and text:
-            raise RowError("unsupported_content", f"{what} has text behind a tool call, which no message can hold in that order")
-        begin = texts.length
-        texts.add(text)
-        found.spans.append((begin, texts.length, next((part[k] for k in ("train", "weight") if part.get(k) is not None), None)))
+        _add_text(found, texts, text, next((part[k] for k in ("train", "weight") if part.get(k) is not None), None), what)
     elif kind in REASONING_PARTS and text is not None:
         if texts.length:
             raise RowError("unsupported_content", f"{what} has a part of type {kind!r} behind its text")

@@ -27,6 +27,7 @@ _TURNS_TEXT = r"""^[ \t\r\n]*\[[ \t\r\n]*\{[\s\S]*["'](?:role|from)["'][ \t\r\n]
 # text of a pair that may be turns, also for Polars: `convert_columns` leaves it to us
 MORE_THAN_TEXT = f"{_TURNS_TEXT}|{BEGINS}"
 _TURNS = re.compile(_TURNS_TEXT)
+_BY_DEFAULT = RowOptions()
 _LITERALS = re.compile(r"'(?:content|value)'\s*:")
 
 
@@ -190,7 +191,7 @@ def _said(role: str, text: str, options: RowOptions) -> Message:
 
 def _text(value: Any, name: str) -> str:
     """The one text of a field that may not hold turns."""
-    if isinstance(value, str) and turns_in(value, name, RowOptions()) is not None:
+    if isinstance(value, str) and turns_in(value, name, _BY_DEFAULT) is not None:
         raise RowError("unread_field", f"{name} is a list of turns where one text belongs")
     return one_text(value, name)
 

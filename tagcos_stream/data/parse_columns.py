@@ -27,6 +27,8 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 def parse_block(block: bytes, scores: Sequence[str] = ()) -> pl.DataFrame | None:
     """One row a line, or None where any line is not plainly a JSON object whose known fields have their usual types.
 
+    None, too, for one line alone, which gains nothing, and where the first row has no known field.
+
     pyarrow's parser, not Polars': that one reads numbers and lists as text where text is asked for, takes half a surrogate pair
     for a NUL, and is 2.5 times slower. What pyarrow lets pass is caught here: invalid UTF-8, and documents that share a line.
     """
@@ -34,7 +36,7 @@ def parse_block(block: bytes, scores: Sequence[str] = ()) -> pl.DataFrame | None
     breaks = np.flatnonzero(data == ord("\n"))
     n = len(breaks) + 1
     # with braces at both ends of every line, as many documents as lines means one in each
-    if not (
+    if n < 2 or not (
         block[:1] == b"{" and block[-1:] == b"}" and (data[breaks - 1] == ord("}")).all() and (data[breaks + 1] == ord("{")).all()
     ):
         return None
@@ -62,6 +64,8 @@ def _parse(block: bytes, texts: Sequence[bytes] | None, scores: Sequence[str]) -
         record = orjson.loads(first)
     except (ValueError, pl.exceptions.PolarsError):
         return None
+    if KNOWN_FIELDS.isdisjoint(_keys(record)):
+        return None  # rows of no shape are read one by one, whatever is parsed of them
     # most files say the same of every row: the first row's fields alone are parsed at twice the speed, and any other field
     # refuses
     for schema, others in ((_schema(record, scores, _keys(record)), "error"), (_schema(record, scores), "ignore")):

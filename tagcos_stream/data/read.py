@@ -26,6 +26,7 @@ __all__ = ["IngestBlock", "Limits", "SourceFile", "SourceSpec", "example_id", "r
 
 BLOCK_ROWS = 65_536  # of short rows: block_bytes ends the blocks of others
 STRETCH = 256  # rows that are parsed at once where a block cannot be
+LOOKED_AT = 4 * STRETCH  # rows by which a block is judged
 T = TypeVar("T")
 
 
@@ -84,22 +85,31 @@ def _parsed(blocks: Iterator[Raw], file: SourceFile, limits: Limits) -> Iterator
 def _columns(texts: list[bytes], scores: Sequence[str]) -> Parts:
     """The rows that can be parsed at once: without those that are not JSON objects, or else stretches of these.
 
-    So a bad row costs itself the fast way, or its stretch, not the block.
+    So a bad row costs itself the fast way, or its stretch, not the block. Where none of the first stretches can be parsed, the
+    rows are of another kind, and the further ones are not tried.
     """
-    if texts and (frame := parse_texts(texts, scores)) is not None:
+    if len(texts) < 2:  # one row gains nothing, and may be long
+        return []
+    if (frame := parse_texts(texts, scores)) is not None:
         return [(np.arange(len(texts)), frame)]
-    index = np.array([i for i, text in enumerate(texts) if _is_object(text)], np.int64)
-    objects = [texts[i] for i in index.tolist()]
-    if 0 < len(index) < len(texts) and (frame := parse_texts(objects, scores)) is not None:
+    if next(_stretches(texts, _objects(texts[:LOOKED_AT]), scores), None) is None:
+        return []
+    index = _objects(texts)
+    if len(index) < len(texts) and (frame := parse_texts([texts[i] for i in index.tolist()], scores)) is not None:
         return [(index, frame)]
-    found: Parts = []
+    return list(_stretches(texts, index, scores))
+
+
+def _stretches(texts: list[bytes], index: np.ndarray, scores: Sequence[str]) -> Iterator[tuple[np.ndarray, pl.DataFrame]]:
     for first in range(0, len(index), STRETCH):
-        part = objects[first : first + STRETCH]
-        if (frame := parse_texts(part, scores)) is not None:
-            found.append((index[first : first + STRETCH], frame))
-        elif first == 3 * STRETCH and not found:
-            break  # not a bad row here and there: rows of this file are of another kind
-    return found
+        part = index[first : first + STRETCH]
+        if (frame := parse_texts([texts[i] for i in part.tolist()], scores)) is not None:
+            yield part, frame
+
+
+def _objects(texts: list[bytes]) -> np.ndarray:
+    """Places of the texts that are JSON objects."""
+    return np.array([i for i, text in enumerate(texts) if _is_object(text)], np.int64)
 
 
 def _is_object(text: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 REASONS = {
     "broken_json": "the row is not JSON",
     "bad_encoding": "the row is not UTF-8, or has half of a surrogate pair",
@@ -38,8 +40,16 @@ REASONS = {
 
 
 class RowError(Exception):
-    """A row that cannot be used: a reason of REASONS and what exactly was met."""
+    """A row that cannot be used: a reason of REASONS and what exactly was met.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    The detail may be a function that makes it, where that takes long: of most rejects nobody reads it.
+    """
+
+    def __init__(self, reason: str, detail: str | Callable[[], str]) -> None:
         super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self._detail = reason, detail
+
+    @property
+    def detail(self) -> str:
+        """What exactly was met."""
+        return self._detail if isinstance(self._detail, str) else self._detail()

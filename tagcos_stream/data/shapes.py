@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -107,6 +108,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape("transcript", (("text",), ("chat",)), read_transcript, SYSTEM_FIELDS, looks_like_transcript),
     Shape("pair", (*product(PROMPTS, ANSWERS), ("text_input", "output"), ("input_text", "output_text")), _pair, BESIDE_PAIR),
 )
+SHAPE_FIELDS = frozenset(name for shape in SHAPES for fields in shape.fields for name in fields)
 BY_NAME = {shape.name: shape for shape in SHAPES}
 TREE_FIELDS = ("message_tree_id", "prompt")
 SHAPE_NAMES = (*BY_NAME, "oasst_tree", "oasst_messages")  # a tree a row, and a message a row, which `oasst.flat_trees` gathers
@@ -114,7 +116,7 @@ REQUIRED: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((shape.name, fields) for shape in SHAPES for fields in shape.fields),
     ("oasst_tree", TREE_FIELDS),
 )
-REQUIRED_FIELDS = frozenset(name for _, fields in REQUIRED for name in fields) - {"input", "tools"}
+REQUIRED_FIELDS = SHAPE_FIELDS.union(TREE_FIELDS) - {"input", "tools"}
 # what a prompt is about, which no shape reads
 ABOUT_FIELDS = ("document", "documents", "contexts", "passage", "passages", "article", "instructions", "choices", "options")
 # names of system prompts and of tools that are not ours, which would be lost
@@ -155,7 +157,10 @@ def convert(record: object, options: RowOptions) -> list[Converted]:
     """
     if not isinstance(record, dict):
         raise RowError("wrong_type", f"a row must be an object, got {type(record).__name__}")
-    row = _without_nothing(_in_lower_case(_renamed(record, options.columns)), options.columns)
+    row = _renamed(record, options.columns)
+    if options.shape != "oasst_tree" and ROW_FIELDS.isdisjoint(row) and ROW_FIELDS.isdisjoint(map(str.lower, row)):
+        raise _no_shape(row, options)
+    row = _without_nothing(_in_lower_case(row), options.columns)
     if options.shape == "oasst_tree" or (options.shape is None and _is_tree(row)):
         threads = [finished(thread, options) for thread in tree_threads(row)]
         refuse_unread(row, {"prompt"}, [message for thread in threads for message in thread], TEXT_FIELDS)
@@ -194,7 +199,7 @@ def recognise(row: Record) -> str | None:
     """Name of the first shape whose fields the row has, or None."""
     if _is_tree(row):
         return "oasst_tree"
-    found = _recognised(row, SHAPES)
+    found = _recognised(row)
     return found[0].name if found else None
 
 
@@ -203,7 +208,13 @@ def _is_tree(row: Record) -> bool:
     return whole and not any(holds_turns(row.get(name)) for name in CHAT_FIELDS)
 
 
-def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[str, ...]] | None:
+@lru_cache(maxsize=1024)
+def _candidates(names: frozenset[str]) -> tuple[tuple[Shape, tuple[str, ...]], ...]:
+    """Shapes and their fields that are all among the names, in order of trial; most rows of a file have the same names."""
+    return tuple((shape, fields) for shape in SHAPES for fields in shape.fields if names.issuperset(fields))
+
+
+def _recognised(row: Record) -> tuple[Shape, tuple[str, ...]] | None:
     """The first shape whose fields the row has, and those fields.
 
     An empty answer, and a conversation of another form, only where nothing else fits.
@@ -211,16 +222,13 @@ def _recognised(row: Record, shapes: tuple[Shape, ...]) -> tuple[Shape, tuple[st
     empty = other = None
     if REQUIRED_FIELDS.isdisjoint(row):
         return None
-    for shape in shapes:
-        for fields in shape.fields:
-            if fields[0] not in row or any(row.get(name) is None for name in fields):
-                continue
-            if shape.fits is None and row[fields[-1]] == "":
-                empty = empty or (shape, fields)
-            elif shape.fits is None or shape.fits(row[fields[0]]):
-                return shape, fields
-            elif shape.fits is holds_turns and not isinstance(row[fields[0]], int | float):  # the number of turns
-                other = other or (shape, fields)  # its reader says what is wrong with it
+    for shape, fields in _candidates(frozenset(name for name in SHAPE_FIELDS.intersection(row) if row[name] is not None)):
+        if shape.fits is None and row[fields[-1]] == "":
+            empty = empty or (shape, fields)
+        elif shape.fits is None or shape.fits(row[fields[0]]):
+            return shape, fields
+        elif shape.fits is holds_turns and not isinstance(row[fields[0]], int | float):  # the number of turns
+            other = other or (shape, fields)  # its reader says what is wrong with it
     return empty or other
 
 
@@ -230,7 +238,7 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
         named = next((f for f in shape.fields if all(row.get(name) is not None for name in f)), None)
         if named is not None:
             return shape, named
-    elif found := _recognised(row, SHAPES):
+    elif found := _recognised(row):
         return found
     tried = () if REQUIRED_FIELDS.isdisjoint(row) else SHAPES if options.shape is None else (BY_NAME[options.shape],)
     for shape in tried:
@@ -242,9 +250,16 @@ def _shape_of(row: Record, options: RowOptions) -> tuple[Shape, tuple[str, ...]]
                 raise RowError("empty_answer", f"{fields[-1]} is null")
             if missing and set(missing) < set(fields) and all(name in row for name in fields):
                 raise RowError("wrong_type", f"{' and '.join(missing)} is null")
-    there = ", ".join(map(str, list(row)[:12])) or "none"
-    asked = "" if options.shape is None else f" of shape {options.shape}"
-    raise RowError("unknown_shape", f"no shape has these fields{asked}: {there}; {_way_to_read(row, options)}")
+    raise _no_shape(row, options)
+
+
+def _no_shape(row: Record, options: RowOptions) -> RowError:
+    def detail() -> str:
+        there = ", ".join(map(str, list(row)[:12])) or "none"
+        asked = "" if options.shape is None else f" of shape {options.shape}"
+        return f"no shape has these fields{asked}: {there}; {_way_to_read(row, options)}"
+
+    return RowError("unknown_shape", detail)
 
 
 def _way_to_read(row: Record, options: RowOptions) -> str:

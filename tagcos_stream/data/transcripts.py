@@ -205,8 +205,13 @@ def _no_prompt(what: str) -> RowError:
 
 def _form_of(text: str) -> Form | None:
     """The form with an assistant's mark in the text; of several, the one whose marks the text begins with."""
-    forms = [form for form in FORMS.values() if any(m["role"].lower() in _ANSWERS for m in form.mark.finditer(text))]
-    return next((form for form in forms if _begins(form, text)), forms[0] if forms else None)
+    first = None
+    for form in FORMS.values():
+        if any(mark["role"].lower() in _ANSWERS for mark in form.mark.finditer(text)):
+            if _begins(form, text):
+                return form
+            first = first or form
+    return first
 
 
 def _begins(form: Form, text: str) -> bool:
@@ -268,6 +273,8 @@ def _closed(content: str, what: str, form: Form | None) -> str:
 def _last_tokens(content: str) -> list[tuple[int, str]]:
     """The tokens that nothing but white space follows, each with its begin."""
     found: list[tuple[int, str]] = []
+    if not content.rstrip().endswith(">"):  # as every token does
+        return found
     end = len(content)
     while True:
         while end and content[end - 1].isspace():
@@ -281,7 +288,9 @@ def _last_tokens(content: str) -> list[tuple[int, str]]:
 
 def _foreign_end(content: str, tokens: list[tuple[int, str]], strikes: bool) -> int:
     """Where the first of the last tokens is that closes the content, else its end; a </s> of HTML belongs to its <s>."""
-    before = content[: tokens[0][0]] if tokens else ""
+    if not tokens:
+        return len(content)
+    before = content[: tokens[0][0]]
     opened = before.count("<s>") - before.count("</s>") if strikes else 0
     for begin, token in tokens:
         if token == "<s>":

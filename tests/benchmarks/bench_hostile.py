@@ -225,9 +225,10 @@ def ingest(path: str, folder: str) -> None:
         spec = file.version
         listed = {"source": path, "url": file.url, "digest": file.digest, "size": file.size, "format": file.format, "spec": spec}
         known = pool.add_files(root.catalog, run.run_id, pl.DataFrame([listed]))
-        for block in read_file(file):
-            counts = pool.commit_ingest(root, run.run_id, known["file_id"][0], block)
-            rows, rejects = rows + counts.rows, rejects + counts.rejected
+        with root.catalog.lingering():
+            for block in read_file(file):
+                counts = pool.commit_ingest(root, run.run_id, known["file_id"][0], block)
+                rows, rejects = rows + counts.rows, rejects + counts.rejected
         reason = ""
     except UserError as e:
         reason = str(e).removeprefix(f"{path}: ")[:100].replace("|", " ")

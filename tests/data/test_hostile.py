@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -141,6 +142,29 @@ def test_lists_in_an_object__cost_no_copy_of_the_file_each(tmp_path: Path) -> No
     assert time.process_time() - begin < 5
 
 
+@pytest.mark.parametrize("block_rows", [65_536, 500])
+def test_rows_of_no_shape__hide_no_others(tmp_path: Path, block_rows: int) -> None:
+    """Whatever a block begins with, its other rows are read; the way to read a row is said of those that are listed."""
+    rows = (
+        [{"a": i} for i in range(1_500)] + [chat(i) for i in range(300)] + [{"TEXT": "no marks"}, {"Prompt": "a", "output": "b"}]
+    )
+    got = read(write(tmp_path / "a.jsonl", rows), block_rows=block_rows)
+    assert got.occurrences["row"].to_list() == [*range(1_500, 1_800), 1_801]
+    assert set(got.reasons.values()) == {"unknown_shape"}
+    assert got.rejects["detail"][0].startswith("no shape has these fields: a; say what to read with `columns`")
+    assert got.rejects["detail"][-1] is None or got.rejects["detail"][-1].startswith("no shape has these fields: text; ")
+
+
+def test_trees__field_names_with_escapes(tmp_path: Path) -> None:
+    parts = (("null", "prompter", "q"), ('"0"', "assistant", "a"))
+    rows = [
+        rf'{{"message_\u0069d":"{i}","parent_id":{parent},"role":"{role}","text":"{text}"}}'.encode()
+        for i, (parent, role, text) in enumerate(parts)
+    ]
+    got = read(write_bytes(tmp_path / "a.jsonl", b"\n".join(rows)))
+    assert [turn["content"] for turn in got.occurrences["messages"][0]] == ["q", "a"]
+
+
 def test_llama2__turns_are_those_between_the_marks() -> None:
     text = "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b </s><s> [INST] c [/INST] d <s>[INST]e[/INST]"
     assert [(t["role"][0], t["content"]) for t in _llama2(text, "text")] == [
@@ -170,6 +194,16 @@ def _parquet(data: bytes) -> bytes:
     return out.getvalue()
 
 
+def _arrow() -> bytes:
+    out = io.BytesIO()
+    pl.DataFrame({"prompt": ["a"], "completion": ["b"]}).write_ipc(out)
+    return out.getvalue()
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.compress(data, "zstd", asbytes=True))
+
+
 LINES = GOOD_LINE + b"\n" + GOOD_LINE + b"\n"
 CONTENTS = {
     "gz in gz": (packed(packed(LINES)), "gzip within gzip: unpack it once"),
@@ -177,15 +211,61 @@ CONTENTS = {
     "zip in gz": (packed(_zip(LINES)), "a zip archive within gzip: unpack it once"),
     "tar": (_tar(LINES), "a tar archive: unpack it"),
     "tar in gz": (packed(_tar(LINES)), "a tar archive within gzip: unpack it"),
-    "parquet": (_parquet(LINES), "a Parquet file: name it .parquet"),
+    "parquet": (_parquet(LINES), "a Parquet file: name it .parquet, or set"),
+    "parquet in gz": (packed(_parquet(LINES)), "a Parquet file within gzip: unpack it and name it .parquet"),
+    "arrow in zst": (zstd(_arrow()), "an Arrow file within zstd: unpack it and name it .arrow"),
+    "Feather 1": (b"FEA1\0\0\0\0", "a Feather file of version 1: write it as .feather of version 2"),
     "bzip2": (b"BZh91AY" + LINES, "bzip2: unpack it"),
     "UTF-16 with a mark": (LINES.decode().encode("utf-16"), r"text in UTF-16: convert it to UTF-8 \(iconv -f UTF-16 -t UTF-8\)"),
     "UTF-16": (LINES.decode().encode("utf-16-be"), "text in UTF-16BE: convert"),
     "UTF-32": (LINES.decode().encode("utf-32-le"), "text in UTF-32LE: convert"),
     "UTF-16 in gz": (packed(LINES.decode().encode("utf-16")), "text in UTF-16: convert"),
     "web page": (b"<!doctype html>\n<html>404</html>\n", "a web page: download the file itself"),
+    "web page behind blank lines": (b"\xef\xbb\xbf\r\n <HTML><body>404", "a web page: download the file itself"),
+    "error of a store": (b'<?xml version="1.0"?>\n<Error><Code>NoSuchKey</Code></Error>', "XML, as the errors of object stores"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS, not the file"),
 }
+
+
+NO_TABLES = {name: found for name, found in CONTENTS.items() if name != "parquet" and "UTF" not in name} | {
+    "JSON lines": (LINES, "JSON: name it .jsonl, or set"),
+    "JSON lines in gz": (packed(LINES), r"JSON within gzip: name it .jsonl.gz, or set"),
+    "JSON list": (b"\xef\xbb\xbf [" + GOOD_LINE + b"]", "a JSON list: name it .json, or set"),
+    "CSV": (b"prompt,completion\n\xc3\xa4,b\n", "CSV: name it .csv"),
+    "TSV in zst": (zstd(b"prompt\tcompletion\na,\tb\n"), "tab-separated text within zstd: name it .tsv.zst"),
+    "an error's text": (b"Entry not found", r"text \('Entry not found'\): download the file itself"),
+    "gzip": (packed(bytes(range(1, 200))), "gzip: unpack it"),
+    "damaged gzip": (packed(LINES)[:9] + b"\xff" * 9, "damaged gzip: download it again"),
+    "UTF-16": (LINES.decode().encode("utf-16"), r"text in UTF-16: convert it .* and name it by what it holds, as .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", list(NO_TABLES))
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "feather", "ipc"])
+def test_tables__of_another_kind_are_one_message(tmp_path: Path, name: str, ending: str) -> None:
+    data, says = NO_TABLES[name]
+    (tmp_path / f"a.{ending}").write_bytes(data)
+    with pytest.raises(UserError, match=f"a.{ending}: the file is {says}"):
+        read(tmp_path / f"a.{ending}")
+
+
+def test_tables__named_as_each_other_and_damaged_ones(tmp_path: Path) -> None:
+    for data, ending, says in (
+        (_parquet(LINES), "arrow", "the file is a Parquet file: name it .parquet"),
+        (_arrow(), "parquet", "the file is an Arrow file: name it .arrow"),
+        (_parquet(LINES)[:-9], "parquet", "is not a readable Parquet file"),
+        (_arrow()[:-9], "arrow", "is not a readable Arrow file"),
+        (bytes(range(200)), "parquet", "is not a readable Parquet file"),
+    ):
+        (tmp_path / f"a.{ending}").write_bytes(data)
+        with pytest.raises(UserError, match=says):
+            read(tmp_path / f"a.{ending}")
+
+
+def test_csv__that_is_json(tmp_path: Path) -> None:
+    for name, ending in {"a.csv": ".jsonl", "a.tsv.gz": ".jsonl.gz"}.items():
+        with pytest.raises(UserError, match=rf"the file is JSON.*: name it {ending}, or set `format`"):
+            read(write(tmp_path / name, [GOOD, GOOD]))
 
 
 @pytest.mark.parametrize("name", list(CONTENTS))

@@ -681,8 +681,8 @@ def test_tables__missing_columns_are_the_users_to_mend(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "answer"}))
     got = read(tmp_path / "a.parquet", options=RowOptions(columns={"prompt": "foo", "completion": "bar"}))
     assert got.texts == [[("user", "a"), ("assistant", "b")]]
-    for name in ("b.parquet", "b.arrow"):
-        (tmp_path / name).write_bytes(b"PAR1 not really")
+    for name, magic in {"b.parquet": b"PAR1", "b.arrow": b"ARROW1"}.items():
+        (tmp_path / name).write_bytes(magic + b" not really")
         with pytest.raises(UserError, match="not a readable"):
             read(tmp_path / name)
 
@@ -698,6 +698,34 @@ def test_parquet__damage_keeps_what_came_before(tmp_path: Path) -> None:
     assert got.occurrences.height + got.rejects.height == 2000
     assert 500 <= got.occurrences.height < 2000
     assert set(got.reasons.values()) == {"corrupt_file"}
+
+
+def test_arrow__small_batches_are_joined(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a.arrow", [(f"q{i}", f"a{i}") for i in range(30)]
+    schema = pa.schema({"prompt": pa.string(), "completion": pa.string()})
+    with pa.ipc.new_stream(path, schema) as out:
+        for i in range(0, 30, 3):
+            out.write_batch(pa.record_batch(list(zip(*rows[i : i + 3], strict=True)), schema=schema))
+    for start, sizes in ((0, [9, 9, 9, 3]), (7, [2, 9, 9, 3])):
+        got = read(path, start_row=start, block_rows=10)
+        assert [len(block.occurrences) for block in got.blocks if len(block.occurrences)] == sizes
+        assert [(q[1], a[1]) for q, a in got.texts] == rows[start:]
+    path.write_bytes(path.read_bytes()[:-400])
+    got = read(path)
+    assert got.occurrences.height in (24, 27), "what came before the damage"
+    assert got.reasons == {got.occurrences.height: "corrupt_file"}
+
+
+def test_arrow__batches_with_dictionaries_that_do_not_join(tmp_path: Path) -> None:
+    path, coded = tmp_path / "a.arrow", pa.dictionary(pa.int8(), pa.string())
+    schema = pa.schema({"prompt": coded, "completion": pa.string()})
+    with pa.ipc.new_stream(path, schema) as out:
+        for i in range(3):
+            prompts = pa.array([f"q{i}-{j}" for j in range(100)]).dictionary_encode().cast(coded)
+            out.write_batch(pa.record_batch([prompts, pa.array(["a"] * 100)], schema=schema))
+    got = read(path)
+    assert [row[0][1] for row in got.texts] == [f"q{i}-{j}" for i in range(3) for j in range(100)]
+    assert not got.reasons
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from tagcos_stream.data.reasons import REASONS, RowError
 from tagcos_stream.data.row_options import RowOptions
 from tagcos_stream.data.shapes import SHAPE_NAMES, convert, recognise
 from tagcos_stream.data.source_spec import OPTION_FIELDS, SPEC_FIELDS
+from tagcos_stream.data.turns import ROLE_WORDS, TurnOptions, read_turns
 from tests import naive
 from tests.data.tools import read, write
 
@@ -175,3 +177,26 @@ def test_options__are_honoured() -> None:
 )
 def test_turns__odd_fields(turn: dict, reason: str) -> None:
     assert _reason({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ok"} | turn]}) == reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TurnOptions(),
+        TurnOptions(roles={"x": "user", "bot": "tool_call", "user": "assistant"}),
+        TurnOptions(train_roles=("assistant", "user")),
+        TurnOptions(train_roles=()),
+        TurnOptions(keys={"content": "role"}),
+    ],
+)
+def test_turns__of_a_role_and_a_text_are_read_like_others(options: TurnOptions) -> None:
+    def outcome(turn: dict[str, Any]) -> object:
+        try:
+            return read_turns([turn], options)
+        except RowError as e:
+            return e.args
+
+    for word in (*ROLE_WORDS, " User ", "x", "odd", "", None, 1):
+        for content in ("a", "", " ", '{"name": "f", "arguments": {}}', ["a"], None, math.nan):
+            turn = {"role": word, "content": content}
+            assert outcome(turn) == outcome(turn | {"nothing": None})

@@ -9,7 +9,7 @@ from typing import IO, Any
 import polars as pl
 import pyarrow as pa
 
-from tagcos_stream.data.containers.content import other_content
+from tagcos_stream.data.containers.content import HEAD, other_content
 from tagcos_stream.data.rejects import SNIPPET, Reject, Rejects
 
 MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
@@ -104,14 +104,13 @@ class Unpacked:
         head = buffered.peek(4)[:4]
         self.packing = next((name for name, magic in MAGIC.items() if head.startswith(magic)), None)
         self._limits, self._out, self._first = limits, 0, True
+        self.within = {"gz": "gzip", "zst": "zstd"}.get(self.packing or "")  # the packing in words
         self.rows = 0  # that the reader has made of what it read; set by the reader
         # pyarrow's streams bound their output, go over several members or frames, refuse windows past 128 MiB, and tell when
         # the end is missing
         self._stream: Any = buffered
         if self.packing is not None:
-            self._stream = pa.CompressedInputStream(
-                pa.PythonFile(buffered, mode="r"), {"gz": "gzip", "zst": "zstd"}[self.packing]
-            )
+            self._stream = pa.CompressedInputStream(pa.PythonFile(buffered, mode="r"), self.within)
 
     @property
     def bytes_read(self) -> int:
@@ -123,15 +122,9 @@ class Unpacked:
 
         LimitReached where the file is damaged, unpacks to more than the limits allow, or does not begin like text.
         """
-        try:
-            # small reads: what a failing one had unpacked is lost
-            data = self._stream.read(size if self.packing is None else min(size, 1 << 17))
-        except (pa.ArrowException, OSError) as e:
-            if self.packing is None:
-                raise  # a failing disk or connection is not the data's fault: let it be tried again
-            raise LimitReached("corrupt_file", f"{self.packing}: {e}") from None
+        data = self._unpack(size)
         self._out += len(data)
-        if self._first and (found := other_content(data[:512], {"gz": "gzip", "zst": "zstd"}.get(self.packing or ""))):
+        if self._first and (found := other_content(data[:HEAD], self.within)):
             raise LimitReached("wrong_container", f"the file is {found}")
         self._first = False
         if self.packing:
@@ -141,6 +134,29 @@ class Unpacked:
             if data and self.rows > self._limits.rows_from and self.rows * self._limits.min_row_bytes > self.bytes_read:
                 raise too_many_rows(self.rows, self.bytes_read, self._limits, UNPACK)
         return data
+
+    def instead_of_table(self, magic: tuple[bytes, ...]) -> str | None:
+        """What the file is that should be a table, and what to do.
+
+        None where that is not known, or where it begins with the magic bytes of that table, and is damaged. To be asked before
+        anything is read.
+        """
+        try:
+            head = self._unpack(HEAD)
+        except LimitReached:
+            return f"damaged {self.within}: download it again"
+        if self.packing is None and head.startswith(magic):
+            return None
+        return other_content(head, self.within, table=True) or (f"{self.within}: unpack it" if self.within else None)
+
+    def _unpack(self, size: int) -> bytes:
+        try:
+            # small reads: what a failing one had unpacked is lost
+            return bytes(self._stream.read(size if self.packing is None else min(size, 1 << 17)))
+        except (pa.ArrowException, OSError) as e:
+            if self.packing is None:
+                raise  # a failing disk or connection is not the data's fault: let it be tried again
+            raise LimitReached("corrupt_file", f"{self.packing}: {e}") from None
 
 
 class _Counted(io.RawIOBase):

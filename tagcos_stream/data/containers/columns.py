@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
@@ -12,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tagcos_stream.data.containers.base import Limits, Raw
+from tagcos_stream.data.containers.base import LimitReached, Limits, Raw, Unpacked
 from tagcos_stream.data.oasst import FLAT_FIELDS
 from tagcos_stream.data.reasons import RowError
 from tagcos_stream.data.rejects import Reject, Rejects
@@ -64,6 +65,44 @@ def _plain_bytes(values: pa.Array) -> int:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return 4 * len(values) + _plain_bytes(values.flatten())
     return int(values.nbytes)
+
+
+def joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator[pa.RecordBatch]:
+    """The batches joined until they have that many rows or bytes; what came before an error is given before it is raised.
+
+    No more rows than that or twice the bytes, but where one batch has more, which is not copied.
+    """
+    held: list[pa.RecordBatch] = []
+    count = made = 0
+    error: Exception | None = None
+    while error is None:
+        try:
+            part = next(batches)
+        except StopIteration:
+            break
+        except (pa.ArrowException, OSError, ValueError, LimitReached) as e:
+            error = e
+            break
+        part_size = plain_bytes(part)
+        if held and (count + part.num_rows > rows or made + part_size > 2 * size):
+            yield from _one_of(held)
+            held, count, made = [], 0, 0
+        held.append(part)
+        count, made = count + part.num_rows, made + part_size
+        if count >= rows or made >= size:
+            yield from _one_of(held)
+            held, count, made = [], 0, 0
+    yield from _one_of(held)
+    if error is not None:
+        raise error
+
+
+def _one_of(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The batches as one, or as they are where their dictionaries together have too many values for their indices."""
+    try:
+        return [pa.concat_batches(batches)] if len(batches) > 1 else batches
+    except pa.ArrowException:
+        return batches
 
 
 def longest(part: pa.RecordBatch) -> int:
@@ -168,6 +207,37 @@ def _checked(part: pa.RecordBatch) -> pl.DataFrame | None:
 def short(error: Exception) -> str:
     """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def unreadable(
+    raw: IO[bytes], file: SourceFile, kind: str, magic: tuple[bytes, ...], error: Exception, limits: Limits
+) -> UserError:
+    """The error that says what a file is that its reader refused, or else why.
+
+    Parameters
+    ----------
+    raw
+        The file, to be read from its begin.
+    file
+        Its name.
+    kind
+        What it should be: Parquet or Arrow.
+    magic
+        What such a file may begin with, and a damaged one, too.
+    error
+        Of the reader.
+    limits
+        Of unpacking.
+
+    Returns
+    -------
+    UserError
+        To be raised.
+    """
+    raw.seek(0)
+    if found := Unpacked(raw, limits).instead_of_table(magic):
+        return UserError(f"{file.url}: the file is {found}")
+    return UserError(f"{file.url}: is not a readable {kind} file: {short(error)}")
 
 
 def wanted(schema: pa.Schema, file: SourceFile, limits: Limits) -> list[str]:

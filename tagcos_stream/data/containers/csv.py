@@ -10,7 +10,8 @@ import polars as pl
 
 from tagcos_stream.data.containers.base import REST, LimitReached, Limits, Raw, Unpacked, blank_lines, snippet
 from tagcos_stream.data.containers.columns import check_columns
-from tagcos_stream.data.containers.content import bare_returns
+from tagcos_stream.data.containers.content import bare_returns, kind_of_text
+from tagcos_stream.data.containers.json_list import is_object
 from tagcos_stream.data.rejects import Reject
 from tagcos_stream.types import UserError
 
@@ -35,6 +36,8 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     except (StopIteration, csv.Error) as e:
         why = bare_returns(lines.first_line) or e
         raise UserError(f"{file.url}: has no readable header line ({why})") from None
+    if is_object(lines.first_line):
+        raise UserError(f"{file.url}: the file is {kind_of_text(lines.first_line, stream.within)}")
     check_columns(names := _decoded(header, file, limits), file)
     row, held, blank = 0, 0, 0
     block = Raw(start_row, 0)

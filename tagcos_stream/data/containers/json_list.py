@@ -16,6 +16,7 @@ from tagcos_stream.data.containers.json_scan import (
     ENDED,
     EXPECTED,
     MISPLACED,
+    OF_OBJECTS,
     find_list,
     new_state,
     scan_elements,
@@ -227,6 +228,7 @@ def _object(
 ) -> Iterator[Raw]:
     """An object: the list that it holds, or every one, or the object itself as row 0."""
     state, data, before, done = new_state(0), head, b"", False
+    state[OF_OBJECTS] = key is None
     whole: bytes | None = head  # while it may be one row
     rejects: list[Reject] = []
     beside: str | None = None
@@ -241,13 +243,9 @@ def _object(
                 next_row, cut = next_row + 1, True
             if at < 0:
                 break
-            space = _SPACES.match(data, at + 1)
-            following = data[space.end() : space.end() + 1] if space else b""
-            if key is None and not following:  # what the list holds is not read yet
+            if key is None and _SPACES.fullmatch(data, at + 1):  # what the list holds is not read yet
                 held, state[DEPTH] = data[at:], state[DEPTH] - 1
                 break
-            if key is None and following != b"{":
-                continue
             found = _key_before((before + data[max(0, at - _LONGEST_KEY) : at])[-_LONGEST_KEY:])
             if found == key or (key is None and found not in _PARTS_OF_A_ROW):
                 if done and not every:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-DEPTH, IN_STRING, ESCAPED, EXPECTED = 0, 1, 2, 3  # places in the state
+DEPTH, IN_STRING, ESCAPED, EXPECTED, OF_OBJECTS = 0, 1, 2, 3, 4  # places in the state
 RUNNING, ENDED, FULL = 0, 1, 2  # what a scan came back for
 ANYTHING, BEHIND_VALUE, KEY, COLON, VALUE, SCALAR = 0, 1, 2, 3, 4, 5  # what may come next within the outermost object
 NONE, MISPLACED = -1, -2  # what `find_list` found in place of a list
@@ -19,7 +19,7 @@ NONE, MISPLACED = -1, -2  # what `find_list` found in place of a list
 def scan_elements(data, position, state, level, cuts):  # type: ignore[no-untyped-def]
     """Positions of commas at depth `level`, and of the bracket that closes it, from `position` on.
 
-    data (n,) uint8; state (4,) int64 carried from chunk to chunk; cuts (m,) int64, filled. Returns (cuts filled, next position,
+    data (n,) uint8; state (5,) int64 carried from chunk to chunk; cuts (m,) int64, filled. Returns (cuts filled, next position,
     why). A newline within a string ends the string: JSON allows none there, so a quote was lost, and what follows would be read
     inside out. A brace that closes nothing belongs to its element, which no parser will take: only a bracket ends a list.
     """
@@ -64,6 +64,8 @@ def scan_elements(data, position, state, level, cuts):  # type: ignore[no-untype
 def find_list(data, position, state):  # type: ignore[no-untyped-def]
     """Position of the next `[` that opens a list directly within the outermost object; state as in `scan_elements`.
 
+    Where the state asks for lists of objects, one whose first element is within the data and no object is passed over.
+
     Returns (position, next position). The position is NONE where there is no list, and MISPLACED where the next one holds what
     JSON does not allow between the members of an object or behind it; that is only looked for once the state expects something.
     """
@@ -90,7 +92,7 @@ def find_list(data, position, state):  # type: ignore[no-untyped-def]
             in_string = 1
         elif c == 123 or c == 91:
             depth += 1
-            if c == 91 and depth == 2:
+            if c == 91 and depth == 2 and not (state[OF_OBJECTS] and _holds_no_object(data, i + 1)):
                 found = i
                 i += 1
                 break
@@ -103,6 +105,15 @@ def find_list(data, position, state):  # type: ignore[no-untyped-def]
         i += 1
     state[0], state[1], state[2], state[3] = depth, in_string, escaped, expected
     return found, i
+
+
+@njit(cache=True, nogil=True)
+def _holds_no_object(data, position):  # type: ignore[no-untyped-def]
+    """Whether a list that begins here surely has another first element, or none."""
+    for c in data[position:]:
+        if not (c == 32 or c == 9 or c == 10 or c == 13):
+            return c != 123
+    return False
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -122,5 +133,5 @@ def _may_follow(c, expected):  # type: ignore[no-untyped-def]
 
 
 def new_state(depth: int) -> np.ndarray:
-    """(4,) int64: a scan that starts outside any string at this depth, and expects nothing."""
-    return np.array([depth, 0, 0, ANYTHING], np.int64)
+    """(5,) int64: a scan that starts outside any string at this depth, expects nothing, and finds lists of anything."""
+    return np.array([depth, 0, 0, ANYTHING, 0], np.int64)

@@ -31,6 +31,8 @@ def has_trees(file: SourceFile, limits: Limits) -> bool:
     raw = next(open_blocks(file, 0, 1, limits))
     raw.cut(limits)
     first = next(records(raw, np.arange(min(len(raw.rows), 1))), None)
+    if isinstance(first, bytes) and b"\\" not in first and not all(name.encode() in first for name in FLAT_FIELDS):
+        return False  # without escapes a field's name stands in the text as it is, which need not be parsed
     try:
         return is_flat(loads(first) if isinstance(first, bytes) else first)
     except RowError:

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagcos_stream.data.containers.base import REST, UNPACK_TABLE, LimitReached, Limits, Raw, check_ratio, too_many_rows
-from tagcos_stream.data.containers.columns import framed, longest, plain_bytes, short, wanted
+from tagcos_stream.data.containers.columns import framed, joined, longest, plain_bytes, short, unreadable, wanted
 from tagcos_stream.data.containers.parquet_pages import TooManyValues, held_at_once
 from tagcos_stream.data.rejects import Reject, Rejects
 from tagcos_stream.data.remote import is_remote
-from tagcos_stream.types import UserError
 
 if TYPE_CHECKING:
     from tagcos_stream.data.sources import SourceFile
@@ -33,7 +32,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
     try:
         table = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{file.url}: is not a readable Parquet file: {short(e)}") from None
+        raise unreadable(raw, file, "Parquet", (b"PAR1",), e, limits) from None
     columns = wanted(table.schema_arrow, file, limits)
     meta = table.metadata
     total = max(1, sum(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
@@ -54,7 +53,7 @@ def read(raw: IO[bytes], file: SourceFile, start_row: int, block_rows: int, limi
             chunks = _chunks(meta.row_group(group), columns)
             _check_pages(raw, chunks, is_remote(file.url), int(share * HEADER_VALUES + part_size / 8), limits)
             batch = min(most, rows_at_once(raw, table, group, columns, most))
-            for part in _joined(table.iter_batches(batch, row_groups=[group], columns=columns), most, limits.block_bytes):
+            for part in joined(table.iter_batches(batch, row_groups=[group], columns=columns), most, limits.block_bytes):
                 part = part.slice(0, max(0, most_rows - row))
                 skip = max(start_row - row, 0)
                 row += part.num_rows
@@ -109,30 +108,6 @@ def _check_pages(raw: IO[bytes], chunks: list[pq.ColumnChunkMetaData], is_far: b
     if size > limits.max_batch_bytes:
         over = f"more than max_batch_bytes {limits.max_batch_bytes:,}; {REST}; write the file in smaller pages to read it whole"
         raise LimitReached("zip_bomb", f"the largest pages of a row group unpack to {size:,} bytes: {over}")
-
-
-def _joined(batches: Iterator[pa.RecordBatch], rows: int, size: int) -> Iterator[pa.RecordBatch]:
-    """The batches joined until they have that many rows or bytes; what came before an error is given before it is raised."""
-    held: list[pa.RecordBatch] = []
-    count = made = 0
-    error: Exception | None = None
-    while error is None:
-        try:
-            part = next(batches)
-        except StopIteration:
-            break
-        except (pa.ArrowException, OSError) as e:
-            error = e
-            break
-        held.append(part)
-        count, made = count + part.num_rows, made + plain_bytes(part)
-        if count >= rows or made >= size:
-            yield held[0] if len(held) == 1 else pa.concat_batches(held)
-            held, count, made = [], 0, 0
-    if held:
-        yield pa.concat_batches(held)
-    if error is not None:
-        raise error
 
 
 def rows_at_once(raw: IO[bytes], table: pq.ParquetFile, group: int, columns: list[str], most: int) -> int:
