@@ -12,22 +12,14 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from storage.exports.write import FORMATS
-from tagcos_stream.config import SELECT_FIELDS, Settings
-from tagcos_stream.credentials import USER_IS_A_PLACE
+from tagcos_stream.config import ADDRESSES, SELECT_FIELDS, Settings
+from tagcos_stream.credentials import WITH_KEY
 from tagcos_stream.declare import panel_of
 from tagcos_stream.evaluation.config import Evaluation
 
 ACRONYMS = {"Lora": "LoRA", "Rslora": "rsLoRA", "Gpus": "GPUs"}
 REQUIRED = ("sources",)  # of a refresh: nothing can be done without them
-# parameters that may be addresses
-ADDRESSES = {
-    "sources", "root", "model", "target", "vectors", "decontaminate", "adapter", "checks", "exclude", "include",
-    "heldout_files", "tasks",
-}  # fmt: skip
-_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
-_PLACES = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in scheme) for scheme in USER_IS_A_PLACE)
-# an address that `tagcos_stream.credentials.refuse_credentials` refuses
-WITH_KEY = rf"^[\x00-\x20]*(?:(?!(?:{_PLACES})://){_SCHEME}[^/?#]*@|{_SCHEME}(?:[^/?#]*:[^/?#]*@|[\s\S]*[?&][\w.-]+=))"
+OF_EVALUATION = ("heldout_files", "tasks")  # further parameters that may be addresses
 _TEXT_WITH_KEY = {"type": "string", "pattern": WITH_KEY}
 # JSON schema: a server stores what it was asked for before a flow sees it, so the server has to refuse this
 NO_KEY = {
@@ -68,7 +60,7 @@ def _parameter(
         kind = kind | None
     annotation = Annotated[(kind, *limits)] if limits else kind
     shown_title = f"{panel}: {title(name)}" if panel else title(name)
-    extra: dict[str, Any] = {"title": shown_title, **(NO_KEY if name in ADDRESSES else {})}
+    extra: dict[str, Any] = {"title": shown_title, **(NO_KEY if name in (*ADDRESSES, *OF_EVALUATION) else {})}
     shown = Field(default, description=description or field.description, json_schema_extra=extra)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
 

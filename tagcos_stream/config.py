@@ -24,6 +24,8 @@ from tagcos_stream.types import UserError
 DEFAULT_FRACTION = 0.05  # fraction of the pool to select
 Variant = Literal["adam", "adam-corrected", "adam-delta", "hidden", "preconditioned", "sgd", "sign", "vectors"]
 VECTORS = "vectors"  # the variant that no model computes: vectors of the user's own
+# settings that may be addresses
+ADDRESSES = ("sources", "root", "model", "target", "vectors", "decontaminate", "adapter", "checks", "exclude", "include")
 BUDGETS = ("fraction", "count", "tokens")  # one of them says how much is selected
 MAX_SEED, MAX_TRAINING_SEED = 2**63 - 1, 2**32 - 1
 WITHOUT_MOMENTS = ("hidden", "sgd", "sign", VECTORS)  # variants that do not read Adam's moments of the warm-up
@@ -444,7 +446,7 @@ class Settings(BaseModel):
             raise ValueError("an empty text is no path, and would mean the folder that you are in: is a shell variable not set?")
         return value
 
-    @field_validator("sources", "root", "model", "target", "vectors", "decontaminate", "adapter", "checks", "exclude", "include")
+    @field_validator(*ADDRESSES)
     @classmethod
     def _no_key_in_an_address(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
         """Before a run records them."""

@@ -12,6 +12,10 @@ SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCOUNT_KEY|ACCESS_K
 USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s]*@")  # of an address, with a password
 MIN_LENGTH = 8  # characters: shorter values of variables are too common to blank in a text
 USER_IS_A_PLACE = ("abfs", "abfss", "hf")  # schemes in which the part before an @ names a container or repository
+_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
+_PLACES = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in scheme) for scheme in USER_IS_A_PLACE)
+# what `refuse_credentials` refuses, for those who check by patterns: without flags, which JSON schema has not
+WITH_KEY = rf"^[\x00-\x20]*(?:(?!(?:{_PLACES})://){_SCHEME}[^/?#]*@|{_SCHEME}(?:[^/?#]*:[^/?#]*@|[\s\S]*[?&][\w.-]+=))"
 
 
 def refuse_credentials(url: str) -> None:

@@ -60,8 +60,8 @@ def test_load_settings__files_of_one_name_may_lie_in_the_home_folder(monkeypatch
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("bad.txt", "/work/bad.txt"),
-        ("../lists/bad.parquet", "/work/../lists/bad.parquet"),
+        ("bad.txt", "/here/bad.txt"),
+        ("../lists/bad.parquet", "/here/../lists/bad.parquet"),
         ("/lists/bad.csv", "/lists/bad.csv"),
         ("s3://bucket/bad.parquet", "s3://bucket/bad.parquet"),
         ("dataset = 'bad.txt'", "dataset = 'bad.txt'"),
@@ -71,7 +71,7 @@ def test_load_settings__files_of_one_name_may_lie_in_the_home_folder(monkeypatch
 def test_load_settings__lists_of_examples_are_found_from_any_folder(
     monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str | None
 ) -> None:
-    monkeypatch.setattr("os.getcwd", lambda: "/work")
+    monkeypatch.setattr("os.getcwd", lambda: "/here")
     settings = load_settings({"exclude": given, "include": given})
     assert (settings.exclude, settings.include) == (expected, expected)
 
