@@ -167,7 +167,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, store_id: str, path: Path, fo
     Raises
     ------
     UserError
-        The catalog was written by a newer version, or belongs to another root.
+        The catalog was written by a newer version, belongs to another root, or has a view in place of a table.
     """
     steps = migrations(folder)
     found = schema_version(connection)
